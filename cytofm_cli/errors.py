@@ -1,0 +1,130 @@
+"""Every error that a user can meet, with its exit code and a hint.
+
+Raise near the cause: `message` says what and where, `hint` says what to type. Only
+`cytofm_cli.__main__` turns an error into a line on stderr and an exit code.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CytofmError(Exception):
+    """Base of all errors that are not our bugs.
+
+    Args:
+        message: one line: what is wrong, and where.
+        hint: one line: what the user can do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel from worker processes to the supervisor by pickle.
+        return _rebuild, (type(self), self.message, self.hint)
+
+    def one_line(self) -> str:
+        """Return message and hint as the single line that a user reads."""
+        text = " ".join(self.message.split())
+        return f"{text} Hint: {' '.join(self.hint.split())}" if self.hint else text
+
+
+def _rebuild(kind: type[CytofmError], message: str, hint: str | None) -> CytofmError:
+    return kind(message, hint=hint)
+
+
+class UsageError(CytofmError, ValueError):
+    """The command line or a configuration file asks for something impossible."""
+
+    exit_code = 2
+
+
+class ConfigMismatchError(UsageError):
+    """A finished step was made with other settings than the ones now asked for."""
+
+
+class MissingPackageError(UsageError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class OutputError(CytofmError, OSError):
+    """The output folder cannot be written."""
+
+    exit_code = 2
+
+
+class InputError(CytofmError, ValueError):
+    """An input cannot be used."""
+
+    exit_code = 3
+
+
+class SlideError(InputError):
+    """A slide cannot be opened or read."""
+
+
+class MissingMppError(SlideError):
+    """The physical resolution of a slide is not known."""
+
+
+class NoForegroundError(SlideError):
+    """No tile of a slide holds anything to look at."""
+
+
+class SlideTimeoutError(SlideError):
+    """A slide made no progress for too long."""
+
+
+class StoreError(InputError):
+    """A Zarr store is missing, damaged, of another schema, or lacks a step."""
+
+
+class WeightsError(InputError):
+    """A weight file is missing, unsafe, or does not fit the model."""
+
+
+class LabelError(InputError):
+    """The table of labels cannot be used for the task."""
+
+
+class TryAgainError(CytofmError):
+    """A passing condition: lock held, out of memory, disk full."""
+
+    exit_code = 75
+
+
+class DiskFullError(TryAgainError, OSError):
+    """No space left where the output goes."""
+
+
+class OutOfMemoryError(TryAgainError, MemoryError):
+    """The device or the machine has too little memory, even for the smallest batch."""
+
+
+class SomeSlidesFailedError(CytofmError):
+    """Some slides failed and the others are done."""
+
+    exit_code = 4
+
+
+class StoppedError(CytofmError):
+    """A signal asked the command to stop; what was finished is kept."""
+
+    exit_code = 75
+
+
+class InterruptedBySignalError(StoppedError):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
+class TerminatedError(StoppedError):
+    """SIGTERM."""
+
+    exit_code = 143
