@@ -95,7 +95,7 @@ def resolve(cls: type[C], section: str, *layers: Mapping[str, Any]) -> C:
                 raise UsageError(f"[{section}] has no setting {raw_key!r}.", hint=hint)
             merged[key] = _coerce(section, key, value, kinds[key])
     config = cls(**merged)
-    for field in dataclasses.fields(typing.cast(Any, cls)):
+    for field in dataclasses.fields(typing.cast("Any", cls)):
         _check(section, field, getattr(config, field.name))
     return config
 
@@ -103,15 +103,15 @@ def resolve(cls: type[C], section: str, *layers: Mapping[str, Any]) -> C:
 def field_types(cls: type) -> dict[str, Any]:
     """Return the resolved type of every field of a configuration dataclass, in order."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast(Any, cls))}
+    return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast("Any", cls))}
 
 
 def base_type(kind: Any) -> tuple[type, bool]:
     """Split `X | None` into (X, True); return (X, False) for a plain type."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-        return typing.cast(type, inner[0]), True
-    return typing.cast(type, kind), False
+        return typing.cast("type", inner[0]), True
+    return typing.cast("type", kind), False
 
 
 def as_record(config: Any, *, results_only: bool = False) -> dict[str, Any]:
