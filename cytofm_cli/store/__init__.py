@@ -1,0 +1,1 @@
+"""The Zarr store of one slide: layout, writing, reading, export."""

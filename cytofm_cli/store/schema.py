@@ -1,0 +1,138 @@
+"""THE layout of a store. Nothing else in cytofm spells a path, dtype, axis or chunk of it.
+
+A store is one Zarr v3 directory a slide, `<STORES>/<slide_id>.zarr`. Coordinates are (x, y)
+in level-0 pixels. Root attributes, under the key `cytofm`:
+
+    schema   version of this layout (int)
+    slide    facts of the slide: path, reader, size, mpp, codec, fingerprint, …
+    steps    one provenance record per finished step, keyed by the step's name
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+SCHEMA_VERSION: Final = 1
+ATTRIBUTES_KEY: Final = "cytofm"
+STORE_SUFFIX: Final = ".zarr"
+
+TILE_STEP: Final = "tile"
+
+
+@dataclass(frozen=True)
+class ArrayKind:
+    """What one array of the store holds.
+
+    Attributes:
+        path: path inside the store; `<name>` parts vary.
+        dtype: NumPy dtypes allowed.
+        axes: dimension names.
+        unit: unit of the values.
+        doc: one line for `cytofm info`.
+    """
+
+    path: str
+    dtype: tuple[str, ...]
+    axes: tuple[str, ...]
+    unit: str
+    doc: str
+
+
+THUMBNAIL: Final = ArrayKind(
+    "thumbnail", ("uint8",), ("y", "x", "c"), "RGB", "overview of the slide"
+)
+FOREGROUND: Final = ArrayKind(
+    "foreground", ("uint8",), ("y", "x"), "0 or 1", "foreground mask at the thumbnail's scale"
+)
+TILE_XY: Final = ArrayKind(
+    "tiles/xy_px0", ("int32",), ("tile", "xy"), "px0", "top-left corner of each tile"
+)
+TILE_FOREGROUND: Final = ArrayKind(
+    "tiles/foreground", ("float32",), ("tile",), "0..1", "foreground fraction of each tile"
+)
+TILE_FOCUS: Final = ArrayKind("tiles/focus", ("float32",), ("tile",), "0..1", "focus score")
+TILE_PIXELS: Final = ArrayKind(
+    "tiles/pixels", ("uint8",), ("tile", "y", "x", "c"), "RGB", "pixels of each tile"
+)
+NUCLEI_XY: Final = ArrayKind(
+    "nuclei/<detector>/xy_px0", ("float32",), ("nucleus", "xy"), "px0", "centroid"
+)
+NUCLEI_AREA: Final = ArrayKind(
+    "nuclei/<detector>/area_um2", ("float32",), ("nucleus",), "µm²", "area"
+)
+NUCLEI_PROBABILITY: Final = ArrayKind(
+    "nuclei/<detector>/probability", ("float32",), ("nucleus",), "0..1", "detector's confidence"
+)
+NUCLEI_CLASS: Final = ArrayKind(
+    "nuclei/<detector>/class", ("uint8",), ("nucleus",), "index", "class; names in the attributes"
+)
+NUCLEI_CONTOUR: Final = ArrayKind(
+    "nuclei/<detector>/contour_px0", ("float32",), ("point", "xy"), "px0", "polygon points"
+)
+NUCLEI_CONTOUR_START: Final = ArrayKind(
+    "nuclei/<detector>/contour_start", ("int64",), ("nucleus+1",), "index", "start of each polygon"
+)
+EMBEDDINGS: Final = ArrayKind(
+    "embeddings/<encoder>/<unit>/values",
+    ("float16", "float32"),
+    ("instance", "feature"),
+    "",
+    "one row an instance",
+)
+EMBEDDINGS_XY: Final = ArrayKind(
+    "embeddings/<encoder>/<unit>/xy_px0",
+    ("int32",),
+    ("instance", "xy"),
+    "px0",
+    "corner of a tile, centre of a cell",
+)
+ATTENTION: Final = ArrayKind(
+    "attention/<run>/<unit>/values", ("float32",), ("instance", "map"), "", "attention of a head"
+)
+
+ARRAYS: Final = (
+    THUMBNAIL,
+    FOREGROUND,
+    TILE_XY,
+    TILE_FOREGROUND,
+    TILE_FOCUS,
+    TILE_PIXELS,
+    NUCLEI_XY,
+    NUCLEI_AREA,
+    NUCLEI_PROBABILITY,
+    NUCLEI_CLASS,
+    NUCLEI_CONTOUR,
+    NUCLEI_CONTOUR_START,
+    EMBEDDINGS,
+    EMBEDDINGS_XY,
+    ATTENTION,
+)
+
+UNITS: Final = ("tile", "cell")
+
+# A shard holds 64 tiles: 3 × less CPU than one file a tile, and few files. Slides with very
+# many tiles take larger shards instead of more files (inode quotas on clusters).
+TILES_PER_SHARD: Final = 64
+MOST_SHARDS: Final = 40
+ROWS_PER_CHUNK: Final = 1024
+
+
+def tiles_per_shard(n_tiles: int) -> int:
+    """Return how many tiles a shard holds: a multiple of 64 that gives at most 40 shards."""
+    return TILES_PER_SHARD * max(1, -(-n_tiles // (TILES_PER_SHARD * MOST_SHARDS)))
+
+
+def embedding_step(encoder: str, unit: str) -> str:
+    """Return the name of an embedding step, which is also the path of its group."""
+    return f"embeddings/{encoder.replace('/', '.')}/{unit}"
+
+
+def nuclei_step(detector: str) -> str:
+    """Return the name of a detection step, which is also the path of its group."""
+    return f"nuclei/{detector}"
+
+
+def attention_step(run: str, unit: str) -> str:
+    """Return the name of an attention step, which is also the path of its group."""
+    return f"attention/{run}/{unit}"
