@@ -33,6 +33,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     affects_result: bool = True,
+    short: str | None = None,
 ) -> Any:
     """Declare a field of a step's configuration.
 
@@ -44,6 +45,7 @@ def option(
         high: largest value allowed.
         affects_result: False for speed and resource settings; these are left out of the
             hash that decides whether a finished step may be reused.
+        short: one-letter flag, with its dash.
     """
     return dataclasses.field(
         default=default,
@@ -53,6 +55,7 @@ def option(
             "low": low,
             "high": high,
             "affects_result": affects_result,
+            "short": short,
         },
     )
 

@@ -1,0 +1,54 @@
+"""Entry point: run the command, turn every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `cytofm`; exits."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
+    from cytofm_cli.cli.app import build
+    from cytofm_cli.cli.out import out, silence_broken_pipe
+    from cytofm_cli.errors import CytofmError
+
+    if "-vv" in words:
+        words[words.index("-vv")] = "-v"
+        out.verbose = 2
+    try:
+        build(words)(args=words, prog_name="cytofm")
+    except SystemExit as done:
+        return int(done.code or 0) if not isinstance(done.code, str) else 1
+    except CytofmError as error:
+        out.error(error)
+        _trace(out.verbose)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        silence_broken_pipe()
+        return 141
+    except Exception as bug:
+        print(
+            f"error: {type(bug).__name__}: {bug} (a bug of cytofm). "
+            "Hint: run again with -vv for the trace, and report it.",
+            file=sys.stderr,
+        )
+        _trace(out.verbose)
+        return 1
+    return 0
+
+
+def _trace(verbose: int) -> None:
+    if verbose > 1:
+        traceback.print_exc()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: parse, call a step, print. Only this package prints or exits."""

@@ -1,0 +1,84 @@
+"""The tree of commands. Only the command that is called is imported."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+# name: (module, line in `cytofm --help`). A module has `register(app)`.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("quickstart", "Run the whole pipeline on real Pap fields, in minutes."),
+    "tile": ("tile", "Tile slides into one Zarr store a slide."),
+    "embed": ("embed", "Turn tiles into embeddings: one bag a slide."),
+    "mil": ("mil", "Train, score and compare slide-level heads on bags."),
+    "export": ("export", "Write bags as h5 (CLAM, TRIDENT) or pt files."),
+    "info": ("info", "Say what slides and stores hold."),
+    "encoders": ("listing", "List the encoders that can be loaded."),
+    "methods": ("listing", "List the MIL methods."),
+    "doctor": ("doctor", "Check this installation and machine."),
+}
+
+_HELP = """From glass slide to slide-level answer, for cytology.
+
+Start with:  cytofm quickstart
+
+Then on your own slides:  cytofm tile slides/ -o stores  ·  cytofm embed stores --encoder
+handcrafted  ·  cytofm mil train --bags stores --labels labels.csv -o run
+"""
+_EPILOG = (
+    "Every setting can also stand in a TOML file (--config) or in the environment "
+    "(CYTOFM_TILE_MPP=0.25). Exit codes: 0 done, 1 our bug, 2 usage, 3 unusable input, "
+    "4 some slides failed, 75 try again, 130 and 143 stopped."
+)
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """Build the command tree for these arguments; other commands are only listed."""
+    app = typer.Typer(
+        name="cytofm",
+        help=_HELP,
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,
+    )
+    app.callback(help=_HELP, epilog=_EPILOG)(_root)
+    completing = "_CYTOFM_COMPLETE" in os.environ
+    called = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, line) in COMMANDS.items():
+        if completing or name == called:
+            importlib.import_module(f"cytofm_cli.cli.{module}").register(app)
+        else:
+            app.command(name, help=line)(_listed_only)
+    return app
+
+
+def _listed_only() -> None:
+    """Stand in for a command that is not called in this run."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from cytofm_cli import __version__
+
+        print(f"cytofm {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and stop.",
+            is_eager=True,
+            callback=_print_version,
+        ),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,211 @@
+"""From what the user typed to a sorted list of slides: paths, globs, folders, manifest, stdin."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.store import schema
+from cytofm_cli.store.io import is_store
+from cytofm_cli.units import is_plausible_mpp
+
+# What a folder is searched for. A path that is given by name is tried whatever its suffix.
+SLIDE_SUFFIXES = frozenset(
+    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .czi .qptiff "
+    ".jpg .jpeg .png".split()
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, order=True)
+class SlideRef:
+    """One slide to work on.
+
+    Attributes:
+        slide_id: name of its store; from the given path, not the resolved one, because
+            workflow engines stage inputs as links.
+        path: path or fsspec URL as given.
+        mpp: µm/px stated by the manifest, None if not stated.
+    """
+
+    slide_id: str
+    path: str
+    mpp: float | None = None
+
+
+def find_slides(inputs: Sequence[str], manifest: Path | None = None) -> list[SlideRef]:
+    """List the slides named by paths, globs, folders, `-` (stdin) and a manifest, sorted by id.
+
+    Raises:
+        InputError: nothing found, a path that is not there among only missing ones, a
+            duplicate slide id, or a manifest that cannot be used.
+    """
+    refs = [_ref(path) for path in expand_paths(inputs, find_in_folder=_slides_in_folder)]
+    if manifest is not None:
+        refs.extend(read_manifest(manifest))
+    if not refs:
+        where = ", ".join([*inputs, *([str(manifest)] if manifest else [])]) or "no input given"
+        raise InputError(
+            f"{where}: no slides found.", hint=f"known suffixes: {' '.join(sorted(SLIDE_SUFFIXES))}"
+        )
+    _refuse_duplicates(refs)
+    return sorted(refs)
+
+
+def find_stores(inputs: Sequence[str]) -> list[Path]:
+    """List the stores named by paths, globs, folders of stores and `-`, sorted.
+
+    Raises:
+        InputError: nothing found, or a path that is no store.
+    """
+    paths = [Path(path) for path in expand_paths(inputs, find_in_folder=_stores_in_folder)]
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such store.")
+        if not is_store(path):
+            raise InputError(f"{path}: is no store of cytofm.", hint="make one with `cytofm tile`.")
+    if not paths:
+        raise InputError(f"{', '.join(inputs)}: no stores found.", hint="see `cytofm tile`.")
+    return sorted(set(paths))
+
+
+def expand_paths(inputs: Sequence[str], *, find_in_folder: object) -> list[str]:
+    """Expand `-`, globs and folders; keep other words as they are."""
+    assert callable(find_in_folder)
+    found: list[str] = []
+    for word in inputs:
+        if word == "-":
+            found.extend(_from_stdin())
+        elif "://" in word:
+            found.append(word)
+        elif Path(word).is_dir():
+            found.extend(find_in_folder(Path(word)))
+        elif not Path(word).exists() and glob.has_magic(word):
+            found.extend(sorted(glob.glob(word, recursive=True)))
+        else:
+            found.append(word)
+    return found
+
+
+def read_manifest(path: Path) -> list[SlideRef]:
+    """Read `slide_id,path[,mpp]`; relative paths start at the manifest's folder.
+
+    Raises:
+        InputError: unreadable, a column missing, an empty field, an impossible mpp.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            rows = list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: the manifest cannot be read ({error}).") from error
+    columns = set(rows[0]) if rows else set()
+    if not {"slide_id", "path"} <= columns:
+        raise InputError(
+            f"{path}: the manifest needs the columns slide_id and path.",
+            hint="first line: slide_id,path,mpp",
+        )
+    return [_manifest_ref(path, number, row) for number, row in enumerate(rows, start=2)]
+
+
+def take_shard(items: Sequence[T], shard: str | None) -> list[T]:
+    """Return every n-th item from the i-th on, for `shard` = "i/n".
+
+    Striped, not in blocks: neighbouring slides tend to be of like size.
+    """
+    if shard is None:
+        return list(items)
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not match or not int(match[1]) < int(match[2]):
+        raise UsageError(
+            f"--shard {shard}: must be i/n with 0 ≤ i < n.",
+            hint='--shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT", array from 0.',
+        )
+    return list(items[int(match[1]) :: int(match[2])])
+
+
+def slide_id_of(path: str) -> str:
+    """Return the name of a slide: its file name without the slide suffix."""
+    name = PurePosixPath(path.split("?", maxsplit=1)[0].rstrip("/")).name
+    stem, suffix = os.path.splitext(name)
+    name = stem if suffix.lower() in SLIDE_SUFFIXES and stem else name
+    return name.removesuffix(".ome") or name
+
+
+def _ref(path: str) -> SlideRef:
+    return SlideRef(slide_id=slide_id_of(path), path=path)
+
+
+def _manifest_ref(manifest: Path, number: int, row: dict[str, str]) -> SlideRef:
+    slide_id, path, mpp = ((row.get(key) or "").strip() for key in ("slide_id", "path", "mpp"))
+    where = f"{manifest}, line {number}"
+    if not slide_id or not path:
+        raise InputError(f"{where}: slide_id and path must not be empty.")
+    if "/" in slide_id or slide_id.startswith("."):
+        raise InputError(
+            f"{where}: {slide_id!r} cannot name a slide.", hint="no / and no leading dot."
+        )
+    if "://" not in path:
+        path = str(manifest.parent / path)
+    try:
+        value = float(mpp) if mpp else None
+    except ValueError:
+        raise InputError(f"{where}: mpp {mpp!r} is no number.") from None
+    if value is not None and not is_plausible_mpp(value):
+        raise InputError(f"{where}: mpp {mpp} is not between 0.05 and 5 µm/px.")
+    return SlideRef(slide_id=slide_id, path=path, mpp=value)
+
+
+def _slides_in_folder(folder: Path) -> list[str]:
+    found: list[str] = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not name.endswith(schema.STORE_SUFFIX)
+        )
+        names = [name for name in sorted(files) if not name.startswith(".")]
+        if names and all(name.lower().endswith(".dcm") for name in names):
+            found.append(root)  # a DICOM slide is a folder of files
+            continue
+        found.extend(
+            os.path.join(root, name)
+            for name in names
+            if os.path.splitext(name)[1].lower() in SLIDE_SUFFIXES
+        )
+    return found
+
+
+def _stores_in_folder(folder: Path) -> list[str]:
+    if folder.name.endswith(schema.STORE_SUFFIX) or (folder / "zarr.json").exists():
+        return [str(folder)]
+    return [
+        str(path)
+        for path in sorted(folder.glob(f"*{schema.STORE_SUFFIX}"))
+        if not path.name.startswith(".")
+    ]
+
+
+def _from_stdin() -> Iterable[str]:
+    text = sys.stdin.read()
+    separator = "\0" if "\0" in text else "\n"
+    return [line.strip() for line in text.split(separator) if line.strip()]
+
+
+def _refuse_duplicates(refs: Sequence[SlideRef]) -> None:
+    seen: dict[str, str] = {}
+    for ref in refs:
+        if ref.slide_id in seen:
+            raise InputError(
+                f"two slides are called {ref.slide_id!r}: {seen[ref.slide_id]} and {ref.path}.",
+                hint="give them different ids in a manifest (slide_id,path).",
+            )
+        seen[ref.slide_id] = ref.path

@@ -1,0 +1,146 @@
+"""Flags made from configuration dataclasses, so that each setting is written once.
+
+`register` turns a function whose parameters include configuration dataclasses into a command:
+every field becomes a flag; values are merged defaults < --config file < environment < flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import typer
+
+from cytofm_cli import config as configs
+from cytofm_cli.cli.out import out
+from cytofm_cli.config import option
+from cytofm_cli.errors import UsageError
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Settings that every long command has; none of them changes a result."""
+
+    SECTION: ClassVar[str] = "run"
+
+    config: Path | None = option(None, "TOML file of settings, one table a step.")
+    print_config: bool = option(False, "Print the settings as merged, and stop.")
+    dry_run: bool = option(False, "Say what would be done, and stop.")
+    overwrite: bool = option(False, "Make finished steps anew, also with other settings.")
+    shard: str | None = option(None, "Do the i-th of n parts, i/n from 0/n: for job arrays.")
+    workers: int | None = option(None, "Slides at a time [default: as fits].", low=1)
+    threads: int | None = option(None, "Processors to use [default: all allowed].", low=1)
+    timeout_s: float = option(
+        300.0, "Give a slide up after so many seconds without progress.", low=1.0
+    )
+    fail_fast: bool = option(False, "Stop at the first slide that fails.")
+    json: bool = option(False, "One JSON object a line on stdout.")
+    quiet: bool = option(False, "Only data and errors.", short="-q")
+    verbose: bool = option(False, "Say more.", short="-v")
+    no_progress: bool = option(False, "No progress display.")
+
+
+def register(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
+    """Add `function` to `app` as the command `name`; its docstring is the help."""
+    app.command(name, help=inspect.getdoc(function), rich_help_panel=None)(expand(function))
+
+
+def expand(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` with every configuration parameter spread into flags."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    sections = {
+        name: kind
+        for name, kind in hints.items()
+        if dataclasses.is_dataclass(kind) and hasattr(kind, "SECTION")
+    }
+    plain = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in sections
+    ]
+    flags = {name: _flags(typing.cast("type", kind)) for name, kind in sections.items()}
+    spread = [*plain, *(parameter for group in flags.values() for parameter in group)]
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        given = {parameter.name: values[parameter.name] for parameter in plain}
+        explicit = {
+            name: {p.name: values[p.name] for p in group if values[p.name] is not None}
+            for name, group in flags.items()
+        }
+        merged = _merge(sections, explicit)
+        run = next((c for c in merged.values() if isinstance(c, RunOptions)), RunOptions())
+        _configure_output(run)
+        if run.print_config:
+            tables = {c.SECTION: c for c in merged.values() if not isinstance(c, RunOptions)}
+            print(configs.to_toml(tables), end="")
+            return None
+        return function(**given, **merged)
+
+    command.__signature__ = inspect.Signature(spread)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in spread}
+    del command.__wrapped__  # typer would look through it at the unspread signature
+    return command
+
+
+def _flags(kind: type) -> list[inspect.Parameter]:
+    types = configs.field_types(kind)
+    return [
+        _flag(field, types[field.name]) for field in dataclasses.fields(typing.cast("Any", kind))
+    ]
+
+
+def _flag(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
+    target, _ = configs.base_type(kind)
+    long = "--" + field.name.replace("_", "-")
+    names = [long] if not field.metadata.get("short") else [field.metadata["short"], long]
+    if target is bool and field.default is True:
+        names[-1] = f"{long}/--no-{long[2:]}"
+    show = field.default if field.default not in (None, False) and target is not bool else False
+    choices = field.metadata.get("choices")
+    if typing.get_origin(target) is tuple:
+        target, show = str, ",".join(str(item) for item in typing.cast("Any", field.default))
+    declared = typer.Option(
+        *names,
+        help=field.metadata.get("help"),
+        show_default=str(show) if show is not False else False,
+        metavar="|".join(choices) if choices else None,
+    )
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[target | None, declared],
+    )
+
+
+def _merge(sections: dict[str, Any], explicit: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    run_values: dict[str, Any] = {}
+    for name, kind in sections.items():
+        if kind is RunOptions:
+            run_values = {**configs.from_environment(kind, "run"), **explicit[name]}
+    file = run_values.get("config")
+    tables = configs.read_toml(Path(file)) if file else {}
+    merged = {}
+    for name, kind in sections.items():
+        table = tables.get(kind.SECTION, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"{file}: [{kind.SECTION}] must be a table.")
+        environment = configs.from_environment(kind, kind.SECTION)
+        merged[name] = configs.resolve(kind, kind.SECTION, table, environment, explicit[name])
+    return merged
+
+
+def _configure_output(run: RunOptions) -> None:
+    out.json = run.json
+    out.quiet = run.quiet
+    out.verbose = max(out.verbose, int(run.verbose))
+    out.progress = not run.no_progress

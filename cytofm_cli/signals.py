@@ -1,0 +1,57 @@
+"""Stop on request: the first signal is remembered, the second Ctrl-C quits at once.
+
+SIGTERM (scancel, time limit), SIGUSR1 and SIGUSR2 (early warnings) and SIGINT set a flag that
+long loops look at. What is finished stays; the exit code says what happened: 130 and 143 for
+SIGINT and SIGTERM, 75 ("run me again") for the warnings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from cytofm_cli.errors import InterruptedBySignalError, StoppedError, TerminatedError
+
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Remembers the first stop signal of a `with catch_signals()` block."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def error(self) -> StoppedError:
+        """Return the error that ends the command, with the exit code of the signal."""
+        message = f"stopped by {self.signal.name if self.signal else 'request'}"
+        hint = "the same command goes on where this one stopped."
+        kinds: dict[signal.Signals | None, type[StoppedError]] = {
+            signal.SIGINT: InterruptedBySignalError,
+            signal.SIGTERM: TerminatedError,
+        }
+        return kinds.get(self.signal, StoppedError)(
+            f"{message}; what was finished is kept.", hint=hint
+        )
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[StopFlag]:
+    """Install the handlers in the main thread; put the former ones back at the end."""
+    flag = StopFlag()
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        if flag.signal is signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.signal = flag.signal or signal.Signals(number)
+
+    former = {number: signal.signal(number, handler) for number in _HANDLED}
+    try:
+        yield flag
+    finally:
+        for number, old in former.items():
+            signal.signal(number, old)
