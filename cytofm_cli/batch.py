@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -59,17 +59,54 @@ class Outcome:
     error: CytofmError | None = None
 
 
-# Called by the work with (done, total) parts of the slide; each call shows that it is alive.
-Report = Callable[[int, int], None]
+@dataclass(frozen=True)
+class Progress:
+    """How far a slide is: `done` of `total` parts."""
+
+    slide_id: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the user, said while a slide is worked on."""
+
+    slide_id: str
+    text: str
+
+
+Event = Outcome | Progress | Note
+
+
+class Reporter:
+    """The child's voice: every report also shows the supervisor that the child is alive."""
+
+    def __init__(self, pipe: Connection, slide_id: str) -> None:
+        self._pipe = pipe
+        self._slide_id = slide_id
+        self._last = 0.0
+
+    def progress(self, done: int, total: int) -> None:
+        """Report `done` of `total` parts; cheap enough for every tile."""
+        now = time.monotonic()
+        if now - self._last > _BETWEEN_REPORTS_S:
+            self._last = now
+            self._pipe.send(Progress(self._slide_id, done, total))
+
+    def note(self, text: str) -> None:
+        """Say a line to the user."""
+        self._pipe.send(Note(self._slide_id, text))
+
+
 # Returns (status, facts); raises CytofmError when the slide cannot be done.
-Work = Callable[[Task, Report], tuple[Status, dict[str, Any]]]
-Event = Outcome | tuple[str, int, int]
+Work = Callable[[Task, Reporter], tuple[Status, dict[str, Any]]]
 
 
 def run_batch(
     work: Work, tasks: Sequence[Task], *, workers: int, stall_s: float
-) -> Iterator[Event]:
-    """Work on every task; yield progress `(slide_id, done, total)` and one outcome a task.
+) -> Generator[Event, None, None]:
+    """Work on every task; yield progress, notes, and one outcome a task.
 
     Args:
         work: runs in a child process; whatever it loads stays loaded there.
@@ -214,23 +251,10 @@ def _child(work: Work, pipe: Connection, supervisors_end: Connection) -> None:
             task = None
         if task is None:
             os._exit(0)
-        pipe.send(_attempt(work, task, _reporter(pipe, task.slide_id)))
+        pipe.send(_attempt(work, task, Reporter(pipe, task.slide_id)))
 
 
-def _reporter(pipe: Connection, slide_id: str) -> Report:
-    last = 0.0
-
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > _BETWEEN_REPORTS_S:
-            last = now
-            pipe.send((slide_id, done, total))
-
-    return report
-
-
-def _attempt(work: Work, task: Task, report: Report) -> Outcome:
+def _attempt(work: Work, task: Task, report: Reporter) -> Outcome:
     start = time.monotonic()
     status: Status = "failed"
     facts: dict[str, Any] = {}

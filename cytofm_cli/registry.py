@@ -54,7 +54,10 @@ class Registry:
 
     def names(self) -> list[str]:
         """Return the names of all plug-ins, sorted, without importing them."""
-        spec = importlib.util.find_spec(self.package)
+        try:
+            spec = importlib.util.find_spec(self.package)
+        except ModuleNotFoundError:
+            spec = None
         if spec is None or spec.submodule_search_locations is None:
             return []
         own = {

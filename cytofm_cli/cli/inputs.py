@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -78,9 +78,30 @@ def find_stores(inputs: Sequence[str]) -> list[Path]:
     return sorted(set(paths))
 
 
-def expand_paths(inputs: Sequence[str], *, find_in_folder: object) -> list[str]:
+def are_stores(inputs: Sequence[str]) -> bool:
+    """Tell whether the inputs name stores rather than slides.
+
+    Raises:
+        UsageError: some do and some do not.
+    """
+    kinds = {_names_stores(Path(word)) for word in inputs if word != "-"}
+    if len(kinds) > 1:
+        raise UsageError(
+            "stores and slides in one command.", hint="run it once for each; both go to one -o."
+        )
+    return kinds == {True}
+
+
+def _names_stores(path: Path) -> bool:
+    if path.name.endswith(schema.STORE_SUFFIX):
+        return True
+    return path.is_dir() and any(is_store(child) for child in path.glob(f"*{schema.STORE_SUFFIX}"))
+
+
+def expand_paths(
+    inputs: Sequence[str], *, find_in_folder: Callable[[Path], list[str]]
+) -> list[str]:
     """Expand `-`, globs and folders; keep other words as they are."""
-    assert callable(find_in_folder)
     found: list[str] = []
     for word in inputs:
         if word == "-":

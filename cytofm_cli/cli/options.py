@@ -67,7 +67,9 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
         if name not in sections
     ]
     flags = {name: _flags(typing.cast("type", kind)) for name, kind in sections.items()}
-    spread = [*plain, *(parameter for group in flags.values() for parameter in group)]
+    # Two steps may share a setting by name (seed): one flag then speaks to both.
+    once = {parameter.name: parameter for group in flags.values() for parameter in group}
+    spread = [*plain, *once.values()]
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
@@ -104,14 +106,13 @@ def _flag(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     names = [long] if not field.metadata.get("short") else [field.metadata["short"], long]
     if target is bool and field.default is True:
         names[-1] = f"{long}/--no-{long[2:]}"
-    show = field.default if field.default not in (None, False) and target is not bool else False
     choices = field.metadata.get("choices")
     if typing.get_origin(target) is tuple:
-        target, show = str, ",".join(str(item) for item in typing.cast("Any", field.default))
+        target = str
     declared = typer.Option(
         *names,
-        help=field.metadata.get("help"),
-        show_default=str(show) if show is not False else False,
+        help=_help(field),
+        show_default=False,
         metavar="|".join(choices) if choices else None,
     )
     return inspect.Parameter(
@@ -120,6 +121,15 @@ def _flag(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
         default=None,
         annotation=Annotated[target | None, declared],
     )
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    text = str(field.metadata.get("help", ""))
+    default = field.default
+    if default is None or isinstance(default, bool) or default is dataclasses.MISSING:
+        return text
+    shown = ",".join(str(item) for item in default) if isinstance(default, tuple) else default
+    return f"{text} [default: {shown}]"
 
 
 def _merge(sections: dict[str, Any], explicit: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""`cytofm info`: what slides and stores hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cytofm_cli.cli.inputs import find_slides
+from cytofm_cli.cli.out import out
+from cytofm_cli.store.io import Store, is_store, open_store
+from cytofm_cli.store.schema import STORE_SUFFIX
+from cytofm_cli.units import human_bytes
+
+
+def info(
+    paths: Annotated[list[str], typer.Argument(help="Slides, stores, or folders of them.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Say what slides and stores hold.
+
+    Examples:
+
+      cytofm info slide.svs
+
+      cytofm info stores/slide.zarr
+
+      cytofm info stores --json
+    """
+    out.json = as_json
+    for word in paths:
+        path = Path(word)
+        if is_store(path):
+            _tell_store(open_store(path))
+        elif path.is_dir() and (stores := sorted(path.glob(f"*{STORE_SUFFIX}"))):
+            for store in stores:
+                _tell_store(open_store(store))
+        else:
+            for ref in find_slides([word]):
+                _tell_slide(ref.path)
+
+
+def _tell_store(store: Store) -> None:
+    slide, lines = store.slide, [str(store.path)]
+    w, h = slide["size_px0"]
+    lines.append(
+        f"  slide   {slide['path']}  {w} × {h} px  {slide['mpp']:.4g} µm/px ({slide['mpp_source']})"
+        f"  {slide['format']}, {slide['codec']}, read by {slide['reader']}"
+    )
+    for step, record in sorted(store.steps.items()):
+        lines.append(f"  {step}  {_step_line(step, record)}")
+    record = {"store": str(store.path), "slide": slide, "steps": store.steps}
+    record["arrays"] = _arrays(store)
+    lines += [f"    {a['path']}  {a['dtype']} {tuple(a['shape'])}" for a in record["arrays"]]
+    out.data("\n".join(lines), record)
+
+
+def _step_line(step: str, record: dict[str, Any]) -> str:
+    when = f"{record['tool']}, {record['time_utc']}"
+    if step == "tile":
+        return (
+            f"{record['n_tiles']} of {record['n_grid']} tiles of {record['tile_px']} px at "
+            f"{record['mpp']:.4g} µm/px, pixels {record['store_codec']} "
+            f"({human_bytes(record['pixel_bytes'])}); {when}"
+        )
+    return f"{record.get('n', '?')} × {record.get('dim', '?')}; {when}"
+
+
+def _arrays(store: Store) -> list[dict[str, Any]]:
+    found = []
+    for node in sorted(store.path.rglob("zarr.json")):
+        content = json.loads(node.read_text())
+        if content["node_type"] == "array":
+            found.append(
+                {
+                    "path": node.parent.relative_to(store.path).as_posix(),
+                    "dtype": content["data_type"],
+                    "shape": content["shape"],
+                }
+            )
+    return found
+
+
+def _tell_slide(path: str) -> None:
+    from cytofm_cli.slides.open import open_slide
+
+    reader = open_slide(path)
+    try:
+        facts = reader.info
+    finally:
+        reader.close()
+    mpp = f"{facts.mpp:.4g} µm/px ({facts.mpp_source})" if facts.mpp else "resolution not stated"
+    w, h = facts.size_px0
+    levels = ", ".join(f"1/{level.downsample:g}" for level in facts.levels)
+    lines = [
+        path,
+        f"  {w} × {h} px, {mpp}, {facts.format}, {facts.codec}, read by {facts.reader}",
+        f"  levels {levels}",
+        *(f"  {note}" for note in facts.notes),
+    ]
+    record = {
+        "path": path,
+        "reader": facts.reader,
+        "format": facts.format,
+        "size_px0": list(facts.size_px0),
+        "mpp": facts.mpp,
+        "mpp_source": facts.mpp_source,
+        "codec": facts.codec,
+        "objective": facts.objective,
+        "levels": [
+            {"size_px": list(level.size_px), "downsample": level.downsample}
+            for level in facts.levels
+        ],
+        "n_focal_planes": facts.n_focal_planes,
+        "notes": list(facts.notes),
+    }
+    out.data("\n".join(lines), record)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("info")(info)

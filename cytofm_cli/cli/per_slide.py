@@ -1,0 +1,198 @@
+"""Run a step over many slides: progress, one line a slide, `failures.jsonl`, the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from cytofm_cli.batch import Note, Outcome, Progress, Task, Work, run_batch
+from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.out import out
+from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, TryAgainError
+from cytofm_cli.resources import cpu_count
+from cytofm_cli.store.io import output_errors
+
+
+def crew_size(run: RunOptions, n_slides: int) -> tuple[int, int]:
+    """Split the processors over slides: (slides at a time, threads for each)."""
+    processors = run.threads or cpu_count()
+    workers = min(run.workers or processors, max(1, n_slides))
+    return workers, max(1, processors // workers)
+
+
+def run_slides(
+    command: str, tasks: Sequence[Task], work: Work, run: RunOptions, folder: Path, *, workers: int
+) -> list[Outcome]:
+    """Work on every slide and report each; raise at the end if any failed.
+
+    Args:
+        command: name in `failures.jsonl`, e.g. "tile".
+        tasks: the slides.
+        work: see `cytofm_cli.batch.run_batch`.
+        run: flags of the command.
+        folder: where `failures.jsonl` goes.
+        workers: slides at a time.
+
+    Returns:
+        The outcomes, when none failed.
+
+    Raises:
+        CytofmError: one slide failed of one (its own error), all failed (exit 3), some failed
+            (exit 4), some are held by other processes (exit 75), or a signal came.
+    """
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        failures = FailureLog(folder, command, run)
+    outcomes: list[Outcome] = []
+    with (
+        out.progress_bar(command, len(tasks)) as bar,
+        contextlib.closing(
+            run_batch(work, tasks, workers=workers, stall_s=run.timeout_s)
+        ) as events,
+    ):
+        for event in events:
+            if isinstance(event, Progress):
+                bar.part(event.slide_id, event.done, event.total)
+            elif isinstance(event, Note):
+                out.note(event.text)
+            else:
+                bar.finish(event.slide_id)
+                outcomes.append(event)
+                _report(event, run, alone=len(tasks) == 1)
+                if not run.dry_run:
+                    failures.update(event)
+                if run.fail_fast and event.error is not None:
+                    raise event.error
+    _conclude(command, outcomes, failures.path)
+    return outcomes
+
+
+class FailureLog:
+    """`failures.jsonl`: one line for each slide that this command could not do.
+
+    Rewritten whole and renamed on every change, so it is always readable; a slide that is
+    done later leaves it; without failures there is no file. Array jobs write one each.
+    """
+
+    def __init__(self, folder: Path, command: str, run: RunOptions) -> None:
+        part = f".{run.shard.replace('/', '-of-')}" if run.shard else ""
+        self.path = folder / f"failures{part}.jsonl"
+        self._command = command
+        self._records = self._read()
+
+    def update(self, outcome: Outcome) -> None:
+        """Note or clear the failure of one slide."""
+        key = (self._command, outcome.slide_id)
+        former = self._records.pop(key, None)
+        if outcome.status == "failed" and outcome.error is not None:
+            self._records[key] = {
+                "command": self._command,
+                "slide_id": outcome.slide_id,
+                "path": outcome.path,
+                "error": outcome.error.message,
+                "hint": outcome.error.hint,
+                "kind": type(outcome.error).__name__,
+                "attempts": int((former or {}).get("attempts", 0)) + 1,
+                "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                **outcome.facts,
+            }
+        if former != self._records.get(key):
+            self._write()
+
+    def _read(self) -> dict[tuple[str, str], dict[str, Any]]:
+        records = {}
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    record = json.loads(line)
+                    records[record["command"], record["slide_id"]] = record
+        return records
+
+    def _write(self) -> None:
+        with output_errors(self.path.parent):
+            if not self._records:
+                self.path.unlink(missing_ok=True)
+                return
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            lines = (json.dumps(r, ensure_ascii=False) for r in self._records.values())
+            partial.write_text("\n".join(lines) + "\n")
+            partial.replace(self.path)
+
+
+def _report(outcome: Outcome, run: RunOptions, *, alone: bool) -> None:
+    record = {
+        "slide_id": outcome.slide_id,
+        "path": outcome.path,
+        "status": "planned" if run.dry_run and outcome.status == "done" else outcome.status,
+        "seconds": round(outcome.seconds, 3),
+        **{key: value for key, value in outcome.facts.items() if key != "traceback"},
+    }
+    if outcome.error is not None:
+        if not alone:  # the only slide's error is raised, and printed, at the end
+            out.error(outcome.error)
+        if out.verbose > 1 and "traceback" in outcome.facts:
+            out.note(outcome.facts["traceback"])
+        record |= {"error": outcome.error.message, "hint": outcome.error.hint}
+        if out.json:
+            out.data("", record)
+        return
+    if outcome.status == "skipped":
+        out.detail(f"{outcome.slide_id}: done before, skipped")
+    text = outcome.facts.get("store") or json.dumps({"slide_id": outcome.slide_id, **outcome.facts})
+    out.data(str(text), record)
+
+
+def _conclude(command: str, outcomes: Sequence[Outcome], log: Path) -> None:
+    errors = [o.error for o in outcomes if o.status == "failed" and o.error is not None]
+    if len(outcomes) == 1 and errors:
+        raise errors[0]
+    counts: Counter[str] = Counter(outcome.status for outcome in outcomes)
+    words = {"done": "done", "skipped": "skipped (done before)", "held": "held by other processes"}
+    told = [f"{counts[key]} {word}" for key, word in words.items() if counts[key]]
+    if errors:
+        told.append(f"{len(errors)} failed")
+    out.note(f"{command}: {', '.join(told)}")
+    if errors and len(errors) == len(outcomes):
+        raise _AllFailedError(errors, log)
+    if errors:
+        raise SomeSlidesFailedError(
+            f"{len(errors)} of {len(outcomes)} slides failed, the others are done.",
+            hint=f"{log} says why.",
+        )
+    if counts["held"]:
+        raise TryAgainError(
+            f"{counts['held']} slides are being done by other processes.", hint="run again later."
+        )
+
+
+class _AllFailedError(CytofmError):
+    """Nothing could be done: the exit code is that of the slides' errors if they agree."""
+
+    def __init__(self, errors: Sequence[CytofmError], log: Path) -> None:
+        super().__init__(f"none of {len(errors)} slides could be used.", hint=f"{log} says why.")
+        codes = {error.exit_code for error in errors}
+        self.exit_code = codes.pop() if len(codes) == 1 else 3  # type: ignore[misc]
+
+
+class Job(Protocol):
+    """What a step is told about one slide."""
+
+    @property
+    def slide_id(self) -> str:
+        """Name of the slide."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Path of the slide or of its store."""
+        ...
+
+
+def tasks_with(jobs: Sequence[Job]) -> list[Task]:
+    """Wrap jobs as tasks."""
+    return [Task(slide_id=job.slide_id, path=job.path, payload=job) for job in jobs]
