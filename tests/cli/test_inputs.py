@@ -1,0 +1,130 @@
+"""From words to slides: order, ids, manifests, shards, refusals."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cytofm_cli.cli import inputs
+from cytofm_cli.cli.inputs import SlideRef, find_slides, slide_id_of, take_shard
+from cytofm_cli.errors import InputError, UsageError
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_find_slides__folder_is_searched_and_sorted_and_stores_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "b.svs", "a.TIFF", "notes.txt", "deep/c.jpg", ".hidden.svs", "s.zarr/t.png")
+    refs = find_slides([str(tmp_path)])
+    assert [(ref.slide_id, Path(ref.path).name) for ref in refs] == [
+        ("a", "a.TIFF"),
+        ("b", "b.svs"),
+        ("c", "c.jpg"),
+    ]
+
+
+def test_find_slides__a_folder_of_dicom_files_is_one_slide(tmp_path: Path) -> None:
+    touch(tmp_path, "case/1.dcm", "case/2.dcm", "x.svs")
+    assert [ref.slide_id for ref in find_slides([str(tmp_path)])] == ["case", "x"]
+
+
+def test_find_slides__empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no slides found") as caught:
+        find_slides([str(tmp_path)])
+    assert caught.value.exit_code == 3
+    assert ".svs" in str(caught.value.hint)
+
+
+def test_find_slides__two_slides_of_one_name_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "one/a.svs", "two/a.svs")
+    with pytest.raises(InputError, match=r"two slides are called 'a'.*one/a\.svs.*two/a\.svs"):
+        find_slides([str(tmp_path)])
+
+
+def test_find_slides__globs_urls_and_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.svs", "b.svs")
+    monkeypatch.setattr("sys.stdin", io.StringIO("s3://bucket/c.tiff\n\nd e.svs\n"))
+    refs = find_slides([f"{tmp_path}/*.svs", "-"])
+    assert [ref.slide_id for ref in refs] == ["a", "b", "c", "d e"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb.svs\0c.svs\0"))
+    assert [ref.slide_id for ref in find_slides(["-"])] == ["a\nb", "c"]
+
+
+def test_find_slides__a_file_is_named_by_its_link_not_its_target(tmp_path: Path) -> None:
+    touch(tmp_path, "target/0001.svs")
+    (tmp_path / "patient7.svs").symlink_to(tmp_path / "target" / "0001.svs")
+    assert find_slides([str(tmp_path / "patient7.svs")])[0].slide_id == "patient7"
+
+
+@pytest.mark.parametrize(
+    ("path", "slide_id"),
+    [
+        ("x/a.b.svs", "a.b"),
+        ("a.ome.tif", "a"),
+        ("😐.svs", "😐"),
+        ("s3://b/k/slide.tiff?versionId=3", "slide"),
+        ("case7/", "case7"),
+        ("scan.unknown", "scan.unknown"),
+        (".svs", ".svs"),
+    ],
+)
+def test_slide_id_of__drops_only_slide_suffixes(path: str, slide_id: str) -> None:
+    assert slide_id_of(path) == slide_id
+
+
+def test_manifest__relative_paths_and_mpp(tmp_path: Path) -> None:
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text("\ufeffslide_id,path,mpp,label\nq,sub/a.svs,0.5,x\np,/abs/b.svs,,y\n")
+    assert find_slides([], manifest) == [
+        SlideRef("p", "/abs/b.svs", None),
+        SlideRef("q", str(tmp_path / "sub/a.svs"), 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,file\na,b\n", "needs the columns slide_id and path"),
+        ("slide_id,path\n,b.svs\n", "line 2: slide_id and path must not be empty"),
+        ("slide_id,path,mpp\na,b.svs,half\n", "line 2: mpp 'half' is no number"),
+        ("slide_id,path,mpp\na,b.svs,250\n", "line 2: mpp 250 is not between"),
+        ("slide_id,path\n../a,b.svs\n", "cannot name a slide"),
+        ("slide_id,path\na,b.svs\na,c.svs\n", "two slides are called 'a'"),
+    ],
+)
+def test_manifest__mistakes_are_named_with_their_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(text)
+    with pytest.raises(InputError, match=message):
+        find_slides([], manifest)
+
+
+@given(n=st.integers(0, 50), parts=st.integers(1, 9))
+def test_take_shard__parts_are_disjoint_and_complete(n: int, parts: int) -> None:
+    shards = [take_shard(range(n), f"{i}/{parts}") for i in range(parts)]
+    assert sorted(item for shard in shards for item in shard) == list(range(n))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize("shard", ["3/3", "a/b", "1", "-1/2", "0/0"])
+def test_take_shard__impossible_parts_are_refused(shard: str) -> None:
+    with pytest.raises(UsageError, match="must be i/n"):
+        take_shard([1], shard)
+
+
+def test_are_stores__mixed_inputs_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs")
+    assert not inputs.are_stores([str(tmp_path)])
+    assert inputs.are_stores(["x.zarr"])
+    with pytest.raises(UsageError, match="stores and slides"):
+        inputs.are_stores(["x.zarr", "a.svs"])

@@ -1,0 +1,197 @@
+"""Commits are atomic: at every instant a store is either as before or complete."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from cytofm_cli import provenance
+from cytofm_cli.errors import (
+    ConfigMismatchError,
+    DiskFullError,
+    InputError,
+    OutputError,
+    StoreError,
+)
+from cytofm_cli.store import io, schema
+from cytofm_cli.store.zarr3 import write_array, write_rows
+
+CONFIG = {"tile_px": 8}
+STEP = "embeddings/handcrafted/tile"
+
+
+def record(config: dict[str, object], **facts: object) -> dict[str, object]:
+    return provenance.record(config, input_fingerprint="mark", **facts)
+
+
+def make_store(stores: Path, slide_id: str = "a", n: int = 3) -> Path:
+    path = io.store_path(stores, slide_id)
+    with (
+        io.claim_step(stores, slide_id, schema.TILE_STEP),
+        io.staging(stores, slide_id, schema.TILE_STEP) as staged,
+    ):
+        xy = np.arange(2 * n, dtype=np.int32).reshape(n, 2)
+        write_array(staged / schema.TILE_XY.path, xy, axes=schema.TILE_XY.axes)
+        io.commit_store(staged, path, slide={"slide_id": slide_id}, record=record(CONFIG))
+    return path
+
+
+def add_embeddings(path: Path, value: float, config: dict[str, object] | None = None) -> None:
+    slide_id = path.name.removesuffix(".zarr")
+    with (
+        io.claim_step(path.parent, slide_id, STEP),
+        io.staging(path.parent, slide_id, STEP) as staged,
+    ):
+        values = np.full((3, 2), value, dtype=np.float32)
+        write_rows(staged / "values", values, axes=("instance", "feature"), rows_per_chunk=2)
+        write_array(staged / "xy_px0", np.zeros((3, 2), np.int32), axes=("instance", "xy"))
+        io.commit_group(staged, path, STEP, record(config or {"encoder": "handcrafted"}, n=3))
+
+
+def test_commit_store__plain_zarr_opens_it_and_nothing_hidden_is_left(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    group = zarr.open_group(path, mode="r")
+    np.testing.assert_array_equal(group["tiles/xy_px0"][:], [[0, 1], [2, 3], [4, 5]])
+    assert group.attrs["cytofm"]["schema"] == schema.SCHEMA_VERSION
+    assert list(group.attrs["cytofm"]["steps"]) == ["tile"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_commit_group__is_listed_in_the_root_and_readable(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    add_embeddings(path, 1.5)
+    bag = io.read_embeddings(path, None, "tile")
+    assert bag.encoder == "handcrafted"
+    np.testing.assert_array_equal(bag.values, np.full((3, 2), 1.5, np.float32))
+    root = json.loads((path / "zarr.json").read_text())["attributes"]["cytofm"]
+    assert set(root["steps"]) == {"tile", STEP}
+    assert zarr.open_group(path, mode="r")[f"{STEP}/values"].shape == (3, 2)
+    assert not [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+def test_commit_group__killed_before_the_root_is_written_still_counts_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path)
+
+    def killed(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "_update_root", killed)
+        with pytest.raises(KeyboardInterrupt):
+            add_embeddings(path, 2.0)
+    root = json.loads((path / "zarr.json").read_text())["attributes"]["cytofm"]
+    assert set(root["steps"]) == {"tile"}
+    assert STEP in io.open_store(path).steps
+    assert io.is_finished(path, STEP, config={"encoder": "handcrafted"}, input_fingerprint="mark")
+
+
+def test_overwrite_group__replaces_values_and_record(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    add_embeddings(path, 1.0)
+    add_embeddings(path, 2.0, {"encoder": "other settings"})
+    assert io.read_embeddings(path, None, "tile").values[0, 0] == 2.0
+    assert io.open_store(path).steps[STEP]["config"] == {"encoder": "other settings"}
+
+
+def test_overwrite_store__killed_between_the_renames_restores_the_old_one(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    path.rename(tmp_path / ".a.zarr.replaced")
+    with io.claim_step(tmp_path, "a", "tile"):
+        pass
+    assert io.open_store(path).slide_id == "a"
+
+
+def test_is_finished__other_settings_are_named(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    assert io.is_finished(path, "tile", config=CONFIG, input_fingerprint="mark")
+    assert not io.is_finished(path, STEP, config=CONFIG, input_fingerprint="mark")
+    with pytest.raises(ConfigMismatchError, match="tile_px: 8 → 16") as caught:
+        io.is_finished(path, "tile", config={"tile_px": 16}, input_fingerprint="mark")
+    assert caught.value.exit_code == 2
+    with pytest.raises(ConfigMismatchError, match="input itself has changed"):
+        io.is_finished(path, "tile", config=CONFIG, input_fingerprint="other")
+
+
+def test_staging__an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), io.staging(tmp_path, "a", "tile") as staged:
+        (staged / "half").write_text("x")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_claim_step__sweeps_what_a_killed_process_left(tmp_path: Path) -> None:
+    left = tmp_path / ".a.tile.otherhost-12.partial"
+    left.mkdir()
+    (left / "half").write_text("x")
+    other = tmp_path / ".ab.tile.otherhost-12.partial"
+    other.mkdir()
+    with io.claim_step(tmp_path, "a", "tile"):
+        assert not left.exists()
+        assert other.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [
+        (errno.ENOSPC, DiskFullError, 75),
+        (errno.EDQUOT, DiskFullError, 75),
+        (errno.EROFS, OutputError, 2),
+        (errno.EACCES, OutputError, 2),
+    ],
+)
+def test_output_errors__say_what_the_disk_said(
+    tmp_path: Path, number: int, kind: type[Exception], code: int
+) -> None:
+    with pytest.raises(kind, match=str(tmp_path)) as caught, io.output_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.exit_code == code
+
+
+def test_open_store__wrong_things_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such store"):
+        io.open_store(tmp_path / "none.zarr")
+    (tmp_path / "plain.zarr").mkdir()
+    with pytest.raises(StoreError, match="is no store of cytofm"):
+        io.open_store(tmp_path / "plain.zarr")
+    path = make_store(tmp_path)
+    node = json.loads((path / "zarr.json").read_text())
+    node["attributes"]["cytofm"]["schema"] = 99
+    (path / "zarr.json").write_text(json.dumps(node))
+    with pytest.raises(StoreError, match="schema 99"):
+        io.open_store(path)
+
+
+def test_read__a_damaged_array_is_a_store_error(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    (path / "tiles" / "xy_px0" / "c.0.0").write_bytes(b"not zstd")
+    with pytest.raises(StoreError, match="tiles/xy_px0"):
+        io.open_store(path).read("tiles/xy_px0")
+
+
+def test_read_embeddings__names_what_is_there(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    with pytest.raises(StoreError, match="no embeddings"):
+        io.read_embeddings(path, None, "tile")
+    add_embeddings(path, 1.0)
+    with pytest.raises(StoreError, match="'uni'") as caught:
+        io.read_embeddings(path, "uni", "tile")
+    assert "handcrafted" in str(caught.value.hint)
+
+
+def test_list_stores__hidden_and_foreign_folders_are_left_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no stores"):
+        io.list_stores(tmp_path)
+    make_store(tmp_path, "b")
+    make_store(tmp_path, "a")
+    shutil.copytree(tmp_path / "a.zarr", tmp_path / ".c.zarr")
+    (tmp_path / "d.zarr").mkdir()
+    assert [path.name for path in io.list_stores(tmp_path)] == ["a.zarr", "b.zarr"]
