@@ -103,8 +103,9 @@ def _is_stale(path: Path) -> bool:
 def _process_start(pid: int) -> str | None:
     """Return the start time of a process, None if it is gone: a pid alone may be reused."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # A killed process stays as a zombie until its parent looks; it does nothing any more.
+        return None if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         pass
     if Path("/proc/self/stat").exists():

@@ -93,3 +93,20 @@ def test_claim__waits_for_the_holder(tmp_path: Path) -> None:
         holder.stdout.readline()
         with claim(path, wait_s=30):
             assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_claim__a_zombie_is_not_a_holder(tmp_path: Path) -> None:
+    path = tmp_path / ".a.claim"
+    code = (
+        "import os, sys; from pathlib import Path; from cytofm_cli.store.claim import claim\n"
+        "claim(Path(sys.argv[1])).__enter__(); os._exit(9)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(path)]) as dead:
+        stat = Path(f"/proc/{dead.pid}/stat")
+        for _ in range(600):
+            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                break
+            time.sleep(0.05)
+        assert path.exists()
+        with claim(path):  # not yet reaped by us
+            assert json.loads(path.read_text())["pid"] == os.getpid()

@@ -1,0 +1,45 @@
+"""Settings of the embed step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from cytofm_cli.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """How tiles or cells become embeddings."""
+
+    SECTION: ClassVar[str] = "embed"
+
+    encoder: str = option("handcrafted", "Name (see `cytofm encoders`) or weight file.")
+    weights: Path | None = option(
+        None, "Local weight file: safetensors, or a pickle that holds only tensors."
+    )
+    download: bool = option(
+        False, "Fetch published weights of timm/<name>; needs the network.", affects_result=False
+    )
+    random_weights: bool = option(False, "Random weights: a floor to compare with, not a model.")
+    pooling: str | None = option(
+        None,
+        "How tokens become one vector [default: the encoder's own].",
+        choices=("cls", "cls+mean", "mean", "pool"),
+    )
+    unit: str = option("tile", "What a row of the bag is.", choices=("tile",))
+    dtype: str = option("float32", "Type of the stored values.", choices=("float32", "float16"))
+    seed: int = option(0, "Seed of --random-weights.", low=0)
+    device: str = option(
+        "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU.", affects_result=False
+    )
+    batch_size: int | None = option(
+        None,
+        "Images at a time [default: 16 on CPU, 256 on GPU, halved until they fit].",
+        low=1,
+        affects_result=False,
+    )
+    slides: Path | None = option(
+        None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
+    )

@@ -1,0 +1,315 @@
+"""The embed step for one slide: pixels → encoder → one bag in the store.
+
+Threads read, decode and prepare batches while the encoder works on earlier ones. A batch that
+does not fit into memory is halved, and smaller ones are used from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli import provenance
+from cytofm_cli.batch import Status
+from cytofm_cli.config import as_record, differences
+from cytofm_cli.encoders.base import Encoder, load_encoder, store_key
+from cytofm_cli.encoders.config import EmbedConfig
+from cytofm_cli.errors import (
+    ConfigMismatchError,
+    OutOfMemoryError,
+    StoreError,
+    UsageError,
+    WeightsError,
+)
+from cytofm_cli.store import io, schema
+from cytofm_cli.store.zarr3 import write_array, write_rows
+from cytofm_cli.tiles.read import ordered_map
+from cytofm_cli.tiles.run import TileJob, tile_slide
+from cytofm_cli.tiles.source import TileSource, open_tiles
+
+_CPU_BATCH = 16  # larger ones fall out of the caches
+_GPU_BATCH = 256
+
+Report = Callable[[int, int], None]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedJob:
+    """What to do with one slide.
+
+    Attributes:
+        slide_id: name of the store.
+        path: the store, or the slide if `tile` is given.
+        store: the store.
+        config: the settings.
+        weights_sha256: digest of `config.weights`, None without.
+        tile: how to tile the slide first, if it has no store yet; None for a store.
+        overwrite: replace finished embeddings of this encoder.
+        dry_run: write nothing.
+        threads: threads for this slide.
+    """
+
+    slide_id: str
+    path: str
+    store: Path
+    config: EmbedConfig
+    weights_sha256: str | None = None
+    tile: TileJob | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    threads: int = 1
+
+
+class Embedder:
+    """Embeds slide after slide with an encoder that is loaded once, when first needed."""
+
+    def __init__(self) -> None:
+        self._encoder: Encoder | None = None
+
+    def embed(self, job: EmbedJob, report: Report, note: Note) -> tuple[Status, dict[str, Any]]:
+        """Embed one slide.
+
+        Returns:
+            ("done" or "skipped", facts of the bag).
+
+        Raises:
+            CytofmError: the slide cannot be embedded; nothing half-written is left.
+        """
+        if job.tile is not None:
+            if job.dry_run and not job.store.exists():
+                return tile_slide(job.tile, report, note)
+            _ensure_tiles(job.tile, job.store, report, note)
+        store = io.open_store(job.store)
+        settings, mark = _settings(job), _input_mark(store)
+        finished = _find_finished(store, job.config.unit, settings, mark)
+        if finished is not None and not job.overwrite:
+            return "skipped", _facts(store, finished)
+        if job.dry_run:
+            return "done", {"store": str(job.store), "n": store.steps["tile"]["n_tiles"]}
+        encoder = self._load(job.config)
+        step = schema.embedding_step(store_key(encoder.spec), job.config.unit)
+        with io.claim_step(job.store.parent, job.slide_id, step):
+            if not job.overwrite and io.is_finished(
+                job.store, step, config=settings, input_fingerprint=mark
+            ):
+                return "skipped", _facts(io.open_store(job.store), step)
+            self._write(job, store, step, settings, mark, report, note)
+        return "done", _facts(io.open_store(job.store), step)
+
+    def _load(self, config: EmbedConfig) -> Encoder:
+        if self._encoder is None:
+            self._encoder = load_encoder(
+                config.encoder,
+                weights=config.weights,
+                device=config.device,
+                download=config.download,
+                seed=config.seed,
+                random_weights=config.random_weights,
+                pooling=config.pooling,  # type: ignore[arg-type]  # checked by its choices
+            )
+        return self._encoder
+
+    def _write(
+        self,
+        job: EmbedJob,
+        store: io.Store,
+        step: str,
+        settings: Mapping[str, Any],
+        mark: str,
+        report: Report,
+        note: Note,
+    ) -> None:
+        encoder = self._load(job.config)
+        spec = encoder.spec
+        tile = store.steps[schema.TILE_STEP]
+        seen_mpp = tile["mpp"] * tile["tile_px"] / (spec.input_px or tile["tile_px"])
+        if spec.mpp is not None and abs(seen_mpp / spec.mpp - 1) > 0.25:
+            note(
+                f"warning: {spec.name} was trained at {spec.mpp:g} µm/px and sees "
+                f"{seen_mpp:.3g}. Tiles of {round(spec.mpp * (spec.input_px or 0) / tile['mpp'])} "
+                f"px would fit."
+            )
+        with open_tiles(store, slides=job.config.slides) as tiles:
+            values, batch_size = embed_tiles(
+                tiles,
+                encoder,
+                batch_size=job.config.batch_size or default_batch(job.config.device),
+                threads=job.threads,
+                report=report,
+            )
+            xy_px0 = tiles.xy_px0
+        if not np.isfinite(values).all():
+            raise StoreError(f"{job.store}: encoder {spec.name} gave values that are not finite.")
+        record = provenance.record(
+            settings,
+            input_fingerprint=mark,
+            encoder=spec.name,
+            dim=spec.dim,
+            n=len(values),
+            unit=job.config.unit,
+            input_px=spec.input_px,
+            seen_mpp=seen_mpp,
+            pooling=spec.pooling,
+            licence=spec.licence,
+            weights_sha256=spec.weights_sha256,
+            batch_size=batch_size,
+            store_codec=tile["store_codec"],
+            source_codec=tile["source_codec"],
+            seed=job.config.seed,
+        )
+        with io.staging(job.store.parent, job.slide_id, step) as staged:
+            rows = values.astype(job.config.dtype)
+            write_rows(
+                staged / "values",
+                rows,
+                axes=schema.EMBEDDINGS.axes,
+                rows_per_chunk=schema.ROWS_PER_CHUNK,
+            )
+            write_array(staged / "xy_px0", xy_px0, axes=schema.EMBEDDINGS_XY.axes)
+            io.commit_group(staged, job.store, step, record)
+
+
+def embed_tiles(
+    tiles: TileSource,
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    threads: int,
+    report: Report,
+) -> tuple[NDArray[np.float32], int]:
+    """Encode every tile, decoding ahead in threads.
+
+    Args:
+        tiles: the pixels.
+        encoder: turns them into vectors.
+        batch_size: tiles at a time, halved when the device has too little memory.
+        threads: decoding threads.
+        report: called with (done, total) after each batch.
+
+    Returns:
+        float32 (n, dim) in the order of the tiles, and the batch size that fitted.
+
+    Raises:
+        OutOfMemoryError: not even one tile fits.
+    """
+    n = len(tiles.xy_px0)
+    values = np.empty((n, encoder.spec.dim), dtype=np.float32)
+    start = 0
+    with ThreadPoolExecutor(threads) as pool:
+        while start < n:
+            prepare = partial(_prepare, tiles, encoder, n, batch_size)
+            batches = ordered_map(pool, prepare, range(start, n, batch_size), window=2 * threads)
+            try:
+                for batch in batches:
+                    stop = min(n, start + batch_size)
+                    values[start:stop] = encoder.encode(batch)
+                    start = stop
+                    report(start, n)
+            except OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+            finally:
+                batches.close()
+    return values, batch_size
+
+
+def default_batch(device: str) -> int:
+    """Return the batch size to start with."""
+    if device == "cpu":
+        return _CPU_BATCH
+    import sys
+
+    torch = sys.modules.get("torch")  # loaded by encoders that need it; the others run on CPU
+    on_gpu = torch is not None and torch.cuda.is_available()
+    return _GPU_BATCH if on_gpu else _CPU_BATCH
+
+
+def digest_of_weights(config: EmbedConfig) -> str | None:
+    """Return the SHA-256 of the weight file that the settings name, None without one.
+
+    Raises:
+        WeightsError: it is not there.
+    """
+    named = config.weights or (Path(config.encoder) if Path(config.encoder).is_file() else None)
+    if named is None:
+        return None
+    if not named.is_file():
+        raise WeightsError(f"{named}: no such weight file.", hint="check --weights.")
+    return provenance.sha256_file(named)
+
+
+def _prepare(tiles: TileSource, encoder: Encoder, n: int, batch_size: int, start: int) -> Any:
+    pixels = [tiles.read(index) for index in range(start, min(n, start + batch_size))]
+    return encoder.prepare(np.stack(pixels))
+
+
+def _settings(job: EmbedJob) -> dict[str, Any]:
+    """Return the settings that change a value; the weights count by content, not by path."""
+    record = as_record(job.config, results_only=True)
+    record.pop("weights")
+    if Path(job.config.encoder).is_file():
+        record["encoder"] = Path(job.config.encoder).name
+    return record | {"weights_sha256": job.weights_sha256}
+
+
+def _input_mark(store: io.Store) -> str:
+    if schema.TILE_STEP not in store.steps:
+        raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
+    tile = store.steps[schema.TILE_STEP]
+    return f"{tile['config_hash']}-{tile['input_fingerprint']}"
+
+
+def _find_finished(
+    store: io.Store, unit: str, settings: Mapping[str, Any], mark: str
+) -> str | None:
+    """Find a finished bag by its settings alone: a done slide needs no encoder loaded."""
+    for step, record in store.steps.items():
+        if (
+            step.startswith("embeddings/")
+            and step.endswith(f"/{unit}")
+            and record["config"] == settings
+            and record["input_fingerprint"] == mark
+        ):
+            return step
+    return None
+
+
+def _ensure_tiles(job: TileJob, path: Path, report: Report, note: Note) -> None:
+    """Tile a slide unless it is; a store with or without pixels serves alike."""
+    if path.exists():
+        done = io.open_store(path).steps[schema.TILE_STEP]["config"]
+        wanted = as_record(job.config, results_only=True) | {"manifest_mpp": job.mpp}
+        about_pixels = {"pixels": done["pixels"], "jpeg_quality": done["jpeg_quality"]}
+        differing = differences(done, wanted | about_pixels)
+        if not differing:
+            return
+        if not job.overwrite:
+            raise ConfigMismatchError(
+                f"{path}: was tiled with other settings: {'; '.join(differing)}.",
+                hint="--overwrite tiles it anew, another -o keeps both.",
+            )
+    tile_slide(job, report, note)
+
+
+def _facts(store: io.Store, step: str) -> dict[str, Any]:
+    record = store.steps[step]
+    return {"store": str(store.path), "step": step, "n": record["n"], "dim": record["dim"]}
+
+
+def with_tile_defaults(job: TileJob) -> TileJob:
+    """Return the tile job of a slide that is embedded without storing its pixels."""
+    if job.config.pixels not in ("none", "source"):
+        raise UsageError(
+            "--pixels has no meaning here: embedding from slides stores no pixels.",
+            hint="run `cytofm tile` first to keep them.",
+        )
+    return replace(job, config=replace(job.config, pixels="none"))

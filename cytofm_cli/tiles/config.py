@@ -1,0 +1,63 @@
+"""Settings of the tile step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from cytofm_cli.config import option
+
+# 40×, the resolution at which cytology is scanned and read.
+DEFAULT_MPP: Final = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileConfig:
+    """How slides are cut into tiles."""
+
+    SECTION: ClassVar[str] = "tile"
+
+    tile_px: int = option(512, "Side of a tile, px at --mpp.", low=16, high=8192)
+    mpp: float | None = option(
+        None,
+        "Resolution of the tiles, µm/px; also that of slides whose file states none "
+        "[default: 0.25, 40×].",
+        low=0.05,
+        high=5.0,
+    )
+    mpp_tolerance: float = option(
+        0.05, "A level this close to --mpp (relative) is read as it is.", low=0.0, high=0.2
+    )
+    stride_px: int | None = option(
+        None, "Step of the grid, px at --mpp [default: the tile, no overlap].", low=1
+    )
+    foreground: str = option(
+        "auto", "Keep tiles with cells (auto) or all (none).", choices=("auto", "none")
+    )
+    min_foreground: float = option(
+        0.02, "Smallest foreground fraction of a tile that is kept.", low=0.0, high=1.0
+    )
+    select: str = option(
+        "all",
+        "Which of the kept tiles, with --max-tiles.",
+        choices=("all", "random", "densest"),
+    )
+    max_tiles: int | None = option(None, "At most so many tiles a slide.", low=1)
+    pixels: str = option(
+        "source",
+        "Pixels in the store: the slide's own JPEG bytes where possible, else lossless.",
+        choices=("source", "lossless", "jpeg", "none"),
+    )
+    jpeg_quality: int = option(90, "Quality with --pixels jpeg.", low=1, high=100)
+    reader: str = option("auto", "Reader: auto, vips, openslide or tiffslide.")
+    seed: int = option(0, "Seed of --select random.", low=0)
+
+    @property
+    def target_mpp(self) -> float:
+        """Resolution of the tiles, µm/px."""
+        return DEFAULT_MPP if self.mpp is None else self.mpp
+
+    @property
+    def step_px(self) -> int:
+        """Step of the grid, px at the tiles' resolution."""
+        return self.tile_px if self.stride_px is None else self.stride_px

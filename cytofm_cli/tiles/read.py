@@ -1,0 +1,172 @@
+"""Read tiles at a wanted resolution: choose the level, read, resample with antialiasing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.errors import MissingMppError, SlideError
+from cytofm_cli.slides.base import SlideInfo, SlideReader
+from cytofm_cli.units import Box, Size
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadPlan:
+    """How tiles of `tile_px` are cut from one level.
+
+    Attributes:
+        level: the level that is read.
+        downsample: pixels of level 0 to a pixel of that level.
+        scale: pixels of that level to a pixel of the tile; 1 means no resampling.
+        tile_px: side of a tile.
+        mpp: µm/px of the tiles as they are.
+        slide_mpp: µm/px of level 0.
+    """
+
+    level: int
+    downsample: float
+    scale: float
+    tile_px: int
+    mpp: float
+    slide_mpp: float
+
+    @property
+    def tile_px0(self) -> float:
+        """Side of a tile in level-0 pixels."""
+        return self.tile_px * self.scale * self.downsample
+
+    def px0(self, length_px: float) -> float:
+        """Convert a length in tile pixels to level-0 pixels."""
+        return length_px * self.scale * self.downsample
+
+
+def plan_reading(
+    info: SlideInfo, *, slide_mpp: float, target_mpp: float, tile_px: int, tolerance: float
+) -> ReadPlan:
+    """Choose the level for a wanted resolution.
+
+    A level within `tolerance` of the target is read as it is; else the next finer level is
+    resampled. Nothing is ever enlarged.
+
+    Args:
+        info: facts of the slide.
+        slide_mpp: µm/px of level 0.
+        target_mpp: wanted µm/px.
+        tile_px: side of a tile at the target.
+        tolerance: relative difference that counts as equal.
+
+    Raises:
+        SlideError: the slide is coarser than the target.
+    """
+    mpps = [slide_mpp * level.downsample for level in info.levels]
+    usable = [i for i, mpp in enumerate(mpps) if mpp <= target_mpp * (1 + tolerance)]
+    if not usable:
+        raise SlideError(
+            f"{info.path}: has {slide_mpp:.4g} µm/px, coarser than the wanted {target_mpp:.4g}.",
+            hint=f"--mpp {slide_mpp:.4g} takes its own resolution; nothing is ever enlarged.",
+        )
+    level = max(usable, key=lambda i: mpps[i])
+    equal = abs(mpps[level] / target_mpp - 1) <= tolerance
+    return ReadPlan(
+        level=level,
+        downsample=info.levels[level].downsample,
+        scale=1.0 if equal else target_mpp / mpps[level],
+        tile_px=tile_px,
+        mpp=mpps[level] if equal else target_mpp,
+        slide_mpp=slide_mpp,
+    )
+
+
+def resolve_mpp(
+    info: SlideInfo, *, manifest_mpp: float | None, flag_mpp: float | None
+) -> tuple[float, str]:
+    """Return the resolution of level 0 and where it comes from: manifest, file, or --mpp.
+
+    The manifest wins over the file: a user who writes it knows that the file is wrong.
+
+    Raises:
+        MissingMppError: nobody states it.
+    """
+    if manifest_mpp is not None:
+        return manifest_mpp, "manifest"
+    if info.mpp is not None:
+        return info.mpp, f"file ({info.mpp_source})"
+    if flag_mpp is not None:
+        return flag_mpp, "--mpp"
+    why = "".join(f" {note}" for note in info.notes if "µm/px" in note)
+    raise MissingMppError(
+        f"{info.path}: the file states no resolution.{why}",
+        hint="pass --mpp 0.25 if it was taken at 40×, or a manifest with a column mpp.",
+    )
+
+
+def read_tile(
+    reader: SlideReader, plan: ReadPlan, x_px0: int, y_px0: int, *, fill: int = 255
+) -> NDArray[np.uint8]:
+    """Read one tile as (tile_px, tile_px, 3) uint8 RGB.
+
+    Args:
+        reader: the open slide.
+        plan: level and scale.
+        x_px0: left edge, level-0 pixels.
+        y_px0: top edge, level-0 pixels.
+        fill: grey level beyond the edge of the slide (255 bright-field, 0 dark-field).
+    """
+    size = reader.info.levels[plan.level].size_px
+    side = max(1, round(plan.tile_px * plan.scale))
+    x, y = round(x_px0 / plan.downsample), round(y_px0 / plan.downsample)
+    box = _clip(Box(x, y, side, side), size)
+    pixels = reader.read(plan.level, box)
+    if (box.w, box.h) != (side, side):
+        padded = np.full((side, side, 3), fill, dtype=np.uint8)
+        padded[box.y - y : box.y - y + box.h, box.x - x : box.x - x + box.w] = pixels
+        pixels = padded
+    return pixels if side == plan.tile_px and plan.scale == 1 else resample(pixels, plan.tile_px)
+
+
+def resample(pixels_HWC: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
+    """Shrink a square picture to `side_px` with an antialiasing (Lanczos 3) filter."""
+    if pixels_HWC.shape[0] == side_px:
+        return pixels_HWC
+    import pyvips
+
+    height, width = pixels_HWC.shape[:2]
+    image = pyvips.Image.new_from_memory(
+        np.ascontiguousarray(pixels_HWC), width, height, 3, "uchar"
+    ).copy(interpretation="srgb")
+    small = image.resize(side_px / width, vscale=side_px / height, kernel="lanczos3")
+    shrunk: NDArray[np.uint8] = np.asarray(small.numpy(), dtype=np.uint8)
+    return shrunk[:side_px, :side_px]
+
+
+def ordered_map(
+    pool: Executor, function: Callable[[A], B], items: Iterable[A], *, window: int
+) -> Generator[B, None, None]:
+    """Map in threads, in order, with at most `window` results waiting: memory stays flat."""
+    running: deque[Future[B]] = deque()
+    try:
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) >= window:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _clip(box: Box, size: Size) -> Box:
+    left, top = min(max(box.x, 0), size.w - 1), min(max(box.y, 0), size.h - 1)
+    right = min(max(box.x + box.w, left + 1), size.w)
+    bottom = min(max(box.y + box.h, top + 1), size.h)
+    return Box(left, top, right - left, bottom - top)

@@ -1,0 +1,381 @@
+"""The tile step for one slide: open → overview → foreground → grid → choose → write."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli import provenance
+from cytofm_cli.batch import Status
+from cytofm_cli.config import as_record
+from cytofm_cli.errors import DiskFullError, NoForegroundError, SlideError
+from cytofm_cli.slides.base import SlideReader
+from cytofm_cli.slides.open import open_slide
+from cytofm_cli.store import io, schema
+from cytofm_cli.store.zarr3 import write_array
+from cytofm_cli.tiles import pixels, preview
+from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.tiles.focus import FOCUS_MPP, focus_score
+from cytofm_cli.tiles.foreground import (
+    OVERVIEW_MPP,
+    Foreground,
+    find_foreground,
+    tile_fraction,
+)
+from cytofm_cli.tiles.grid import lay_grid
+from cytofm_cli.tiles.read import ReadPlan, plan_reading, read_tile, resolve_mpp
+from cytofm_cli.tiles.select import choose
+from cytofm_cli.units import human_bytes
+
+# The thumbnail is for people: a 100 000 px slide needs no larger one.
+MOST_THUMBNAIL_PX = 4096
+
+Report = Callable[[int, int], None]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileJob:
+    """What to do with one slide.
+
+    Attributes:
+        slide_id: name of the store.
+        path: path or URL of the slide.
+        mpp: µm/px stated by the manifest.
+        stores: folder of the stores.
+        config: the settings.
+        overwrite: replace a finished store.
+        dry_run: decide everything, write nothing.
+        preview: folder for pictures of the choice, or None.
+        threads: threads for this slide.
+    """
+
+    slide_id: str
+    path: str
+    mpp: float | None
+    stores: Path
+    config: TileConfig
+    overwrite: bool = False
+    dry_run: bool = False
+    preview: Path | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilePlan:
+    """Which tiles of a slide are taken, and how they are read.
+
+    Attributes:
+        read: level and scale.
+        mpp_source: who states the resolution.
+        overview_HWC: picture of the slide.
+        downsample: level-0 pixels to a pixel of the overview.
+        found: its foreground; None with `--foreground none`.
+        n_grid: tiles of the whole grid.
+        xy_px0: int32 (n, 2) of the tiles taken, row-major.
+        foreground, focus: float32 (n,) of the tiles taken.
+        source: the file's own JPEG tiles, if they will be copied.
+        why_not_source: why they will not be, if the file has some.
+    """
+
+    read: ReadPlan
+    mpp_source: str
+    overview_HWC: NDArray[np.uint8]
+    downsample: float
+    found: Foreground | None
+    n_grid: int
+    xy_px0: NDArray[np.int32]
+    foreground: NDArray[np.float32]
+    focus: NDArray[np.float32]
+    source: pixels.SourceTiles | None
+    why_not_source: str
+
+    @property
+    def fill(self) -> int:
+        """Grey level of what lies beyond the slide's edge."""
+        return 0 if self.found and self.found.illumination == "dark-field" else 255
+
+
+def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[str, Any]]:
+    """Tile one slide into its store.
+
+    Returns:
+        ("done" or "skipped", facts of the store).
+
+    Raises:
+        CytofmError: the slide cannot be tiled; no part of a store is left.
+    """
+    path = io.store_path(job.stores, job.slide_id)
+    settings = as_record(job.config, results_only=True) | {"manifest_mpp": job.mpp}
+    mark = _fingerprint(job.path)
+    if _is_done(job, path, settings, mark):
+        return "skipped", _facts(path)
+    with contextlib.ExitStack() as stack:
+        if not job.dry_run:
+            stack.enter_context(io.claim_step(job.stores, job.slide_id, schema.TILE_STEP))
+            if _is_done(job, path, settings, mark):  # another process did it meanwhile
+                return "skipped", _facts(path)
+        reader = open_slide(job.path, reader=job.config.reader)
+        stack.callback(reader.close)
+        plan = plan_tiles(reader, job)
+        _announce(job, reader, plan, note)
+        if job.preview is not None:
+            _draw(job, plan)
+        if job.dry_run:
+            return "done", {"n_tiles": len(plan.xy_px0), "bytes": _forecast(job, plan)}
+        _check_space(job, plan)
+        staged = stack.enter_context(io.staging(job.stores, job.slide_id, schema.TILE_STEP))
+        record = _write(job, reader, plan, staged, settings, mark, report)
+        io.commit_store(staged, path, slide=_slide_facts(job, reader, plan, mark), record=record)
+    return "done", _facts(path)
+
+
+def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
+    """Decide which tiles of a slide are taken.
+
+    Raises:
+        NoForegroundError: none is left.
+        MissingMppError, SlideError: see `resolve_mpp` and `plan_reading`.
+    """
+    config, info = job.config, reader.info
+    slide_mpp, mpp_source = resolve_mpp(info, manifest_mpp=job.mpp, flag_mpp=config.mpp)
+    read = plan_reading(
+        info,
+        slide_mpp=slide_mpp,
+        target_mpp=config.target_mpp,
+        tile_px=config.tile_px,
+        tolerance=config.mpp_tolerance,
+    )
+    source, why_not = None, ""
+    if config.pixels == "source":
+        source, why_not = pixels.find_source_tiles(reader, read, config)
+    xy = lay_grid(
+        info.size_px0,
+        read.tile_px0,
+        read.px0(config.step_px),
+        align_px0=source.align_px0 if source else 1,
+    )
+    n_grid = len(xy)
+    downsample = max(1.0, OVERVIEW_MPP / slide_mpp)
+    overview = reader.overview(downsample)
+    found, fraction = None, np.ones(n_grid, dtype=np.float32)
+    if config.foreground == "auto":
+        found = find_foreground(overview, slide_mpp * downsample)
+        fraction = tile_fraction(found.mask_HW, downsample, xy, read.tile_px0)
+        kept = np.flatnonzero(fraction >= max(config.min_foreground, 1e-9))
+        xy, fraction = xy[kept], fraction[kept]
+    if not len(xy):
+        raise NoForegroundError(
+            f"{info.path}: none of {n_grid} tiles holds {config.min_foreground:.1%} foreground"
+            f"{'; ' + found.unsure if found and found.unsure else ''}.",
+            hint="look at it with --preview DIR; lower --min-foreground, or --foreground none.",
+        )
+    focus = np.empty(0, dtype=np.float32)
+    n_most = config.max_tiles or len(xy)
+    taken = choose(
+        fraction, focus, n_most, how=config.select, seed=config.seed, slide_id=job.slide_id
+    )
+    xy, fraction = xy[taken], fraction[taken]
+    return TilePlan(
+        read=read,
+        mpp_source=mpp_source,
+        overview_HWC=overview,
+        downsample=downsample,
+        found=found,
+        n_grid=n_grid,
+        xy_px0=xy,
+        foreground=fraction,
+        focus=measure_focus(reader, read, xy),
+        source=source,
+        why_not_source=why_not,
+    )
+
+
+def measure_focus(
+    reader: SlideReader, read: ReadPlan, xy_px0: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """Score the focus of tiles, each read once at the level that the score needs."""
+    target = max(FOCUS_MPP, read.mpp)
+    side = max(16, round(read.tile_px0 * read.slide_mpp / target))
+    coarse = plan_reading(
+        reader.info,
+        slide_mpp=read.slide_mpp,
+        target_mpp=target,
+        tile_px=side,
+        tolerance=0.05,
+    )
+    scores = [focus_score(read_tile(reader, coarse, int(x), int(y)), coarse.mpp) for x, y in xy_px0]
+    return np.asarray(scores, dtype=np.float32)
+
+
+def _is_done(job: TileJob, path: Path, settings: dict[str, Any], mark: str) -> bool:
+    return not job.overwrite and io.is_finished(
+        path, schema.TILE_STEP, config=settings, input_fingerprint=mark
+    )
+
+
+def _fingerprint(path: str) -> str:
+    if "://" in path:
+        return path
+    if not Path(path).exists():
+        raise SlideError(f"{path}: no such file.", hint="check the path.")
+    try:
+        return provenance.fingerprint(Path(path))
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _forecast(job: TileJob, plan: TilePlan) -> int:
+    return pixels.forecast_bytes(len(plan.xy_px0), job.config, plan.source)
+
+
+def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, note: Note) -> None:
+    n, side0 = len(plan.xy_px0), plan.read.tile_px0
+    width, height = reader.info.size_px0
+    share = min(1.0, n * side0 * side0 / (width * height))
+    how = {
+        "source": "the slide's own JPEG" if plan.source else "lossless",
+        "lossless": "lossless",
+        "jpeg": f"JPEG quality {job.config.jpeg_quality}",
+        "none": "no pixels",
+    }[job.config.pixels]
+    note(
+        f"{job.slide_id}: {n} of {plan.n_grid} tiles of {job.config.tile_px} px at "
+        f"{plan.read.mpp:.4g} µm/px ({share:.1%} of the slide), {how}, "
+        f"about {human_bytes(_forecast(job, plan))}"
+    )
+    if job.config.pixels == "source" and plan.why_not_source:
+        note(f"{job.slide_id}: stored lossless, because {plan.why_not_source}")
+    if plan.found is not None and plan.found.unsure:
+        note(f"warning: {job.slide_id}: unsure of the foreground: {plan.found.unsure}")
+
+
+def _check_space(job: TileJob, plan: TilePlan) -> None:
+    import shutil
+
+    wanted = _forecast(job, plan)
+    free = shutil.disk_usage(job.stores).free
+    if wanted > 2 * free:  # the forecast is rough: refuse only what cannot fit
+        raise DiskFullError(
+            f"{job.stores}: {job.slide_id} needs about {human_bytes(wanted)}, "
+            f"{human_bytes(free)} are free.",
+            hint="make room, or --pixels none.",
+        )
+
+
+def _write(
+    job: TileJob,
+    reader: SlideReader,
+    plan: TilePlan,
+    staged: Path,
+    settings: dict[str, Any],
+    mark: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Write every array of the step; return its provenance record."""
+    thumbnail, mask, factor = _thumbnail(plan)
+    _write_kind(staged, schema.THUMBNAIL, thumbnail)
+    _write_kind(staged, schema.FOREGROUND, mask.astype(np.uint8))
+    _write_kind(staged, schema.TILE_XY, plan.xy_px0)
+    _write_kind(staged, schema.TILE_FOREGROUND, plan.foreground)
+    _write_kind(staged, schema.TILE_FOCUS, plan.focus)
+    codec, n_bytes = "none", 0
+    if job.config.pixels != "none":
+        codec, n_bytes = pixels.write_pixels(
+            reader,
+            plan.read,
+            plan.xy_px0,
+            staged,
+            config=job.config,
+            source=plan.source,
+            fill=plan.fill,
+            threads=job.threads,
+            report=report,
+        )
+    found = plan.found
+    return provenance.record(
+        settings,
+        input_fingerprint=mark,
+        n_tiles=len(plan.xy_px0),
+        n_grid=plan.n_grid,
+        tile_px=job.config.tile_px,
+        tile_px0=plan.read.tile_px0,
+        mpp=plan.read.mpp,
+        level=plan.read.level,
+        scale=plan.read.scale,
+        thumbnail_downsample=plan.downsample * factor,
+        fill=plan.fill,
+        source_codec=reader.info.codec,
+        store_codec=codec,
+        pixel_bytes=n_bytes,
+        seed=job.config.seed,
+        illumination=found.illumination if found else None,
+        background_rgb=[round(float(v), 2) for v in found.background_rgb] if found else None,
+        foreground_unsure=found.unsure if found else None,
+    )
+
+
+def _write_kind(folder: Path, kind: schema.ArrayKind, values: NDArray[Any]) -> None:
+    write_array(folder / kind.path, values, axes=kind.axes)
+
+
+def _thumbnail(plan: TilePlan) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
+    """Reduce overview and mask by a whole factor until a person's screen suffices."""
+    image = plan.overview_HWC
+    mask = plan.found.mask_HW if plan.found else np.ones(image.shape[:2], dtype=bool)
+    factor = -(-max(image.shape[:2]) // MOST_THUMBNAIL_PX)
+    return image[::factor, ::factor], mask[::factor, ::factor], factor
+
+
+def _slide_facts(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) -> dict[str, Any]:
+    info = reader.info
+    return {
+        "slide_id": job.slide_id,
+        "path": job.path if "://" in job.path else str(Path(job.path).absolute()),
+        "reader": info.reader,
+        "format": info.format,
+        "size_px0": list(info.size_px0),
+        "levels": [
+            {"size_px": list(level.size_px), "downsample": level.downsample}
+            for level in info.levels
+        ],
+        "mpp": plan.read.slide_mpp,
+        "mpp_source": plan.mpp_source,
+        "codec": info.codec,
+        "objective": info.objective,
+        "n_focal_planes": info.n_focal_planes,
+        "focal_plane": info.focal_plane,
+        "has_icc_profile": info.has_icc_profile,
+        "notes": list(info.notes),
+        "fingerprint": mark,
+    }
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    record = io.open_store(path).steps[schema.TILE_STEP]
+    return {
+        "store": str(path),
+        **{key: record[key] for key in ("n_tiles", "n_grid", "mpp", "store_codec", "pixel_bytes")},
+    }
+
+
+def _draw(job: TileJob, plan: TilePlan) -> None:
+    assert job.preview is not None
+    mask = plan.found.mask_HW if plan.found else None
+    picture = preview.draw(
+        plan.overview_HWC, mask, plan.downsample, plan.xy_px0, plan.read.tile_px0
+    )
+    with io.output_errors(job.preview):
+        job.preview.mkdir(parents=True, exist_ok=True)
+        preview.save_png(job.preview / f"{job.slide_id}.png", picture)
+
+
+def with_threads(job: TileJob, threads: int) -> TileJob:
+    """Return the job with another number of threads."""
+    return replace(job, threads=threads)

@@ -1,0 +1,137 @@
+"""Where later steps get the pixels of tiles: the store if it holds them, else the slide."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.errors import SlideError, StoreError
+from cytofm_cli.slides.base import SlideReader
+from cytofm_cli.slides.open import open_slide
+from cytofm_cli.store import schema
+from cytofm_cli.store.io import Store
+from cytofm_cli.store.zarr3 import ShardedArrayReader, chunk_decoder
+from cytofm_cli.tiles.read import ReadPlan, read_tile
+
+
+class TileSource(Protocol):
+    """The tiles of one slide, in the order of the store; any thread may read."""
+
+    xy_px0: NDArray[np.int32]
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return one tile as (tile_px, tile_px, 3) uint8 RGB."""
+        ...
+
+
+@contextlib.contextmanager
+def open_tiles(store: Store, *, slides: Path | None = None) -> Iterator[TileSource]:
+    """Open the pixels of a store's tiles.
+
+    Args:
+        store: a store with the tile step done.
+        slides: folder where the slides lie now, if they were moved since.
+
+    Raises:
+        StoreError: the store has no tiles.
+        SlideError: the store has no pixels and the slide cannot be read.
+    """
+    if schema.TILE_STEP not in store.steps:
+        raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
+    xy_px0 = store.read(schema.TILE_XY.path)
+    if store.has(schema.TILE_PIXELS.path):
+        with ShardedArrayReader(store.path / schema.TILE_PIXELS.path) as pixels:
+            yield StoredTiles(pixels, xy_px0)
+        return
+    reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
+    try:
+        yield SlideTiles(reader, plan_of(store), xy_px0, fill=store.steps["tile"]["fill"])
+    finally:
+        reader.close()
+
+
+def plan_of(store: Store) -> ReadPlan:
+    """Return how the tiles of a store were cut from its slide."""
+    record = store.steps[schema.TILE_STEP]
+    return ReadPlan(
+        level=record["level"],
+        downsample=store.slide["levels"][record["level"]]["downsample"],
+        scale=record["scale"],
+        tile_px=record["tile_px"],
+        mpp=record["mpp"],
+        slide_mpp=store.slide["mpp"],
+    )
+
+
+def find_slide(store: Store, slides: Path | None) -> str:
+    """Return the path of a store's slide, looking in `slides` for a moved one.
+
+    Raises:
+        SlideError: it is at neither place.
+    """
+    path = str(store.slide["path"])
+    if "://" in path:
+        return path
+    moved = [] if slides is None else [slides / Path(path).name]
+    for candidate in [*moved, Path(path)]:
+        if candidate.exists():
+            return str(candidate)
+    raise SlideError(
+        f"{path}: the slide of {store.path.name} is not there, and the store holds no pixels.",
+        hint="--slides DIR says where it is now.",
+    )
+
+
+class StoredTiles:
+    """Tiles whose pixels lie in the store."""
+
+    def __init__(self, pixels: ShardedArrayReader, xy_px0: NDArray[np.int32]) -> None:
+        self.xy_px0 = xy_px0
+        self._pixels = pixels
+        self._decode = chunk_decoder(pixels.codecs, pixels.chunk)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return one tile, put together from its chunks."""
+        try:
+            chunks = self._pixels.row_chunks(index)
+            if len(chunks) == 1 and chunks[0] is not None:
+                return self._decode(chunks[0])
+            return self._assemble(chunks)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise StoreError(
+                f"{self._pixels.path}: tile {index} is damaged ({error}).",
+                hint="make the store again with `cytofm tile --overwrite`.",
+            ) from error
+
+    def _assemble(self, chunks: list[bytes | None]) -> NDArray[np.uint8]:
+        side, chunk = self._pixels.shape[1], self._pixels.chunk[1]
+        per_side = side // chunk
+        tile = np.zeros((side, side, 3), dtype=np.uint8)
+        for position, data in enumerate(chunks):
+            row, column = divmod(position, per_side)
+            if data is not None:
+                y, x = row * chunk, column * chunk
+                tile[y : y + chunk, x : x + chunk] = self._decode(data)
+        return tile
+
+
+class SlideTiles:
+    """Tiles that are read from the slide each time."""
+
+    def __init__(
+        self, reader: SlideReader, plan: ReadPlan, xy_px0: NDArray[np.int32], *, fill: int
+    ) -> None:
+        self.xy_px0 = xy_px0
+        self._reader = reader
+        self._plan = plan
+        self._fill = fill
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return one tile."""
+        x, y = (int(value) for value in self.xy_px0[index])
+        return read_tile(self._reader, self._plan, x, y, fill=self._fill)

@@ -1,0 +1,51 @@
+"""Run the real command on real fields."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FIELDS = ROOT / "examples" / "pap_fields"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def cytofm() -> Run:
+    """Return a function that runs `cytofm WORDS…` in a process of its own."""
+
+    def run(*words: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cytofm_cli", *(str(word) for word in words)]
+        environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, **kwargs
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of four real Pap fields."""
+    folder = tmp_path_factory.mktemp("fields")
+    for path in sorted(FIELDS.glob("*.jpg"))[:4]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stores(cytofm: Run, fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the stores of those fields, tiled at 256 px and embedded."""
+    folder = tmp_path_factory.mktemp("stores")
+    tiled = cytofm("tile", fields, "-o", folder, "--mpp", 0.25, "--tile-px", 256)
+    assert tiled.returncode == 0, tiled.stderr
+    embedded = cytofm("embed", folder)
+    assert embedded.returncode == 0, embedded.stderr
+    return folder
