@@ -1,0 +1,177 @@
+"""`cytofm mil`: train heads on bags, score slides with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.options import register as register_command
+from cytofm_cli.cli.out import out
+from cytofm_cli.errors import UsageError
+from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.store.schema import STORE_SUFFIX
+
+if TYPE_CHECKING:
+    from cytofm_cli.mil.bags import Bag
+    from cytofm_cli.mil.score import Ensemble, SlideScore
+
+
+def train(
+    bags: Annotated[
+        Path, typer.Option(help="Folder of stores, or of h5 (CLAM, TRIDENT) or pt files.")
+    ],
+    labels: Annotated[Path, typer.Option(help="Table slide_id,label[,group][,split].")],
+    folder: Annotated[Path, typer.Option("-o", "--out", help="Folder of the RUN to make.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the head; repeat for more."),
+    ] = None,
+    *,
+    config: MilConfig,
+    run: RunOptions,
+) -> None:
+    """Train a head by grouped cross-validation and judge it on slides it never saw.
+
+    Examples:
+
+      cytofm mil train --bags stores --labels labels.csv -o run
+
+      cytofm mil train --bags stores --labels labels.csv -o floor --method mean
+    """
+    from cytofm_cli.mil.run import make_plan, train_run
+
+    head = dict(_setting(text) for text in settings or [])
+    if run.dry_run:
+        plan = make_plan(config, bags, labels, head)
+        out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds")
+        return
+    with out.progress_bar(f"train {config.method}", 1) as bar:
+
+        def progress(done: int, total: int, name: str) -> None:
+            bar.part("models", done, total)
+            out.detail(f"{done}/{total} models: {name}")
+
+        report = train_run(
+            config, bags, labels, folder, head=head, overwrite=run.overwrite, progress=progress
+        )
+    if report.skipped:
+        out.detail(f"{folder}: done before, skipped")
+    out.note(_one_line(report.metrics))
+    out.data(str(folder), {"run": str(folder), "metrics": report.metrics})
+
+
+def score(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Made by `mil train`.")],
+    stores: Annotated[
+        list[str], typer.Argument(metavar="STORES", help="Stores, or a folder of h5 or pt files.")
+    ],
+    table: Annotated[Path, typer.Option("-o", "--out", help="Table of scores to write.")] = Path(
+        "scores.csv"
+    ),
+    *,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    attention: Annotated[
+        bool, typer.Option(help="Also write attention of every instance into the stores.")
+    ] = True,
+) -> None:
+    """Score slides with the ensemble of a RUN; needs no labels.
+
+    A slide that the RUN was trained on is scored by the models that never saw it.
+
+    Examples:
+
+      cytofm mil score run stores -o scores.csv
+
+      cytofm mil score run new-stores -o new.csv --no-attention
+    """
+    from cytofm_cli.mil.bags import load_bags
+    from cytofm_cli.mil.score import load_run, score_bag, scores_csv
+    from cytofm_cli.store.io import output_errors
+
+    ensemble = load_run(run_folder)
+    card = ensemble.card
+    paths = _find(stores, card.encoder)
+    scores = []
+    with out.progress_bar("score", len(paths)) as bar:
+        for path in paths:
+            (bag,) = load_bags(path, card.encoder or None, card.unit)
+            result = score_bag(ensemble, bag, device=device)
+            scores.append(result)
+            if attention and path.suffix == STORE_SUFFIX:
+                _write_attention(path, run_folder.absolute(), ensemble, bag, result)
+            bar.finish(bag.slide_id)
+    with output_errors(table):
+        table.parent.mkdir(parents=True, exist_ok=True)
+        partial = table.with_name(f".{table.name}.partial")
+        partial.write_text(scores_csv(scores, ensemble.card.classes), encoding="utf-8")
+        partial.replace(table)
+    out.data(str(table))
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: must be KEY=VALUE.")
+    return key.strip(), value.strip()
+
+
+def _one_line(metrics: dict[str, Any]) -> str:
+    parts = [
+        f"{name} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+        for name in ("auc", "accuracy", "recall")
+        if (m := metrics.get(name)) and m["value"] is not None
+    ]
+    size = f"{metrics['slides']} slides, {metrics['groups']} groups"
+    return f"{metrics['method']}: {', '.join(parts)}  ({size})"
+
+
+def _find(words: list[str], encoder: str) -> list[Path]:
+    """List the stores or bag files to score, each once."""
+    from cytofm_cli.mil.bags import find_bags
+
+    found = {path: None for word in words for path in find_bags(Path(word), encoder or None)}
+    return list(found)
+
+
+def _write_attention(
+    store: Path, run: Path, ensemble: Ensemble, bag: Bag, result: SlideScore
+) -> None:
+    """Put attention and scores of the instances under `/attention/<run>/<unit>`."""
+    from cytofm_cli import provenance
+    from cytofm_cli.config import digest
+    from cytofm_cli.store import io, schema
+    from cytofm_cli.store.zarr3 import write_array
+
+    card = ensemble.card
+    step = schema.attention_step(run.name, card.unit)
+    source = io.open_store(store).steps[schema.embedding_step(str(bag.encoder), card.unit)]
+    facts = {"run": str(run), "method": card.method, "columns": list(result.columns)}
+    record = provenance.record(
+        facts,
+        input_fingerprint=f"{source['config_hash']}-{digest({'card': str(card)})}",
+        n=len(result.instances_NK),
+        dim=len(result.columns),
+        basis=result.basis,
+        predicted=result.predicted,
+    )
+    with (
+        io.claim_step(store.parent, bag.slide_id, step),
+        io.staging(store.parent, bag.slide_id, step) as staged,
+    ):
+        write_array(staged / "values", result.instances_NK, axes=schema.ATTENTION.axes)
+        io.commit_group(staged, store, step, record)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group of commands."""
+    group = typer.Typer(
+        help="Train, score and compare slide-level heads on bags.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    register_command(group, "train", train)
+    group.command("score")(score)
+    app.add_typer(group, name="mil")
