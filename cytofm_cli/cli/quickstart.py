@@ -44,7 +44,7 @@ def quickstart(
     fields = example_fields()
     stores, labels = folder / "stores", fields / "labels.csv"
     start = time.monotonic()
-    _say(f"34 Pap-smear fields from {fields} (CRIC Cervix, CC BY 4.0)")
+    _say(f"31 Pap-smear fields from {fields} (CRIC Cervix, CC BY 4.0)")
     _say("Question: does a field hold a cell that is LSIL or worse? Grouped cross-validation.")
     _run(
         "tile",
@@ -111,7 +111,7 @@ def _table(metrics: dict[str, dict[str, Any]]) -> str:
         ]
         lines.append(f"{head:<8}" + "".join(f"{cell:<22}" for cell in cells))
     lines.append(
-        "95 % intervals by bootstrap over groups. 34 fields are few: the intervals say so."
+        "95 % intervals by bootstrap over groups. 31 fields are few: the intervals say so."
     )
     return "\n".join(lines)
 

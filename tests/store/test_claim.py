@@ -99,7 +99,7 @@ def test_claim__a_zombie_is_not_a_holder(tmp_path: Path) -> None:
     path = tmp_path / ".a.claim"
     code = (
         "import os, sys; from pathlib import Path; from cytofm_cli.store.claim import claim\n"
-        "claim(Path(sys.argv[1])).__enter__(); os._exit(9)"
+        "held = claim(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(path)]) as dead:
         stat = Path(f"/proc/{dead.pid}/stat")
