@@ -10,7 +10,7 @@ import typer
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.errors import UsageError
+from cytofm_cli.errors import SomeSlidesFailedError, UsageError
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.store.schema import STORE_SUFFIX
 
@@ -111,6 +111,105 @@ def score(
     out.data(str(table))
 
 
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Made by `mil train`.")],
+    *,
+    replicates: Annotated[int, typer.Option(help="Bootstrap replicates.", min=100)] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a pair.")] = False,
+) -> None:
+    """Compare runs on the same slides by paired tests, corrected for their number.
+
+    Examples:
+
+      cytofm mil compare run-abmil run-mean
+
+      cytofm mil compare runs/* --json
+    """
+    from cytofm_cli.mil.compare import compare_runs, read_answers, share_splits
+
+    out.json = as_json
+    names = [run.name for run in runs]
+    unique = len(set(names)) == len(names)
+    answers = [read_answers(run, run.name if unique else str(run)) for run in runs]
+    pairs = compare_runs(answers, replicates=replicates, seed=seed)
+    if not share_splits(answers):
+        out.warn("these runs used different folds; train with `--splits` of one for less noise")
+    for pair in pairs:
+        gap = pair.bootstrap
+        delong = "" if pair.delong is None else f", DeLong p {pair.delong_p_adjusted:.3g}"
+        interval = f"[{gap.low:+.3f}, {gap.high:+.3f}]"
+        out.data(
+            f"{pair.second} - {pair.first}: AUC {pair.auc[1]:.3f} - {pair.auc[0]:.3f} = "
+            f"{gap.value:+.3f} {interval}, p {pair.p_adjusted:.3g}{delong}",
+            pair.record(),
+        )
+    out.note(f"p-values are corrected for {len(pairs)} comparison(s) (Holm).")
+
+
+def benchmark(
+    bags: Annotated[
+        list[Path], typer.Option(help="Folder of stores or bag files; repeat for more rows.")
+    ],
+    labels: Annotated[Path, typer.Option(help="Table slide_id,label[,group][,split].")],
+    folder: Annotated[Path, typer.Option("-o", "--out", help="Folder for runs and tables.")],
+    methods: Annotated[
+        str, typer.Option(help="Heads, comma-separated; all: every one there is.")
+    ] = "mean,abmil",
+    encoders: Annotated[
+        str | None, typer.Option(help="Encoders, comma-separated: rows of the table.")
+    ] = None,
+    units: Annotated[str, typer.Option(help="tile, cell or tile,cell.")] = "tile",
+    *,
+    config: MilConfig,
+    run: RunOptions,
+) -> None:
+    """Train every head on every encoder's bags, on the same folds; end in a table.
+
+    Examples:
+
+      cytofm mil benchmark --bags stores --labels labels.csv -o bench --methods all
+
+      cytofm mil benchmark --bags stores --encoders handcrafted,uni --labels labels.csv -o bench
+    """
+    from cytofm_cli.mil.benchmark import benchmark as run_benchmark
+    from cytofm_cli.mil.benchmark import make_sources
+    from cytofm_cli.registry import mil_methods
+
+    heads = mil_methods.names() if methods == "all" else _words(methods)
+    for head in heads:
+        mil_methods.load(head)
+    sources = make_sources(bags, _words(encoders or config.encoder or ""), _words(units))
+    if run.dry_run:
+        out.note(
+            f"would make {len(sources) * len(heads)} runs: {len(sources)} kinds of bags × "
+            f"{len(heads)} heads"
+        )
+        return
+    with out.progress_bar("benchmark", len(sources) * len(heads)) as bar:
+        report = run_benchmark(
+            config,
+            sources,
+            heads,
+            labels,
+            folder,
+            overwrite=run.overwrite,
+            progress=lambda _done, _total, name: bar.finish(name),
+        )
+    out.note(report.table)
+    out.data(str(folder), {"benchmark": str(folder), "failures": report.failures})
+    if report.failures:
+        name, reason = next(iter(report.failures.items()))
+        raise SomeSlidesFailedError(
+            f"{len(report.failures)} run(s) failed; {name}: {reason}",
+            hint=f"see {folder / 'failures.jsonl'}",
+        )
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def _setting(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
@@ -174,4 +273,6 @@ def register(app: typer.Typer) -> None:
     )
     register_command(group, "train", train)
     group.command("score")(score)
+    group.command("compare")(compare)
+    register_command(group, "benchmark", benchmark)
     app.add_typer(group, name="mil")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import site
 import subprocess
 import sys
 import time
@@ -76,11 +77,14 @@ def example_fields() -> Path:
     Raises:
         InputError: this installation lacks them.
     """
-    package = Path(cytofm_cli.__file__).parent
-    for folder in (package / "pap_fields", package.parent / "examples" / "pap_fields"):
-        if (folder / "labels.csv").exists():
-            return folder
-    raise InputError(f"{package}: the example fields are missing.", hint="install cytofm again.")
+    installed = [Path(base) / "share" / "cytofm" for base in (sys.prefix, site.getuserbase())]
+    in_clone = Path(cytofm_cli.__file__).parents[1] / "examples"
+    for folder in (in_clone, *installed):
+        if (folder / "pap_fields" / "labels.csv").exists():
+            return folder / "pap_fields"
+    raise InputError(
+        f"{installed[0]}: the example fields are missing.", hint="install cytofm again."
+    )
 
 
 def _run(*words: object) -> None:

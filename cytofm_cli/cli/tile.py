@@ -12,6 +12,7 @@ from cytofm_cli.cli.inputs import find_slides, take_shard
 from cytofm_cli.cli.options import Out, RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
+from cytofm_cli.errors import UsageError
 from cytofm_cli.tiles.config import TileConfig
 
 
@@ -42,6 +43,8 @@ def tile(
     """
     from cytofm_cli.tiles.run import TileJob
 
+    if config.max_tiles is not None and config.select == "all":
+        raise UsageError("--max-tiles needs a way to choose.", hint="add --select random.")
     refs = take_shard(find_slides(inputs or [], manifest), run.shard)
     workers, threads = crew_size(run, len(refs))
     jobs = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +16,18 @@ from cytofm_cli import provenance
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record
 from cytofm_cli.errors import DiskFullError, NoForegroundError, SlideError
-from cytofm_cli.slides.base import SlideReader
+from cytofm_cli.slides.base import SlideReader, finest_level_for
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array
 from cytofm_cli.tiles import pixels, preview
 from cytofm_cli.tiles.config import TileConfig
-from cytofm_cli.tiles.focus import FOCUS_MPP, focus_score
-from cytofm_cli.tiles.foreground import (
-    OVERVIEW_MPP,
-    Foreground,
-    find_foreground,
-    tile_fraction,
-)
+from cytofm_cli.tiles.focus import BAND_PX, FOCUS_MPP, FocusMap, measure, needs_band
+from cytofm_cli.tiles.foreground import Foreground, find_foreground, overview_mpp, tile_fraction
 from cytofm_cli.tiles.grid import lay_grid
-from cytofm_cli.tiles.read import ReadPlan, plan_reading, read_tile, resolve_mpp
-from cytofm_cli.tiles.select import choose
-from cytofm_cli.units import human_bytes
+from cytofm_cli.tiles.read import ReadPlan, ordered_map, plan_reading, resolve_mpp
+from cytofm_cli.tiles.select import How, choose, slide_seed
+from cytofm_cli.units import Box, human_bytes
 
 # The thumbnail is for people: a 100 000 px slide needs no larger one.
 MOST_THUMBNAIL_PX = 4096
@@ -75,8 +71,9 @@ class TilePlan:
         read: level and scale.
         mpp_source: who states the resolution.
         overview_HWC: picture of the slide.
-        downsample: level-0 pixels to a pixel of the overview.
-        found: its foreground; None with `--foreground none`.
+        mask_HW: its foreground; all of it with `--foreground none`.
+        downsample: level-0 pixels to a pixel of the overview, along x and y.
+        found: what was found out about the foreground; None with `--foreground none`.
         n_grid: tiles of the whole grid.
         xy_px0: int32 (n, 2) of the tiles taken, row-major.
         foreground, focus: float32 (n,) of the tiles taken.
@@ -87,7 +84,8 @@ class TilePlan:
     read: ReadPlan
     mpp_source: str
     overview_HWC: NDArray[np.uint8]
-    downsample: float
+    mask_HW: NDArray[np.bool_]
+    downsample: tuple[float, float]
     found: Foreground | None
     n_grid: int
     xy_px0: NDArray[np.int32]
@@ -162,12 +160,15 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
         align_px0=source.align_px0 if source else 1,
     )
     n_grid = len(xy)
-    downsample = max(1.0, OVERVIEW_MPP / slide_mpp)
-    overview = reader.overview(downsample)
-    found, fraction = None, np.ones(n_grid, dtype=np.float32)
+    overview = reader.overview(overview_mpp(info.size_px0, slide_mpp) / slide_mpp)
+    height, width = overview.shape[:2]
+    downsample = (info.size_px0.w / width, info.size_px0.h / height)
+    found, mask = None, np.ones((height, width), dtype=bool)
+    fraction = np.ones(n_grid, dtype=np.float32)
     if config.foreground == "auto":
-        found = find_foreground(overview, slide_mpp * downsample)
-        fraction = tile_fraction(found.mask_HW, downsample, xy, read.tile_px0)
+        found = find_foreground(overview, slide_mpp * max(downsample))
+        mask = found.mask_HW
+        fraction = tile_fraction(mask, downsample, xy, read.tile_px0)
         kept = np.flatnonzero(fraction >= max(config.min_foreground, 1e-9))
         xy, fraction = xy[kept], fraction[kept]
     if not len(xy):
@@ -176,42 +177,41 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
             f"{'; ' + found.unsure if found and found.unsure else ''}.",
             hint="look at it with --preview DIR; lower --min-foreground, or --foreground none.",
         )
-    focus = np.empty(0, dtype=np.float32)
-    n_most = config.max_tiles or len(xy)
-    taken = choose(
-        fraction, focus, n_most, how=config.select, seed=config.seed, slide_id=job.slide_id
-    )
-    xy, fraction = xy[taken], fraction[taken]
+    focus = measure_focus(reader, slide_mpp, mask, job.threads).score(xy, read.tile_px0)
+    seed = slide_seed(config.seed, job.slide_id)
+    taken = choose(fraction, focus, config.max_tiles, cast("How", config.select), seed)
     return TilePlan(
         read=read,
         mpp_source=mpp_source,
         overview_HWC=overview,
+        mask_HW=mask,
         downsample=downsample,
         found=found,
         n_grid=n_grid,
-        xy_px0=xy,
-        foreground=fraction,
-        focus=measure_focus(reader, read, xy),
+        xy_px0=xy[taken],
+        foreground=fraction[taken],
+        focus=focus[taken],
         source=source,
         why_not_source=why_not,
     )
 
 
 def measure_focus(
-    reader: SlideReader, read: ReadPlan, xy_px0: NDArray[np.int32]
-) -> NDArray[np.float32]:
-    """Score the focus of tiles, each read once at the level that the score needs."""
-    target = max(FOCUS_MPP, read.mpp)
-    side = max(16, round(read.tile_px0 * read.slide_mpp / target))
-    coarse = plan_reading(
-        reader.info,
-        slide_mpp=read.slide_mpp,
-        target_mpp=target,
-        tile_px=side,
-        tolerance=0.05,
-    )
-    scores = [focus_score(read_tile(reader, coarse, int(x), int(y)), coarse.mpp) for x, y in xy_px0]
-    return np.asarray(scores, dtype=np.float32)
+    reader: SlideReader, slide_mpp: float, mask_HW: NDArray[np.bool_], threads: int
+) -> FocusMap:
+    """Measure how sharp the slide is, from bands of the level that the score needs."""
+    info = reader.info
+    level = finest_level_for(info.levels, max(1.0, FOCUS_MPP * 1.05 / slide_mpp))
+    size = info.levels[level].size_px
+
+    def read_band(top: int) -> tuple[int, NDArray[np.uint8]]:
+        return top, reader.read(level, Box(0, top, size.w, min(BAND_PX, size.h - top)))
+
+    tops = [top for top in range(0, size.h, BAND_PX) if needs_band(top, size, mask_HW)]
+    downsample = (info.size_px0.w / size.w, info.size_px0.h / size.h)
+    with ThreadPoolExecutor(threads) as pool:
+        bands = ordered_map(pool, read_band, tops, window=2 * threads)
+        return measure(bands, size, downsample, slide_mpp * max(downsample), mask_HW)
 
 
 def _is_done(job: TileJob, path: Path, settings: dict[str, Any], mark: str) -> bool:
@@ -309,14 +309,14 @@ def _write(
         mpp=plan.read.mpp,
         level=plan.read.level,
         scale=plan.read.scale,
-        thumbnail_downsample=plan.downsample * factor,
+        thumbnail_downsample=[step * factor for step in plan.downsample],
         fill=plan.fill,
         source_codec=reader.info.codec,
         store_codec=codec,
         pixel_bytes=n_bytes,
         seed=job.config.seed,
         illumination=found.illumination if found else None,
-        background_rgb=[round(float(v), 2) for v in found.background_rgb] if found else None,
+        background_rgb=list(found.background_rgb) if found else None,
         foreground_unsure=found.unsure if found else None,
     )
 
@@ -328,9 +328,8 @@ def _write_kind(folder: Path, kind: schema.ArrayKind, values: NDArray[Any]) -> N
 def _thumbnail(plan: TilePlan) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
     """Reduce overview and mask by a whole factor until a person's screen suffices."""
     image = plan.overview_HWC
-    mask = plan.found.mask_HW if plan.found else np.ones(image.shape[:2], dtype=bool)
     factor = -(-max(image.shape[:2]) // MOST_THUMBNAIL_PX)
-    return image[::factor, ::factor], mask[::factor, ::factor], factor
+    return image[::factor, ::factor], plan.mask_HW[::factor, ::factor], factor
 
 
 def _slide_facts(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) -> dict[str, Any]:
@@ -367,15 +366,9 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def _draw(job: TileJob, plan: TilePlan) -> None:
     assert job.preview is not None
-    mask = plan.found.mask_HW if plan.found else None
     picture = preview.draw(
-        plan.overview_HWC, mask, plan.downsample, plan.xy_px0, plan.read.tile_px0
+        plan.overview_HWC, plan.mask_HW, max(plan.downsample), plan.xy_px0, plan.read.tile_px0
     )
     with io.output_errors(job.preview):
         job.preview.mkdir(parents=True, exist_ok=True)
         preview.save_png(job.preview / f"{job.slide_id}.png", picture)
-
-
-def with_threads(job: TileJob, threads: int) -> TileJob:
-    """Return the job with another number of threads."""
-    return replace(job, threads=threads)

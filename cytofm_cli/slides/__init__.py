@@ -1,0 +1,1 @@
+"""Slides: one protocol over every reader, chosen by probing the file."""

@@ -1,0 +1,1 @@
+"""Slide readers: one module here is one plug-in."""

@@ -1,0 +1,333 @@
+"""libvips: tiled TIFF and Aperio SVS by the direct path; fields of view as plain pictures.
+
+One `Region` a thread and level fetches pixels that equal OpenSlide's at a fraction of its
+CPU time. Memory: two and a half rows of tiles of the level that is read. Pictures that
+cannot be read at random places (JPEG, PNG, TIFF in strips) are unpacked once, at the first
+`read`: in memory below 100 MB, beyond that into a temporary file under TMPDIR that is gone
+when the slide is closed; `overview` streams them and unpacks nothing.
+
+Pixels are as stored: neither EXIF orientation nor a colour profile is applied. Alpha is laid
+on white, grey becomes RGB, CMYK is converted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.errors import DiskFullError, SlideError
+from cytofm_cli.registry import Plugin
+from cytofm_cli.slides import native_jpeg, pyramid, tiff
+from cytofm_cli.slides.base import (
+    Level,
+    NativeJpeg,
+    SlideInfo,
+    check_box,
+    finest_level_for,
+    mean_mpp,
+    overview_size,
+    slide_error,
+)
+from cytofm_cli.slides.blocks import damaged, overview_by_blocks
+from cytofm_cli.units import Box, Size
+
+_log = logging.getLogger(__name__)
+
+NAME: Final = "vips"
+# What libvips decodes in a TIFF; the rest goes to OpenSlide and TiffSlide. JPEG 2000 is left
+# to OpenSlide, which knows the two flavours that Aperio writes.
+_CODECS: Final = ("jpeg", "none", "lzw", "deflate", "packbits", "webp", "ccitt", "old-jpeg")
+_PLAIN: Final = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"RIFF", "webp"),
+    (b"P5", "ppm"),
+    (b"P6", "ppm"),
+)
+# Unlike "error", this level also stops at what libtiff calls a warning: tiles that it cannot
+# decode would come back black.
+_STRICT_TIFF: Final = "warning"
+_STRICT_PLAIN: Final = "truncated"
+
+Load = Callable[[int, bool], Any]
+
+
+@lru_cache(maxsize=1)
+def _vips() -> Any:
+    """Import pyvips, quiet and without its cache of open files."""
+    logging.getLogger("pyvips").setLevel(logging.CRITICAL)
+    import pyvips
+
+    # The cache would keep files open after `close`, and hand out a picture that failed.
+    pyvips.cache_set_max(0)
+    return pyvips
+
+
+class VipsReader:
+    """A slide read through libvips."""
+
+    def __init__(self, info: SlideInfo, load: Load, channels: pyramid.Pyramid | None) -> None:
+        self.info = info
+        self._load = load
+        self._pyramid = channels
+        self._lock = threading.Lock()
+        self._images: dict[int, Any] = {}
+        self._local = threading.local()
+
+    def read(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """Read a box of a level; see `SlideReader.read`."""
+        check_box(self.info, level, box)
+        pyvips = _vips()
+        try:
+            buffer = self._region(level).fetch(*box)
+        except pyvips.Error as error:
+            self._forget(level)
+            raise _translate(self.info.path, error, level, box) from error
+        return np.frombuffer(buffer, np.uint8).reshape(box.h, box.w, 3)
+
+    def overview(self, downsample: float) -> NDArray[np.uint8]:
+        """Return the whole slide at 1/`downsample`; see `SlideReader.overview`.
+
+        libvips shrinks on all cores: whole factors by means, the rest linearly.
+        """
+        size = overview_size(self.info, downsample)
+        level = finest_level_for(self.info.levels, downsample)
+        pyvips = _vips()
+        try:
+            image = self._load(level, True)
+            small = image.resize(
+                size.w / image.width, vscale=size.h / image.height, kernel="linear"
+            )
+            small = small.gravity("north-west", size.w, size.h, extend="copy")
+            return np.frombuffer(small.write_to_memory(), np.uint8).reshape(size.h, size.w, 3)
+        except pyvips.Error as error:
+            if self._pyramid is None:
+                raise _translate(self.info.path, error) from error
+            _log.info("%s: reading the overview block by block.", self.info.path)
+        return overview_by_blocks(self.info, downsample, self.read)
+
+    def native_jpeg(self, level: int) -> NativeJpeg | None:
+        """Return the JPEG tiles of a level; see `SlideReader.native_jpeg`."""
+        if self._pyramid is None or not 0 <= level < len(self.info.levels):
+            return None
+        directories = self._pyramid.channels[level]
+        if len(directories) != 1:
+            return None
+        return native_jpeg.open_tiles(self.info.path, directories[0])
+
+    def close(self) -> None:
+        """Release the file."""
+        with self._lock:
+            self._images.clear()
+            self._local = threading.local()
+
+    def _region(self, level: int) -> Any:
+        image = self._images.get(level)
+        if image is None:
+            with self._lock:
+                image = self._images.get(level)
+                if image is None:
+                    image = self._images[level] = self._load(level, False)
+        mine = self._local.__dict__.setdefault("regions", {})
+        known = mine.get(level)
+        if known is None or known[0] is not image:
+            known = mine[level] = (image, _vips().Region.new(image))
+        return known[1]
+
+    def _forget(self, level: int) -> None:
+        """Drop what may have gone bad with a damaged tile; the next read opens it again."""
+        with self._lock:
+            self._images.pop(level, None)
+
+
+class VipsPlugin:
+    """Opens ordinary TIFF slides and plain pictures."""
+
+    def probe(self, path: str) -> str | None:
+        """Say why libvips should not read `path`; None if it should."""
+        if "://" in path:
+            return "reads local files only"
+        if Path(path).suffix.lower() == ".mrxs":
+            return "a MIRAX slide, not the picture that it begins with"
+        head = _head(path)
+        if not tiff.is_tiff(head):
+            return None if _plain_format(head) else "not a TIFF, JPEG, PNG, WebP or PPM file"
+        try:
+            directories = tiff.read_directories(path)
+        except SlideError as error:
+            return error.message.removeprefix(f"{path}: ")
+        maker = pyramid.vendor(directories)
+        if maker:
+            return f"a {maker} slide has a layout of its own"
+        pictures = [d for d in directories if d is directories[0] or d.tile_px]
+        return next((why for why in map(_unfit, pictures) if why), None)
+
+    def open(self, path: str) -> VipsReader:
+        """Open a slide."""
+        pyvips = _vips()
+        try:
+            return _open_tiff(path) if tiff.is_tiff(_head(path)) else _open_plain(path)
+        except pyvips.Error as error:
+            raise _translate(path, error) from error
+
+
+def _unfit(directory: tiff.Directory) -> str | None:
+    """Say what libvips cannot do with a directory, or would do wrong."""
+    if directory.codec not in _CODECS:
+        return f"cannot decode TIFF compression {directory.codec!r}"
+    if directory.tile_px and directory.byte_counts.size and not directory.byte_counts.all():
+        return "leaves out tiles, which libvips takes for damage"
+    planes = directory.number(tiff.PLANAR_CONFIGURATION, 1)
+    if directory.tile_px and directory.samples > 1 and planes != 1:
+        return "keeps its colours in separate planes of tiles"
+    return None
+
+
+def _head(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as handle:
+            return handle.read(16)
+    except OSError as error:
+        raise slide_error(path, f"cannot be read ({error.strerror}).") from error
+
+
+def _plain_format(head: bytes) -> str | None:
+    return next((name for magic, name in _PLAIN if head.startswith(magic)), None)
+
+
+def _open_tiff(path: str) -> VipsReader:
+    directories = tiff.read_directories(path)
+    tiff.verify(path, directories, os.stat(path).st_size)  # noqa: PTH116
+    found = pyramid.build(path, directories)
+
+    def load(level: int, sequential: bool) -> Any:
+        images = [_load_directory(path, each, sequential) for each in found.channels[level]]
+        return _to_rgb(path, images[0]) if len(images) == 1 else _merge(path, images)
+
+    first = found.channels[0][0]
+    orientation = _orientation_note(first.number(tiff.ORIENTATION, 1))
+    info = SlideInfo(
+        path=path,
+        reader=NAME,
+        format=found.format,
+        levels=found.levels,
+        mpp=found.mpp,
+        mpp_source=found.mpp_source,
+        codec=first.codec,
+        objective=found.objective,
+        n_focal_planes=found.n_focal_planes,
+        focal_plane=found.focal_plane,
+        has_icc_profile=tiff.ICC_PROFILE in first.tags,
+        notes=found.notes + orientation,
+    )
+    load(0, True)  # fails here rather than at the first read
+    return VipsReader(info, load, found)
+
+
+def _load_directory(path: str, directory: tiff.Directory, sequential: bool) -> Any:
+    options: dict[str, Any] = {"page": directory.page, "fail_on": _STRICT_TIFF}
+    if directory.sub is not None:
+        options["subifd"] = directory.sub
+    access = "sequential" if sequential else "random"
+    image = _vips().Image.tiffload(path, access=access, **options)
+    if (image.width, image.height) != tuple(directory.size_px):
+        raise slide_error(path, "its directories contradict each other.")
+    return image
+
+
+def _open_plain(path: str) -> VipsReader:
+    def load(_level: int, sequential: bool) -> Any:
+        access = "sequential" if sequential else "random"
+        image = _vips().Image.new_from_file(path, access=access, fail_on=_STRICT_PLAIN)
+        return _to_rgb(path, image)
+
+    kind = _plain_format(_head(path)) or "unknown"
+    image = _vips().Image.new_from_file(path, access="sequential")
+    fields = image.get_fields()
+    size = Size(image.width, image.height)
+    n_bytes = os.stat(path).st_size  # noqa: PTH116
+    if size.w * size.h > n_bytes * tiff.MAX_PX_PER_BYTE.get(kind, size.w * size.h):
+        raise slide_error(
+            path,
+            f"claims {size.w} x {size.h} px but has only {n_bytes} bytes.",
+            "copy the file again from its source.",
+        )
+    _to_rgb(path, image)
+    # libvips counts pixels a millimetre; files without a resolution are given 1.
+    mpp, note = (None, None) if image.xres == 1 else mean_mpp(1e3 / image.xres, 1e3 / image.yres)
+    orientation = image.get("orientation") if "orientation" in fields else 1
+    info = SlideInfo(
+        path=path,
+        reader=NAME,
+        format=kind,
+        levels=(Level(size_px=size, downsample=1.0),),
+        mpp=mpp,
+        mpp_source=f"{kind}.density" if mpp else None,
+        codec="none" if kind == "ppm" else kind,
+        has_icc_profile="icc-profile-data" in fields,
+        notes=((note,) if note else ()) + _orientation_note(orientation),
+    )
+    return VipsReader(info, load, None)
+
+
+def _orientation_note(orientation: int) -> tuple[str, ...]:
+    if orientation in (0, 1):
+        return ()
+    return (f"Orientation {orientation} of the file is not applied: pixels are as stored.",)
+
+
+def _to_rgb(path: str, image: Any) -> Any:
+    """Give a picture three 8-bit bands; 8-bit RGB is left untouched."""
+    image = _eight_bit(path, image)
+    if image.interpretation in ("cmyk", "lab", "labs", "labq"):
+        image = image.colourspace("srgb")
+    if image.bands in (2, 4):
+        image = image.flatten(background=255)
+    if image.bands == 1:
+        return image.bandjoin([image, image])
+    return image if image.bands == 3 else image.extract_band(0, n=3)
+
+
+def _merge(path: str, images: list[Any]) -> Any:
+    """Show up to three channels as red, green and blue."""
+    bands = [_eight_bit(path, image).extract_band(0) for image in images]
+    black = bands[0].new_from_image(0)
+    return bands[0].bandjoin([*bands[1:], *[black] * (3 - len(bands))])
+
+
+def _eight_bit(path: str, image: Any) -> Any:
+    if image.format == "char":
+        image = (image < 0).ifthenelse(0, image).cast("uchar")
+    if image.format != "uchar":
+        raise slide_error(
+            path, f"has {image.format} pixels; only 8-bit ones are read.", "scale it to 8 bits."
+        )
+    return image
+
+
+def _translate(path: str, error: Any, level: int = 0, box: Box | None = None) -> Exception:
+    """Turn libvips' list of messages into one line: the most telling one."""
+    lines = [line.strip().replace(f"{path}: ", "") for line in str(error.detail).splitlines()]
+    lines = list(dict.fromkeys(line for line in lines if line))
+    why = (lines[-1] if lines else error.message)[:200]
+    if any("No space left on device" in line for line in lines):
+        return DiskFullError(
+            f"{path}: no room to unpack it in the folder for temporary files.",
+            hint="set TMPDIR to a disk with more space.",
+        )
+    return damaged(path, level, box, why) if box else slide_error(path, why)
+
+
+PLUGIN = Plugin(
+    make=VipsPlugin,
+    summary="tiled TIFF and Aperio SVS (fast), OME-TIFF, and plain JPEG, PNG, TIFF, WebP, PPM",
+    needs=("pyvips",),
+)
