@@ -1,0 +1,1 @@
+"""Encoders: tiles or cells in, one vector each out."""

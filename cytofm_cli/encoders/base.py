@@ -1,0 +1,165 @@
+"""What an encoder is, what it is asked for, and how one is opened.
+
+    encoder = load_encoder("timm/vit_small_patch16_224", weights=Path("vits.safetensors"))
+    batch = encoder.prepare(pixels_BHWC)   # decode threads: resize, to the model's input
+    values_BD = encoder.encode(batch)      # one thread: the device
+
+Letters: B images, H W pixels, C colours (RGB), D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli import registry
+
+Interpolation = Literal["bicubic", "bilinear"]
+# cls: the class token. cls+mean: class token, then the mean of the patch tokens. mean: the mean
+# of the patch tokens. pool: the network's own pooling (convolutional networks, attention
+# pooling). none: the encoder computes its vector directly.
+Pooling = Literal["cls", "cls+mean", "mean", "pool", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """What an encoder expects and gives; stored with every embedding.
+
+    Attributes:
+        name: its name, e.g. `uni` or `timm/vit_small_patch16_224`; random weights say so in it.
+        dim: length of the vector of one image.
+        input_px: side of the square that the model sees; None: any size, nothing is resized.
+        resize_px: side to which images are resized before the centre `input_px` is cut out;
+            None: the same as `input_px`.
+        mpp: µm/px that the weights were trained at; None: no particular one.
+        mean: per RGB channel, in [0, 1], subtracted from pixels / 255.
+        std: per RGB channel, what the difference is divided by.
+        interpolation: how images are resized, always with antialiasing.
+        pooling: how tokens become one vector.
+        licence: licence of the weights, or of the features where there are none.
+        weights_sha256: digest of the weight file; None: no weights, or random ones.
+    """
+
+    name: str
+    dim: int
+    input_px: int | None
+    resize_px: int | None = None
+    mpp: float | None = None
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    interpolation: Interpolation = "bicubic"
+    pooling: Pooling = "none"
+    licence: str = "not stated"
+    weights_sha256: str | None = None
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns images into vectors.
+
+    Two calls, so that preparing overlaps with the device: `prepare` may run in many threads at
+    once, `encode` runs in one.
+    """
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the encoder expects and gives."""
+
+    def prepare(self, pixels_BHWC: NDArray[np.uint8]) -> Any:
+        """Turn RGB images, uint8 (B, H, W, 3), into a batch for `encode`; thread-safe."""
+
+    def encode(self, batch: Any) -> NDArray[np.float32]:
+        """Return float32 (B, dim) for what `prepare` gave.
+
+        Raises:
+            OutOfMemoryError: the device cannot hold the batch; a smaller one may fit.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRequest:
+    """What a plug-in's `make` is given.
+
+    Attributes:
+        name: the name that the encoder goes by.
+        model: the part that tells the plug-in which model, e.g. the `x` of `timm/x`; "" if none.
+        weights: local weight file.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        download: fetch published weights if there is no file.
+        random_weights: take random weights, drawn from `seed`, instead of a file.
+        seed: of the random weights.
+        pooling: instead of the encoder's own.
+        builder: keyword arguments for the network's constructor.
+        expects: fields of `EncoderSpec` known beforehand (from the catalogue or from the file).
+    """
+
+    name: str
+    model: str
+    weights: Path | None = None
+    device: str = "auto"
+    download: bool = False
+    random_weights: bool = False
+    seed: int = 0
+    pooling: Pooling | None = None
+    builder: dict[str, Any] = field(default_factory=dict)
+    expects: dict[str, Any] = field(default_factory=dict)
+
+
+def load_encoder(
+    name_or_file: str,
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    download: bool = False,
+    seed: int = 0,
+    random_weights: bool = False,
+    pooling: Pooling | None = None,
+) -> Encoder:
+    """Open an encoder by name, or from a file that `cytofm pretrain` wrote.
+
+    Random weights must be asked for: with neither a file, nor `download`, nor
+    `random_weights`, a network is an error. They also show in the name (`…-random0`), so that
+    their vectors can never pass for real ones in a store.
+
+    Args:
+        name_or_file: `handcrafted`, `sr-vit-tiny`, `timm/<name>`, a name of the catalogue, or a
+            weight file that names its own architecture.
+        weights: local file with the weights.
+        device: `auto` takes the GPU if there is one.
+        download: fetch published weights (`timm/<name>` only).
+        seed: of random weights.
+        random_weights: take random weights, as a floor or for a test.
+        pooling: how tokens become one vector, instead of the encoder's own way.
+
+    Raises:
+        UsageError: no such encoder, or an impossible combination.
+        WeightsError: the file is missing, unsafe, or does not fit.
+    """
+    from cytofm_cli.encoders.catalogue import resolve
+
+    request = resolve(name_or_file, weights=weights)
+    plugin = registry.encoders.load(request.plugin)
+    encoder: Encoder = plugin.make(
+        EncoderRequest(
+            name=request.name,
+            model=request.model,
+            weights=request.weights,
+            device=device,
+            download=download,
+            random_weights=random_weights,
+            seed=seed,
+            pooling=pooling,
+            builder=dict(request.builder),
+            expects=dict(request.expects),
+        )
+    )
+    return encoder
+
+
+def store_key(spec: EncoderSpec) -> str:
+    """Return the name of an encoder's group in a store: `timm/x` becomes `timm.x`."""
+    return spec.name.replace("/", ".")

@@ -1,0 +1,1 @@
+"""Encoder plug-ins: one module, one plug-in (`cytofm_cli.registry.encoders`)."""

@@ -1,0 +1,41 @@
+"""Colour, texture and nuclear statistics, without weights: the floor to beat."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.encoders import handcrafted
+from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec
+from cytofm_cli.errors import UsageError
+from cytofm_cli.registry import Plugin
+
+
+class HandcraftedEncoder:
+    """Measure each image; all the work is done in `prepare`, so that it runs on every core."""
+
+    def __init__(self) -> None:
+        blank = handcrafted.describe(np.full((8, 8, 3), 255, np.uint8))
+        self.feature_names = tuple(blank)
+        self.spec = EncoderSpec(
+            name="handcrafted", dim=len(blank), input_px=None, licence="Apache-2.0"
+        )
+
+    def prepare(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the statistics of each image, float32 (B, dim)."""
+        rows = [list(handcrafted.describe(pixels_HWC).values()) for pixels_HWC in pixels_BHWC]
+        return np.array(rows, dtype=np.float32).reshape(len(pixels_BHWC), self.spec.dim)
+
+    def encode(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the statistics as they are."""
+        return batch
+
+
+def make(request: EncoderRequest) -> HandcraftedEncoder:
+    """Open the encoder; it takes no weights."""
+    if request.weights is not None or request.random_weights or request.pooling is not None:
+        raise UsageError("encoder 'handcrafted' has neither weights nor tokens to pool.")
+    return HandcraftedEncoder()
+
+
+PLUGIN = Plugin(make=make, summary="colour, texture and nuclear statistics; no weights")

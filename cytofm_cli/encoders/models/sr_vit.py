@@ -1,0 +1,46 @@
+"""SR-ViT: Vision Transformers with top-h attention and relative positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec
+from cytofm_cli.errors import UsageError
+from cytofm_cli.registry import Plugin
+
+if TYPE_CHECKING:
+    from cytofm_cli.encoders.torch_encoder import TorchEncoder
+
+
+def make(request: EncoderRequest) -> TorchEncoder:
+    """Build the network and load its weights; those of a plain ViT fit too.
+
+    Raises:
+        UsageError: impossible settings, or a download, of which there is none.
+        WeightsError: no weights, or they do not fit.
+    """
+    from cytofm_cli.encoders import sr_vit
+    from cytofm_cli.encoders.torch_encoder import build
+
+    if request.download:
+        raise UsageError(
+            f"no weights of {request.name!r} are published.", hint="pass --weights FILE"
+        )
+    config = sr_vit.SrVitConfig.from_record(request.builder)
+    expects: dict[str, Any] = {"input_px": config.img_px, "pooling": "cls"} | request.expects
+    if request.pooling is not None:
+        expects["pooling"] = request.pooling
+    width = sr_vit.SIZES[config.size][0]
+    expects["dim"] = 2 * width if expects["pooling"] == "cls+mean" else width
+    spec = EncoderSpec(**expects, name=request.name)
+    if spec.input_px is not None and spec.input_px % config.patch_px:
+        raise UsageError(f"{spec.input_px} px cannot be cut into patches of {config.patch_px} px.")
+    return build(
+        request,
+        lambda: sr_vit.SrVit(config),
+        spec,
+        may_lack=sr_vit.relative_keys,
+    )
+
+
+PLUGIN = Plugin(make=make, summary="top-h attention with relative positions", needs=("timm",))

@@ -1,0 +1,139 @@
+"""Any network of timm, with a local weight file or, if asked for, its published weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cytofm_cli.encoders import weights
+from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec, Pooling
+from cytofm_cli.errors import UsageError, WeightsError
+from cytofm_cli.registry import Plugin
+
+if TYPE_CHECKING:
+    from cytofm_cli.encoders.torch_encoder import TorchEncoder
+
+# A weight file may set these and nothing else: others of timm's could fetch or open files.
+_BUILDER_KEYS = frozenset(
+    "img_size patch_size embed_dim depth num_heads mlp_ratio init_values reg_tokens "
+    "no_embed_class qkv_bias qk_norm pre_norm mlp_layer act_layer".split()
+)
+
+
+def make(request: EncoderRequest) -> TorchEncoder:
+    """Build a network of timm without its classifier and load its weights.
+
+    Raises:
+        UsageError: timm has no such network, or cannot build it this way.
+        WeightsError: no weights, they do not fit, or the download failed.
+    """
+    import timm
+
+    from cytofm_cli.encoders.torch_encoder import TorchEncoder, build, choose_device
+
+    if not timm.is_model(request.model):
+        close = difflib.get_close_matches(request.model, timm.list_models(), n=2)
+        raise UsageError(
+            f"timm has no model {request.model!r}.",
+            hint=f"did you mean {' or '.join(f'timm/{name}' for name in close)}?"
+            if close
+            else "timm.list_models() lists them",
+        )
+    outline = _outline(request)
+    spec = _spec(request, outline)
+    arguments = _arguments(request)
+    if not request.download:
+        return build(request, lambda: timm.create_model(request.model, **arguments), spec)
+    if request.weights is not None or request.random_weights or request.builder:
+        hint = f"download it from {request.name}'s source and pass --weights FILE"
+        raise UsageError("a download goes with a plain timm/<name> only.", hint=hint)
+    try:
+        model = timm.create_model(request.model, **arguments | {"pretrained": True})
+    except Exception as error:  # the hub, its cache and the network can each fail in their own way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"{request.name}: its weights could not be fetched ({reason}).",
+            hint="fetch them elsewhere and pass --weights FILE",
+        ) from error
+    spec = replace(spec, weights_sha256=weights.state_sha256(model.state_dict()))
+    return TorchEncoder(model, spec, choose_device(request.device))
+
+
+def _arguments(request: EncoderRequest) -> dict[str, Any]:
+    """Return the arguments for `timm.create_model`."""
+    import torch
+    from timm.layers import SwiGLUPacked
+
+    unknown = set(request.builder) - _BUILDER_KEYS
+    if unknown:
+        raise UsageError(f"{request.name}: timm networks take no setting {sorted(unknown)[0]!r}.")
+    words = {"swiglu_packed": SwiGLUPacked, "silu": torch.nn.SiLU, "gelu": torch.nn.GELU}
+    arguments = dict(request.builder)
+    for key in ("mlp_layer", "act_layer"):
+        if key in arguments:
+            if arguments[key] not in words:
+                raise UsageError(f"{request.name}: unknown {key} {arguments[key]!r}.")
+            arguments[key] = words[arguments[key]]
+    input_px = request.expects.get("input_px")
+    if input_px is not None and _is_vit(request.model):
+        arguments.setdefault("img_size", input_px)
+    return arguments | {"num_classes": 0, "pretrained": False}
+
+
+def _is_vit(name: str) -> bool:
+    return name.startswith(("vit_", "deit", "eva", "beit"))
+
+
+def _outline(request: EncoderRequest) -> Any:
+    """Build the network without memory for its weights, to learn its shape.
+
+    Raises:
+        UsageError: the settings do not make a network.
+    """
+    import timm
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return timm.create_model(request.model, **_arguments(request))
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UsageError(f"{request.name}: timm cannot build it ({error}).") from error
+
+
+def _spec(request: EncoderRequest, outline: Any) -> EncoderSpec:
+    """Combine what timm says about a network with what is known beforehand.
+
+    timm's cropping of the borders (`crop_pct`) is left out: a tile is seen whole.
+    """
+    stated: Mapping[str, Any] = outline.pretrained_cfg
+    size = stated.get("test_input_size") or stated["input_size"]
+    pooling = request.pooling or request.expects.get("pooling") or _own_pooling(outline)
+    n_tokens_pooled = 2 if pooling == "cls+mean" else 1
+    known = {
+        "input_px": size[-1],
+        "mean": stated["mean"],
+        "std": stated["std"],
+        "interpolation": stated["interpolation"],
+        "licence": stated.get("license") or "not stated",
+    }
+    known |= request.expects
+    known |= {"pooling": pooling, "dim": outline.num_features * n_tokens_pooled}
+    if pooling in ("cls", "cls+mean", "mean") and not hasattr(outline, "num_prefix_tokens"):
+        raise UsageError(f"{request.name} has no tokens: pooling {pooling!r} is impossible.")
+    if pooling in ("cls", "cls+mean") and getattr(outline, "cls_token", None) is None:
+        raise UsageError(f"{request.name} has no class token: pooling {pooling!r} is impossible.")
+    if known["interpolation"] not in ("bicubic", "bilinear"):
+        known["interpolation"] = "bicubic"
+    return EncoderSpec(name=request.name, **known)
+
+
+def _own_pooling(outline: Any) -> Pooling:
+    """Return the class token where there is one (explicitly), else the network's own pooling."""
+    has_class_token = getattr(outline, "cls_token", None) is not None
+    tokens = getattr(outline, "global_pool", "") in ("token", "avg", "")
+    return "cls" if has_class_token and tokens else "pool"
+
+
+PLUGIN = Plugin(make=make, summary="any network of timm: timm/<name>", needs=("timm",))

@@ -1,0 +1,300 @@
+"""SR-ViT: timm's VisionTransformer with top-h attention and relative positions.
+
+Cyto-SSL: every block keeps only the h best keys of each query (`top_h`) and knows relative
+positions (`irpe`). Four arms: {dense, top-h} × {relative positions off, on}. The parameters
+are timm's, plus zero-initialised tables, so weights of a plain ViT (timm, DINO, iBOT) load into
+it, and with h ≥ N it starts out equal to that ViT.
+
+Letters: B images, C H W an image, N tokens, H heads, D channels (a head's, in attention).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from cytofm_cli.encoders import top_h
+from cytofm_cli.encoders.irpe import IrpeConfig, RelativeTable, TokenGrid, buckets
+from cytofm_cli.errors import UsageError
+from cytofm_kernels import RelPos, top_h_attention
+
+SIZES: dict[str, tuple[int, int, int]] = {  # width, blocks, heads
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SrVitConfig:
+    """The architecture, as it is stored beside its weights.
+
+    Attributes:
+        size: tiny, small or base.
+        patch_px: side of a patch.
+        img_px: side of the image that the absolute positions are laid out for; others get
+            them resized.
+        registers: register tokens; absolute positions then leave out the prefix, like DINOv2's.
+        h: keys that each query keeps; None: all (dense).
+        exact_h: of equal scores at the threshold keep the first instead of all (eq. 5).
+        irpe: relative positions; None: off.
+        layer_scale: initial value of LayerScale; None: without.
+        drop_path: largest rate of dropped residual branches.
+    """
+
+    size: str = "tiny"
+    patch_px: int = 16
+    img_px: int = 224
+    registers: int = 0
+    h: int | None = 16
+    exact_h: bool = False
+    irpe: IrpeConfig | None = field(default_factory=IrpeConfig)
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise UsageError(f"SR-ViT has no size {self.size!r}.", hint=", ".join(SIZES))
+        if self.h is not None and self.h < 1:
+            raise UsageError(f"h is {self.h}: keep at least one key.")
+
+    @staticmethod
+    def from_record(record: dict[str, Any]) -> SrVitConfig:
+        """Rebuild from what `to_record` gave; unknown keys are refused."""
+        irpe = record.get("irpe")
+        try:
+            if isinstance(irpe, dict):
+                record = record | {"irpe": IrpeConfig(**irpe)}
+            return SrVitConfig(**record)
+        except TypeError as error:
+            raise UsageError(f"SR-ViT's configuration: {error}.") from error
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON values."""
+        return asdict(self)
+
+
+class TopHAttention(Attention):  # type: ignore[misc]
+    """timm's self-attention, keeping the h best keys, with relative positions.
+
+    Built as timm builds it, dense; `equip` then sets the rest.
+    """
+
+    def __init__(self, dim: int, **kwargs: Any) -> None:
+        super().__init__(dim, **kwargs)
+        if self.attn_drop.p > 0:
+            raise UsageError("top-h attention has no dropout of attention weights.")
+        self.h: int | None = None
+        self.ties: top_h.Ties = "all"
+        self.irpe: IrpeConfig | None = None
+
+    def equip(self, config: SrVitConfig, n_prefix: int) -> None:
+        """Set h and add the tables of `config`."""
+        self.h, self.ties, self.irpe = config.h, "first" if config.exact_h else "all", config.irpe
+        for letter in config.irpe.on if config.irpe else "":
+            table = RelativeTable(
+                cast("IrpeConfig", config.irpe),
+                self.num_heads,
+                self.head_dim,
+                n_prefix,
+                transposed=letter != "v",
+            )
+            self.add_module(f"rpe_{letter}", table)
+
+    def forward(
+        self, x_BND: Tensor, attn_mask: TokenGrid | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Attend within each image.
+
+        Args:
+            x_BND: tokens.
+            attn_mask: the token grid, through the one argument that timm's blocks hand on.
+            is_causal: not supported.
+        """
+        if is_causal:
+            raise UsageError("top-h attention is not causal.")
+        q_BHND, k_BHND, v_BHND = self._project(x_BND)
+        n = q_BHND.shape[-2]
+        terms = self._terms(attn_mask, n, x_BND.device)
+        h = n if self.h is None else min(self.h, n)
+        if h == n and terms is None:
+            o_BHND = functional.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+        elif terms is not None and terms.bias is not None:  # the kernels know vectors only
+            o_BHND = top_h.attend(q_BHND, k_BHND, v_BHND, h, terms, ties=self.ties)
+        else:
+            o_BHND = top_h_attention(
+                q_BHND, k_BHND, v_BHND, h, rel=_for_kernels(terms), ties=self.ties
+            )
+        o_BND = self.norm(o_BHND.transpose(1, 2).flatten(2))
+        out: Tensor = self.proj_drop(self.proj(o_BND))
+        return out
+
+    def attention_map(self, x_BND: Tensor, grid: TokenGrid) -> Tensor:
+        """Return the attention weights, (B, H, N, N), float32."""
+        q_BHND, k_BHND, _ = self._project(x_BND)
+        n = q_BHND.shape[-2]
+        h = n if self.h is None else min(self.h, n)
+        terms = self._terms(grid, n, x_BND.device)
+        return top_h.attention_map(q_BHND, k_BHND, h, terms, ties=self.ties)
+
+    def _project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, self.head_dim))
+        q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.q_norm(q_BHND), self.k_norm(k_BHND), v_BHND
+
+    def _terms(
+        self, grid: TokenGrid | None, n: int, device: torch.device
+    ) -> top_h.RelativeTerms | None:
+        if self.irpe is None:
+            return None
+        if grid is None or grid.n_tokens != n:
+            raise UsageError(f"relative positions of {n} tokens need their grid, got {grid}.")
+        bucket_NN = buckets(self.irpe, grid, device)
+        tables = {
+            letter: cast("RelativeTable", getattr(self, f"rpe_{letter}")).table(grid)
+            for letter in self.irpe.on
+        }
+        if self.irpe.mode == "bias":
+            bias = torch.stack(tuple(tables.values())).sum(0)
+            return top_h.RelativeTerms(bucket_NN=bucket_NN, bias=bias)
+        return top_h.RelativeTerms(
+            bucket_NN=bucket_NN,
+            table_q=tables.get("q"),
+            table_k=tables.get("k"),
+            table_v=tables.get("v"),
+        )
+
+
+def _for_kernels(terms: top_h.RelativeTerms | None) -> RelPos | None:
+    if terms is None:
+        return None
+    return RelPos(
+        bucket=terms.bucket_NN,
+        table_q=terms.table_q,
+        table_k=terms.table_k,
+        table_v=terms.table_v,
+    )
+
+
+class SrVit(VisionTransformer):  # type: ignore[misc]
+    """A Vision Transformer with top-h attention and relative positions in every block.
+
+    Args:
+        config: the architecture.
+        num_classes: outputs of a linear head; 0: features.
+        vit: further arguments of timm's `VisionTransformer`.
+    """
+
+    def __init__(self, config: SrVitConfig, *, num_classes: int = 0, **vit: Any) -> None:
+        width, depth, heads = SIZES[config.size]
+        shape = {
+            "embed_dim": width,
+            "depth": depth,
+            "num_heads": heads,
+            "patch_size": config.patch_px,
+            "img_size": config.img_px,
+            "reg_tokens": config.registers,
+            "no_embed_class": config.registers > 0,
+            "init_values": config.layer_scale,
+            "drop_path_rate": config.drop_path,
+        }
+        super().__init__(
+            **(shape | vit),
+            num_classes=num_classes,
+            dynamic_img_size=True,
+            attn_layer=TopHAttention,
+        )
+        self.config = config
+        for block in self.blocks:
+            block.attn.equip(config, self.num_prefix_tokens)
+
+    def forward_features(
+        self, x_BCHW: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Return the normalised tokens, (B, N, D), prefix first.
+
+        Sides must be multiples of the patch; masks are not supported.
+        """
+        if attn_mask is not None or is_causal:
+            raise UsageError("SR-ViT takes no attention mask.")
+        tokens_BND, grid = self.embed(x_BCHW)
+        out: Tensor = self.norm(self.run_blocks(tokens_BND, grid))
+        return out
+
+    def embed(self, x_BCHW: Tensor) -> tuple[Tensor, TokenGrid]:
+        """Return the tokens that enter the first block, and their grid."""
+        patches_BHWD = self.patch_embed(x_BCHW)
+        _, height, width, _ = patches_BHWD.shape
+        tokens_BND = self.norm_pre(self.patch_drop(self._pos_embed(patches_BHWD)))
+        return tokens_BND, TokenGrid((height, width), self.num_prefix_tokens)
+
+    def run_blocks(self, x_BND: Tensor, grid: TokenGrid) -> Tensor:
+        """Pass tokens through all blocks."""
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x_BND = checkpoint(block, x_BND, grid, use_reentrant=False)
+            else:
+                x_BND = block(x_BND, attn_mask=grid)
+        return x_BND
+
+    def forward_intermediates(self, x_BCHW: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Do as timm's method of this name does, with relative positions."""
+        height, width = self.patch_embed.dynamic_feat_size(x_BCHW.shape[-2:])
+        kwargs["attn_mask"] = TokenGrid((height, width), self.num_prefix_tokens)
+        return super().forward_intermediates(x_BCHW, *args, **kwargs)
+
+    def attention_maps(self, x_BCHW: Tensor, layers: tuple[int, ...] = (-1,)) -> dict[int, Tensor]:
+        """Return the attention weights of blocks: {block: (B, H, N, N) float32}.
+
+        Args:
+            x_BCHW: normalised images.
+            layers: which blocks, negative ones from the end.
+
+        Rows are queries and sum to 1; tokens are prefix first, then the grid row by row.
+        """
+        depth = len(self.blocks)
+        outside = [layer for layer in layers if not -depth <= layer < depth]
+        if outside:
+            raise UsageError(f"there is no block {outside[0]} among {depth}.")
+        wanted = {layer % depth: layer for layer in layers}
+        x_BND, grid = self.embed(x_BCHW)
+        maps = {}
+        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            if i in wanted:
+                maps[wanted[i]] = block.attn.attention_map(block.norm1(x_BND), grid)
+            x_BND = block(x_BND, attn_mask=grid)
+        return maps
+
+    def set_h(self, h: int | None) -> None:
+        """Keep `h` keys of every query from now on; None: all. Weights stay."""
+        self.config = replace(self.config, h=h)
+        for block in self.blocks:
+            block.attn.h = h
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters without weight decay; the tables do decay, as in iRPE's code."""
+        return {"pos_embed", "cls_token", "reg_token"}
+
+
+def annealed_h(step: int, *, n_steps: int, n_tokens: int, h: int) -> int:
+    """Return the keys to keep at a step: from all down to `h`, geometrically, then `h`.
+
+    Dense weights turned top-h at once jump, since dropping keys is no identity; closing in by a
+    constant factor a step is the gentle way.
+    """
+    if step >= n_steps or n_tokens <= h:
+        return h
+    return round(math.exp(math.log(n_tokens) + (math.log(h / n_tokens)) * max(step, 0) / n_steps))
+
+
+def relative_keys(model: nn.Module) -> set[str]:
+    """Name the parameters that a plain ViT lacks: the tables."""
+    return {name for name, _ in model.named_parameters() if ".rpe_" in name}

@@ -1,0 +1,192 @@
+"""An encoder that is a PyTorch network: resize, normalise, forward, pool.
+
+Letters: B images, C colours, H W pixels, N tokens, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cytofm_cli.encoders import layouts, weights
+from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec, Pooling
+from cytofm_cli.errors import OutOfMemoryError, UsageError, WeightsError
+
+
+class TorchEncoder:
+    """A network with its preprocessing and pooling.
+
+    Args:
+        model: timm's interface: `forward_features`, `forward_head`.
+        spec: what the network expects and gives.
+        device: where it runs.
+        report: what loading the weights did; None without weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: EncoderSpec,
+        device: torch.device,
+        report: layouts.LoadReport | None = None,
+    ) -> None:
+        self.model = model.to(device).eval().requires_grad_(requires_grad=False)
+        self.spec = spec
+        self.device = device
+        self.report = report
+        self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
+
+    def prepare(self, pixels_BHWC: NDArray[np.uint8]) -> Tensor:
+        """Resize with antialiasing to the model's input: uint8 (B, 3, H, W), on the CPU."""
+        if not pixels_BHWC.flags.writeable:  # torch cannot promise to leave it unwritten
+            pixels_BHWC = pixels_BHWC.copy()
+        x_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
+        if self.spec.input_px is None:
+            return x_BCHW
+        return fit_square(
+            x_BCHW,
+            resize_px=self.spec.resize_px or self.spec.input_px,
+            input_px=self.spec.input_px,
+            interpolation=self.spec.interpolation,
+        )
+
+    def encode(self, batch: Tensor) -> NDArray[np.float32]:
+        """Return the vectors of prepared images, float32 (B, dim): fp32 on a CPU, else autocast."""
+        if len(batch) == 0:  # timm's position code cannot tell the grid of no images
+            return np.zeros((0, self.spec.dim), np.float32)
+        with _memory_errors(len(batch)), torch.inference_mode(), self._autocast():
+            x_BCHW = batch.to(self.device, non_blocking=True).float() / 255
+            x_BCHW = (x_BCHW - self._mean) / self._std
+            values_BD = pool(self.model, x_BCHW, self.spec.pooling)
+            found: NDArray[np.float32] = values_BD.float().cpu().numpy()
+        return found
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.device.type == "cpu":
+            return contextlib.nullcontext()
+        fine = self.device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, dtype=torch.float16 if fine else torch.bfloat16)
+
+
+def fit_square(x_BCHW: Tensor, *, resize_px: int, input_px: int, interpolation: str) -> Tensor:
+    """Resize the shorter side to `resize_px` and cut out the centre, uint8 in and out."""
+    height, width = x_BCHW.shape[-2:]
+    scale = resize_px / min(height, width)
+    size = (max(round(height * scale), input_px), max(round(width * scale), input_px))
+    if size != (height, width):
+        x_BCHW = functional.interpolate(x_BCHW, size=size, mode=interpolation, antialias=True)
+    top, left = (size[0] - input_px) // 2, (size[1] - input_px) // 2
+    return x_BCHW[..., top : top + input_px, left : left + input_px]
+
+
+def pool(model: Any, x_BCHW: Tensor, pooling: Pooling) -> Tensor:
+    """Run a timm model on normalised images and return one vector each, (B, D).
+
+    Tokens are taken after the last norm, also where timm would put it behind its pooling.
+    """
+    features: Tensor = model.forward_features(x_BCHW)
+    if pooling == "pool":
+        pooled: Tensor = model.forward_head(features, pre_logits=True)
+        return pooled
+    tokens_BND: Tensor = getattr(model, "fc_norm", nn.Identity())(features)
+    cls_BD, mean_BD = tokens_BND[:, 0], tokens_BND[:, model.num_prefix_tokens :].mean(1)
+    if pooling == "cls+mean":
+        return torch.cat([cls_BD, mean_BD], dim=1)
+    return cls_BD if pooling == "cls" else mean_BD
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, …
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts where CUDA is not built in
+        raise UsageError(f"device {wanted!r} cannot be used.", hint="--device cpu") from error
+    return device
+
+
+def build(
+    request: EncoderRequest,
+    make_model: Callable[[], nn.Module],
+    spec: EncoderSpec,
+    *,
+    may_lack: Callable[[nn.Module], set[str]] = lambda model: set(),
+) -> TorchEncoder:
+    """Build a network and give it the weights that were asked for.
+
+    Args:
+        request: where the weights come from.
+        make_model: builds the network, randomly initialised.
+        spec: of the network; name and digest are filled in here.
+        may_lack: names the entries that a weight file need not have.
+
+    Raises:
+        WeightsError: no weights were given, or they do not fit.
+    """
+    device = choose_device(request.device)
+    if request.weights is None and not request.random_weights:
+        raise WeightsError(
+            f"encoder {request.name!r} needs its weights.", hint="pass --weights FILE"
+        )
+    if request.weights is not None and request.random_weights:
+        raise UsageError("weights from a file, or random ones: not both.")
+    if request.weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(request.seed)
+            model = make_model()
+        return TorchEncoder(model, replace(spec, name=f"{spec.name}-random{request.seed}"), device)
+    model, report = _load(request.weights, make_model, may_lack)
+    spec = replace(spec, weights_sha256=weights.sha256(request.weights))
+    return TorchEncoder(model, spec, device, report)
+
+
+def _load(
+    path: Path,
+    make_model: Callable[[], nn.Module],
+    may_lack: Callable[[nn.Module], set[str]],
+) -> tuple[nn.Module, layouts.LoadReport]:
+    """Build a network around the weights of a file.
+
+    Drawing a billion random weights to overwrite them takes a minute, so the network is first
+    built without memory; in full only if something in it does not come from the file.
+    """
+    state = weights.read_state(path)
+    with torch.device("meta"):
+        model = make_model()
+    report = layouts.load_into(model, state, where=str(path), may_lack=may_lack(model))
+    if any(x.is_meta for x in (*model.parameters(), *model.buffers())):
+        with torch.random.fork_rng(devices=[]):
+            model = make_model()
+        report = layouts.load_into(model, state, where=str(path), may_lack=may_lack(model))
+    return model, report
+
+
+@contextlib.contextmanager
+def _memory_errors(batch_size: int) -> Iterator[None]:
+    """Turn torch's out-of-memory errors, of either device, into ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+            raise OutOfMemoryError(
+                f"a batch of {batch_size} does not fit into memory.",
+                hint="pass a smaller --batch-size",
+            ) from error
+        raise

@@ -1,0 +1,245 @@
+"""Read and write weight files without ever running what is in them.
+
+safetensors, or pickles through PyTorch's weights-only reader with a short list of harmless
+extras (NumPy scalars and `argparse.Namespace`, which iBOT and DINO checkpoints hold).
+
+A file that `cytofm pretrain` writes names its own architecture in its safetensors metadata
+(`write_encoder`), so that it opens as `--encoder FILE`. Keys, all strings:
+
+    format         "cytofm-encoder-1"
+    name           what the encoder is called in stores
+    arch           a name that `load_encoder` knows: "sr-vit-tiny", "timm/vit_small_patch16_224"
+    config         JSON: keyword arguments for the architecture
+    mean, std      JSON: three numbers each, RGB in [0, 1]
+    input_px, resize_px, mpp   JSON: a number or null
+    interpolation, pooling, licence
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from cytofm_cli.encoders.base import EncoderSpec, Interpolation, Pooling
+from cytofm_cli.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT: Final = "cytofm-encoder-1"
+SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+_JSON_FIELDS: Final = ("mean", "std", "input_px", "resize_px", "mpp")
+_TEXT_FIELDS: Final = ("interpolation", "pooling", "licence")
+# Where training scripts put the weights, best first: of a pair the teacher is the one to use.
+_HOLDERS: Final = ("teacher", "model_ema", "state_dict", "model_state_dict", "model", "student")
+_HEADER_LIMIT_BYTES: Final = 10**8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfDescription:
+    """What a weight file says about itself."""
+
+    name: str
+    arch: str
+    config: dict[str, Any]
+    expects: dict[str, Any]
+
+
+def read_description(path: Path) -> SelfDescription:
+    """Read how a weight file describes its own architecture; loads no weights, no torch.
+
+    Raises:
+        WeightsError: no such file, or it does not say.
+    """
+    metadata = _safetensors_metadata(path) if path.suffix == ".safetensors" else {}
+    _require_file(path)
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path}: does not name its architecture.",
+            hint=f"cytofm embed --encoder timm/NAME --weights {path}",
+        )
+    try:
+        config = json.loads(metadata["config"])
+        expects = {key: json.loads(metadata[key]) for key in _JSON_FIELDS}
+        expects |= {key: metadata[key] for key in _TEXT_FIELDS}
+        for key in ("mean", "std"):
+            red, green, blue = (float(value) for value in expects[key])
+            expects[key] = (red, green, blue)
+        _check_description(metadata["name"], config, expects)
+        return SelfDescription(
+            name=metadata["name"], arch=metadata["arch"], config=config, expects=expects
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: its description is damaged ({error}).") from error
+
+
+def _check_description(name: str, config: Any, expects: Mapping[str, Any]) -> None:
+    """Refuse what no `write_encoder` writes; a name becomes a folder in stores."""
+    if not re.fullmatch(r"\w[\w.+@-]*(/\w[\w.+@-]*)*", name):
+        raise ValueError(f"name {name!r}")
+    if not isinstance(config, dict):
+        raise TypeError("config is not an object")
+    for key in ("input_px", "resize_px", "mpp"):
+        kinds = (int, float) if key == "mpp" else (int,)
+        if expects[key] is not None and not (type(expects[key]) in kinds and expects[key] > 0):
+            raise ValueError(f"{key} {expects[key]!r}")
+    for key, choices in (("interpolation", Interpolation), ("pooling", Pooling)):
+        if expects[key] not in get_args(choices):
+            raise ValueError(f"{key} {expects[key]!r}")
+
+
+def write_encoder(
+    path: Path,
+    state: Mapping[str, Tensor],
+    spec: EncoderSpec,
+    *,
+    arch: str,
+    config: Mapping[str, Any],
+) -> None:
+    """Write weights with the description that `load_encoder(path)` needs; replaces atomically.
+
+    Args:
+        path: ends in `.safetensors`.
+        state: the trunk's state dict, without training heads.
+        spec: `name`, normalisation, sizes, pooling and licence are kept.
+        arch: a name that `load_encoder` knows.
+        config: keyword arguments for the architecture, plain JSON values.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {"format": FORMAT, "name": spec.name, "arch": arch, "config": json.dumps(config)}
+    metadata |= {key: json.dumps(getattr(spec, key)) for key in _JSON_FIELDS}
+    metadata |= {key: getattr(spec, key) for key in _TEXT_FIELDS}
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        save_file(tensors, staged, metadata=metadata)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read the state dict out of a weight file, on the CPU.
+
+    Training checkpoints are searched for the weights; where there are a teacher and a student,
+    the teacher is taken. Nothing in the file is ever executed.
+
+    Raises:
+        WeightsError: missing, damaged, unsafe, or without weights.
+    """
+    _require_file(path)
+    if path.suffix == ".safetensors" or _looks_like_safetensors(path):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
+    return _find_state(_read_pickle(path), path)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 digest of a file, in hexadecimal."""
+    _require_file(path)
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Return a digest of weights that came from no single file: names, types, shapes, values."""
+    import torch
+
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise WeightsError(f"{path}: {what}; a weight file was expected.")
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path}: the file is empty.", hint="fetch or copy it again")
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    _require_file(path)
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            return dict(handle.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    with path.open("rb") as handle:
+        start = handle.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < _HEADER_LIMIT_BYTES
+
+
+def _harmless_globals() -> list[Any]:
+    """Return what checkpoints may name beside tensors: constructors of plain numbers.
+
+    `argparse.Namespace` only ever gets attributes; NumPy's scalar constructor refuses objects.
+    """
+    import argparse
+
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [argparse.Namespace, np.dtype, *kinds, *((scalar, name) for name in names)]
+
+
+def _read_pickle(path: Path) -> Any:
+    import pickle  # for the name of its error
+
+    import torch
+
+    mapped = zipfile.is_zipfile(path)  # the older format cannot be mapped
+    try:
+        with torch.serialization.safe_globals(_harmless_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None:
+            raise WeightsError(f"{path}: not a weight file.") from error
+        raise WeightsError(
+            f"{path}: holds a Python object ({found[1]}) and not only weights; it was not loaded.",
+            hint="convert it to safetensors on a machine where you trust it",
+        ) from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a readable weight file ({reason}).") from error
+
+
+def _find_state(found: Any, path: Path, depth: int = 0) -> dict[str, Tensor]:
+    import torch
+
+    if not isinstance(found, Mapping) or depth > 3:
+        raise WeightsError(f"{path}: holds no state dict.")
+    if found and all(isinstance(value, torch.Tensor) for value in found.values()):
+        return {str(key): value for key, value in found.items()}
+    for holder in _HOLDERS:
+        if isinstance(found.get(holder), Mapping):
+            return _find_state(found[holder], path, depth + 1)
+    shown = ", ".join(map(str, list(found)[:6]))
+    raise WeightsError(
+        f"{path}: no state dict among its entries ({shown}).",
+        hint=f"expected plain weights, or one of {', '.join(_HOLDERS)}",
+    )
