@@ -221,7 +221,9 @@ def parse_float(text: object) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
-def slide_error(path: str, what: object, hint: str | None = None) -> SlideError:
+def slide_error(
+    path: str, what: object, hint: str = "copy the file again from its source."
+) -> SlideError:
     """Make a SlideError of one line that starts with the path."""
     reason = " ".join(str(what).split()) or "cannot be read"
     return SlideError(f"{path}: {reason}", hint=hint)

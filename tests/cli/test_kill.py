@@ -20,7 +20,7 @@ def arrays(stores: Path) -> dict[str, bytes]:
     """Return the bytes of every array file; attributes hold times and are left out."""
     return {
         path.relative_to(stores).as_posix(): path.read_bytes()
-        for path in sorted(stores.rglob("*"))
+        for path in sorted(stores.glob("*.zarr/**/*"))
         if path.is_file() and path.name != "zarr.json"
     }
 

@@ -1,0 +1,102 @@
+"""`cytofm embed` and `cytofm export` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import zarr
+
+
+def bag(store: Path, encoder: str = "handcrafted") -> np.ndarray:
+    return zarr.open_group(store, mode="r")[f"embeddings/{encoder}/tile/values"][:]
+
+
+def test_embed__slides_in_one_pass_give_the_same_bags_and_store_no_pixels(
+    cytofm, fields: Path, stores: Path, tmp_path: Path
+) -> None:
+    words = ("embed", fields, "-o", tmp_path, "--mpp", 0.25, "--tile-px", 256)
+    done = cytofm(*words)
+    assert done.returncode == 0, done.stderr
+    for store in sorted(stores.glob("*.zarr")):
+        made = tmp_path / store.name
+        assert not (made / "tiles" / "pixels").exists()
+        np.testing.assert_array_equal(bag(made), bag(store))
+    assert '"skipped"' in cytofm(*words, "--json").stdout
+
+
+def test_embed__record_says_what_made_the_values(stores: Path) -> None:
+    store = sorted(stores.glob("*.zarr"))[0]
+    attributes = zarr.open_group(store, mode="r").attrs["cytofm"]
+    record = attributes["steps"]["embeddings/handcrafted/tile"]
+    assert record["encoder"] == "handcrafted"
+    assert record["n"] == attributes["steps"]["tile"]["n_tiles"] == len(bag(store))
+    assert record["dim"] == bag(store).shape[1]
+    assert record["source_codec"] == "jpeg"
+    assert record["store_codec"] == "zstd (lossless)"
+    assert record["weights_sha256"] is None
+
+
+def test_embed__a_moved_slide_is_found_with_slides(cytofm, fields: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "before"
+    folder.mkdir()
+    field = sorted(fields.iterdir())[0]
+    (folder / field.name).write_bytes(field.read_bytes())
+    words = ("tile", folder, "-o", tmp_path / "s", "--mpp", 0.25, "--pixels", "none")
+    assert cytofm(*words).returncode == 0
+    folder.rename(tmp_path / "after")
+    lost = cytofm("embed", tmp_path / "s")
+    assert lost.returncode == 3
+    assert "--slides" in lost.stderr
+    found = cytofm("embed", tmp_path / "s", "--slides", tmp_path / "after")
+    assert found.returncode == 0, found.stderr
+
+
+def test_embed__networks_need_weights_and_unsafe_files_never_run(
+    cytofm, stores: Path, tmp_path: Path
+) -> None:
+    name = "timm/vit_tiny_patch16_224"
+    store = tmp_path / "s.zarr"
+    shutil.copytree(sorted(stores.glob("*.zarr"))[0], store)
+    bare = cytofm("embed", store, "--encoder", name)
+    assert bare.returncode in (2, 3)
+    assert "--weights" in bare.stderr
+    missing = cytofm("embed", store, "--encoder", name, "--weights", tmp_path / "no.bin")
+    assert missing.returncode == 3
+    assert "no such weight file" in missing.stderr
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Evil()}))
+    evil = cytofm("embed", store, "--encoder", name, "--weights", tmp_path / "evil.pth")
+    assert evil.returncode == 3
+    assert not (tmp_path / "executed").exists()
+    assert "Traceback" not in evil.stderr
+    assert not (store / "embeddings" / "timm.vit_tiny_patch16_224").exists()
+
+
+def test_export__h5_files_hold_the_bags(cytofm, stores: Path, tmp_path: Path) -> None:
+    done = cytofm("export", stores, "-o", tmp_path, "--to", "h5")
+    assert done.returncode == 0, done.stderr
+    paths = [Path(line) for line in done.stdout.splitlines()]
+    assert len(paths) == 8
+    features = next(path for path in paths if path.parent.name == "features_handcrafted")
+    with h5py.File(features) as file:
+        np.testing.assert_array_equal(file["features"][:], bag(stores / f"{features.stem}.zarr"))
+
+
+def test_info__tells_slides_and_stores(cytofm, fields: Path, stores: Path) -> None:
+    told = cytofm("info", stores, "--json")
+    assert told.returncode == 0
+    first = json.loads(told.stdout.splitlines()[0])
+    assert set(first["steps"]) >= {"tile", "embeddings/handcrafted/tile"}
+    paths = {array["path"] for array in first["arrays"]}
+    assert "tiles/pixels" in paths
+    slide = cytofm("info", sorted(fields.iterdir())[0])
+    assert "resolution not stated" in slide.stdout

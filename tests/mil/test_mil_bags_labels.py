@@ -1,0 +1,215 @@
+"""Bags from files of other tools, tables of labels, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from cytofm_cli.errors import InputError, LabelError
+from cytofm_cli.mil.bags import Bag, fingerprint, load_bags, named
+from cytofm_cli.mil.labels import build_cohort, class_order, read_labels
+
+
+def write_h5(path: Path, features: np.ndarray, key: str = "features", coords: bool = True) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file[key] = features
+        if coords:
+            file["coords"] = np.arange(2 * len(features)).reshape(-1, 2)
+
+
+def bags_of(*ids: str, width: int = 3) -> list[Bag]:
+    return [Bag(i, np.full((2, width), n, np.float32)) for n, i in enumerate(ids)]
+
+
+def test_load_bags__clam_folder_of_h5_read_as_written(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    write_h5(tmp_path / "h5_files" / "b.h5", features + 1)
+    write_h5(tmp_path / "h5_files" / "a.h5", features)
+    first, second = load_bags(tmp_path, None, "tile")
+    assert (first.slide_id, second.slide_id) == ("a", "b")
+    np.testing.assert_array_equal(first.features_ND, features)
+    np.testing.assert_array_equal(first.xy_px0, np.arange(8).reshape(-1, 2))
+
+
+def test_load_bags__trident_folder_needs_a_choice_between_encoders(tmp_path: Path) -> None:
+    write_h5(tmp_path / "features_uni" / "a.h5", np.ones((2, 3), np.float32))
+    write_h5(tmp_path / "features_r50" / "a.h5", np.ones((2, 4), np.float32))
+    with pytest.raises(InputError, match="several encoders"):
+        load_bags(tmp_path, None, "tile")
+    assert load_bags(tmp_path, "r50", "tile")[0].features_ND.shape == (2, 4)
+
+
+def test_load_bags__stamp_coordinates_in_um_are_not_taken_for_pixels(tmp_path: Path) -> None:
+    write_h5(tmp_path / "a.h5", np.ones((2, 3), np.float16), key="feats")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.attrs["unit"] = "um"
+    assert load_bags(tmp_path, None, "tile")[0].xy_px0 is None
+
+
+def test_load_bags__pt_tensor_of_half_precision(tmp_path: Path) -> None:
+    values = torch.randn(6, 3).half()
+    torch.save(values, tmp_path / "s.pt")
+    (bag,) = load_bags(tmp_path, None, "tile")
+    assert bag.features_ND.dtype == np.float32
+    np.testing.assert_array_equal(bag.features_ND, values.float().numpy())
+
+
+def test_load_bags__pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save(Trap(), tmp_path / "s.pt")
+    with pytest.raises(InputError, match=r"s\.pt"):
+        load_bags(tmp_path, None, "tile")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.full((2, 3), np.nan, np.float32), "1 slide.* NaN or infinite.*b"),
+        (np.zeros((0, 3), np.float32), "1 slide.*empty bag.*b"),
+        (np.zeros((2, 4), np.float32), "do not fit.*a is 3, b is 4"),
+        (np.zeros(3, np.float32), "expected numbers"),
+        (np.full((2, 3), np.inf, np.float16), "NaN or infinite"),
+    ],
+)
+def test_load_bags__bad_bag_is_named(tmp_path: Path, bad: np.ndarray, message: str) -> None:
+    write_h5(tmp_path / "a.h5", np.ones((2, 3), np.float32))
+    write_h5(tmp_path / "b.h5", bad, coords=False)
+    with pytest.raises(InputError, match=message):
+        load_bags(tmp_path, None, "tile")
+
+
+def test_load_bags__text_file_named_h5_and_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no <slide>\.zarr"):
+        load_bags(tmp_path, None, "tile")
+    (tmp_path / "x.h5").write_text("not hdf5")
+    with pytest.raises(InputError, match="not a readable HDF5"):
+        load_bags(tmp_path, None, "tile")
+    with pytest.raises(InputError, match="no such folder"):
+        load_bags(tmp_path / "missing", None, "tile")
+
+
+def test_fingerprint__changes_with_one_value_and_with_a_name() -> None:
+    bags = bags_of("a", "b")
+    changed = [bags[0], Bag("b", bags[1].features_ND + np.float32(1e-6))]
+    renamed = [bags[0], Bag("c", bags[1].features_ND)]
+    assert len({fingerprint(bags), fingerprint(changed), fingerprint(renamed)}) == 3
+
+
+def test_named__shows_three_and_counts_the_rest() -> None:
+    assert named(["d", "a", "c", "b", "e"]) == "a, b, c and 2 more"
+
+
+def labels_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(text.encode())
+    return path
+
+
+def test_read_labels__byte_order_mark_semicolons_and_spaces(tmp_path: Path) -> None:
+    path = labels_file(tmp_path, "\ufeffslide_id; label ;group\ns1;0;p1\ns2 ; 1;p1\n")
+    table = read_labels(path)
+    assert table.slide_ids == ("s1", "s2")
+    assert table.labels == ("0", "1")
+    assert table.groups == ("p1", "p1")
+    assert table.grouped
+
+
+def test_read_labels__slide_is_its_own_group_without_the_column(tmp_path: Path) -> None:
+    table = read_labels(labels_file(tmp_path, "slide_id,label\na,0\nb,1\n"))
+    assert table.groups == ("a", "b")
+    assert not table.grouped
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide_id,labels\na,1\n", "no column label"),
+        ("", "no column"),
+        ("slide_id,label\n", "no slides"),
+        ("slide_id,label\na,1\na,0\n", "1 slide.s. come twice: a"),
+        ("slide_id,label\na,1,x\n", "line 2"),
+        ("slide_id,label\na\n", "line 2"),
+        ("slide_id,label\n,1\n", "line 2: empty slide_id"),
+        ("slide_id,label,group\na,1,\n", "no group: a"),
+        ("slide_id,label,split\na,1,dev\n", "split 'dev'"),
+        ("slide_id,label,group,split\na,1,p,train\nb,0,p,test\n", "group 'p' is in two splits"),
+    ],
+)
+def test_read_labels__bad_table_says_what_and_where(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(LabelError, match=message):
+        read_labels(labels_file(tmp_path, text))
+
+
+def test_read_labels__not_text_and_missing_file(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(b"\xff\xfe\x00slide")
+    with pytest.raises(LabelError, match="UTF-8"):
+        read_labels(path)
+    with pytest.raises(LabelError, match="cannot be read"):
+        read_labels(tmp_path / "none.csv")
+
+
+def test_build_cohort__unmatched_slides_are_named_and_counted(tmp_path: Path) -> None:
+    rows = "".join(f"s{i},{i % 2}\n" for i in range(6))
+    table = read_labels(labels_file(tmp_path, f"slide_id,label\n{rows}"))
+    bags = bags_of("s0", "s1", "other")
+    with pytest.raises(LabelError, match=r"4 labelled .*s2, s3, s4 and 1 more; 1 bag.*other") as e:
+        build_cohort(bags, table)
+    assert "--allow-missing" in (e.value.hint or "")
+    cohort = build_cohort(bags, table, allow_missing=True)
+    assert cohort.slide_ids == ["s0", "s1"]
+    assert cohort.y_N.tolist() == [0, 1]
+
+
+def test_build_cohort__hint_when_ids_carry_file_extensions(tmp_path: Path) -> None:
+    table = read_labels(labels_file(tmp_path, "slide_id,label\na.svs,0\nb.svs,1\n"))
+    with pytest.raises(LabelError) as error:
+        build_cohort(bags_of("a", "b"), table)
+    assert "extension" in (error.value.hint or "")
+
+
+def test_build_cohort__nothing_in_common_is_an_error_even_when_missing_is_allowed(
+    tmp_path: Path,
+) -> None:
+    table = read_labels(labels_file(tmp_path, "slide_id,label\na,0\nb,1\n"))
+    with pytest.raises(LabelError, match="2 labelled"):
+        build_cohort(bags_of("x", "y"), table, allow_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide_id,label\na,1\nb,1\n", "same label"),
+        ("slide_id,label,group\na,1,p\nb,0,p\n", "one group"),
+        ("slide_id,label\na,1\nb,\n", "1 bag.s. have no label: b"),
+    ],
+)
+def test_build_cohort__unusable_labels(tmp_path: Path, text: str, message: str) -> None:
+    table = read_labels(labels_file(tmp_path, text))
+    with pytest.raises(LabelError, match=message):
+        build_cohort(bags_of("a", "b"), table)
+
+
+def test_class_order__numbers_bethesda_alphabet() -> None:
+    assert class_order(["10", "9", "2"]) == ("2", "9", "10")
+    assert class_order(["HSIL", "NILM", "LSIL"]) == ("NILM", "LSIL", "HSIL")
+    assert class_order(["pos", "neg"]) == ("neg", "pos")
+
+
+def test_build_cohort__given_class_order_is_kept(tmp_path: Path) -> None:
+    table = read_labels(labels_file(tmp_path, "slide_id,label\na,benign\nb,malign\n"))
+    cohort = build_cohort(bags_of("a", "b"), table, classes=("malign", "benign"))
+    assert cohort.y_N.tolist() == [1, 0]
+    with pytest.raises(LabelError, match="does not name: malign"):
+        build_cohort(bags_of("a", "b"), table, classes=("benign", "other"))

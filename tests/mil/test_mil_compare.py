@@ -1,0 +1,162 @@
+"""Paired comparison and the benchmark's tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from cytofm_cli.config import resolve
+from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.mil.benchmark import benchmark, make_sources, write_tables
+from cytofm_cli.mil.compare import Answers, compare_runs, read_answers, share_splits
+from cytofm_cli.mil.config import MilConfig
+
+N = 36
+
+
+def answers(name: str, p: np.ndarray, y: np.ndarray, n_groups: int = 60) -> Answers:
+    ids = tuple(f"s{i:03d}" for i in range(len(y)))
+    groups = tuple(f"p{i % n_groups}" for i in range(len(y)))
+    return Answers(name, ids, y, np.stack([1 - p, p], 1), groups, ("0", "1"), ("x",) * len(y))
+
+
+def test_compare_runs__three_runs_give_three_corrected_pairs() -> None:
+    rng = np.random.default_rng(0)
+    y = (np.arange(120) % 2).astype(np.int64)
+    good, noise = (1 / (1 + np.exp(-(rng.normal(size=120) + k * (y - 0.5)))) for k in (3, 0))
+    found = compare_runs([answers("a", noise, y), answers("b", good, y), answers("c", good, y)])
+    assert [(p.first, p.second) for p in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    clear, _, same = found
+    assert clear.bootstrap.value == pytest.approx(clear.auc[1] - clear.auc[0])
+    assert clear.bootstrap.low > 0.2
+    assert clear.p_adjusted == pytest.approx(3 * clear.bootstrap.p)
+    assert clear.delong is not None
+    assert clear.delong_p_adjusted == pytest.approx(3 * clear.delong.p)
+    assert same.p_adjusted == 1.0
+    assert json.loads(json.dumps(clear.record()))["auc"] == list(clear.auc)
+
+
+def test_compare_runs__other_slides_labels_or_names_are_refused() -> None:
+    y = (np.arange(20) % 2).astype(np.int64)
+    one = answers("a", np.linspace(0, 1, 20), y)
+    with pytest.raises(InputError, match="two runs or more"):
+        compare_runs([one])
+    with pytest.raises(InputError, match="two runs are called a"):
+        compare_runs([one, one])
+    with pytest.raises(InputError, match=r"different slides \(1: s019"):
+        compare_runs([one, answers("b", np.linspace(0, 1, 19), y[:19])])
+    with pytest.raises(InputError, match="different labels"):
+        compare_runs([one, answers("b", np.linspace(0, 1, 20), 1 - y)])
+    with pytest.raises(InputError, match="different groups"):
+        compare_runs([one, answers("b", np.linspace(0, 1, 20), y, n_groups=3)])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    rng = np.random.default_rng(0)
+    for encoder, size in (("sharp", 3.0), ("blurred", 0.0)):
+        (folder / encoder).mkdir()
+        for i in range(N):
+            x = rng.normal(size=(6, 5)).astype(np.float32)
+            x[:, 0] += size * (i % 2)
+            with h5py.File(folder / encoder / f"s{i:02d}.h5", "w") as file:
+                file["features"] = x
+    rows = "".join(f"s{i:02d},{i % 2},p{i // 2}\n" for i in range(N))
+    (folder / "labels.csv").write_text("slide_id,label,group\n" + rows)
+    report = run_benchmark(folder)
+    assert report.failures == {}
+    return folder
+
+
+def run_benchmark(folder: Path, methods: tuple[str, ...] = ("mean", "max")) -> object:
+    settings = {"folds": 3, "seeds": 1, "epochs": 15, "lr": 0.02, "bootstrap": 300, "workers": 1}
+    config = resolve(MilConfig, "mil", settings)
+    sources = make_sources([folder / "sharp", folder / "blurred"], [], ["tile"])
+    return benchmark(config, sources, methods, folder / "labels.csv", folder / "out")
+
+
+def test_benchmark__all_runs_share_the_folds(made: Path) -> None:
+    runs = sorted((made / "out" / "runs").iterdir())
+    assert [run.name for run in runs] == [
+        "blurred-max", "blurred-mean", "sharp-max", "sharp-mean",
+    ]  # fmt: skip
+    assert share_splits([read_answers(run) for run in runs])
+
+
+def test_benchmark__tables_rank_mark_and_agree(made: Path) -> None:
+    out = made / "out"
+    lines = (out / "table.md").read_text().splitlines()
+    assert lines[0] == "| bags | mean | max | mean rank |"
+    sharp, blurred = lines[2], lines[3]
+    assert sharp.startswith("| sharp | **")
+    assert sharp.endswith("| 1.0 |")
+    assert blurred.endswith("| 2.0 |")
+    assert blurred.count("†") == 2
+    assert "†" not in sharp
+    rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
+    assert [(r["bags"], r["method"]) for r in rows] == [
+        ("sharp", "mean"), ("sharp", "max"), ("blurred", "mean"), ("blurred", "max"),
+    ]  # fmt: skip
+    metrics = json.loads((out / "runs" / "sharp-mean" / "metrics.json").read_text())
+    assert float(rows[0]["auc"]) == pytest.approx(metrics["auc"]["value"], abs=1e-6)
+    tex = (out / "table.tex").read_text()
+    assert tex.count(r"\textbf{") == 1
+    assert tex.count(r"$^\dagger$") >= 2
+    pairs = json.loads((out / "comparisons.json").read_text())
+    assert len(pairs) == 6
+
+
+def test_benchmark__again_is_skipped_and_a_lost_run_is_made_again_alike(made: Path) -> None:
+    import shutil
+
+    out = made / "out"
+    before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+    stamp = (out / "runs" / "sharp-max" / "metrics.json").stat().st_mtime_ns
+    shutil.rmtree(out / "runs" / "blurred-mean")
+    run_benchmark(made)
+    assert (out / "runs" / "sharp-max" / "metrics.json").stat().st_mtime_ns == stamp
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+
+
+def test_benchmark__one_bad_encoder_is_recorded_and_the_rest_is_done(
+    made: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    for name in ("sharp", "blurred"):
+        shutil.copytree(made / name, tmp_path / name)
+    shutil.copy(made / "labels.csv", tmp_path)
+    with h5py.File(tmp_path / "blurred" / "s03.h5", "a") as file:
+        file["features"][0, 0] = np.nan
+    report = run_benchmark(tmp_path, ("mean",))
+    assert list(report.failures) == ["blurred-mean"]
+    assert "s03" in report.failures["blurred-mean"]
+    record = json.loads((tmp_path / "out" / "failures.jsonl").read_text())
+    assert record["run"] == "blurred-mean"
+    assert "| blurred | – |" in report.table
+
+
+def test_make_sources__names_tell_apart(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    named = [s.name for s in make_sources([a], ["x", "y"], ["tile", "cell"])]
+    assert named == ["x tile", "x cell", "y tile", "y cell"]
+    assert [s.name for s in make_sources([a, b], ["x"], ["tile"])] == ["a x", "b x"]
+    with pytest.raises(UsageError, match="same name"):
+        make_sources([a, a], [], ["tile"])
+
+
+def test_write_tables__nothing_trained_for_a_cell_leaves_a_dash(made: Path) -> None:
+    text = write_tables(
+        made / "out", ["sharp", "other"], ["mean"], resolve(MilConfig, "mil", {"bootstrap": 200})
+    )
+    assert "| other | – | – |" in text
+    write_tables(
+        made / "out", ["sharp", "blurred"], ["mean", "max"],
+        resolve(MilConfig, "mil", {"bootstrap": 300}),
+    )  # fmt: skip
