@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -191,6 +192,7 @@ class ShardedArrayReader:
         self.chunks_per_shard = tuple(
             outer // inner for outer, inner in zip(shard_shape, self.chunk, strict=True)
         )
+        self._lock = threading.Lock()
         self._tables: dict[int, NDArray[np.uint64]] = {}
         self._handles: dict[int, BinaryIO] = {}
 
@@ -224,17 +226,20 @@ class ShardedArrayReader:
         return found
 
     def _table(self, shard: int) -> NDArray[np.uint64]:
-        if shard not in self._tables:
-            key = ".".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
-            handle = (self.path / key).open("rb")
-            n_bytes = int(np.prod(self.chunks_per_shard)) * 16
-            handle.seek(-n_bytes - 4, 2)
-            raw = handle.read()
-            if raw != _with_checksum(raw[:n_bytes]):
-                handle.close()
-                raise ValueError(f"{self.path / key}: the shard's index is damaged")
-            self._handles[shard] = handle
-            self._tables[shard] = np.frombuffer(raw[:n_bytes], dtype="<u8").reshape(-1, 2)
+        with self._lock:  # else two threads open a shard, and one closes it under the other
+            return self._tables[shard] if shard in self._tables else self._open(shard)
+
+    def _open(self, shard: int) -> NDArray[np.uint64]:
+        key = ".".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
+        handle = (self.path / key).open("rb")
+        n_bytes = int(np.prod(self.chunks_per_shard)) * 16
+        handle.seek(-n_bytes - 4, 2)
+        raw = handle.read()
+        if raw != _with_checksum(raw[:n_bytes]):
+            handle.close()
+            raise ValueError(f"{self.path / key}: the shard's index is damaged")
+        self._handles[shard] = handle
+        self._tables[shard] = np.frombuffer(raw[:n_bytes], dtype="<u8").reshape(-1, 2)
         return self._tables[shard]
 
 

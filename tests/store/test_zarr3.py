@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,25 @@ def test_sharded_reader__damaged_index_is_refused(tmp_path: Path) -> None:
 def _inner_codecs(path: Path) -> list[dict[str, str]]:
     node = json.loads((path / "zarr.json").read_text())
     return list(node["codecs"][0]["configuration"]["codecs"])
+
+
+def test_sharded_reader__many_threads_read_what_one_reads(tmp_path: Path) -> None:
+    rows = 400
+    writer = zarr3.ShardedArrayWriter(
+        tmp_path / "a",
+        shape=(rows, 2),
+        dtype="uint8",
+        rows_per_shard=2,
+        chunk=(1, 2),
+        codecs=[zarr3.BYTES],
+        axes=("row", "v"),
+    )
+    chunks = [bytes([row % 251, row // 251]) for row in range(rows)]
+    for shard in range(rows // 2):
+        writer.write_shard(shard, chunks[2 * shard : 2 * shard + 2])
+    for _ in range(5):
+        with (
+            zarr3.ShardedArrayReader(tmp_path / "a") as reader,
+            ThreadPoolExecutor(8) as pool,
+        ):
+            assert [found[0] for found in pool.map(reader.row_chunks, range(rows))] == chunks
