@@ -13,11 +13,13 @@ import typer
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "Run the whole pipeline on real Pap fields, in minutes."),
     "tile": ("tile", "Tile slides into one Zarr store a slide."),
+    "detect": ("detect", "Find the nuclei of every tile."),
     "embed": ("embed", "Turn tiles into embeddings: one bag a slide."),
     "mil": ("mil", "Train, score and compare slide-level heads on bags."),
     "export": ("export", "Write bags as h5 (CLAM, TRIDENT) or pt files."),
     "info": ("info", "Say what slides and stores hold."),
     "encoders": ("listing", "List the encoders that can be loaded."),
+    "detectors": ("listing", "List the nuclei detectors."),
     "methods": ("listing", "List the MIL methods."),
     "doctor": ("doctor", "Check this installation and machine."),
 }

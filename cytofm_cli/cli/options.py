@@ -23,6 +23,21 @@ from cytofm_cli.config import option
 from cytofm_cli.errors import UsageError
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the plug-in; repeat for more."),
+]
+
+
+def parse_settings(words: list[str] | None) -> dict[str, str]:
+    """Parse the KEY=VALUE words of `--set`."""
+    settings = {}
+    for word in words or []:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"--set {word}: must be KEY=VALUE.")
+        settings[key.strip()] = value.strip()
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)

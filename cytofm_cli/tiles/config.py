@@ -35,7 +35,10 @@ class TileConfig:
         "auto", "Keep tiles with cells (auto) or all (none).", choices=("auto", "none")
     )
     min_foreground: float = option(
-        0.02, "Smallest foreground fraction of a tile that is kept.", low=0.0, high=1.0
+        0.05,
+        "Smallest foreground fraction of a tile that is kept; 0.1 suits small tiles.",
+        low=0.0,
+        high=1.0,
     )
     select: str = option(
         "all",

@@ -2,31 +2,35 @@
 
 Idea: on a smear, what matters is small and what misleads is large or thin. Cells and small
 groups are darker than *everything around them within 150 µm*; a light gradient, a tinted field,
-a wide pen stroke or the coverslip's shadow is not. So no background colour is modelled at all:
+a wide pen stroke or the coverslip's shadow is not. So no background colour is modelled:
 
 1. In every channel, a morphological closing by a line of 150 µm tells how bright the brightest
    way across each pixel is; taken along four directions, the smallest of the four residues
    (closing - pixel) is the pixel's contrast as a *blob*. Straight edges and anything longer than
    the line in one of the directions have none: gradients, tints and steps cancel by construction.
-2. The contrast is divided by the brightness of the glass (in transmitted light this is the share
-   of the light that is absorbed), the strongest channel counts (an orange cell shows in blue, a
-   cyan one in red), and what is within the noise of the picture is set to zero.
-3. Foreground is a contrast of 6 % or more. A nucleus has 30-70 %, pale cytoplasm 8-20 %,
-   illumination and JPEG below 3 %.
-4. What is long and thin (bubble rims, slanted edges, scratches) or long and smooth (pen) goes:
-   a group of cells of that length is neither.
-5. Specks below 30 µm² go, and solid tissue, where the nuclei show but the smooth parts between
-   them do not, is filled: gaps of up to 50 µm that are clearly darker than the glass.
+2. The contrast is divided by the brightness of the glass (in transmitted light: the share of the
+   light that is absorbed), the strongest channel counts (an orange cell shows in blue, a cyan one
+   in red), and what is within eight sigma of the picture's noise is set to zero.
+3. Foreground is a contrast of 6 % or more. 99 % of the marked nuclei of real Pap fields have more
+   than 20 %, half of them more than 64 %; glass and light gradients are below the noise.
+4. What is long and thin (bubble rims, slanted edges, scratches), or dark, smooth and long (pen)
+   goes: a group of cells of that length is neither.
+5. Specks go (single pixels at 4 µm/px). Solid tissue, where the nuclei show but the smooth parts
+   between them do not, is filled: gaps up to 50 µm that are clearly darker than the glass.
 
 Dark field (fluorescence) is the same on the inverted picture, with the threshold set by the range
 of the signal, since there is no light to divide by.
 
-Scale: 4 µm/px. At 2 µm/px the recall of marked nuclei was the same to 0.1 % and the time four to
-six times; at 8 µm/px naked nuclei (8 µm) lose two thirds of their contrast. The pixel-wise work
-runs in strips with a halo of the line's length, so the result does not depend on the strips.
+Scale: 4 µm/px; the mask of a sparse 20 480 px slide takes 0.12 CPU s. On eight such slides with
+dirty glass 99.7 to 99.9 % of the marked nuclei are inside it, at 12 % of the area. At 8 µm/px it
+is 98.1 to 99.9 %; at 2 µm/px nothing is gained and the time is five times as long. The pixel-wise
+work runs in strips with a halo of the line's length: the result does not depend on the strips.
+
+What it does not do: rings of small bubbles (below 200 µm), dust the size of a nucleus and ink
+fainter than 35 % stay; unstained cells (below 6 %) are not seen, and then it says so.
 
 Closing and top-hat: Serra, Image Analysis and Mathematical Morphology (1982), ch. XII. Running
-maxima in log2(n) passes over uint8 make a 150 µm line cost a few ms per megapixel.
+maxima in log2(n) passes over uint8 make a line of any length cheap.
 """
 
 from __future__ import annotations
@@ -55,8 +59,10 @@ SPECK_UM2: Final = 8.0  # 3 µm across; at 4 µm/px, single pixels
 THIN_UM: Final = 20.0
 LINE_UM: Final = 100.0
 SLENDER: Final = 0.08  # mean thickness / length; rims 0.03-0.07, chains of cells above 0.1
-INK_DARKNESS: Final = 0.25
+INK_DARKNESS: Final = 0.35  # more than light falls off towards a corner
+INK_THICK_UM: Final = 8.0  # of its smooth core
 INK_UM: Final = 90.0  # the largest smooth dark part of a cell was 60 µm
+COARSE_MPP: Final = 4.0
 SMOOTH: Final = 0.1  # range within 3 x 3 px / darkness
 FILL_UM: Final = 50.0
 FILL_DARKNESS: Final = 0.3  # no illumination takes that much light
@@ -116,15 +122,23 @@ def find_foreground(
     contrast_HW = _blob_contrast(small_HWC, scene, mpp, strip_px)
     mask_HW = contrast_HW >= MIN_CONTRAST * 255
     mask_HW &= ~_lines(mask_HW, mpp)
-    ink_HW = _ink(small_HWC, scene, mpp)
+    # Smoothness is a matter of scale: ink is always looked for at the coarse one.
+    coarse = max(1, int(COARSE_MPP / mpp + 0.01))
+    ink_HW = _ink(morphology.shrink(small_HWC, coarse), scene, mpp * coarse)
+    ink_HW = _enlarge(ink_HW, coarse, mask_HW.shape)
     parts = morphology.components(mask_HW & ~ink_HW)
     mask_HW = parts.paint(parts.area_px_K >= max(2, SPECK_UM2 / mpp**2))
     mask_HW |= _tissue_gaps(small_HWC, mask_HW, scene, mpp) & ~ink_HW
     unsure = scene.unsure or _doubt(mask_HW, contrast_HW)
-    if reduce > 1:
-        mask_HW = mask_HW.repeat(reduce, 0)[:height].repeat(reduce, 1)[:, :width]
+    mask_HW = _enlarge(mask_HW, max(1, reduce), (height, width))
     red, green, blue = (round(float(level)) for level in scene.background_C)
     return Foreground(mask_HW, (red, green, blue), scene.illumination, unsure)
+
+
+def _enlarge(mask_HW: NDArray[np.bool_], factor: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    if factor == 1:
+        return mask_HW
+    return mask_HW.repeat(factor, 0)[: shape[0]].repeat(factor, 1)[:, : shape[1]]
 
 
 def tile_fraction(
@@ -177,26 +191,28 @@ def _scene(image_HWC: NDArray[np.uint8]) -> _Scene:
     n_bright = np.count_nonzero(light_N > BRIGHT_LEVEL)
     dark = n_bright < 0.05 * len(mean_NC) and np.median(light_N) < BRIGHT_LEVEL
     unsure = None
+    noise_C = np.maximum(NOISE_FACTOR * sigma_C, MIN_LEVELS)
     if dark:
         glass_C = np.median(flat_NC[light_N <= np.percentile(light_N, 2) + 20], axis=0)
-        top_C = np.percentile(mean_NC, 99.5, axis=0)
-        full_C = np.full(3, np.max(top_C - glass_C) * SIGNAL_SHARE / MIN_CONTRAST)
-        full_C = np.minimum(full_C, 255 - glass_C)
+        signal = float(np.max(np.percentile(mean_NC, 99.5, axis=0) - glass_C))
+        # A threshold (MIN_CONTRAST of full) below the noise would turn a blank slide into cells.
+        full_C = np.maximum(signal * SIGNAL_SHARE, noise_C) / MIN_CONTRAST
+        lowest_C = noise_C
         if glass_C.mean() > DARK_LEVEL:
             unsure = "the background is neither bright glass nor dark field"
     else:
         glass_C = np.median(flat_NC[light_N >= np.percentile(light_N, 98) * 0.8], axis=0)
         full_C = np.maximum(glass_C, 1)
-    # The noise of a small crowded picture is overestimated: it must not hide stained cells.
-    lowest_C = np.clip(NOISE_FACTOR * sigma_C, MIN_LEVELS, 1.5 * MIN_CONTRAST * full_C)
-    if np.any(NOISE_FACTOR * sigma_C > full_C) and morphology.whiteness(image_HWC) > 0.6:
-        unsure = "the picture is mostly noise"
+        # The noise of a small crowded picture is overestimated: it must not hide stained cells.
+        lowest_C = np.maximum(np.minimum(noise_C, 1.5 * MIN_CONTRAST * full_C), MIN_LEVELS)
+        if np.any(noise_C > full_C) and morphology.whiteness(image_HWC) > 0.6:
+            unsure = "the picture is mostly noise"
     if min(image_HWC.shape[:2]) < 4:
         unsure = f"a picture of {image_HWC.shape[1]} x {image_HWC.shape[0]} px is too small"
     return _Scene(
         glass_C.astype(np.float32),
-        np.maximum(lowest_C, MIN_LEVELS).astype(np.float32),
-        np.asarray(full_C, np.float32),
+        lowest_C.astype(np.float32),
+        full_C.astype(np.float32),
         "dark-field" if dark else "bright-field",
         unsure,
     )
@@ -254,11 +270,15 @@ def _ink(image_HWC: NDArray[np.uint8], scene: _Scene, mpp: float) -> NDArray[np.
         plane_HW = lut[image_HWC[..., channel]]
         np.maximum(dark_HW, plane_HW, out=dark_HW)
         np.maximum(rough_HW, morphology.local_range(plane_HW), out=rough_HW)
-    smooth_HW = rough_HW < SMOOTH * dark_HW
-    parts = morphology.components(smooth_HW & (dark_HW > INK_DARKNESS * 255))
+    noise = float(np.max(scene.lowest_C / scene.full_C))  # below it, glass falls apart
+    floor = max(SMOOTH * INK_DARKNESS, noise) * 255
+    # Labelled without regard to darkness: a dark corner hangs together with the bright glass and
+    # is told from ink, which has a sharp edge all round, by its mean.
+    parts = morphology.components(rough_HW < np.maximum(SMOOTH * dark_HW, floor))
+    dark_K = parts.mean(dark_HW) > INK_DARKNESS * 255
     length_um_K = parts.length_px_K * mpp
     thickness_um_K = parts.area_px_K * mpp**2 / length_um_K
-    ink_HW = parts.paint((length_um_K >= INK_UM) & (thickness_um_K >= THIN_UM))
+    ink_HW = parts.paint(dark_K & (length_um_K >= INK_UM) & (thickness_um_K >= INK_THICK_UM))
     return morphology.dilate(ink_HW, round(THIN_UM / mpp)) if ink_HW.any() else ink_HW
 
 

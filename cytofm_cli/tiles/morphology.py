@@ -168,6 +168,16 @@ class Components:
     area_px_K: NDArray[np.int64]
     length_px_K: NDArray[np.int64]
 
+    def mean(self, values_HW: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Average a picture over each part."""
+        height, width = self.shape
+        flat = np.zeros(height * (width + 1) + 1, np.uint8)
+        flat[:-1].reshape(height, width + 1)[:, :width] = values_HW
+        ends = np.stack([self.start_R, self.stop_R], 1).reshape(-1)
+        sums_R = np.add.reduceat(flat, ends, dtype=np.int64)[::2] if len(ends) else ends
+        total_K = np.bincount(self.part_R, sums_R, len(self.area_px_K))
+        return total_K / np.maximum(self.area_px_K, 1)
+
     def paint(self, chosen_K: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return a mask of the chosen parts."""
         height, width = self.shape
@@ -238,8 +248,10 @@ def box_sums(
         high_N2: (n, 2) of the bottom-right corners.
     """
     height, width = values_HW.shape
-    whole = values_HW.dtype.kind in "bui"
-    integral = np.zeros((height + 1, width + 1), np.int64 if whole else np.float64)
+    kind: type[np.generic] = np.float64
+    if values_HW.dtype == bool:
+        kind = np.int32 if height * width < 2**31 else np.int64
+    integral = np.zeros((height + 1, width + 1), kind)
     np.cumsum(values_HW, 0, out=integral[1:, 1:])
     np.cumsum(integral[1:, 1:], 1, out=integral[1:, 1:])
     (x0, y0), (x1, y1) = low_N2.T, high_N2.T

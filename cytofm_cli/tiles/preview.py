@@ -1,4 +1,4 @@
-"""Draw what was found and chosen on a slide: cells outlined, unchosen glass dimmed, tiles framed."""
+"""Draw what was found and chosen on a slide: cells outlined, the rest dimmed, tiles framed."""
 
 from __future__ import annotations
 

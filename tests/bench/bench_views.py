@@ -202,9 +202,9 @@ def main() -> None:
             found.append(compare(config, args.tiles, args.rounds, **kinds))
             print(found[-1], flush=True)
     for preset in ("none", "safe"):
-        few, many = (peak_bytes(preset, n) for n in (8, 72))
-        each = (many - few) / 64 - 3 * TILE_PX**2  # less the tile itself
-        found.append({"preset": preset, "bytes_per_tile": round(each), "at_8_tiles": few})
+        few, many = (peak_bytes(preset, n) for n in (128, 256))
+        each = (many - few) / 128 - 3 * TILE_PX**2  # less the tile itself
+        found.append({"preset": preset, "bytes_per_tile": round(each), "peak_bytes_128_tiles": few})
         print(found[-1], flush=True)
     if args.json:
         facts = {"torch": torch.__version__, "cpus": os.cpu_count(), "results": found}

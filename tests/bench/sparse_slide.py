@@ -63,7 +63,7 @@ GLASSES: tuple[Glass, ...] = (
     Glass(tint=(250, 250, 250), gradient=0.04, noise=1, n_dust=400, pen_px=60, edge=False),
     Glass(tint=(205, 208, 200), gradient=0.2, noise=6, n_dust=2500, pen_rgb=(20, 110, 60)),
     Glass(tint=(244, 232, 238), gradient=0.12, noise=2.5, pen_px=900, light_on_fields=False),
-    # Not looked at while the method was made.
+    # Added when the method was done; glass 6 then moved one of its constants (INK_DARKNESS).
     Glass(tint=(182, 176, 160), gradient=0.35, noise=10, n_dust=6000, pen_px=30, jpeg_quality=75),
     Glass(tint=(233, 240, 232), gradient=0.1, noise=5, pen_px=400, pen_rgb=(200, 190, 60)),
 )

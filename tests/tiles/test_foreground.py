@@ -95,6 +95,15 @@ def test_find_foreground__tinted_field_is_no_foreground():
     assert not find_foreground(picture, MPP).mask_HW.any()
 
 
+def test_find_foreground__cells_in_a_dark_corner_are_not_taken_for_ink():
+    picture = glass(gradient=0.6, noise=0.5)
+    cells = np.zeros((400, 400), bool)
+    for k in range(9):
+        cells |= disc(400, 30 + 40 * k, 340, 6)
+    put(picture, cells, STAINS["pap-cyan"])
+    assert find_foreground(picture, MPP).mask_HW[cells].mean() > 0.95
+
+
 @pytest.mark.parametrize("width", [3, 6, 20, 60])
 def test_find_foreground__drops_pen_strokes_of_any_width(width):
     picture = glass(noise=1.0)

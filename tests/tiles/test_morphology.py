@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -53,6 +54,9 @@ def test_components__are_those_of_scipy(seed, height, width, share):
     assert sorted(parts.length_px_K) == longest
     assert sorted(parts.area_px_K) == sorted(np.bincount(labels.ravel())[1:])
     assert (parts.paint(np.ones(n, bool)) == mask).all()
+    values = np.random.default_rng(seed + 1).integers(0, 256, mask.shape).astype(np.uint8)
+    means = ndimage.mean(values, labels, np.arange(1, n + 1)) if n else []
+    assert sorted(parts.mean(values)) == pytest.approx(sorted(means))
     for k in range(min(n, 5)):
         one = parts.paint(np.arange(n) == k)
         assert len(np.unique(labels[one])) == 1

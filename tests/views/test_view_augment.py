@@ -24,8 +24,9 @@ def images(n=3, side=24, seed=0):
 def run(rgb, how, *, seed=0, mean=ZERO, std=ONE, **replaced):
     drawn = augment.draw(sample_keys(seed, np.arange(len(rgb))), how)
     drawn = dataclasses.replace(drawn, **replaced)
+    ready = augment.prepare(drawn, rgb.shape[-1], rgb.device, mean, std)
     out = torch.empty(rgb.shape, dtype=torch.float32)
-    return augment.apply(pixels.pack(rgb), drawn, out, mean, std), drawn
+    return augment.apply(pixels.pack(rgb), ready, slice(None), out), drawn
 
 
 def test_identity__gives_the_pixels_normalised():

@@ -1,0 +1,1 @@
+"""Nuclei-centred, perturbed multi-scale views: the one implementation that training calls."""

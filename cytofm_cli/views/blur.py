@@ -1,0 +1,51 @@
+"""Gaussian blur as banded matrix products.
+
+A block of 16 rows of the result is a banded 16 × 24 matrix times 24 rows of the input, and
+overlapping blocks are a strided view: two batched matrix products. On a CPU this is several
+times faster than any of torch's convolutions.
+
+Letters: G views, C colours, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_RADIUS_PX: Final = 4  # nine taps, as in DINOv2
+
+
+def gaussian_blur(x_GCHW: Tensor, bands_G: Tensor) -> Tensor:
+    """Blur square views, mirrored at the edges, each with its own matrix of `bands`."""
+    n_views, n_colours, _, width = x_GCHW.shape
+    size, window = bands_G.shape[2:]
+    x = torch.nn.functional.pad(x_GCHW, (_RADIUS_PX,) * 4, mode="reflect")
+    x = x.view(n_views, -1, width + 2 * _RADIUS_PX).unfold(2, window, size).transpose(1, 2)
+    x = torch.matmul(x, bands_G.mT)  # (G, blocks, C · (H + 8), block)
+    x = x.transpose(1, 2).reshape(n_views, n_colours, -1, width)
+    x = x.unfold(2, window, size).mT  # (G, C, blocks, block + 8, W)
+    return torch.matmul(bands_G.unsqueeze(1), x).view(x_GCHW.shape)
+
+
+def bands(sigma_G: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """Return the banded matrices (G, 1, block, block + 8) that apply Gaussians of nine taps.
+
+    Args:
+        sigma_G: in view pixels; 0 gives the identity.
+        side: of the views, px; it is cut into equal blocks of about 16, or into one.
+    """
+    divisors = [size for size in range(8, 25) if side % size == 0]
+    size = min(divisors, key=lambda size: abs(size - 16), default=side)
+    taps = np.arange(-_RADIUS_PX, _RADIUS_PX + 1)
+    kernel = np.exp(-0.5 * (taps / np.maximum(sigma_G, 1e-3)[:, None]) ** 2)
+    kernel[kernel < 1e-7] = 0  # denormal weights would cost ten times as much
+    kernel /= kernel.sum(1, keepdims=True)
+    # Rows one longer than the matrix's, read as if they were not: each is shifted by one more.
+    n_views, columns = len(sigma_G), size + 2 * _RADIUS_PX
+    shifted = np.zeros((n_views, size, columns + 1))
+    shifted[..., : len(taps)] = kernel[:, None]
+    return shifted.reshape(n_views, -1)[:, : size * columns].reshape(n_views, 1, size, columns)

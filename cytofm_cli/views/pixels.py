@@ -1,0 +1,51 @@
+"""Pixels as 32-bit words, so that a shuffle or a crop moves a pixel and not three planes.
+
+A word holds R, G, B and, on top, 255: the word is negative as int32, and its four bytes are a
+homogeneous colour (r, g, b, 255), on which a colour change is one 3 × 4 matrix product.
+
+Letters: B tiles, G anything batched, H rows, W columns, C colours, S side of a square view.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+_TOP: Final = -(1 << 24)  # 0xFF000000 as int32
+
+
+def pack(rgb_BCHW: Tensor) -> Tensor:
+    """Pack uint8 RGB tiles (B, 3, H, W), any strides, into int32 words (B, H, W)."""
+    n_tiles, _, height, width = rgb_BCHW.shape
+    word_BHW = torch.full((n_tiles, height, width), _TOP, dtype=torch.int32, device=rgb_BCHW.device)
+    byte_BHW4 = as_bytes(word_BHW)
+    for colour in range(3):  # plane by plane: twice as fast as one strided copy
+        byte_BHW4[..., colour].copy_(rgb_BCHW[:, colour])
+    return word_BHW
+
+
+def as_bytes(word_GHW: Tensor) -> Tensor:
+    """View contiguous words (G, H, W) as uint8 (G, H, W, 4), without a copy."""
+    return word_GHW.view(torch.uint8).view(*word_GHW.shape, 4)
+
+
+def unpack(word_GHW: Tensor) -> Tensor:
+    """Return words (G, H, W) as uint8 RGB (G, 3, H, W)."""
+    return as_bytes(word_GHW.contiguous())[..., :3].movedim(-1, -3).contiguous()
+
+
+def turn(word_GSS: Tensor, code_G: list[int]) -> Tensor:
+    """Apply one of the eight symmetries of the square to each view, in place.
+
+    Args:
+        word_GSS: square views, words.
+        code_G: 0 … 7; bit 0 transposes, then bit 1 flips left-right, bit 2 upside-down.
+    """
+    for bit, axes in ((1, None), (2, (2,)), (4, (1,))):
+        rows = [row for row, code in enumerate(code_G) if code & bit]
+        if rows:
+            some_GSS = word_GSS[rows]
+            word_GSS[rows] = some_GSS.mT if axes is None else some_GSS.flip(axes)
+    return word_GSS

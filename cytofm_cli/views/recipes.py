@@ -1,0 +1,185 @@
+"""View sets of the self-supervised methods, as their official code has them.
+
+| | views | colour, in `natural` |
+|---|---|---|
+| `dino` | 2 × 224 (0.4 – 1) + 8 × 96 (0.05 – 0.4) | jitter .4/.4/.2/.1, grey .2, blur 1/.1/.5, solarise 0/.2/0 |
+| `ibot` | 2 × 224 (0.25 – 1) + 10 × 96 (0.05 – 0.25) | same |
+| `dinov2` | 2 × 224 (0.32 – 1) + 8 × 96 (0.05 – 0.32); 98 px for patches of 14 | same |
+| `moco` (v3), `byol` | 2 × 224 (0.08 – 1) | same, first two columns |
+| `simclr` | 2 × 224 (0.08 – 1) | jitter .8/.8/.8/.2, grey .2, blur .5 |
+
+Scales are shares of the tile's area. `cytology` colours, the default, keep brightness, contrast,
+saturation and blur; they leave out greyscale, solarise and hue, which stains do not do, and
+have stain jitter in optical density and all eight turns instead (our choice; ablate).
+Numbers: facebookresearch/dino, bytedance/ibot, facebookresearch/dinov2, facebookresearch/moco-v3,
+arXiv:2002.05709, arXiv:2006.07733.
+"""  # noqa: E501 - a table cannot be wrapped
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cytofm_cli.config import option
+from cytofm_cli.errors import UsageError
+from cytofm_cli.views.augment import IDENTITY, IMAGENET_MEAN, IMAGENET_STD, Augment
+from cytofm_cli.views.perturb import PRESETS, NcpConfig
+
+RECIPES: Final = ("simclr", "moco", "byol", "dino", "ibot", "dinov2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """One view of a set.
+
+    Attributes:
+        size_px: side of the view.
+        scale: range of the crop's area, as a share of the tile's.
+        aspect: range of the crop's width / height, drawn log-uniformly.
+        augment: what happens to it.
+    """
+
+    size_px: int
+    scale: tuple[float, float]
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    augment: Augment = IDENTITY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A set of views, global ones first.
+
+    Attributes:
+        name: the method it belongs to.
+        views: in the order of the output.
+        n_global: how many of them the teacher sees.
+        mean: normalisation per colour, of values in 0 … 1.
+        std: likewise.
+    """
+
+    name: str
+    views: tuple[ViewSpec, ...]
+    n_global: int = 2
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """Settings of `cytofm views` and of the views in `cytofm pretrain`.
+
+    The fields from `keep` on change one setting of the preset each; see `NcpConfig`.
+    """
+
+    recipe: str = option("dino", "set of views", choices=RECIPES)
+    preset: str = option(
+        "safe", "Algorithm 1 as printed, made safe, or no nuclei", choices=tuple(PRESETS)
+    )
+    colours: str = option("cytology", "colour changes", choices=("cytology", "natural", "none"))
+    patch_px: int = option(16, "the encoder's patch; views are whole patches", low=1)
+    global_px: int = option(224, "side of a global view", low=14)
+    n_local: int | None = option(None, "number of local views (default: the recipe's)", low=0)
+    local_px: int | None = option(None, "side of a local view (default: near 96)", low=14)
+    keep: str | None = option(None, "subset, all, single or piece (METHODS D9)")
+    keep_fraction: float | None = option(None, "probability that a nucleus survives")
+    region: str | None = option(None, "disk or boundary (D10)")
+    radius_um: float | None = option(None, "what is kept around a nucleus, µm", low=0)
+    fill: str | None = option(None, "pixels, blocks, window, mean, blur or none (D11)")
+    block_px: int | None = option(None, "side of blocks and windows, tile pixels", low=2)
+    redraw: str | None = option(None, "image, noise or view (D12)")
+    feather_um: float | None = option(None, "width of the dissolving edge, µm", low=0)
+    clean_probability: float | None = option(None, "share of unperturbed views")
+    centred: bool | None = option(None, "centre views on kept nuclei")
+    centre_jitter: float | None = option(None, "largest shift of a centre, share of the view")
+    without_nuclei: str | None = option(None, "plain or drop (D13)")
+
+
+def ncp_of(config: ViewsConfig) -> NcpConfig:
+    """Return the preset with what the configuration changes in it.
+
+    Raises:
+        UsageError: unknown preset, or a value outside its choices or range.
+    """
+    if config.preset not in PRESETS:
+        raise UsageError(f"no preset is called {config.preset!r}.", hint=", ".join(PRESETS))
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(NcpConfig):
+        value = getattr(config, field.name)
+        if value is None:
+            continue
+        choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
+        if choices and value not in choices:
+            raise UsageError(f"[views] {field.name} = {value!r}: choose {', '.join(choices)}.")
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            raise UsageError(f"[views] {field.name} = {value} is outside {low} … {high or '∞'}.")
+        changed[field.name] = value
+    return dataclasses.replace(PRESETS[config.preset], **changed)
+
+
+def recipe_of(config: ViewsConfig) -> Recipe:
+    """Build the set of views that a configuration describes.
+
+    Raises:
+        UsageError: unknown recipe, or a view that is not a whole number of patches.
+    """
+    scales = _SCALES.get(config.recipe)
+    if scales is None:
+        raise UsageError(f"no recipe is called {config.recipe!r}.", hint=", ".join(RECIPES))
+    global_scale, local_scale, n_local = scales
+    n_local = n_local if config.n_local is None else config.n_local
+    if local_scale is None and n_local:
+        raise UsageError(
+            f"recipe {config.recipe!r} has no local views.", hint="use dino, ibot or dinov2"
+        )
+    patch = config.patch_px
+    local_px = config.local_px or round(96 / patch) * patch
+    for name, size in (("global_px", config.global_px), ("local_px", local_px)):
+        if size % patch and (name == "global_px" or n_local):
+            near = max(patch, round(size / patch) * patch)
+            raise UsageError(
+                f"[views] {name} = {size} is no multiple of the patch ({patch} px).",
+                hint=f"{name} = {near}",
+            )
+    first, second, local = _augments(config)
+    views = [
+        ViewSpec(size_px=config.global_px, scale=global_scale, augment=a) for a in (first, second)
+    ]
+    if local_scale is not None:
+        views += [ViewSpec(size_px=local_px, scale=local_scale, augment=local)] * n_local
+    return Recipe(name=config.recipe, views=tuple(views))
+
+
+_SCALES: Final[dict[str, tuple[tuple[float, float], tuple[float, float] | None, int]]] = {
+    "simclr": ((0.08, 1.0), None, 0),
+    "moco": ((0.08, 1.0), None, 0),
+    "byol": ((0.08, 1.0), None, 0),
+    "dino": ((0.4, 1.0), (0.05, 0.4), 8),
+    "ibot": ((0.25, 1.0), (0.05, 0.25), 10),
+    "dinov2": ((0.32, 1.0), (0.05, 0.32), 8),
+}
+
+
+def _augments(config: ViewsConfig) -> tuple[Augment, Augment, Augment]:
+    """Return the augmentations of the first and second global view and of local views."""
+    if config.colours == "none":
+        return (Augment(flip=(0.5, 0.5), transpose=0.5),) * 3
+    strong = config.recipe == "simclr"
+    jitter = (0.8, 0.8, 0.8, 0.2) if strong else (0.4, 0.4, 0.2, 0.1)
+    base = Augment(flip=(0.5, 0.0), jitter=jitter, jitter_p=0.8, grey_p=0.2, blur_p=0.5)
+    if config.colours == "cytology":
+        base = dataclasses.replace(
+            base,
+            flip=(0.5, 0.5),
+            transpose=0.5,
+            jitter=(*jitter[:3], 0.0),
+            grey_p=0.0,
+            stain=(0.15, 0.02),
+            stain_p=0.8,
+        )
+    if strong:
+        return base, base, base
+    solarise_p = 0.2 if config.colours == "natural" else 0.0
+    first = dataclasses.replace(base, blur_p=1.0)
+    second = dataclasses.replace(base, blur_p=0.1, solarise_p=solarise_p)
+    return first, second, base

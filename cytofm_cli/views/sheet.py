@@ -1,0 +1,250 @@
+"""Draw a contact sheet on which a person can judge the views.
+
+A strip per tile: the tile with its nuclei (kept: green, dropped: red), the edge of what is kept
+and the boxes of the views (global: yellow, local: blue, numbered); the perturbed tile that the
+first perturbed view was cut from; then all views as the encoder gets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cytofm_cli.views import draws, perturb, pixels
+from cytofm_cli.views.make import ViewSet, make_views, perturbation_of
+from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.recipes import Recipe
+
+Image = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+_PAPER: Final[Colour] = (250, 250, 247)
+_INK: Final[Colour] = (40, 40, 40)
+_KEPT: Final[Colour] = (0, 170, 60)
+_DROPPED: Final[Colour] = (220, 30, 30)
+_GLOBAL: Final[Colour] = (255, 190, 0)
+_LOCAL: Final[Colour] = (40, 110, 255)
+_PANEL_PX: Final = 512
+_GAP_PX: Final = 10
+_LINE_PX: Final = 16  # a line of text, with its margin
+# Three columns by five rows; a digit is a row in octal.
+_FONT: Final = {
+    **dict(zip("ABCDEFGHIJKLM", "25755 65656 34443 65556 74647 74644 34553 55755 72227 11152 "
+               "55655 44447 57755".split(), strict=True)),
+    **dict(zip("NOPQRSTUVWXYZ", "65555 25552 65644 25563 65655 34216 72222 55557 55552 55775 "
+               "55255 55222 71247".split(), strict=True)),
+    **dict(zip("0123456789", "75557 26227 71747 71317 55711 74717 74757 71122 75757 75717".split(),
+               strict=True)),
+    **dict(zip(".-:/%+=(),", "00002 00700 02020 11244 51245 02720 07070 12221 42224 00024".split(),
+               strict=True)),
+}  # fmt: skip
+
+
+def contact_sheet(
+    tile_BCHW: Tensor,
+    xy_BM2: NDArray[np.float64],
+    valid_BM: NDArray[np.bool_],
+    *,
+    recipe: Recipe,
+    ncp: NcpConfig,
+    mpp: float,
+    keys_B: draws.Keys,
+    label_BHW: Tensor | None = None,
+    title: str = "",
+) -> Image:
+    """Make the views of some tiles and draw them: uint8 (H, W, 3).
+
+    Args are those of `make_views`, with the tiles on the host, and a title.
+    """
+    made = make_views(
+        tile_BCHW, xy_BM2, valid_BM, recipe=recipe, ncp=ncp, mpp=mpp, keys_B=keys_B,
+        label_BHW=label_BHW,
+    )  # fmt: skip
+    strips = []
+    for row, b in enumerate(made.row_B.tolist()):
+        one = slice(b, b + 1)
+        label = None if label_BHW is None else label_BHW[one]
+        v = _shown_view(made, row)
+        scene = perturb.build_scene(tile_BCHW[one], torch.from_numpy(xy_BM2[one]), ncp, mpp, label)
+        words_1HW, outside_1N = perturbation_of(scene, made.plan.part(slice(row, row + 1)), ncp, v)
+        outside_HW = outside_1N.view(words_1HW.shape[1:]).numpy() != 0
+        tile = _panel(tile_BCHW[one], outside_HW, made, row, xy_BM2[b], valid_BM[b], recipe, v)
+        after = _fit(_to_image(pixels.unpack(words_1HW)[0]))
+        text = f"what view {v + 1} is cut from" if not made.plan.clean_BV[row, v] else "clean"
+        panels = [_labelled(tile, f"tile {b + 1}: nuclei and views"), _labelled(after, text)]
+        strips.append(_beside([*panels, *_views(made, row, recipe)]))
+    head = [_text_line(title or _settings(recipe, ncp, mpp), scale=2), *_legend()]
+    return _below([*head, *strips])
+
+
+def to_rgb(view_CSS: Tensor, recipe: Recipe) -> Image:
+    """Undo the normalisation of one view: uint8 (S, S, 3)."""
+    mean, std = (torch.tensor(value)[:, None, None] for value in (recipe.mean, recipe.std))
+    return _to_image((view_CSS.cpu() * std + mean).mul(255).round().clamp(0, 255))
+
+
+def _shown_view(made: ViewSet, row: int) -> int:
+    """Return the first perturbed view, or the first."""
+    return int(np.flatnonzero(~made.plan.clean_BV[row])[:1].sum())
+
+
+def _panel(
+    tile_1CHW: Tensor,
+    outside_HW: NDArray[np.bool_],
+    made: ViewSet,
+    row: int,
+    xy_M2: NDArray[np.float64],
+    valid_M: NDArray[np.bool_],
+    recipe: Recipe,
+    view: int,
+) -> Image:
+    image = _to_image(tile_1CHW[0])
+    scale = min(1.0, _PANEL_PX / max(image.shape[:2]))
+    canvas = _fit(image)
+    if not made.plan.clean_BV[row, view]:
+        _outline(canvas, outside_HW, _KEPT)
+    for v, spec in reversed(list(enumerate(recipe.views))):
+        colour = _GLOBAL if v < recipe.n_global else _LOCAL
+        x, y, w, h = (int(side * scale) for side in made.plan.boxes_BV4[row, v])
+        _rectangle(canvas, x, y, w, h, colour)
+        _write(canvas, str(v + 1), x + 4, y + 4, colour, scale=2 if spec.size_px > 128 else 1)
+    for m in np.flatnonzero(valid_M):
+        kept = made.plan.kept_BVM[row, view, m]
+        x, y = (int(side * scale) for side in xy_M2[m])
+        _cross(canvas, x, y, _KEPT if kept else _DROPPED)
+    return canvas
+
+
+def _views(made: ViewSet, row: int, recipe: Recipe) -> list[Image]:
+    """Lay out the views of a tile: global ones in a column, local ones in columns of four."""
+    columns: list[list[Image]] = []
+    for first, last, rows in (
+        (0, recipe.n_global, 2),
+        (recipe.n_global, len(recipe.views), 4),
+    ):
+        for start in range(first, last, rows):
+            column = []
+            for v in range(start, min(last, start + rows)):
+                kind = "global" if v < recipe.n_global else "local"
+                kind = "clean" if made.plan.clean_BV[row, v] else kind
+                picture = to_rgb(made.views[v][row], recipe)
+                column.append(_labelled(picture, f"{v + 1} {kind}"))
+            columns.append(column)
+    return [_below(column, margin=False) for column in columns]
+
+
+def _settings(recipe: Recipe, ncp: NcpConfig, mpp: float) -> str:
+    parts = [recipe.name, f"keep {ncp.keep}", f"fill {ncp.fill}", f"redraw {ncp.redraw}"]
+    parts += [f"radius {ncp.radius_um:g} um = {ncp.radius_um / mpp:.0f} px"]
+    return " / ".join([*parts, f"clean {ncp.clean_probability:.0%}"])
+
+
+def _legend() -> list[Image]:
+    items = [("+ kept nucleus", _KEPT), ("+ dropped nucleus", _DROPPED)]
+    items += [("= edge of what is kept", _KEPT), ("= global view", _GLOBAL)]
+    items += [("= local view", _LOCAL)]
+    return [_beside([_text_line(text, colour=colour, scale=2) for text, colour in items])]
+
+
+def _to_image(rgb_CHW: Tensor) -> Image:
+    return np.ascontiguousarray(rgb_CHW.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _fit(image: Image) -> Image:
+    """Shrink an image to the panel's size, if it is larger."""
+    height, width = image.shape[:2]
+    scale = _PANEL_PX / max(height, width)
+    if scale >= 1:
+        return image.copy()
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    small = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
+    return _to_image(small[0].round())
+
+
+def _outline(canvas: Image, outside_HW: NDArray[np.bool_], colour: Colour) -> None:
+    """Draw where outside and inside meet, scaled to the canvas."""
+    edge = np.zeros_like(outside_HW)
+    edge[:, 1:] |= outside_HW[:, 1:] != outside_HW[:, :-1]
+    edge[1:] |= outside_HW[1:] != outside_HW[:-1]
+    y, x = np.nonzero(edge)
+    scale = canvas.shape[0] / outside_HW.shape[0]
+    canvas[(y * scale).astype(int), (x * scale).astype(int)] = colour
+
+
+def _rectangle(canvas: Image, x: int, y: int, w: int, h: int, colour: Colour) -> None:
+    right, bottom = min(x + w, canvas.shape[1]), min(y + h, canvas.shape[0])
+    for inset in (0, 1):
+        top, left = y + inset, x + inset
+        canvas[top, left : right - inset] = canvas[bottom - 1 - inset, left : right - inset] = (
+            colour
+        )
+        canvas[top : bottom - inset, left] = canvas[top : bottom - inset, right - 1 - inset] = (
+            colour
+        )
+
+
+def _cross(canvas: Image, x: int, y: int, colour: Colour) -> None:
+    for reach, ink in ((6, (255, 255, 255)), (5, colour)):
+        wide = 2 if reach == 6 else 1
+        rows, columns = (
+            slice(max(0, y - reach), y + reach + 1),
+            slice(max(0, x - reach), x + reach + 1),
+        )
+        canvas[rows, max(0, x - wide) : x + wide + 1] = ink
+        canvas[max(0, y - wide) : y + wide + 1, columns] = ink
+
+
+def _write(canvas: Image, text: str, x: int, y: int, colour: Colour, scale: int = 2) -> None:
+    """Write capitals at (x, y), over whatever is there; what does not fit is cut off."""
+    bits = np.zeros((5, 4 * len(text)), bool)
+    for number, letter in enumerate(text.upper()):
+        for row, code in enumerate(_FONT.get(letter, "00000")):
+            for column in range(3):
+                bits[row, 4 * number + column] = int(code) >> (2 - column) & 1
+    ink = np.kron(bits, np.ones((scale, scale), bool))
+    spot = canvas[y : y + ink.shape[0], x : x + ink.shape[1]]
+    spot[ink[: spot.shape[0], : spot.shape[1]]] = colour
+
+
+def _text_line(text: str, *, colour: Colour = _INK, scale: int = 2) -> Image:
+    line = np.full((_LINE_PX, 4 * scale * len(text), 3), _PAPER, np.uint8)
+    _write(line, text, 0, 2, colour, scale)
+    return line
+
+
+def _labelled(image: Image, text: str) -> Image:
+    line = np.full((_LINE_PX, image.shape[1], 3), _PAPER, np.uint8)
+    # A local view is narrower than its label in large letters.
+    _write(line, text, 0, 2, _INK, scale=2 if 8 * len(text) <= image.shape[1] else 1)
+    return np.concatenate([line, image])
+
+
+def _below(images: Sequence[Image], *, margin: bool = True) -> Image:
+    """Stack images with gaps, left-aligned on paper."""
+    gap = _GAP_PX if margin else _GAP_PX // 2
+    width = max(image.shape[1] for image in images) + (2 * gap if margin else 0)
+    height = sum(image.shape[0] + gap for image in images) + (gap if margin else 0)
+    sheet = np.full((height, width, 3), _PAPER, np.uint8)
+    y, x = (gap, gap) if margin else (0, 0)
+    for image in images:
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+        y += image.shape[0] + gap
+    return sheet
+
+
+def _beside(images: Sequence[Image]) -> Image:
+    """Set images side by side with gaps, top-aligned on paper."""
+    height = max(image.shape[0] for image in images)
+    width = sum(image.shape[1] + _GAP_PX for image in images)
+    sheet = np.full((height, width, 3), _PAPER, np.uint8)
+    x = 0
+    for image in images:
+        sheet[: image.shape[0], x : x + image.shape[1]] = image
+        x += image.shape[1] + _GAP_PX
+    return sheet
