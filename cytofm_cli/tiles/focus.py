@@ -131,30 +131,6 @@ def tile_focus(
     return found.score(xy_px0, tile_px0)
 
 
-def focus_score(image_HWC: NDArray[np.uint8], mpp: float) -> float:
-    """Score one tile alone, 0 to 1; see the module's account.
-
-    Without a mask, cells of the tile whose contrast is below 3 grey levels count as glass.
-
-    Args:
-        image_HWC: (H, W, 3) uint8 RGB; best at `FOCUS_MPP`, finer is reduced to it.
-        mpp: µm/px of the picture.
-
-    Returns:
-        The score; 0 for a blank tile and for one of less than 8 px.
-    """
-    small_HWC = morphology.shrink(image_HWC, _reduction(mpp))
-    rows, columns = (side // CELL_PX for side in small_HWC.shape[:2])
-    if rows == 0 or columns == 0:
-        return 0.0
-    cells = np.divmod(np.arange(rows * columns), columns)
-    near_N, far_N = _energies(small_HWC[: rows * CELL_PX, : columns * CELL_PX], cells)
-    seen_N = far_N > FAINT_ENERGY
-    if not seen_N.any():
-        return 0.0
-    return float(_scaled(near_N[seen_N].sum(keepdims=True) / far_N[seen_N].sum())[0])
-
-
 def _scaled(ratio_N: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Bring S(1) / S(2) from 1/4 .. 1 to 0 .. 1."""
     score_N: NDArray[np.float32] = np.clip((4 * ratio_N - 1) / 3, 0, 1).astype(np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from cytofm_cli.tiles.focus import BAND_PX, FOCUS_MPP, FocusMap, measure, needs_
 from cytofm_cli.tiles.foreground import Foreground, find_foreground, overview_mpp, tile_fraction
 from cytofm_cli.tiles.grid import lay_grid
 from cytofm_cli.tiles.read import ReadPlan, ordered_map, plan_reading, resolve_mpp
-from cytofm_cli.tiles.select import How, choose, slide_seed
+from cytofm_cli.tiles.select import choose
 from cytofm_cli.units import Box, human_bytes
 
 # The thumbnail is for people: a 100 000 px slide needs no larger one.
@@ -178,8 +178,9 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
             hint="look at it with --preview DIR; lower --min-foreground, or --foreground none.",
         )
     focus = measure_focus(reader, slide_mpp, mask, job.threads).score(xy, read.tile_px0)
-    seed = slide_seed(config.seed, job.slide_id)
-    taken = choose(fraction, focus, config.max_tiles, cast("How", config.select), seed)
+    taken = choose(
+        fraction, focus, config.max_tiles, config.select, config.seed, slide_id=job.slide_id
+    )
     return TilePlan(
         read=read,
         mpp_source=mpp_source,

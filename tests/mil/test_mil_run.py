@@ -23,7 +23,15 @@ from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.run import read_config, train_run
 from cytofm_cli.mil.score import load_run, score_bag, scores_csv
 
-QUICK = {"folds": 3, "seeds": 2, "epochs": 6, "inner_folds": 3, "bootstrap": 200, "workers": 1}
+QUICK = {
+    "folds": 3,
+    "seeds": 2,
+    "epochs": 6,
+    "lr": 2e-3,
+    "inner_folds": 3,
+    "bootstrap": 200,
+    "workers": 1,
+}
 FILES = ("config.toml", "splits.csv", "predictions.csv", "metrics.json", "log.jsonl", "models")
 
 
@@ -61,7 +69,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 def test_train_run__learns_and_writes_what_the_design_names(tmp_path: Path) -> None:
     labels = write_labels(tmp_path)
-    report = train_run(quick(epochs=20), make_bags(), labels, tmp_path / "run")
+    report = train_run(quick(epochs=12), make_bags(), labels, tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(FILES)
     assert report.metrics["auc"]["value"] > 0.95
     for name in ("auc", "accuracy", "recall"):
@@ -131,34 +139,41 @@ def test_train_run__second_time_is_skipped_other_settings_are_refused(tmp_path: 
 
 def test_train_run__processes_give_the_same_bytes(tmp_path: Path) -> None:
     bags, labels = make_bags(24), write_labels(tmp_path, 24)
-    train_run(quick(workers=1), bags, labels, tmp_path / "one")
-    train_run(quick(workers=2), bags, labels, tmp_path / "two")
+    few = {"folds": 2, "epochs": 2, "seeds": 2}
+    train_run(quick(**few, workers=1), bags, labels, tmp_path / "one")
+    train_run(quick(**few, workers=2), bags, labels, tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def small() -> MilConfig:
+    return quick(method="mean", folds=2, epochs=3, retrain=True)
+
+
+# Each model is followed by a pause: the run is still going when it is killed.
 KILLED = """
 import sys
+import time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_mil_run import make_bags, quick
+from test_mil_run import make_bags, small
 from cytofm_cli.mil.run import train_run
 folder = Path(sys.argv[2])
-train_run(quick(retrain=True), make_bags(), folder / "labels.csv", folder / "killed",
-          progress=lambda done, total, name: print(done, flush=True))
+train_run(small(), make_bags(), folder / "labels.csv", folder / "killed",
+          progress=lambda done, total, name: (print(done, flush=True), time.sleep(0.3)))
 """
 
 
 def test_train_run__killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
     labels = write_labels(tmp_path)
-    train_run(quick(retrain=True), make_bags(), labels, tmp_path / "whole")
+    train_run(small(), make_bags(), labels, tmp_path / "whole")
     rng = random.Random(1)
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
-    for cells in (2, 3):
+    for cells in (1, 2):
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for _ in range(cells):
             assert child.stdout is not None
             child.stdout.readline()
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.5))
         os.kill(child.pid, signal.SIGKILL)
         child.communicate()
         assert not (tmp_path / "killed").exists()

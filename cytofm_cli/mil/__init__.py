@@ -1,0 +1,1 @@
+"""Slide-level answers from bags of embeddings: training, scoring, comparing."""

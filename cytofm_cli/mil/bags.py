@@ -1,0 +1,206 @@
+"""Bags: the embeddings of one slide, from stores or from files of other MIL code.
+
+Legend: N instances, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.errors import InputError
+
+FEATURE_KEYS = ("features", "feats")  # CLAM and TRIDENT; STAMP
+# What a folder of the other tools holds: CLAM's two, then TRIDENT's `features_<encoder>`.
+SUBFOLDERS = ("h5_files", "pt_files")
+
+
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """The instances of one slide.
+
+    Attributes:
+        slide_id: name of the slide.
+        features_ND: float32 (N, D), finite, N ≥ 1.
+        xy_px0: int32 (N, 2), level-0 pixels (x, y), or None where the file has none.
+        encoder: what made the features; "" if the file does not say.
+    """
+
+    slide_id: str
+    features_ND: NDArray[np.float32]
+    xy_px0: NDArray[np.int32] | None = None
+    encoder: str = ""
+
+
+def load_bags(source: Path, encoder: str | None, unit: str) -> list[Bag]:
+    """Load every bag of a folder, sorted by slide id.
+
+    Args:
+        source: folder of stores `<id>.zarr`; or of CLAM, TRIDENT or STAMP `.h5` files, or of
+            `.pt` files that each hold one (N, D) tensor; or one such store or file.
+        encoder: which embeddings of a store to take; None if it holds only one.
+        unit: "tile" or "cell"; files of other tools have no units.
+
+    Raises:
+        InputError: nothing there, an empty bag, NaN or infinite features, mixed widths.
+    """
+    paths = find_bags(source, encoder)
+    bags = [_read(path, encoder, unit) for path in paths]
+    check_bags(bags)
+    return bags
+
+
+def find_bags(source: Path, encoder: str | None = None) -> list[Path]:
+    """List the stores or bag files of a folder, sorted by slide id."""
+    if not source.exists():
+        raise InputError(f"{source}: no such folder.", hint="give the folder that holds the stores")
+    if source.suffix in (".zarr", ".h5", ".pt"):
+        return [source]
+    if not source.is_dir():
+        raise InputError(f"{source}: neither a store nor an .h5 or .pt file.")
+    for folder in (source, *_inner_folders(source, encoder)):
+        for suffix in (".zarr", ".h5", ".pt"):
+            found = [p for p in folder.glob(f"*{suffix}") if not p.name.startswith(".")]
+            if found:
+                return sorted(found, key=lambda path: path.stem)
+    raise InputError(
+        f"{source}: holds no <slide>.zarr, .h5 or .pt.",
+        hint="run `cytofm tile` and `cytofm embed` first",
+    )
+
+
+def check_bags(bags: Sequence[Bag]) -> None:
+    """Refuse bags that cannot be trained on or scored.
+
+    Raises:
+        InputError: empty bag, NaN or infinite features, mixed widths or encoders, doubled ids.
+    """
+    ids = [bag.slide_id for bag in bags]
+    _refuse({i for i in ids if ids.count(i) > 1} if len(set(ids)) < len(ids) else (), "come twice")
+    _refuse(
+        [bag.slide_id for bag in bags if len(bag.features_ND) == 0],
+        "have an empty bag (no instances)",
+        "leave these slides out, or lower `--min-foreground` in `cytofm tile`",
+    )
+    _refuse(
+        [bag.slide_id for bag in bags if not np.isfinite(bag.features_ND).all()],
+        "have NaN or infinite features",
+        "embed these slides again with `--overwrite`",
+    )
+    for kind, of in (("features wide", _width), ("from encoder", _encoder)):
+        first: dict[str, str] = {}
+        for bag in bags:
+            first.setdefault(of(bag), bag.slide_id)
+        if len(first) > 1:
+            (a, slide_a), (b, slide_b) = list(first.items())[:2]
+            raise InputError(
+                f"bags do not fit together: {slide_a} is {a}, {slide_b} is {b} ({kind}).",
+                hint="choose one encoder with `--encoder`, or use separate folders",
+            )
+
+
+def fingerprint(bags: Iterable[Bag]) -> str:
+    """Return a hash of ids and features, to know whether a run saw the same input."""
+    state = hashlib.sha256()
+    for bag in bags:
+        state.update(f"{bag.slide_id}\0{bag.features_ND.shape}\0".encode())
+        state.update(np.ascontiguousarray(bag.features_ND).view(np.uint8).data)
+    return state.hexdigest()[:16]
+
+
+def named(ids: Iterable[str], shown: int = 3) -> str:
+    """Name the first few of many: `a, b, c and 4 more`."""
+    names = sorted(ids)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _refuse(ids: Iterable[str], what: str, hint: str | None = None) -> None:
+    ids = list(ids)
+    if ids:
+        raise InputError(f"{len(ids)} slide(s) {what}: {named(ids)}.", hint=hint)
+
+
+def _width(bag: Bag) -> str:
+    return str(bag.features_ND.shape[1])
+
+
+def _encoder(bag: Bag) -> str:
+    return repr(bag.encoder)
+
+
+def _inner_folders(source: Path, encoder: str | None) -> list[Path]:
+    inner = [source / name for name in SUBFOLDERS if (source / name).is_dir()]
+    pattern = f"features_{encoder}" if encoder else "features_*"
+    trident = sorted(path for path in source.glob(pattern) if path.is_dir())
+    if len(trident) > 1:
+        raise InputError(
+            f"{source}: features of several encoders: {', '.join(p.name for p in trident)}.",
+            hint="give one of these folders, or `--encoder`",
+        )
+    return inner + trident
+
+
+def _read(path: Path, encoder: str | None, unit: str) -> Bag:
+    if path.suffix == ".zarr":
+        from cytofm_cli.store.io import read_embeddings
+
+        found = read_embeddings(path, encoder, unit)
+        return _bag(path, found.values, found.xy_px0, found.encoder)
+    if path.suffix == ".h5":
+        return _read_h5(path)
+    return _read_pt(path)
+
+
+def _read_h5(path: Path) -> Bag:
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            key = next((key for key in FEATURE_KEYS if key in file), None)
+            if key is None:
+                raise InputError(f"{path}: no dataset `features` (found: {', '.join(file)}).")
+            features = file[key][()]
+            # STAMP's coordinates are micrometres, not level-0 pixels: left out.
+            in_um = str(file.attrs.get("unit", "")) == "um"
+            xy = file["coords"][:, :2] if "coords" in file and not in_um else None
+            encoder = str(file[key].attrs.get("encoder", ""))
+    except OSError as error:
+        raise InputError(f"{path}: not a readable HDF5 file ({error}).") from error
+    return _bag(path, features, xy, "" if encoder == "None" else encoder)
+
+
+def _read_pt(path: Path) -> Bag:
+    import pickle
+
+    import torch
+
+    try:
+        features = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a plain tensor file ({reason}).") from error
+    if not isinstance(features, torch.Tensor):
+        raise InputError(f"{path}: holds a {type(features).__name__}, expected one tensor.")
+    return _bag(path, features.detach().to(torch.float32).numpy(), None, "")
+
+
+def _bag(path: Path, features: object, xy: object, encoder: str) -> Bag:
+    features_ND = np.asarray(features)
+    if features_ND.ndim != 2 or not np.issubdtype(features_ND.dtype, np.number):
+        raise InputError(
+            f"{path}: features are {features_ND.dtype} of shape {features_ND.shape}, "
+            "expected numbers (N, D)."
+        )
+    features_ND = np.ascontiguousarray(features_ND, dtype=np.float32)
+    xy_px0 = None if xy is None else np.asarray(xy).astype(np.int32)
+    if xy_px0 is not None and xy_px0.shape != (len(features_ND), 2):
+        raise InputError(
+            f"{path}: {len(features_ND)} features but coordinates of shape {xy_px0.shape}."
+        )
+    return Bag(path.stem, features_ND, xy_px0, encoder)

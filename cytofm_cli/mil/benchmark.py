@@ -1,0 +1,245 @@
+"""Encoders × heads on the same splits: many runs, one table.
+
+Every cell is an ordinary RUN under `OUT/runs/`; a killed benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cytofm_cli.errors import CytofmError, InputError, UsageError
+from cytofm_cli.mil import splits, tables
+from cytofm_cli.mil.bags import load_bags
+from cytofm_cli.mil.cells import cores
+from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
+from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.labels import build_cohort, read_labels
+from cytofm_cli.mil.run import SPLITS, make_folds, read_metrics, train_run
+from cytofm_cli.store.io import output_errors
+
+RUNS, FAILURES = "runs", "failures.jsonl"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of bags: a row of the table.
+
+    Attributes:
+        name: row label.
+        bags: folder of stores or bag files.
+        encoder: whose embeddings; None if there is one kind.
+        unit: "tile" or "cell".
+    """
+
+    name: str
+    bags: Path
+    encoder: str | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """A finished benchmark.
+
+    Attributes:
+        path: OUT.
+        table: the Markdown table.
+        failures: names of the runs that failed, with the reason.
+    """
+
+    path: Path
+    table: str
+    failures: dict[str, str]
+
+
+def make_sources(
+    bags: Sequence[Path], encoders: Sequence[str], units: Sequence[str]
+) -> list[Source]:
+    """List every folder × encoder × unit, with short names that tell them apart.
+
+    Raises:
+        UsageError: two would have the same name.
+    """
+    sources: list[Source] = []
+    for folder in bags:
+        for encoder in encoders or (None,):
+            for unit in units:
+                parts = [encoder or folder.name]
+                if encoder and len(bags) > 1:
+                    parts.insert(0, folder.name)
+                if len(units) > 1:
+                    parts.append(unit)
+                sources.append(Source(" ".join(parts), folder, encoder, unit))
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise UsageError("two kinds of bags have the same name.", hint="rename a folder of bags")
+    return sources
+
+
+def benchmark(
+    config: MilConfig,
+    sources: Sequence[Source],
+    methods: Sequence[str],
+    labels: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> BenchmarkReport:
+    """Train every head on every kind of bags, on the same folds, and write the tables.
+
+    Args:
+        config: settings of all runs; method, encoder, unit and splits are filled in.
+        sources: rows of the table.
+        methods: columns of the table.
+        labels: table of labels.
+        out: folder for runs and tables.
+        overwrite: make runs with other settings anew.
+        progress: called with (runs done, of how many, name of the last).
+
+    Raises:
+        InputError: every run failed.
+    """
+    jobs = {
+        f"{_slug(source.name)}-{method}": replace(
+            config,
+            method=method,
+            encoder=source.encoder,
+            unit=source.unit,
+            splits=out / SPLITS,
+        )
+        for source in sources
+        for method in methods
+    }
+    folder_of = {
+        f"{_slug(source.name)}-{method}": source.bags for source in sources for method in methods
+    }
+    with output_errors(out):
+        (out / RUNS).mkdir(parents=True, exist_ok=True)
+        _write_splits(config, sources[0], labels, out)
+        failures = _run_all(jobs, folder_of, labels, out, overwrite, progress or _silent)
+        _write(out / FAILURES, "".join(_line(n, why) for n, why in failures.items()))
+        if len(failures) == len(jobs):
+            raise InputError(f"every run failed; the first: {next(iter(failures.values()))}")
+        table = write_tables(out, [s.name for s in sources], methods, config)
+    return BenchmarkReport(out, table, failures)
+
+
+def write_tables(out: Path, rows: Sequence[str], methods: Sequence[str], config: MilConfig) -> str:
+    """Write table.md, table.csv, table.tex and comparisons.json from the finished runs."""
+    cells = {}
+    answers = {}
+    for row in rows:
+        for method in methods:
+            run = out / RUNS / f"{_slug(row)}-{method}"
+            if (run / "metrics.json").is_file():
+                cells[row, method] = read_metrics(run)
+                answers[row, method] = read_answers(run, f"{row} {method}")
+    pairs: list[Comparison] = []
+    if len(answers) > 1:
+        pairs = compare_runs(list(answers.values()), replicates=config.bootstrap, seed=config.seed)
+    table = tables.Table(tuple(rows), tuple(methods), cells, pairs)
+    markdown = tables.markdown(table)
+    _write(out / "table.md", markdown)
+    _write(out / "table.csv", tables.as_csv(table))
+    _write(out / "table.tex", tables.latex(table))
+    _write(out / "comparisons.json", json.dumps([p.record() for p in pairs], indent=2) + "\n")
+    return markdown
+
+
+def _write_splits(config: MilConfig, source: Source, labels: Path, out: Path) -> None:
+    """Draw the folds once, from the first kind of bags; all others must hold the same slides."""
+    if (out / SPLITS).is_file():
+        return
+    cohort = build_cohort(
+        load_bags(source.bags, source.encoder, source.unit),
+        read_labels(labels, label_column=config.label),
+        classes=config.classes,
+        allow_missing=config.allow_missing,
+    )
+    folds = make_folds(config, cohort)
+    _write(out / SPLITS, splits.to_csv(folds, cohort.slide_ids, cohort.groups))
+
+
+def _run_all(
+    jobs: Mapping[str, MilConfig],
+    folder_of: Mapping[str, Path],
+    labels: Path,
+    out: Path,
+    overwrite: bool,
+    progress: Callable[[int, int, str], None],
+) -> dict[str, str]:
+    """Run the jobs in processes, one model at a time in each; return what failed and why."""
+    some = next(iter(jobs.values()))
+    devices = some.device.split(",")
+    workers = min(some.workers or (cores() if devices == ["cpu"] else len(devices)), len(jobs))
+    failures: dict[str, str] = {}
+    tasks = [
+        (
+            name,
+            asdict(replace(job, workers=1, device=devices[i % len(devices)])),
+            folder_of[name],
+            labels,
+            out / RUNS / name,
+            overwrite,
+        )
+        for i, (name, job) in enumerate(jobs.items())
+    ]
+    if workers == 1:
+        for done, task in enumerate(tasks, start=1):
+            _note(failures, task[0], _run_one(*task))
+            progress(done, len(tasks), task[0])
+        return failures
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context) as pool:
+        futures: dict[Future[str | None], str] = {
+            pool.submit(_run_one, *task): task[0] for task in tasks
+        }
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                _note(failures, futures[future], future.result())
+                progress(done, len(tasks), futures[future])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {name: failures[name] for name in jobs if name in failures}
+
+
+def _run_one(
+    name: str, settings: dict[str, Any], bags: Path, labels: Path, run: Path, overwrite: bool
+) -> str | None:
+    """Train one cell of the table; return why it failed, if it did."""
+    try:
+        train_run(MilConfig(**settings), bags, labels, run, overwrite=overwrite)
+    except CytofmError as error:
+        return error.one_line()
+    return None
+
+
+def _note(failures: dict[str, str], name: str, reason: str | None) -> None:
+    if reason is not None:
+        failures[name] = reason
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._" else "_" for c in name)
+
+
+def _line(name: str, reason: str) -> str:
+    return json.dumps({"run": name, "error": reason}, ensure_ascii=False) + "\n"
+
+
+def _silent(done: int, total: int, name: str) -> None:
+    pass
+
+
+def _write(path: Path, text: str) -> None:
+    staged = path.with_name(f".{path.name}.partial")
+    staged.write_text(text, encoding="utf-8")
+    staged.replace(path)

@@ -1,0 +1,205 @@
+"""The models of a run: one cell is one fold and seed, trained alone, in any process.
+
+A cell's JSON file appears after its model file: what has one is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.mil.artefacts import ModelCard, save_model
+from cytofm_cli.mil.summary import CellResult
+from cytofm_cli.mil.train import Labelled, fit, predict_logits
+
+if TYPE_CHECKING:
+    from cytofm_cli.mil.run import Plan
+
+log = logging.getLogger(__name__)
+# A worker process costs some seconds of imports: only longer work is spread.
+WORTH_A_POOL_S = 20.0
+RETRAINED = -1
+
+
+class Cell(NamedTuple):
+    """One model to train.
+
+    Attributes:
+        fold: number of the outer fold.
+        turn: 0, 1, … among the fold's models; -1 for the one trained on all of the fold.
+    """
+
+    fold: int
+    turn: int
+
+    @property
+    def name(self) -> str:
+        """Return the name of its files."""
+        turn = "retrained" if self.turn == RETRAINED else f"seed{self.turn}"
+        return f"fold{self.fold}_{turn}"
+
+
+def all_cells(plan: Plan) -> list[Cell]:
+    """List the models of a run in order; retrained ones last, they need the others."""
+    folds = range(len(plan.folds))
+    cells = [Cell(fold, turn) for fold in folds for turn in range(plan.config.seeds)]
+    return cells + ([Cell(fold, RETRAINED) for fold in folds] if plan.config.retrain else [])
+
+
+def run_cells(plan: Plan, staging: Path, progress: Callable[[int, int, str], None]) -> None:
+    """Train every cell that is not finished, in processes if that is worth it."""
+    cells = all_cells(plan)
+    done = sum(_file(staging, cell).is_file() for cell in cells)
+    for stage in ([c for c in cells if c.turn >= 0], [c for c in cells if c.turn < 0]):
+        todo = [cell for cell in stage if not _file(staging, cell).is_file()]
+        while todo:
+            start = time.monotonic()
+            cell = todo.pop(0)
+            run_cell(plan, staging, cell)
+            done += 1
+            progress(done, len(cells), cell.name)
+            workers = min(plan.config.workers or cores(), len(todo))
+            left_s = (time.monotonic() - start) * len(todo)
+            asked = plan.config.workers > 1
+            on_cpu = plan.config.device == "cpu"
+            if workers > 1 and (asked or (left_s > WORTH_A_POOL_S and on_cpu)):
+                done = _in_processes(plan, staging, todo, workers, done, len(cells), progress)
+                todo = []
+
+
+def run_cell(plan: Plan, staging: Path, cell: Cell) -> None:
+    """Train one cell and write its model and its JSON."""
+    config, cohort, fold = plan.config, plan.cohort, plan.folds[cell.fold]
+    test = fold.test()
+    validation = np.zeros(0, dtype=np.int64)
+    recipe = plan.recipe
+    if cell.turn == RETRAINED:
+        train = fold.development()
+        epochs = [
+            read_cell(staging, Cell(cell.fold, turn)).best_epoch for turn in range(config.seeds)
+        ]
+        recipe = replace(recipe, epochs=int(np.median(epochs)) + 1, select="last", patience=0)
+    else:
+        train, validation = fold.train_validation(cell.turn)
+    fitted = fit(
+        config.method,
+        plan.head,
+        recipe,
+        _labelled(plan, train),
+        _labelled(plan, validation) if len(validation) else None,
+        len(cohort.classes),
+        seeds=(config.seed, cell.fold, cell.turn + 1),
+        device=config.device,
+    )
+    seed = RETRAINED if cell.turn == RETRAINED else config.seed + cell.turn
+    card = ModelCard(
+        method=config.method,
+        head=plan.head,
+        n_features=int(cohort.bags[0].features_ND.shape[1]),
+        classes=cohort.classes,
+        encoder=cohort.bags[0].encoder,
+        unit=config.unit,
+        standardise=recipe.standardise,
+        fold=cell.fold,
+        seed=seed,
+    )
+    save_model(staging / "models" / f"{cell.name}.safetensors", fitted.model, card)
+    logits = [_logits(plan, fitted.model, index) for index in (validation, test)]
+    record = {
+        "fold": cell.fold,
+        "seed": seed,
+        "validation": validation.tolist(),
+        "validation_logits_SC": logits[0].tolist(),
+        "test": test.tolist(),
+        "test_logits_SC": logits[1].tolist(),
+        "best_epoch": fitted.best_epoch,
+        "history": [_finite(row) for row in fitted.history],
+    }
+    path = _file(staging, cell)
+    staged = path.with_name(f".{path.name}.partial")
+    staged.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+    staged.replace(path)
+
+
+def read_cell(staging: Path, cell: Cell) -> CellResult:
+    """Read what a finished cell found."""
+    record = json.loads(_file(staging, cell).read_text(encoding="utf-8"))
+    n_classes = len(record["test_logits_SC"][0])
+    for key in ("validation", "test"):
+        record[key] = np.array(record[key], dtype=np.int64)
+        logits = np.array(record[f"{key}_logits_SC"], dtype=np.float64)
+        record[f"{key}_logits_SC"] = logits.reshape(-1, n_classes)
+    return CellResult(**record)
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _file(staging: Path, cell: Cell) -> Path:
+    return staging / "cells" / f"{cell.name}.json"
+
+
+def _labelled(plan: Plan, index: NDArray[np.int64]) -> Labelled:
+    return Labelled([plan.cohort.bags[i] for i in index.tolist()], plan.cohort.y_N[index])
+
+
+def _logits(plan: Plan, model: Any, index: NDArray[np.int64]) -> NDArray[np.float64]:
+    bags = [plan.cohort.bags[i] for i in index.tolist()]
+    if not bags:
+        return np.zeros((0, len(plan.cohort.classes)))
+    return predict_logits(model, bags, plan.config.device)
+
+
+def _finite(row: dict[str, float]) -> dict[str, float | None]:
+    return {key: value if np.isfinite(value) else None for key, value in row.items()}
+
+
+_plan: tuple[Plan, Path] | None = None  # of a worker process
+
+
+def _start_worker(plan: Plan, staging: Path) -> None:
+    global _plan  # noqa: PLW0603 - the bags travel to a worker once, not with every cell
+    _plan = (plan, staging)
+
+
+def _work(cell: Cell) -> None:
+    if _plan is None:
+        raise RuntimeError("worker was not started")
+    run_cell(*_plan, cell)
+
+
+def _in_processes(
+    plan: Plan,
+    staging: Path,
+    todo: list[Cell],
+    workers: int,
+    done: int,
+    total: int,
+    progress: Callable[[int, int, str], None],
+) -> int:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (plan, staging))
+    with pool:
+        futures = {pool.submit(_work, cell): cell for cell in todo}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                done += 1
+                progress(done, total, futures[future].name)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return done

@@ -1,0 +1,181 @@
+"""CLAM: attention MIL whose attention also trains instance classifiers (Lu et al. 2021).
+
+`methods/clam_sb.py` has one attention branch for all classes, `methods/clam_mb.py` one a class.
+Legend: B bags, N instances, D features, H projected width, C classes, K branches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cytofm_cli.config import option
+from cytofm_cli.errors import UsageError
+from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
+from cytofm_cli.mil.layers import AttentionScores, FastDropout
+
+SMOOTH_GAP = math.log(1000.0)  # beyond it the hard maximum equals the smooth one, and is safer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClamConfig:
+    """Settings of CLAM."""
+
+    hidden: int = option(512, "width of the projection", low=1)
+    attention: int = option(256, "width of the attention network: 256 small, 384 big", low=1)
+    dropout: float = option(0.25, "dropout after the projection and on the gate", low=0, high=0.95)
+    k: int = option(8, "instances taken from each end of the attention ranking", low=0)
+    overlap: bool = option(
+        False, "in bags under 2k let an instance count as both ends, as the official code does"
+    )
+    instance_loss: str = option(
+        "svm",
+        "loss of the instance classifiers: smooth top-1 SVM or cross-entropy",
+        choices=("svm", "ce"),
+    )
+    subtyping: bool = option(False, "the other classes' top instances count as negatives too")
+    bag_weight: float = option(
+        0.7, "weight of the bag loss; the rest is the instance loss", low=0, high=1
+    )
+
+
+class Clam(MilHead):
+    """Gated attention, plus instance classifiers fed by the ends of its ranking.
+
+    The instance score is the instance classifiers' probability of each class.
+    """
+
+    multi_branch: ClassVar[bool] = False
+    # The commands in the authors' README; class-balanced sampling, patience from epoch 51 on.
+    OFFICIAL: ClassVar[Mapping[str, Any]] = {
+        "optimizer": "adam",
+        "lr": 2e-4,
+        "weight_decay": 1e-5,
+        "epochs": 200,
+        "min_epochs": 51,
+        "patience": 20,
+        "balance": "sampling",
+    }
+    OFFICIAL_HEAD: ClassVar[Mapping[str, Any]] = {"overlap": True}
+    CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {
+        "hidden": 128,
+        "attention": 64,
+        "dropout": 0.5,
+        "instance_loss": "ce",
+    }
+
+    def __init__(self, n_features: int, n_classes: int, config: ClamConfig) -> None:
+        super().__init__()
+        self.config = config
+        branches = n_classes if self.multi_branch else 1
+        self.project = nn.Sequential(
+            nn.Linear(n_features, config.hidden), nn.ReLU(inplace=True), FastDropout(config.dropout)
+        )
+        self.attention = AttentionScores(
+            config.hidden, config.attention, branches, dropout=config.dropout
+        )
+        self.classifier = nn.Linear(config.hidden, n_classes)
+        # One 2-way classifier a class, laid side by side.
+        self.instance = nn.Linear(config.hidden, 2 * n_classes)
+
+    def forward(
+        self, x_BND: Tensor, mask_BN: Tensor | None = None, seeds: Sequence[int] | None = None
+    ) -> MilOutput:
+        """Judge bags; see `MilHead.forward`."""
+        h_BNH = self.project(x_BND)
+        bag_BKH, attention_BKN, raw_BKN = self.attention.pool(h_BNH, mask_BN)
+        if self.multi_branch:
+            logits_BC = (bag_BKH * self.classifier.weight).sum(-1) + self.classifier.bias
+            map_classes: tuple[int | None, ...] = tuple(range(logits_BC.shape[-1]))
+        else:
+            logits_BC, map_classes = self.classifier(bag_BKH[:, 0]), (None,)
+        aux = {"h_BNH": h_BNH}
+        if mask_BN is not None:
+            aux["mask_BN"] = mask_BN
+        score_BCN = None if self.training else self._scores(h_BNH)
+        return MilOutput(
+            logits_BC,
+            attention_BKN,
+            raw_BKN,
+            bag_BKH,
+            map_classes,
+            score_BCN,
+            "probability of the class by its instance classifier",
+            aux,
+        )
+
+    def loss(self, out: MilOutput, y_B: Tensor, bag_loss: BagLoss) -> Tensor:
+        """Weigh bag and instance loss; a bag too small for k = 1 has no instance loss."""
+        bag = bag_loss(out.logits_BC, y_B)
+        weight = self.config.bag_weight
+        instance = torch.stack(
+            [self.instance_loss(out, b, int(y))[0] for b, y in enumerate(y_B.tolist())]
+        ).mean()
+        return weight * bag + (1 - weight) * instance
+
+    def instance_loss(self, out: MilOutput, bag: int, y: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the instance loss of one bag.
+
+        Returns:
+            loss (), and the logits (S, 2) and targets (S,) of the chosen instances, class by class.
+        """
+        h_NH, raw_KN = out.aux["h_BNH"][bag], out.attention_raw_BKN[bag]
+        if "mask_BN" in out.aux:
+            real = out.aux["mask_BN"][bag]
+            h_NH, raw_KN = h_NH[real], raw_KN[:, real]
+        n = h_NH.shape[0]
+        k = min(self.config.k, n if self.config.overlap else n // 2)
+        losses, logits, targets = [h_NH.new_zeros(())], [], []
+        n_classes = self.instance.out_features // 2
+        for c in range(n_classes if k else 0):
+            if c != y and not self.config.subtyping:
+                continue
+            ranking_N = raw_KN[c if self.multi_branch else 0]
+            chosen = ranking_N.topk(k).indices
+            target = torch.ones(k, dtype=torch.long, device=h_NH.device)
+            if c == y:
+                chosen = torch.cat([chosen, (-ranking_N).topk(k).indices])
+                target = torch.cat([target, torch.zeros_like(target)])
+            else:
+                target = torch.zeros_like(target)
+            logits_S2 = nn.functional.linear(
+                h_NH[chosen],
+                self.instance.weight[2 * c : 2 * c + 2],
+                self.instance.bias[2 * c : 2 * c + 2],
+            )
+            losses.append(self._two_way(logits_S2, target))
+            logits.append(logits_S2)
+            targets.append(target)
+        total = torch.stack(losses).sum() / (n_classes if self.config.subtyping else 1)
+        empty = h_NH.new_zeros((0, 2))
+        return total, torch.cat([empty, *logits]), torch.cat([empty[:, 0].long(), *targets])
+
+    def _two_way(self, logits_S2: Tensor, target_S: Tensor) -> Tensor:
+        if self.config.instance_loss == "ce":
+            return nn.functional.cross_entropy(logits_S2, target_S)
+        return smooth_svm(logits_S2, target_S)
+
+    def _scores(self, h_BNH: Tensor) -> Tensor:
+        z_BNC2: Tensor = self.instance(h_BNH).reshape(*h_BNH.shape[:2], -1, 2)
+        return z_BNC2.softmax(-1)[..., 1].transpose(1, 2)
+
+
+def smooth_svm(logits_SC: Tensor, target_S: Tensor) -> Tensor:
+    """Compute the smooth top-1 SVM loss, margin and temperature 1 (Berrada et al. 2018, eq. 10).
+
+    log Σ_j exp(s_j + [j ≠ y] − s_y), averaged; where the best two scores lie ln 1000 or more
+    apart, the maximum takes the place of log Σ exp.
+    """
+    if target_S.ndim != 1 or len(target_S) != len(logits_SC):
+        # A column of targets would broadcast across all pairs and give a wrong, larger loss.
+        raise UsageError(f"targets of shape {tuple(target_S.shape)}, expected ({len(logits_SC)},).")
+    other_SC = 1 - nn.functional.one_hot(target_S, logits_SC.shape[1])
+    margin_SC = logits_SC + other_SC - logits_SC.gather(1, target_S[:, None])
+    best_S2 = logits_SC.detach().topk(2, dim=1).values
+    far_S = best_S2[:, 0] - best_S2[:, 1] >= SMOOTH_GAP
+    return torch.where(far_S, margin_SC.amax(1), margin_SC.logsumexp(1)).mean()

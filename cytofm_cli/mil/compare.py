@@ -1,0 +1,197 @@
+"""Compare finished runs on the same slides: paired tests, corrected for their number.
+
+Legend: S slides, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.errors import InputError
+from cytofm_cli.mil import metrics, statistics
+from cytofm_cli.mil.bags import named
+from cytofm_cli.mil.run import PREDICTIONS, SPLITS, read_config
+from cytofm_cli.mil.statistics import Difference
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Out-of-fold answers of one run, sorted by slide id.
+
+    Attributes:
+        name: of the run.
+        slide_ids: tested slides.
+        y_S: class indices.
+        p_SC: mean probability over the models that never saw the slide.
+        groups: patient of each slide.
+        classes: class names.
+        parts: fold of each slide in each column of splits.csv, to see whether two runs share them.
+    """
+
+    name: str
+    slide_ids: tuple[str, ...]
+    y_S: NDArray[np.int64]
+    p_SC: Floats
+    groups: tuple[str, ...]
+    classes: tuple[str, ...]
+    parts: tuple[str, ...]
+
+    @property
+    def auc(self) -> float:
+        """Return the AUC of the pooled answers."""
+        return float(metrics.macro_auc(self.y_S, self.p_SC))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, second minus first.
+
+    Attributes:
+        first: name of the one run.
+        second: name of the other.
+        auc: of both.
+        bootstrap: difference with its interval over groups and p-value.
+        delong: the same by DeLong's test; None for more than two classes.
+        p_adjusted: bootstrap p-value after Holm's correction over all pairs.
+        delong_p_adjusted: likewise for DeLong's; None for more than two classes.
+    """
+
+    first: str
+    second: str
+    auc: tuple[float, float]
+    bootstrap: Difference
+    delong: Difference | None
+    p_adjusted: float
+    delong_p_adjusted: float | None
+
+    def record(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "auc": list(self.auc),
+            "difference": _numbers(self.bootstrap),
+            "delong": None if self.delong is None else _numbers(self.delong),
+            "p_adjusted": self.p_adjusted,
+            "delong_p_adjusted": self.delong_p_adjusted,
+        }
+
+
+def read_answers(run: Path, name: str | None = None) -> Answers:
+    """Read predictions.csv of a RUN and average the models of each slide.
+
+    Raises:
+        InputError: no finished RUN.
+    """
+    classes = tuple(read_config(run)["task"]["classes"])
+    try:
+        rows = _rows(run / PREDICTIONS)
+        layout = {row["slide_id"]: row for row in _rows(run / SPLITS)}
+        ids = sorted({row["slide_id"] for row in rows})
+        at = {slide: i for i, slide in enumerate(ids)}
+        total, count = np.zeros((len(ids), len(classes))), np.zeros(len(ids))
+        y_S = np.zeros(len(ids), dtype=np.int64)
+        for row in rows:
+            i = at[row["slide_id"]]
+            total[i] += [float(row[f"prob_{c}"]) for c in classes]
+            count[i] += 1
+            y_S[i] = classes.index(row["label"])
+        groups = tuple(layout[slide]["group"] for slide in ids)
+        columns = [key for key in next(iter(layout.values())) if key.startswith("fold")]
+        parts = tuple("|".join(str(layout[s][c] == "test") for c in columns) for s in ids)
+    except (OSError, KeyError, ValueError, StopIteration) as error:
+        raise InputError(
+            f"{run}: its predictions or splits cannot be read ({error}).", hint="train it again"
+        ) from error
+    p_SC = total / count[:, None]
+    return Answers(name or run.name, tuple(ids), y_S, p_SC, groups, classes, parts)
+
+
+def compare_runs(
+    answers: Sequence[Answers], *, replicates: int = 2000, seed: int = 0
+) -> list[Comparison]:
+    """Compare every pair of runs.
+
+    Raises:
+        InputError: fewer than two runs, other slides, labels or groups, or equal names.
+    """
+    _check_same_task(answers)
+    one = answers[0]
+    weight_RS = statistics.group_weights(one.groups, replicates, seed)
+    pairs = list(combinations(answers, 2))
+    boot = [
+        statistics.paired_bootstrap(
+            partial(metrics.macro_auc, a.y_S, a.p_SC),
+            partial(metrics.macro_auc, b.y_S, b.p_SC),
+            weight_RS,
+        )
+        for a, b in pairs
+    ]
+    adjusted = statistics.holm([difference.p for difference in boot])
+    binary = len(one.classes) == 2
+    delong = [
+        statistics.delong_test(a.y_S, a.p_SC[:, 1], b.p_SC[:, 1], a.groups) if binary else None
+        for a, b in pairs
+    ]
+    delong_adjusted = statistics.holm([d.p for d in delong if d is not None])
+    return [
+        Comparison(
+            first=a.name,
+            second=b.name,
+            auc=(a.auc, b.auc),
+            bootstrap=boot[i],
+            delong=delong[i],
+            p_adjusted=adjusted[i],
+            delong_p_adjusted=delong_adjusted[i] if binary else None,
+        )
+        for i, (a, b) in enumerate(pairs)
+    ]
+
+
+def share_splits(answers: Sequence[Answers]) -> bool:
+    """Tell whether all runs tested the same slides together."""
+    return len({one.parts for one in answers}) == 1
+
+
+def _check_same_task(answers: Sequence[Answers]) -> None:
+    if len(answers) < 2:
+        raise InputError("comparing needs two runs or more.", hint="`cytofm mil compare RUN RUN`")
+    names = [one.name for one in answers]
+    doubled = {name for name in names if names.count(name) > 1}
+    if doubled:
+        raise InputError(f"two runs are called {named(doubled)}.", hint="rename one folder")
+    first = answers[0]
+    for other in answers[1:]:
+        apart = set(first.slide_ids) ^ set(other.slide_ids)
+        if apart:
+            raise InputError(
+                f"{first.name} and {other.name} tested different slides "
+                f"({len(apart)}: {named(apart)}).",
+                hint="train the second with `--splits` of the first",
+            )
+        if first.classes != other.classes or (first.y_S != other.y_S).any():
+            raise InputError(f"{first.name} and {other.name} learnt different labels.")
+        if first.groups != other.groups:
+            raise InputError(f"{first.name} and {other.name} have different groups.")
+
+
+def _numbers(difference: Difference) -> dict[str, float | None]:
+    return {
+        key: float(value) if np.isfinite(value) else None
+        for key, value in difference.__dict__.items()
+    }
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))

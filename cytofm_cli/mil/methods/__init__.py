@@ -1,0 +1,1 @@
+"""MIL heads: one module is one plug-in (see `cytofm_cli.mil.base`)."""

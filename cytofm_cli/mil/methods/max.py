@@ -1,0 +1,8 @@
+"""Max pooling: one worst instance decides, feature by feature."""
+
+from __future__ import annotations
+
+from cytofm_cli.mil.pooling import MaxPool, PoolConfig
+from cytofm_cli.registry import Plugin
+
+PLUGIN = Plugin(make=MaxPool, config=PoolConfig, summary="maximum over instances, linear layer")

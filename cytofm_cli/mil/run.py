@@ -1,0 +1,354 @@
+"""Run a whole MIL experiment: all folds and seeds, resumable, visible only when complete.
+
+Legend: S slides, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cytofm_cli import __version__
+from cytofm_cli.config import differences, resolve, to_toml
+from cytofm_cli.errors import ConfigMismatchError, InputError
+from cytofm_cli.mil import splits, summary
+from cytofm_cli.mil.bags import Bag, fingerprint, load_bags
+from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.labels import BETHESDA, Cohort, build_cohort, read_labels
+from cytofm_cli.mil.splits import Fold
+from cytofm_cli.store.claim import claim
+from cytofm_cli.store.io import output_errors
+
+log = logging.getLogger(__name__)
+METRICS, CONFIG, SPLITS = "metrics.json", "config.toml", "splits.csv"
+PREDICTIONS, LOG, MODELS, CELLS = "predictions.csv", "log.jsonl", "models", "cells"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A finished run.
+
+    Attributes:
+        path: the RUN folder.
+        metrics: content of metrics.json.
+        skipped: it was there already, made with the same settings.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+    skipped: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that is fixed before the first model is trained.
+
+    Attributes:
+        config: the settings.
+        recipe: `Recipe`, resolved.
+        head: settings of the head, resolved.
+        cohort: bags and labels.
+        folds: outer folds.
+        record: sections of config.toml.
+    """
+
+    config: MilConfig
+    recipe: Any
+    head: dict[str, Any]
+    cohort: Cohort
+    folds: list[Fold]
+    record: dict[str, dict[str, Any]]
+
+
+def train_run(
+    config: MilConfig,
+    bags: Path | Sequence[Bag],
+    labels: Path,
+    out: Path,
+    *,
+    head: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RunReport:
+    """Train, judge and write a RUN.
+
+    A killed run leaves a hidden staging folder beside `out`; the same command again goes on
+    from the last finished model and ends with the same bytes.
+
+    Args:
+        config: settings.
+        bags: folder of stores or bag files, or loaded bags.
+        labels: table of labels.
+        out: RUN folder to make.
+        head: settings of the head that differ from the preset.
+        overwrite: replace a RUN made with other settings.
+        progress: called with (models done, of how many, what the last one was).
+
+    Raises:
+        ConfigMismatchError: `out` was made with other settings.
+        InputError, LabelError: see `load_bags`, `build_cohort`, `cross_validation`.
+    """
+    plan = make_plan(config, bags, labels, head or {})
+    out = out.absolute()
+    if out.exists() and not _may_write(out, plan, overwrite=overwrite):
+        return RunReport(out, read_metrics(out), skipped=True)
+    staging = out.parent / f".{out.name}.partial"
+    with output_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with claim(out.parent / f".{out.name}.claim"):
+            _prepare(staging, plan)
+            _run_cells(plan, staging, progress)
+            found = _finish(plan, staging)
+            if out.exists():
+                shutil.rmtree(out)
+            staging.replace(out)
+    return RunReport(out, found, skipped=False)
+
+
+def make_plan(
+    config: MilConfig, bags: Path | Sequence[Bag], labels: Path, head: Mapping[str, Any]
+) -> Plan:
+    """Load, check and decide everything before training; touches no file of the run."""
+    from cytofm_cli.mil.base import Recipe, make_head, preset_settings
+    from cytofm_cli.mil.train import check_device
+
+    check_device(config.device)
+    recipe_preset, head_preset = preset_settings(config.method, config.preset)
+    recipe = resolve(Recipe, "recipe", recipe_preset, config.recipe_overrides())
+    table = read_labels(labels, label_column=config.label)
+    loaded = load_bags(bags, config.encoder, config.unit) if isinstance(bags, Path) else bags
+    cohort = build_cohort(loaded, table, classes=config.classes, allow_missing=config.allow_missing)
+    _, head_config = make_head(
+        config.method, _width(cohort), len(cohort.classes), {**head_preset, **head}
+    )
+    folds = make_folds(config, cohort)
+    record = _record(config, recipe, head_config, cohort, folds)
+    settings = record[config.method] if head_config is not None else {}
+    return Plan(config, recipe, settings, cohort, folds, record)
+
+
+def make_folds(config: MilConfig, cohort: Cohort) -> list[Fold]:
+    """Make the outer folds that the settings ask for."""
+    y, groups = cohort.y_N, cohort.groups
+    if config.splits is not None:
+        return splits.read_csv(config.splits, cohort.slide_ids, groups)
+    protocol = config.protocol
+    if protocol == "auto":
+        protocol = "cv" if cohort.splits is None else "column"
+    if protocol == "column":
+        if cohort.splits is None:
+            raise InputError("the table of labels has no `split` column.", hint="`--protocol cv`")
+        return splits.from_column(
+            cohort.splits, y, groups, inner_folds=config.inner_folds, seed=config.seed
+        )
+    shared = {"inner_folds": config.inner_folds, "repeats": config.repeats, "seed": config.seed}
+    if protocol == "holdout":
+        return splits.holdout(y, groups, test_fraction=config.test_fraction, **shared)
+    return splits.cross_validation(y, groups, folds=config.folds, classes=cohort.classes, **shared)
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Read metrics.json of a RUN.
+
+    Raises:
+        InputError: `run` is no finished RUN.
+    """
+    try:
+        found: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
+        ) from error
+    return found
+
+
+def read_config(run: Path) -> dict[str, dict[str, Any]]:
+    """Read config.toml of a RUN: sections `mil`, `recipe`, the head's name, `task`."""
+    try:
+        return tomllib.loads((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
+        ) from error
+
+
+def _width(cohort: Cohort) -> int:
+    return int(cohort.bags[0].features_ND.shape[1])
+
+
+def _record(
+    config: MilConfig, recipe: Any, head_config: Any, cohort: Cohort, folds: Sequence[Fold]
+) -> dict[str, dict[str, Any]]:
+    from cytofm_cli.config import as_record, digest
+    from cytofm_cli.registry import mil_methods
+
+    mil = as_record(config, results_only=True)
+    mil.pop("splits")  # what counts is what the folds are, not which file they came from
+    layout = splits.to_csv(folds, cohort.slide_ids, cohort.groups)
+    gap = mil_methods.load(config.method).make.gap if config.preset == "official" else ""
+    return {
+        "mil": mil,
+        "recipe": as_record(recipe),
+        config.method: as_record(head_config) if head_config is not None else {},
+        "task": {
+            "classes": list(cohort.classes),
+            "positive": cohort.classes[-1] if len(cohort.classes) == 2 else None,
+            "slides": len(cohort.bags),
+            "groups": len(set(cohort.groups)),
+            "folds": len(folds),
+            "features": _width(cohort),
+            "encoder": cohort.bags[0].encoder,
+            "labels_digest": digest(
+                {b: int(y) for b, y in zip(cohort.slide_ids, cohort.y_N, strict=True)}
+            ),
+            "bags_digest": fingerprint(cohort.bags),
+            "splits_digest": digest({"splits": layout}),
+            "differs_from_official": gap or None,
+            "cytofm": __version__,
+        },
+    }
+
+
+def _to_toml(record: Mapping[str, Mapping[str, Any]]) -> str:
+    from dataclasses import make_dataclass
+
+    return to_toml(
+        {
+            name: make_dataclass(name, list(section), frozen=True)(*section.values())
+            for name, section in record.items()
+        }
+    )
+
+
+def _mismatch(found: Mapping[str, Any], plan: Plan) -> list[str]:
+    wanted = tomllib.loads(_to_toml(plan.record))
+    flat = [
+        {f"{name}.{key}": v for name, section in of.items() for key, v in section.items()}
+        for of in (found, wanted)
+    ]
+    return differences(*flat)
+
+
+def _may_write(out: Path, plan: Plan, *, overwrite: bool) -> bool:
+    """Tell whether a RUN must be made although `out` exists; False: it is done already."""
+    if not (out / METRICS).is_file():
+        if any(out.iterdir()):
+            raise ConfigMismatchError(
+                f"{out}: exists and is not a RUN of `cytofm mil train`.", hint="choose another -o"
+            )
+        return True
+    changed = _mismatch(read_config(out), plan)
+    if not changed and not overwrite:
+        log.info("%s: done already", out)
+        return False
+    if changed and not overwrite:
+        raise ConfigMismatchError(
+            f"{out}: was made with other settings ({'; '.join(changed)}).",
+            hint="`--overwrite` replaces it; or choose another -o",
+        )
+    return True
+
+
+def _prepare(staging: Path, plan: Plan) -> None:
+    """Make the staging folder, or keep what an interrupted run with the same settings left."""
+    if staging.exists():
+        try:
+            same = not _mismatch(read_config(staging), plan)
+        except InputError:
+            same = False
+        if not same:
+            shutil.rmtree(staging)
+    for folder in (MODELS, CELLS):
+        (staging / folder).mkdir(parents=True, exist_ok=True)
+    layout = splits.to_csv(plan.folds, plan.cohort.slide_ids, plan.cohort.groups)
+    _write(staging / SPLITS, layout)
+    _write(staging / CONFIG, _to_toml(plan.record))
+
+
+def _run_cells(plan: Plan, staging: Path, progress: Progress | None) -> None:
+    from cytofm_cli.mil.cells import run_cells
+
+    run_cells(plan, staging, progress or (lambda done, total, name: None))
+
+
+def _finish(plan: Plan, staging: Path) -> dict[str, Any]:
+    from cytofm_cli.mil.cells import all_cells, read_cell
+
+    cohort, config = plan.cohort, plan.config
+    cells = [read_cell(staging, cell) for cell in all_cells(plan)]
+    models = [cell for cell in cells if cell.seed >= 0]
+    decisions = [
+        summary.fold_decision([c for c in models if c.fold == f], cohort.y_N, config)
+        for f in range(len(plan.folds))
+    ]
+    found = _metrics_record(plan, cells, decisions)
+    _write(staging / PREDICTIONS, summary.predictions_csv(models, decisions, cohort))
+    _write(staging / MODELS / "decisions.json", _json([d.__dict__ for d in decisions]))
+    lines = [
+        json.dumps({"fold": cell.fold, "seed": cell.seed, "best_epoch": cell.best_epoch, **row})
+        for cell in cells
+        for row in cell.history
+    ]
+    stamp = json.dumps({"event": "finished", "utc": datetime.now(UTC).isoformat("T", "seconds")})
+    _write(staging / LOG, "\n".join([*lines, stamp]) + "\n")
+    _write(staging / METRICS, _json(found))
+    shutil.rmtree(staging / CELLS)
+    return found
+
+
+def _metrics_record(
+    plan: Plan,
+    cells: Sequence[summary.CellResult],
+    decisions: Sequence[summary.Decision],
+) -> dict[str, Any]:
+    cohort, config = plan.cohort, plan.config
+    n, c = len(cohort.y_N), len(cohort.classes)
+    plain = [summary.Decision(1.0, d.threshold) for d in decisions]
+    models = [cell for cell in cells if cell.seed >= 0]
+    retrained = [cell for cell in cells if cell.seed < 0]
+    ordinal = plan.recipe.bag_loss == "ordinal" or (c > 2 and set(cohort.classes) <= set(BETHESDA))
+    pooled = summary.pool(models, decisions, c, n)
+    raw = summary.pool(models, plain, c, n)
+    found = summary.judge(pooled, raw, cohort, config, ordinal=ordinal)
+    found |= {
+        "method": config.method,
+        "preset": config.preset,
+        "encoder": cohort.bags[0].encoder,
+        "unit": config.unit,
+        "classes": list(cohort.classes),
+        "slides": len(pooled.index),
+        "groups": len({cohort.groups[i] for i in pooled.index.tolist()}),
+        "class_counts": np.bincount(cohort.y_N[pooled.index], minlength=c).tolist(),
+        "folds": len(plan.folds),
+        "seeds": config.seeds,
+        "interval": f"95 %, percentile bootstrap over groups, {config.bootstrap} replicates",
+        "what": "out-of-fold; the mean probability of the models that never saw the slide",
+        **summary.spread(models, decisions, cohort),
+        "notes": summary.notes(cohort, pooled.index),
+    }
+    if retrained:
+        single = summary.pool(retrained, decisions, c, n)
+        found["retrained"] = summary.judge(
+            single, summary.pool(retrained, plain, c, n), cohort, config, ordinal=ordinal
+        )
+    return found
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    staged = path.with_name(f".{path.name}.partial")
+    staged.write_text(text, encoding="utf-8")
+    staged.replace(path)

@@ -1,0 +1,215 @@
+"""Score slides with the models of a RUN; no labels needed.
+
+Legend: N instances, C classes, M models, K columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cytofm_cli.errors import InputError, WeightsError
+from cytofm_cli.mil.artefacts import ModelCard, load_model
+from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.base import MilModel, MilOutput
+from cytofm_cli.mil.run import MODELS, SPLITS
+from cytofm_cli.mil.summary import Decision, decide
+from cytofm_cli.mil.train import one_thread, slide_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """All models of a RUN: every fold and seed.
+
+    Attributes:
+        models: in evaluation mode.
+        cards: what each is.
+        decisions: temperature and threshold of each fold.
+        tested: for each slide of the RUN, the folds that held it out.
+    """
+
+    models: tuple[MilModel, ...]
+    cards: tuple[ModelCard, ...]
+    decisions: tuple[Decision, ...]
+    tested: dict[str, frozenset[int]]
+
+    @property
+    def card(self) -> ModelCard:
+        """Return what all models share: head, classes, encoder, width."""
+        return self.cards[0]
+
+
+@dataclass(frozen=True, eq=False)
+class SlideScore:
+    """The answer for one slide.
+
+    Attributes:
+        slide_id: its name.
+        p_C: mean probability over models.
+        spread_C: standard deviation over models.
+        predicted: class name.
+        n_models: how many models were asked.
+        basis: "new": the RUN does not know the slide; "out-of-fold": only models that never
+            saw it were asked; "training": every model was trained on it, so do not judge by it.
+        columns: name of each instance column; the class of a map is in its name.
+        instances_NK: float32; attention sums to 1 over the slide, scores as `columns` says.
+    """
+
+    slide_id: str
+    p_C: NDArray[np.float64]
+    spread_C: NDArray[np.float64]
+    predicted: str
+    n_models: int
+    basis: str
+    columns: tuple[str, ...]
+    instances_NK: NDArray[np.float32]
+
+
+def load_run(run: Path) -> Ensemble:
+    """Load the models of a RUN.
+
+    Raises:
+        InputError: no finished RUN.
+        WeightsError: a model file is damaged or of another head than the others.
+    """
+    files = sorted((run / MODELS).glob("fold*_seed*.safetensors"))
+    try:
+        records = json.loads((run / MODELS / "decisions.json").read_text(encoding="utf-8"))
+        decisions = tuple(Decision(**record) for record in records)
+        rows = list(csv.DictReader((run / SPLITS).read_text(encoding="utf-8").splitlines()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
+        ) from error
+    if not files:
+        raise InputError(f"{run}: holds no models.", hint="train it again with `cytofm mil train`")
+    loaded = [load_model(path) for path in files]
+    cards = tuple(card for _, card in loaded)
+    for path, card in zip(files, cards, strict=True):
+        if _kind(card) != _kind(cards[0]) or card.fold >= len(decisions):
+            raise WeightsError(
+                f"{path}: is of head {card.method!r} for {card.encoder or 'unknown'} features, "
+                f"the RUN is of {cards[0].method!r} for {cards[0].encoder or 'unknown'}.",
+                hint="keep the models of different RUNs in their own folders",
+            )
+    tested = {
+        row["slide_id"]: frozenset(
+            int(key.removeprefix("fold")) for key, part in row.items() if part == "test"
+        )
+        for row in rows
+    }
+    return Ensemble(tuple(model for model, _ in loaded), cards, decisions, tested)
+
+
+def check_bag(ensemble: Ensemble, bag: Bag) -> None:
+    """Refuse a bag that the models cannot read.
+
+    Raises:
+        InputError: other encoder, other width, empty, not finite.
+    """
+    card, width = ensemble.card, bag.features_ND.shape[1]
+    if card.encoder and bag.encoder and card.encoder != bag.encoder:
+        raise InputError(
+            f"{bag.slide_id}: features are from {bag.encoder}, the models read {card.encoder}.",
+            hint=f"`cytofm embed --encoder {card.encoder}`",
+        )
+    if width != card.n_features:
+        raise InputError(
+            f"{bag.slide_id}: features are {width} wide, the models read {card.n_features}."
+        )
+    if not len(bag.features_ND) or not np.isfinite(bag.features_ND).all():
+        raise InputError(f"{bag.slide_id}: empty bag, or NaN or infinite features.")
+
+
+def score_bag(
+    ensemble: Ensemble, bag: Bag, *, device: str = "cpu", out_of_fold: bool = True
+) -> SlideScore:
+    """Score one slide.
+
+    Args:
+        ensemble: models.
+        bag: features; labels are not needed.
+        device: where to compute.
+        out_of_fold: for a slide of the RUN itself, ask only the models that never saw it.
+    """
+    check_bag(ensemble, bag)
+    chosen, basis = _choose(ensemble, bag.slide_id, out_of_fold=out_of_fold)
+    x_1ND = torch.from_numpy(bag.features_ND)[None].to(device)
+    p_MC, instances_MNK, thresholds = [], [], []
+    columns: tuple[str, ...] = ()
+    with one_thread(device), torch.inference_mode():
+        for index in chosen:
+            decision = ensemble.decisions[ensemble.cards[index].fold]
+            out = ensemble.models[index].to(device)(x_1ND, seeds=[slide_seed(bag.slide_id)])
+            logits = out.logits_BC.to("cpu", torch.float64).numpy()
+            p_MC.append(decision.probabilities(logits)[0])
+            thresholds.append(decision.threshold)
+            columns, values_NK = instance_columns(out, ensemble.card.classes)
+            instances_MNK.append(values_NK)
+    p_C = np.mean(p_MC, axis=0)
+    answer = int(decide(p_C[None], float(np.mean(thresholds)))[0])
+    return SlideScore(
+        slide_id=bag.slide_id,
+        p_C=p_C,
+        spread_C=np.std(p_MC, axis=0),
+        predicted=ensemble.card.classes[answer],
+        n_models=len(chosen),
+        basis=basis,
+        columns=columns,
+        instances_NK=np.mean(instances_MNK, axis=0).astype(np.float32),
+    )
+
+
+def instance_columns(
+    out: MilOutput, classes: Sequence[str]
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Lay the maps and scores of one bag side by side, named by the class they speak for.
+
+    Returns:
+        names, float64 (N, K): `attention` (of the slide as a whole), `attention_<class>`,
+        `score_<class>`.
+    """
+    names, values = [], []
+    unnamed = sum(of_class is None for of_class in out.map_classes)
+    for number, of_class in enumerate(out.map_classes):
+        name = f"attention_{number}" if unnamed > 1 else "attention"
+        names.append(name if of_class is None else f"attention_{classes[of_class]}")
+        values.append(out.attention_BKN[0, number])
+    if out.score_BCN is not None:
+        names += [f"score_{name}" for name in classes]
+        values += list(out.score_BCN[0])
+    return tuple(names), torch.stack(values, dim=1).to("cpu", torch.float64).numpy()
+
+
+def scores_csv(scores: Iterable[SlideScore], classes: Sequence[str]) -> str:
+    """Write `slide_id,prob_<class>…,sd_<class>…,predicted,models,basis`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = ["slide_id", *(f"prob_{c}" for c in classes), *(f"sd_{c}" for c in classes)]
+    writer.writerow([*header, "predicted", "models", "basis"])
+    for score in scores:
+        numbers = [f"{value:.6f}" for value in (*score.p_C, *score.spread_C)]
+        writer.writerow([score.slide_id, *numbers, score.predicted, score.n_models, score.basis])
+    return text.getvalue()
+
+
+def _kind(card: ModelCard) -> tuple[object, ...]:
+    return (card.method, card.n_features, card.classes, card.encoder, card.unit)
+
+
+def _choose(ensemble: Ensemble, slide_id: str, *, out_of_fold: bool) -> tuple[Sequence[int], str]:
+    everything = range(len(ensemble.models))
+    if slide_id not in ensemble.tested:
+        return everything, "new"
+    unseen = [i for i in everything if ensemble.cards[i].fold in ensemble.tested[slide_id]]
+    if not out_of_fold or not unseen:
+        return everything, "training"
+    return unseen, "out-of-fold"

@@ -1,0 +1,183 @@
+"""Intervals and paired tests that respect patients.
+
+Legend: N slides, G groups (patients), R bootstrap replicates, M models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+# A metric of weights: (…, N) → (…).
+Metric = Callable[[Floats | None], Floats]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def record(self) -> dict[str, float | None]:
+        """Return plain JSON values; undefined numbers are null."""
+        values = {"value": self.value, "low": self.low, "high": self.high}
+        return {key: float(v) if math.isfinite(v) else None for key, v in values.items()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second minus first, with its interval and two-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def group_weights(groups: Sequence[str], replicates: int, seed: int) -> Floats:
+    """Draw groups with replacement: how often each slide comes in each replicate.
+
+    Slides of a patient come and go together, so the interval counts patients, not slides.
+
+    Returns:
+        float64 (R, N).
+    """
+    names, group_N = np.unique(np.array(groups), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
+    return np.asarray(draws[:, group_N], dtype=np.float64)
+
+
+def bootstrap(metric: Metric, weight_RN: Floats, level: float = 0.95) -> Estimate:
+    """Compute a metric with its percentile interval; undefined replicates are left out."""
+    tail = (1 - level) / 2
+    values = metric(weight_RN)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return Estimate(float(metric(None)), math.nan, math.nan)
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return Estimate(float(metric(None)), float(low), float(high))
+
+
+def paired_bootstrap(
+    first: Metric, second: Metric, weight_RN: Floats, level: float = 0.95
+) -> Difference:
+    """Compare two metrics on the same replicates.
+
+    p is twice the smaller share of replicates on one side of zero, with one added to both
+    counts so that it is never 0 (Davison & Hinkley 1997, §4.2).
+    """
+    gap = second(weight_RN) - first(weight_RN)
+    gap = gap[np.isfinite(gap)]
+    value = float(second(None) - first(None))
+    if not len(gap):
+        return Difference(value, math.nan, math.nan, 1.0)
+    tail = (1 - level) / 2
+    low, high = np.quantile(gap, [tail, 1 - tail])
+    below, above = int((gap <= 0).sum()), int((gap >= 0).sum())
+    p = 2 * (min(below, above) + 1) / (len(gap) + 1)
+    return Difference(value, float(low), float(high), min(1.0, p))
+
+
+def delong_covariance(y_N: Ints, scores_MN: Floats, groups: Sequence[str]) -> tuple[Floats, Floats]:
+    """Compute the AUCs of M models on the same slides and their covariance.
+
+    DeLong et al. (1988) with the clusters of Obuchowski (1997): the placement values of a
+    patient's slides are summed first. With one slide a patient it is DeLong's own.
+
+    Returns:
+        auc (M,), covariance (M, M); NaN covariance where a class has fewer than two patients.
+    """
+    positive, negative = scores_MN[:, y_N == 1], scores_MN[:, y_N == 0]
+    m, n = positive.shape[1], negative.shape[1]
+    if not m or not n:
+        nothing = np.full(len(scores_MN), np.nan)
+        return nothing, np.outer(nothing, nothing)
+    v10_MP = _placement(positive, negative)
+    v01_MQ = 1 - _placement(negative, positive)
+    auc_M = v10_MP.mean(1)
+    names, group_N = np.unique(np.array(groups), return_inverse=True)
+    sum10_MG = _group_sums(v10_MP - auc_M[:, None], group_N[y_N == 1], len(names))
+    sum01_MG = _group_sums(v01_MQ - auc_M[:, None], group_N[y_N == 0], len(names))
+    with10 = len(np.unique(group_N[y_N == 1]))
+    with01 = len(np.unique(group_N[y_N == 0]))
+    if with10 < 2 or with01 < 2:
+        return auc_M, np.full((len(auc_M),) * 2, np.nan)
+    cross = sum10_MG @ sum01_MG.T * len(names) / (len(names) - 1)
+    covariance = (
+        (sum10_MG @ sum10_MG.T) * with10 / ((with10 - 1) * m * m)
+        + (sum01_MG @ sum01_MG.T) * with01 / ((with01 - 1) * n * n)
+        + (cross + cross.T) / (m * n)
+    )
+    return auc_M, covariance
+
+
+def delong_interval(
+    y_N: Ints, score_N: Floats, groups: Sequence[str], level: float = 0.95
+) -> Estimate:
+    """Compute the AUC with its DeLong interval on the logit scale, inside [0, 1]."""
+    auc_M, covariance = delong_covariance(y_N, score_N[None], groups)
+    value, variance = float(auc_M[0]), float(covariance[0, 0])
+    if not math.isfinite(variance) or not 0 < value < 1:
+        return Estimate(value, math.nan, math.nan)
+    logit = math.log(value / (1 - value))
+    spread = _quantile(level) * math.sqrt(max(variance, 0.0)) / (value * (1 - value))
+    return Estimate(value, _expit(logit - spread), _expit(logit + spread))
+
+
+def delong_test(
+    y_N: Ints, first_N: Floats, second_N: Floats, groups: Sequence[str], level: float = 0.95
+) -> Difference:
+    """Compare the AUCs of two models on the same slides (second − first)."""
+    auc_M, cov = delong_covariance(y_N, np.stack([first_N, second_N]), groups)
+    gap = float(auc_M[1] - auc_M[0])
+    variance = float(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1])
+    if not math.isfinite(variance):
+        return Difference(gap, math.nan, math.nan, 1.0)
+    if variance <= 1e-15:
+        return Difference(gap, gap, gap, 1.0 if abs(gap) < 1e-12 else 0.0)
+    deviation = math.sqrt(variance)
+    p = 2 * NormalDist().cdf(-abs(gap) / deviation)
+    reach = _quantile(level) * deviation
+    return Difference(gap, gap - reach, gap + reach, p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for several comparisons (Holm 1979); order is kept."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        worst = max(worst, (len(p_values) - rank) * float(p_values[index]))
+        adjusted[index] = min(1.0, worst)
+    return adjusted
+
+
+def _placement(of_MP: Floats, among_MQ: Floats) -> Floats:
+    """Return for each value the share of the others below it, ties half, by ranks."""
+    placed = np.empty_like(of_MP)
+    for model, (values, others) in enumerate(zip(of_MP, among_MQ, strict=True)):
+        ordered = np.sort(others)
+        below = np.searchsorted(ordered, values, "left")
+        placed[model] = (below + np.searchsorted(ordered, values, "right")) / (2 * len(others))
+    return placed
+
+
+def _group_sums(values_MK: Floats, group_K: NDArray[np.intp], n_groups: int) -> Floats:
+    return np.stack([np.bincount(group_K, row, minlength=n_groups) for row in values_MK])
+
+
+def _quantile(level: float) -> float:
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+def _expit(x: float) -> float:
+    return 1 / (1 + math.exp(-x))

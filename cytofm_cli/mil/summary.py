@@ -1,0 +1,248 @@
+"""From the logits of all models to predictions and metrics of a run.
+
+Legend: S slides, C classes, M models, R bootstrap replicates.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.mil import metrics, statistics
+from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.labels import Cohort
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+FEW_GROUPS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class CellResult:
+    """What one model says about slides that it was not trained on.
+
+    Attributes:
+        fold: number of the outer fold.
+        seed: seed of the model; -1 for the one trained on training and validation together.
+        validation: slide indices; empty for the retrained one.
+        validation_logits_SC: their logits.
+        test: slide indices.
+        test_logits_SC: their logits.
+        best_epoch: the epoch that was kept, from 0.
+        history: one record an epoch.
+    """
+
+    fold: int
+    seed: int
+    validation: Ints
+    validation_logits_SC: Floats
+    test: Ints
+    test_logits_SC: Floats
+    best_epoch: int
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How the logits of one fold's models become answers; fixed on validation alone.
+
+    Attributes:
+        temperature: divides the logits.
+        threshold: of the positive class, for two classes.
+    """
+
+    temperature: float
+    threshold: float
+
+    def probabilities(self, logits_SC: Floats) -> Floats:
+        """Return calibrated probabilities."""
+        return metrics.softmax(logits_SC, self.temperature)
+
+    def classes(self, p_SC: Floats) -> Ints:
+        """Return the predicted class indices."""
+        return decide(p_SC, self.threshold)
+
+
+def decide(p_SC: Floats, threshold: float) -> Ints:
+    """Return class indices: by threshold for two classes, else the most probable."""
+    if p_SC.shape[1] == 2:
+        return np.asarray(p_SC[:, 1] >= threshold, dtype=np.int64)
+    return np.asarray(p_SC.argmax(1), dtype=np.int64)
+
+
+def fold_decision(cells: Sequence[CellResult], y_S: Ints, config: MilConfig) -> Decision:
+    """Fix temperature and threshold of one fold on the validation slides of its models."""
+    y = np.concatenate([y_S[cell.validation] for cell in cells])
+    logits = np.concatenate([cell.validation_logits_SC for cell in cells])
+    both = len(np.unique(y)) > 1
+    temperature = metrics.fit_temperature(logits, y) if config.calibrate and both else 1.0
+    p_SC = metrics.softmax(logits, temperature)
+    threshold = 0.5
+    if p_SC.shape[1] == 2 and both and config.threshold == "youden":
+        threshold = metrics.youden_threshold(y, p_SC[:, 1])
+    elif p_SC.shape[1] == 2 and both and config.threshold == "specificity":
+        threshold = metrics.specificity_threshold(y, p_SC[:, 1], config.specificity)
+    return Decision(temperature, threshold)
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """Out-of-fold answers of every tested slide: each from models that never saw it.
+
+    Attributes:
+        index: slide indices, ascending.
+        p_SC: mean probability over models.
+        predicted_S: class indices, by the mean threshold of the folds that tested the slide.
+    """
+
+    index: Ints
+    p_SC: Floats
+    predicted_S: Ints
+
+
+def pool(
+    cells: Sequence[CellResult], decisions: Sequence[Decision], n_classes: int, n_slides: int
+) -> Pooled:
+    """Average the models of each slide, over seeds and repeats."""
+    total = np.zeros((n_slides, n_classes))
+    threshold, count = np.zeros(n_slides), np.zeros(n_slides)
+    for cell in cells:
+        total[cell.test] += decisions[cell.fold].probabilities(cell.test_logits_SC)
+        threshold[cell.test] += decisions[cell.fold].threshold
+        count[cell.test] += 1
+    index = np.flatnonzero(count)
+    p_SC = total[index] / count[index, None]
+    mean_threshold = threshold[index] / count[index]
+    if n_classes == 2:
+        predicted = (p_SC[:, 1] >= mean_threshold).astype(np.int64)
+    else:
+        predicted = p_SC.argmax(1).astype(np.int64)
+    return Pooled(index, p_SC, predicted)
+
+
+def predictions_csv(
+    cells: Sequence[CellResult], decisions: Sequence[Decision], cohort: Cohort
+) -> str:
+    """Write `slide_id,fold,seed,label,prob_<class>…,predicted`: a row a slide and model."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["slide_id", "fold", "seed", "label", *(f"prob_{c}" for c in cohort.classes), "predicted"]
+    )
+    for cell in cells:
+        p_SC = decisions[cell.fold].probabilities(cell.test_logits_SC)
+        predicted = decisions[cell.fold].classes(p_SC)
+        for slide, p_C, answer in zip(cell.test.tolist(), p_SC, predicted.tolist(), strict=True):
+            writer.writerow(
+                [
+                    cohort.bags[slide].slide_id,
+                    cell.fold,
+                    cell.seed,
+                    cohort.classes[cohort.y_N[slide]],
+                    *(f"{p:.6f}" for p in p_C),
+                    cohort.classes[answer],
+                ]
+            )
+    return text.getvalue()
+
+
+def judge(
+    pooled: Pooled, uncalibrated: Pooled, cohort: Cohort, config: MilConfig, *, ordinal: bool
+) -> dict[str, Any]:
+    """Compute every metric with its interval over groups.
+
+    Args:
+        pooled: the answers to judge.
+        uncalibrated: the same without temperature.
+        cohort: labels and groups.
+        config: replicates, seed, specificity.
+        ordinal: the classes are ordered.
+    """
+    y = cohort.y_N[pooled.index]
+    groups = [cohort.groups[i] for i in pooled.index.tolist()]
+    weight_RS = statistics.group_weights(groups, config.bootstrap, config.seed)
+    n_classes = len(cohort.classes)
+    wanted = _metrics(y, pooled, uncalibrated, n_classes, config, ordinal=ordinal)
+    found = {name: statistics.bootstrap(of, weight_RS).record() for name, of in wanted.items()}
+    if n_classes == 2:
+        delong = statistics.delong_interval(y, pooled.p_SC[:, 1], groups)
+        found["auc_delong"] = delong.record()
+    return found
+
+
+def _metrics(
+    y: Ints,
+    pooled: Pooled,
+    raw: Pooled,
+    n_classes: int,
+    config: MilConfig,
+    *,
+    ordinal: bool,
+) -> dict[str, Callable[[Floats | None], Floats]]:
+    p, hard = pooled.p_SC, pooled.predicted_S
+    wanted: dict[str, Callable[[Floats | None], Floats]] = {
+        "auc": partial(metrics.macro_auc, y, p),
+        "accuracy": partial(metrics.accuracy, y, hard),
+        "recall": partial(metrics.recall, y, hard, n_classes),
+        "average_precision": partial(metrics.macro_average_precision, y, p),
+        "brier": partial(metrics.brier, y, p),
+        "ece": partial(metrics.calibration_error, y, p),
+        "brier_uncalibrated": partial(metrics.brier, y, raw.p_SC),
+        "ece_uncalibrated": partial(metrics.calibration_error, y, raw.p_SC),
+    }
+    if n_classes == 2:
+        wanted["specificity"] = partial(metrics.class_recall, y, hard, 0)
+        wanted[f"sensitivity_at_specificity_{config.specificity:g}"] = partial(
+            metrics.sensitivity_at_specificity, y, p[:, 1], config.specificity
+        )
+    if ordinal:
+        wanted["quadratic_kappa"] = partial(metrics.quadratic_kappa, y, hard, n_classes)
+        for cut in range(1, n_classes):
+            wanted[f"auc_from_class_{cut}"] = partial(
+                metrics.auc, (y >= cut).astype(np.int64), p[:, cut:].sum(1)
+            )
+    return wanted
+
+
+def spread(
+    cells: Sequence[CellResult], decisions: Sequence[Decision], cohort: Cohort
+) -> dict[str, Any]:
+    """Compute the AUC of each seed (pooled over folds) and of each fold (averaged over seeds)."""
+    n, c = len(cohort.y_N), len(cohort.classes)
+    found: dict[str, Any] = {}
+    for key in ("seed", "fold"):
+        by: dict[str, float | None] = {}
+        for value in sorted({getattr(cell, key) for cell in cells}):
+            part = pool([x for x in cells if getattr(x, key) == value], decisions, c, n)
+            auc = float(metrics.macro_auc(cohort.y_N[part.index], part.p_SC))
+            by[str(value)] = auc if np.isfinite(auc) else None
+        found[f"auc_by_{key}"] = by
+    return found
+
+
+def notes(cohort: Cohort, tested: Ints) -> list[str]:
+    """Say what a reader of the intervals must know."""
+    found = []
+    n_groups = len({cohort.groups[i] for i in tested.tolist()})
+    if n_groups < FEW_GROUPS:
+        found.append(
+            f"intervals rest on {n_groups} groups; with fewer than {FEW_GROUPS} they are rough "
+            "and rather too narrow"
+        )
+    for c, name in enumerate(cohort.classes):
+        having = {cohort.groups[i] for i in np.flatnonzero(cohort.y_N == c).tolist()}
+        if len(having) < 3:
+            found.append(
+                f"class {name!r} occurs in {len(having)} groups: within the training part, "
+                "validation shares a group with training for it"
+            )
+    if len(set(cohort.groups)) == len(cohort.groups):
+        found.append("every slide is its own group: give patients in a `group` column")
+    return found

@@ -1,0 +1,1 @@
+"""Nuclei: find them, stitch them over a slide, measure them, write them for QuPath."""

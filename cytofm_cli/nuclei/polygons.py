@@ -1,0 +1,199 @@
+"""Polygons of labelled regions, and the arithmetic of polygons.
+
+Coordinates as in `cytofm_cli.nuclei.base`: pixel (0, 0) covers [0, 1] × [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, make_table
+
+Points = NDArray[np.float64]
+
+# Enough for 1 % of the area of a round nucleus, and few enough for a slide of a million.
+MAX_POINTS = 48
+
+
+def label_table(
+    label_HW: NDArray[np.integer[Any]],
+    mpp: float,
+    *,
+    probability: NDArray[np.floating] | None = None,
+    class_id: NDArray[np.integer] | None = None,
+    classes: tuple[str, ...] = (NUCLEUS,),
+    scale: float = 1.0,
+    min_area_px: int = 1,
+) -> NucleusTable:
+    """Turn a label image into a table: one row a label, its outer outline as polygon.
+
+    A label in several pieces gets the outline of its largest piece, but the area and the
+    centroid of all of them.
+
+    Args:
+        label_HW: integers (H, W), 0 is background. Labels need not be consecutive.
+        mpp: µm/px of the label image.
+        probability: per label in ascending order of the labels.
+        class_id: per label in ascending order of the labels.
+        classes: names of the classes.
+        scale: factor from pixels of the label image to pixels of the table.
+        min_area_px: labels with fewer pixels are dropped.
+    """
+    from scipy import ndimage
+
+    values, compact = np.unique(label_HW, return_inverse=True)
+    compact_HW = compact.reshape(label_HW.shape)
+    first = int(values[0] <= 0) if len(values) else 0  # labels start after the background
+    index = np.arange(first, len(values))
+    area_px = np.bincount(compact_HW.ravel(), minlength=len(values))[index]
+    yx = np.array(ndimage.center_of_mass(np.ones_like(compact_HW), compact_HW, index))
+    boxes = ndimage.find_objects(compact_HW + 1 - first)[1 - first :] if len(index) else []
+    rings = []
+    for value, box in zip(index, boxes, strict=True):
+        corner = np.array([box[1].start, box[0].start])
+        rings.append((simplify(outer_ring(compact_HW[box] == value)) + corner) * scale)
+    table = make_table(
+        (yx.reshape(-1, 2)[:, ::-1] + 0.5) * scale,
+        area_px * mpp**2,
+        polygons=rings,
+        probability=probability,
+        class_id=class_id,
+        classes=classes,
+    )
+    return table.take(np.nonzero(area_px >= min_area_px)[0]).sorted()
+
+
+def outer_ring(mask_HW: NDArray[np.bool_]) -> Points:
+    """Trace the outline of the largest 4-connected piece of a mask along its pixels' edges.
+
+    Returns:
+        float64 (k, 2), the corners in order; the enclosed area is exactly the number of pixels
+        of the piece and of its holes.
+    """
+    rings = [_corners(ring) for ring in _rings(mask_HW)]
+    return max(rings, key=lambda ring: (area(ring), -ring[0, 1], -ring[0, 0]))
+
+
+def simplify(ring: Points, max_points: int = MAX_POINTS) -> Points:
+    """Smooth the staircase of a pixel outline and bound the number of its points.
+
+    The middles of equally long pieces of the outline: corners are cut by at most half a pixel,
+    and the area of a round region changes by less than a percent. Small rings stay as they are.
+    """
+    step = np.linalg.norm(np.roll(ring, -1, axis=0) - ring, axis=1)
+    length = step.sum()
+    if length <= 8:
+        return ring
+    along = np.concatenate([[0.0], np.cumsum(step)])
+    closed = np.concatenate([ring, ring[:1]])
+    # Middles of unit edges first: exact for diagonals, which staircases over-count.
+    count = round(length)
+    unit = (np.arange(count) + 0.5) * length / count
+    middles = np.stack([np.interp(unit, along, closed[:, i]) for i in (0, 1)], axis=1)
+    if count <= max_points:
+        return middles
+    every = np.linspace(0, count, max_points, endpoint=False)
+    low = every.astype(np.int64)
+    part = (every - low)[:, None]
+    thinned: Points = middles[low] * (1 - part) + middles[(low + 1) % count] * part
+    return thinned
+
+
+def area(ring: NDArray[np.floating]) -> float:
+    """Return the area of a polygon (shoelace formula), ≥ 0 whichever way it turns."""
+    x, y = np.asarray(ring, np.float64).T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def centroid(ring: NDArray[np.floating]) -> Points:
+    """Return the centroid of a polygon, float64 (2,); of a degenerate one, of its points."""
+    points = np.asarray(ring, np.float64)
+    origin = points[0]  # close to the polygon: coordinates of a slide would cancel badly
+    a = points - origin
+    b = np.roll(a, -1, axis=0)
+    cross = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    if abs(cross.sum()) < 1e-12:
+        middle: Points = points.mean(axis=0)
+        return middle
+    centre: Points = origin + ((a + b) * cross[:, None]).sum(0) / (3 * cross.sum())
+    return centre
+
+
+def contains(ring: NDArray[np.floating], point: NDArray[np.floating]) -> bool:
+    """Tell whether a point lies inside a polygon (even-odd rule)."""
+    a = np.asarray(ring, np.float64)
+    b = np.roll(a, -1, axis=0)
+    x, y = float(point[0]), float(point[1])
+    crosses = (a[:, 1] > y) != (b[:, 1] > y)
+    rise = np.where(crosses, b[:, 1] - a[:, 1], 1.0)
+    at_x = a[:, 0] + (y - a[:, 1]) * (b[:, 0] - a[:, 0]) / rise
+    return bool(np.count_nonzero(crosses & (x < at_x)) % 2)
+
+
+def fill(ring: NDArray[np.floating], height: int, width: int) -> NDArray[np.bool_]:
+    """Return the pixels of an (H, W) window whose centres lie inside a polygon."""
+    a = np.asarray(ring, np.float64)
+    b = np.roll(a, -1, axis=0)
+    inside = np.zeros((height, width), bool)
+    centre_x = np.arange(width) + 0.5
+    for row in range(height):
+        y = row + 0.5
+        crosses = (a[:, 1] > y) != (b[:, 1] > y)
+        p, q = a[crosses], b[crosses]
+        at_x = p[:, 0] + (y - p[:, 1]) * (q[:, 0] - p[:, 0]) / (q[:, 1] - p[:, 1])
+        inside[row] = (at_x[:, None] > centre_x).sum(0) % 2 == 1
+    return inside
+
+
+def _rings(mask_HW: NDArray[np.bool_]) -> Iterator[Points]:
+    """Yield every closed outline of a mask, as its lattice corners, inside on the right."""
+    padded = np.pad(mask_HW, 1)
+    following: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for inside, outside, start, stop in (
+        (padded[1:, :], padded[:-1, :], (0, -1), (0, 0)),  # top edges run right
+        (padded[:-1, :], padded[1:, :], (0, 0), (0, -1)),  # bottom edges run left
+        (padded[:, 1:], padded[:, :-1], (0, 0), (-1, 0)),  # left edges run up
+        (padded[:, :-1], padded[:, 1:], (-1, 0), (0, 0)),  # right edges run down
+    ):
+        for y, x in np.argwhere(inside & ~outside).tolist():
+            following.setdefault((y + start[0], x + start[1]), []).append(
+                (y + stop[0], x + stop[1])
+            )
+    while following:
+        first = min(following)
+        ring, before, at = [first], first, _pop(following, first, None)
+        while at != first:
+            ring.append(at)
+            before, at = at, _pop(following, at, (at[0] - before[0], at[1] - before[1]))
+        yield np.array(ring, np.float64)[:, ::-1]
+
+
+def _pop(
+    following: dict[tuple[int, int], list[tuple[int, int]]],
+    at: tuple[int, int],
+    heading: tuple[int, int] | None,
+) -> tuple[int, int]:
+    """Take the edge that leaves `at`; where two pixels touch by a corner, turn right.
+
+    The right turn stays with the same pixel, so pieces are 4-connected and rings simple.
+    """
+    choices = following[at]
+    pick = 0
+    if len(choices) > 1 and heading is not None:
+        right = (at[0] + heading[1], at[1] - heading[0])
+        pick = choices.index(right) if right in choices else 0
+    chosen = choices.pop(pick)
+    if not choices:
+        del following[at]
+    return chosen
+
+
+def _corners(ring: Points) -> Points:
+    """Drop the points in the middle of straight runs."""
+    before = ring - np.roll(ring, 1, axis=0)
+    after = np.roll(ring, -1, axis=0) - ring
+    return ring[np.any(before != after, axis=1)]
