@@ -28,7 +28,16 @@ class EmbedConfig:
         "How tokens become one vector [default: the encoder's own].",
         choices=("cls", "cls+mean", "mean", "pool"),
     )
-    unit: str = option("tile", "What a row of the bag is.", choices=("tile",))
+    unit: str = option("tile", "A row a tile, or a row a nucleus (cell).", choices=("tile", "cell"))
+    detector: str | None = option(
+        None, "Whose nuclei, with --unit cell [default: the only ones there are]."
+    )
+    cell_um: float = option(
+        32.0,
+        "Side of the crop around a nucleus, µm: nucleus and the cytoplasm next to it.",
+        low=4.0,
+        high=512.0,
+    )
     dtype: str = option("float32", "Type of the stored values.", choices=("float32", "float16"))
     seed: int = option(0, "Seed of --random-weights.", low=0)
     device: str = option(

@@ -6,7 +6,8 @@ does not fit into memory is halved, and smaller ones are used from there on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,8 @@ from cytofm_cli.errors import (
     UsageError,
     WeightsError,
 )
+from cytofm_cli.nuclei.crops import open_cells
+from cytofm_cli.nuclei.run import name_of_nuclei
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array, write_rows
 from cytofm_cli.tiles.read import ordered_map
@@ -88,12 +91,12 @@ class Embedder:
                 return tile_slide(job.tile, report, note)
             _ensure_tiles(job.tile, job.store, report, note)
         store = io.open_store(job.store)
-        settings, mark = _settings(job), _input_mark(store)
+        settings, mark = _settings(job), _input_mark(store, job.config)
         finished = _find_finished(store, job.config.unit, settings, mark)
         if finished is not None and not job.overwrite:
             return "skipped", _facts(store, finished)
         if job.dry_run:
-            return "done", {"store": str(job.store), "n": store.steps["tile"]["n_tiles"]}
+            return "done", {"store": str(job.store), "n_tiles": store.steps["tile"]["n_tiles"]}
         encoder = self._load(job.config)
         step = schema.embedding_step(store_key(encoder.spec), job.config.unit)
         with io.claim_step(job.store.parent, job.slide_id, step):
@@ -130,22 +133,24 @@ class Embedder:
         encoder = self._load(job.config)
         spec = encoder.spec
         tile = store.steps[schema.TILE_STEP]
-        seen_mpp = tile["mpp"] * tile["tile_px"] / (spec.input_px or tile["tile_px"])
-        if spec.mpp is not None and abs(seen_mpp / spec.mpp - 1) > 0.25:
-            note(
-                f"warning: {spec.name} was trained at {spec.mpp:g} µm/px and sees "
-                f"{seen_mpp:.3g}. Tiles of {round(spec.mpp * (spec.input_px or 0) / tile['mpp'])} "
-                f"px would fit."
-            )
-        with open_tiles(store, slides=job.config.slides) as tiles:
+        with _open_instances(store, job.config) as instances:
             values, batch_size = embed_tiles(
-                tiles,
+                instances,
                 encoder,
                 batch_size=job.config.batch_size or default_batch(job.config.device),
                 threads=job.threads,
                 report=report,
             )
-            xy_px0 = tiles.xy_px0
+            xy_px0 = instances.xy_px0
+        side_px = tile["tile_px"]
+        if job.config.unit == "cell":
+            side_px = job.config.cell_um / tile["mpp"]
+        seen_mpp = tile["mpp"] * side_px / (spec.input_px or side_px)
+        if spec.mpp is not None and abs(seen_mpp / spec.mpp - 1) > 0.25:
+            note(
+                f"warning: {spec.name} was trained at {spec.mpp:g} µm/px and sees "
+                f"{seen_mpp:.3g}: its input should cover {spec.mpp * (spec.input_px or 0):.0f} µm."
+            )
         if not np.isfinite(values).all():
             raise StoreError(f"{job.store}: encoder {spec.name} gave values that are not finite.")
         record = provenance.record(
@@ -252,20 +257,41 @@ def _prepare(tiles: TileSource, encoder: Encoder, n: int, batch_size: int, start
     return encoder.prepare(np.stack(pixels))
 
 
+@contextlib.contextmanager
+def _open_instances(store: io.Store, config: EmbedConfig) -> Iterator[TileSource]:
+    """Open what a row of the bag is made of: tiles, or crops around nuclei."""
+    if config.unit == "tile":
+        with open_tiles(store, slides=config.slides) as tiles:
+            yield tiles
+        return
+    cells = open_cells(
+        store, detector=config.detector, cell_um=config.cell_um, slides=config.slides
+    )
+    with cells as crops:
+        yield crops
+
+
 def _settings(job: EmbedJob) -> dict[str, Any]:
     """Return the settings that change a value; the weights count by content, not by path."""
     record = as_record(job.config, results_only=True)
     record.pop("weights")
+    if job.config.unit == "tile":
+        record.pop("cell_um")
+        record.pop("detector")
     if Path(job.config.encoder).is_file():
         record["encoder"] = Path(job.config.encoder).name
     return record | {"weights_sha256": job.weights_sha256}
 
 
-def _input_mark(store: io.Store) -> str:
+def _input_mark(store: io.Store, config: EmbedConfig) -> str:
     if schema.TILE_STEP not in store.steps:
         raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
     tile = store.steps[schema.TILE_STEP]
-    return f"{tile['config_hash']}-{tile['input_fingerprint']}"
+    mark = f"{tile['config_hash']}-{tile['input_fingerprint']}"
+    if config.unit == "tile":
+        return mark
+    detector = name_of_nuclei(store, config.detector)
+    return f"{mark}-{store.steps[schema.nuclei_step(detector)]['config_hash']}"
 
 
 def _find_finished(

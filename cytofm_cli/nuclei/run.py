@@ -180,14 +180,8 @@ def read_nuclei(store: io.Store, detector: str | None) -> tuple[str, NucleusTabl
     Raises:
         StoreError: none, or several and none named.
     """
-    there = sorted(s.partition("/")[2] for s in store.steps if s.startswith("nuclei/"))
-    if detector is None and len(there) == 1:
-        detector = there[0]
-    if detector not in there:
-        wanted = f"no nuclei of {detector!r}" if detector else f"nuclei of {len(there)} detectors"
-        hint = f"it holds {', '.join(there)}." if there else "find them with `cytofm detect`."
-        raise StoreError(f"{store.path}: {wanted}.", hint=hint)
-    step = schema.nuclei_step(str(detector))
+    detector = name_of_nuclei(store, detector)
+    step = schema.nuclei_step(detector)
     names = ("xy_px0", "area_um2", "probability", "class", "contour_px0", "contour_start")
     columns = [np.asarray(store.read(f"{step}/{name}")) for name in names]
     xy, area, probability, class_id, contour, start = columns
@@ -200,7 +194,23 @@ def read_nuclei(store: io.Store, detector: str | None) -> tuple[str, NucleusTabl
         contour_start=start,
         classes=tuple(store.steps[step]["classes"]),
     )
-    return str(detector), table
+    return detector, table
+
+
+def name_of_nuclei(store: io.Store, detector: str | None) -> str:
+    """Return whose nuclei are meant; None means the only ones there are.
+
+    Raises:
+        StoreError: not there, or several and none named.
+    """
+    there = sorted(s.partition("/")[2] for s in store.steps if s.startswith("nuclei/"))
+    if detector is None and len(there) == 1:
+        return there[0]
+    if detector is None or detector not in there:
+        what = f"no nuclei of {detector!r}" if detector else f"nuclei of {len(there)} detectors"
+        hint = f"--detector {there[0]}" if there else "find them with `cytofm detect`."
+        raise StoreError(f"{store.path}: holds {what}.", hint=hint)
+    return detector
 
 
 def _facts(store: io.Store, step: str) -> dict[str, Any]:
