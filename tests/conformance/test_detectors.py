@@ -27,8 +27,6 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 class DarkRegions(torch.nn.Module):
     """Labels connected dark regions; called as an InstanSeg model is."""
 
-    pixel_size: float
-
     def __init__(self) -> None:
         super().__init__()
         self.pixel_size = 0.5
