@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
@@ -25,8 +26,11 @@ def encoders(*, as_json: Json = False) -> None:
 
     out.json = as_json
     for row in catalogue.describe():
-        text = "  ".join(f"{key} {value}" for key, value in row.items() if key != "name")
-        out.data(f"{row['name']:<28} {text}", row)
+        record = dataclasses.asdict(row)
+        facts = [f"{row.dim or '?'}-d", f"{row.input_px} px" if row.input_px else "any size"]
+        facts += [f"{row.mpp:g} µm/px"] if row.mpp else []
+        facts += ["needs --weights"] if row.needs_weights else []
+        out.data(f"{row.name:<20} {', '.join(facts)}; {row.licence}", record)
 
 
 def detectors(*, as_json: Json = False) -> None:
