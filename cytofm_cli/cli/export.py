@@ -11,7 +11,7 @@ from cytofm_cli.cli.inputs import find_stores
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import UsageError
 
-_FORMATS = ("h5", "pt")
+_FORMATS = ("h5", "pt", "geojson", "csv")
 _LAYOUTS = ("trident", "clam")
 
 
@@ -25,8 +25,14 @@ def export(
     encoder: Annotated[
         str | None, typer.Option(help="Which embeddings [default: the only ones].")
     ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Whose nuclei [default: the only ones].")
+    ] = None,
+    slides: Annotated[
+        Path | None, typer.Option(help="Where the slides lie now, for stores without pixels.")
+    ] = None,
 ) -> None:
-    """Write bags as h5 (TRIDENT, CLAM) or pt files, which existing MIL code reads.
+    """Write bags as h5 (TRIDENT, CLAM) or pt files, nuclei as GeoJSON (QuPath) or CSV.
 
     Examples:
 
@@ -35,6 +41,8 @@ def export(
       cytofm export stores -o clam --to h5 --layout clam
 
       cytofm export stores -o tensors --to pt --encoder handcrafted
+
+      cytofm export stores -o qupath --to geojson
     """
     from cytofm_cli.store import export as exporters
     from cytofm_cli.store.io import open_store
@@ -43,13 +51,21 @@ def export(
         raise UsageError(f"--to {to}: choose {', '.join(_FORMATS)}.")
     if layout not in _LAYOUTS:
         raise UsageError(f"--layout {layout}: choose {', '.join(_LAYOUTS)}.")
-    write = {
-        "pt": exporters.export_pt,
-        "trident": exporters.export_trident,
-        "clam": exporters.export_clam,
-    }[to if to == "pt" else layout]
     for path in find_stores(stores):
-        for file in write(open_store(path), folder, encoder=encoder):
+        store = open_store(path)
+        if to in ("geojson", "csv"):
+            from cytofm_cli.nuclei import export as nuclei
+
+            write_nuclei = nuclei.export_geojson if to == "geojson" else nuclei.export_csv
+            files = write_nuclei(store, folder, detector=detector, slides=slides)
+        else:
+            write_bag = {
+                "pt": exporters.export_pt,
+                "trident": exporters.export_trident,
+                "clam": exporters.export_clam,
+            }[to if to == "pt" else layout]
+            files = write_bag(store, folder, encoder=encoder)
+        for file in files:
             out.data(str(file))
 
 

@@ -76,6 +76,8 @@ def score(
     attention: Annotated[
         bool, typer.Option(help="Also write attention of every instance into the stores.")
     ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only data and errors.")] = False,
 ) -> None:
     """Score slides with the ensemble of a RUN; needs no labels.
 
@@ -91,6 +93,7 @@ def score(
     from cytofm_cli.mil.score import load_run, score_bag, scores_csv
     from cytofm_cli.store.io import output_errors
 
+    out.json, out.quiet = as_json, quiet
     ensemble = load_run(run_folder)
     card = ensemble.card
     paths = _find(stores, card.encoder)
@@ -108,7 +111,7 @@ def score(
         partial = table.with_name(f".{table.name}.partial")
         partial.write_text(scores_csv(scores, ensemble.card.classes), encoding="utf-8")
         partial.replace(table)
-    out.data(str(table))
+    out.data(str(table), {"scores": str(table), "slides": len(scores)})
 
 
 def compare(

@@ -18,6 +18,7 @@ from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, InputError
 
 _HEADS = ("abmil", "mean")
+_UNITS = ("tile", "cell")
 
 
 class _StepFailedError(CytofmError):
@@ -31,7 +32,7 @@ def quickstart(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="The numbers as JSON on stdout.")] = False,
 ) -> None:
-    """Tile, embed, train, score: the whole pipeline on real Pap fields, in minutes.
+    """Tile, detect, embed, train, score: the whole pipeline on real Pap fields, in minutes.
 
     The fields ship with cytofm (CRIC Cervix, CC BY 4.0). Nothing is fetched.
 
@@ -59,14 +60,17 @@ def quickstart(
         "--preview",
         folder / "preview",
     )
-    _run("embed", stores, "--encoder", "handcrafted")
-    for head in _HEADS:
+    _run("detect", stores)
+    for unit in _UNITS:
+        _run("embed", stores, "--encoder", "handcrafted", "--unit", unit)
+    runs = {f"{head}, {unit} bags": (head, unit) for unit in _UNITS for head in _HEADS}
+    for head, unit in runs.values():
         _run(
             *("mil", "train", "--bags", stores, "--labels", labels),
-            *("--method", head, "-o", folder / f"run-{head}"),
+            *("--method", head, "--unit", unit, "-o", folder / f"run-{head}-{unit}"),
         )
-    _run("mil", "score", folder / "run-abmil", stores, "-o", folder / "scores.csv")
-    metrics = {head: _metrics(folder / f"run-{head}") for head in _HEADS}
+    _run("mil", "score", folder / "run-abmil-cell", stores, "-o", folder / "scores.csv")
+    metrics = {name: _metrics(folder / f"run-{head}-{unit}") for name, (head, unit) in runs.items()}
     out.data(_table(metrics), {"metrics": metrics, "folder": str(folder)})
     _say(_where(folder, time.monotonic() - start))
 
@@ -107,13 +111,13 @@ def _metrics(run: Path) -> dict[str, Any]:
 
 
 def _table(metrics: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'head':<8}{'AUC':<22}{'accuracy':<22}{'recall':<22}"]
+    lines = [f"{'head':<18}{'AUC':<22}{'accuracy':<22}{'recall':<22}"]
     for head, values in metrics.items():
         cells = [
             f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
             for m in (values["auc"], values["accuracy"], values["recall"])
         ]
-        lines.append(f"{head:<8}" + "".join(f"{cell:<22}" for cell in cells))
+        lines.append(f"{head:<18}" + "".join(f"{cell:<22}" for cell in cells))
     lines.append(
         "95 % intervals by bootstrap over groups. 31 fields are few: the intervals say so."
     )
@@ -124,13 +128,15 @@ def _where(folder: Path, seconds: float) -> str:
     return f"""
 Done in {seconds:.0f} s. Look at:
   {folder}/preview/      foreground and chosen tiles of every field, as pictures
-  {folder}/stores/       one Zarr store a field: tiles, embeddings, attention
-  {folder}/run-abmil/    splits, predictions, metrics, models, settings
+  {folder}/stores/       one Zarr store a field: tiles, nuclei, embeddings, attention
+  {folder}/run-*/        splits, predictions, metrics, models, settings
   {folder}/scores.csv    probabilities of the ensemble
 
 On your own slides:
   cytofm info SLIDES/                                   what is there, at which resolution
   cytofm tile SLIDES/ -o stores                         any format; --mpp 0.25 if a file states none
+  cytofm detect stores                                  nuclei, for cell bags (--unit cell)
+  cytofm export stores -o qupath --to geojson           look at them in QuPath
   cytofm embed stores --encoder timm/vit_small_patch16_224 --weights FILE
   cytofm mil train --bags stores --labels labels.csv -o run     labels.csv: slide_id,label,group
   cytofm mil score run stores -o scores.csv

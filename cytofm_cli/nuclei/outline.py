@@ -30,6 +30,7 @@ MAX_JUMP: Final = 2
 EDGE_HALF_WIDTH: Final = 2
 _ANGLES = np.arange(N_ANGLES) * (2 * np.pi / N_ANGLES)
 DIRECTIONS_A2: Final = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1).astype(np.float32)
+_COLUMNS: Final = ("seed_M2", "radius_MA", "edge_MA", "inside_M", "outside_M")
 _BLOCK: Final = 2048  # outlines traced at once: bounds the memory on noise
 
 
@@ -98,8 +99,7 @@ def trace(map_HW: Floats, seed_M2: Floats, radius_M: Floats) -> Outlines:
         _trace_block(map_HW, seed_M2[i : i + _BLOCK], radius_M[i : i + _BLOCK])
         for i in range(0, max(1, len(seed_M2)), _BLOCK)
     ]
-    columns = ("seed_M2", "radius_MA", "edge_MA", "inside_M", "outside_M")
-    return Outlines(**{c: np.concatenate([getattr(b, c) for b in blocks]) for c in columns})
+    return Outlines(**{c: np.concatenate([getattr(b, c) for b in blocks]) for c in _COLUMNS})
 
 
 def overlaps(outlines: Outlines) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:

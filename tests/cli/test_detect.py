@@ -1,0 +1,94 @@
+"""`cytofm detect`, cell bags and nuclei exports on real fields."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvips
+import zarr
+
+from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
+
+
+@pytest.fixture(scope="module")
+def detected(cytofm, stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copies of the stores, with nuclei and cell bags."""
+    folder = tmp_path_factory.mktemp("detected")
+    for store in sorted(stores.glob("*.zarr"))[:2]:
+        shutil.copytree(store, folder / store.name)
+    found = cytofm("detect", folder)
+    assert found.returncode == 0, found.stderr
+    embedded = cytofm("embed", folder, "--unit", "cell", "--cell-um", 20)
+    assert embedded.returncode == 0, embedded.stderr
+    return folder
+
+
+def test_detect__tiles_give_the_nuclei_of_the_whole_field(detected: Path, fields: Path) -> None:
+    for store in detected.glob("*.zarr"):
+        found = zarr.open_group(store, mode="r")["nuclei/classical/xy_px0"][:]
+        image = pyvips.Image.new_from_file(str(fields / f"{store.stem}.jpg")).numpy()[..., :3]
+        whole = ClassicalDetector().detect(image, 0.25).xy_px0
+        tiles = zarr.open_group(store, mode="r")["tiles/xy_px0"][:]
+        margin = 30  # nuclei whose surroundings lie in stored tiles see the same pixels
+        corners = margin * np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)])
+        inside = [xy for xy in whole if all(_covered(xy + corner, tiles) for corner in corners)]
+        gaps = [np.abs(found - xy).max(axis=1).min() for xy in inside]
+        assert len(inside) > 5
+        assert np.mean(np.array(gaps) < 1.0) > 0.95
+
+
+def _covered(xy: np.ndarray, tiles: np.ndarray) -> bool:
+    return bool(((xy >= tiles) & (xy < tiles + 256)).all(axis=1).any())
+
+
+def test_embed__cell_bag_has_a_row_a_nucleus(detected: Path) -> None:
+    for store in detected.glob("*.zarr"):
+        group = zarr.open_group(store, mode="r")
+        centres = group["embeddings/handcrafted/cell/xy_px0"][:]
+        np.testing.assert_array_equal(centres, np.round(group["nuclei/classical/xy_px0"][:]))
+        assert group["embeddings/handcrafted/cell/values"].shape[0] == len(centres)
+        assert group.attrs["cytofm"]["steps"]["embeddings/handcrafted/cell"]["unit"] == "cell"
+
+
+def test_embed__cells_without_nuclei_say_what_to_run(cytofm, stores: Path) -> None:
+    done = cytofm("embed", sorted(stores.glob("*.zarr"))[2], "--unit", "cell")
+    assert done.returncode == 3
+    assert "cytofm detect" in done.stderr
+
+
+def test_export__geojson_and_csv_hold_every_nucleus(cytofm, detected: Path, tmp_path: Path) -> None:
+    for kind in ("geojson", "csv"):
+        done = cytofm("export", detected, "-o", tmp_path, "--to", kind)
+        assert done.returncode == 0, done.stderr
+    for store in detected.glob("*.zarr"):
+        area = zarr.open_group(store, mode="r")["nuclei/classical/area_um2"][:]
+        shapes = json.loads((tmp_path / f"{store.stem}.geojson").read_text())["features"]
+        assert len(shapes) == len(area)
+        assert {shape["geometry"]["type"] for shape in shapes} == {"Polygon"}
+        rows = list(csv.DictReader((tmp_path / f"{store.stem}.csv").read_text().splitlines()))
+        np.testing.assert_allclose([float(row["area_um2"]) for row in rows], area, atol=1e-3)
+        assert all(0 <= float(row["eccentricity"]) < 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--detector", "cellvit"), 3, "eights"),
+        (("--detector", "clasical"), 2, "classical"),
+        (("--set", "min_probability=2"), 2, "at most"),
+        (("--set", "min_probability"), 2, "KEY=VALUE"),
+        (("--detector", "instanseg", "--weights", "none.pt"), 3, "no such file"),
+    ],
+)
+def test_detect__what_cannot_be_is_refused_in_one_line(
+    cytofm, stores: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
+    done = cytofm("detect", sorted(stores.glob("*.zarr"))[0], *words)
+    assert said in done.stderr
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
