@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "Run the whole pipeline on real Pap fields, in minutes."),
     "tile": ("tile", "Tile slides into one Zarr store a slide."),
     "detect": ("detect", "Find the nuclei of every tile."),
+    "views": ("views", "Make nuclei-centred views: a contact sheet, or a Zarr dump."),
     "embed": ("embed", "Turn tiles into embeddings: one bag a slide."),
     "mil": ("mil", "Train, score and compare slide-level heads on bags."),
     "export": ("export", "Write bags as h5 (CLAM, TRIDENT) or pt files."),

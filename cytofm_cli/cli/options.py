@@ -119,7 +119,7 @@ def _flag(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     target, _ = configs.base_type(kind)
     long = "--" + field.name.replace("_", "-")
     names = [long] if not field.metadata.get("short") else [field.metadata["short"], long]
-    if target is bool and field.default is True:
+    if target is bool and field.default is not False:
         names[-1] = f"{long}/--no-{long[2:]}"
     choices = field.metadata.get("choices")
     if typing.get_origin(target) is tuple:

@@ -45,15 +45,14 @@ def label_table(
     """
     from scipy import ndimage
 
-    values, compact = np.unique(label_HW, return_inverse=True)
-    compact_HW = compact.reshape(label_HW.shape)
-    first = int(values[0] <= 0) if len(values) else 0  # labels start after the background
-    index = np.arange(first, len(values))
-    area_px = np.bincount(compact_HW.ravel(), minlength=len(values))[index]
-    yx = np.array(ndimage.center_of_mass(np.ones_like(compact_HW), compact_HW, index))
-    boxes = ndimage.find_objects(compact_HW + 1 - first)[1 - first :] if len(index) else []
+    values = np.unique(label_HW[label_HW > 0])
+    # Labels 1..n: an import may number its nuclei sparsely up to 2³².
+    compact_HW = np.where(label_HW > 0, np.searchsorted(values, label_HW) + 1, 0)
+    index = np.arange(1, len(values) + 1)
+    area_px = np.bincount(compact_HW.ravel(), minlength=len(values) + 1)[1:]
+    yx = np.array(ndimage.center_of_mass(compact_HW > 0, compact_HW, index))
     rings = []
-    for value, box in zip(index, boxes, strict=True):
+    for value, box in zip(index, ndimage.find_objects(compact_HW), strict=True):
         corner = np.array([box[1].start, box[0].start])
         rings.append((simplify(outer_ring(compact_HW[box] == value)) + corner) * scale)
     table = make_table(

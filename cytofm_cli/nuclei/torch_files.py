@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
     harmless = [np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar")]
     harmless += [type(np.dtype(kind)) for kind in "fdlibB?"]
     try:
-        with torch.serialization.safe_globals(harmless):
+        with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickles, which are read or refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(

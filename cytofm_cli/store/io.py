@@ -36,6 +36,9 @@ from cytofm_cli.store.claim import claim
 from cytofm_cli.store.zarr3 import write_group, write_json
 
 COMMIT_WAIT_S = 60.0
+_UNWRITABLE = frozenset(
+    {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
+)
 
 
 @dataclass(frozen=True)
@@ -287,7 +290,7 @@ def output_errors(where: Path) -> Iterator[None]:
                 f"{where}: no space left on the disk.",
                 hint="make room and run the same command again; finished slides are kept.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _UNWRITABLE:
             raise OutputError(
                 f"{where}: cannot be written ({error.strerror}).", hint="choose another -o."
             ) from error

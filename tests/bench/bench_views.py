@@ -30,10 +30,11 @@ import torchvision.transforms as T
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as TF
 
+from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.draws import sample_keys
 from cytofm_cli.views.make import ViewPlan, draw_plan, make_views, pad_nuclei
 from cytofm_cli.views.perturb import NcpConfig
-from cytofm_cli.views.recipes import Recipe, ViewsConfig, ncp_of, recipe_of
+from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
 
 CRIC = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cric"
 MPP, TILE_PX = 0.25, 512

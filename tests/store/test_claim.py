@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing as mp
 import os
 import socket
 import subprocess
@@ -43,21 +42,19 @@ def test_claim__second_process_is_told_who_holds_it(tmp_path: Path) -> None:
         assert path.exists()
 
 
+HOLD_AND_DIE = (
+    "import os, sys; from pathlib import Path; from cytofm_cli.store.claim import claim\n"
+    "held = claim(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
+)
+
+
 def test_claim__killed_holder_gives_way_at_once(tmp_path: Path) -> None:
     path = tmp_path / ".a.claim"
-    process = mp.get_context("spawn").Process(target=_hold_and_die, args=(str(path),))
-    process.start()
-    process.join()
+    subprocess.run([sys.executable, "-c", HOLD_AND_DIE, str(path)], check=False)
     assert path.exists()
     with claim(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert not path.exists()
-
-
-def _hold_and_die(path: str) -> None:
-    manager = claim(Path(path))
-    manager.__enter__()
-    os._exit(9)
 
 
 def test_claim__of_another_host_is_stale_only_without_heartbeat(tmp_path: Path) -> None:
@@ -97,11 +94,7 @@ def test_claim__waits_for_the_holder(tmp_path: Path) -> None:
 
 def test_claim__a_zombie_is_not_a_holder(tmp_path: Path) -> None:
     path = tmp_path / ".a.claim"
-    code = (
-        "import os, sys; from pathlib import Path; from cytofm_cli.store.claim import claim\n"
-        "held = claim(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(path)]) as dead:
+    with subprocess.Popen([sys.executable, "-c", HOLD_AND_DIE, str(path)]) as dead:
         stat = Path(f"/proc/{dead.pid}/stat")
         for _ in range(600):
             if stat.read_text().rpartition(")")[2].split()[0] == "Z":

@@ -15,10 +15,11 @@ from cytofm_cli.config import resolve
 from cytofm_cli.errors import UsageError
 from cytofm_cli.views import perturb, pixels
 from cytofm_cli.views.augment import IDENTITY
+from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.draws import sample_keys
 from cytofm_cli.views.make import make_views, pad_nuclei, perturbation_of
 from cytofm_cli.views.perturb import PRESETS, build_scene
-from cytofm_cli.views.recipes import Recipe, ViewsConfig, ViewSpec, ncp_of, recipe_of
+from cytofm_cli.views.recipes import Recipe, ViewSpec, ncp_of, recipe_of
 from cytofm_cli.views.sheet import contact_sheet, to_rgb
 
 CRIC = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cric"

@@ -39,7 +39,7 @@ RADII_UM: Final = tuple(2.5 * 1.37**i for i in range(6))
 MIN_BLOB: Final = 0.06  # optical density; fainter blobs are noise in 8-bit images
 FULL_EDGE: Final = 0.1  # optical density; a drop of this or more is a full edge
 MIN_EDGE_SHARE: Final = 0.2
-TYPICAL_RADIUS_UM: Final = 4.0  # outlines smaller than this lose confidence
+TYPICAL_RADIUS_UM: Final = 3.5  # outlines smaller than this lose confidence
 HALF_BLOB: Final = 0.15  # optical density at which a blob's contrast gives half confidence
 FULL_RED: Final = 0.5  # optical density; no red cell absorbs so much red
 MAX_OVERLAP: Final = 0.6  # share of the smaller outline
@@ -50,7 +50,7 @@ class ClassicalConfig:
     """Settings of the classical detector."""
 
     min_probability: float = option(
-        0.24,
+        0.2,
         "confidence below which a nucleus is dropped; lower finds more, and more that is none",
         low=0.0,
         high=1.0,
