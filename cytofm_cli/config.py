@@ -71,12 +71,35 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML ({error}).") from error
 
 
+# The tables of a configuration file: the sections of all commands.
+SECTIONS = ("run", "tile", "detect", "views", "embed", "mil")
+
+
+def check_sections(tables: Mapping[str, Any], path: Path) -> None:
+    """Refuse a table that belongs to no command: a misspelt one would go unseen."""
+    for name in tables:
+        if name not in SECTIONS:
+            close = difflib.get_close_matches(name, SECTIONS, n=1)
+            hint = f"did you mean [{close[0]}]?" if close else f"known: {', '.join(SECTIONS)}"
+            raise UsageError(f"{path}: no command has a table [{name}].", hint=hint)
+
+
 def from_environment(cls: type, section: str) -> dict[str, str]:
-    """Collect the `CYTOFM_<SECTION>_<FIELD>` variables that are set."""
+    """Collect the `CYTOFM_<SECTION>_<FIELD>` variables that are set.
+
+    Raises:
+        UsageError: one is set for a field that is not there: a misspelling would go unseen.
+    """
+    prefix = f"CYTOFM_{section}_".upper()
+    known = field_types(cls)
     found = {}
-    for name in field_types(cls):
-        value = os.environ.get(f"CYTOFM_{section}_{name}".upper().replace("-", "_"))
-        if value is not None:
+    for variable, value in os.environ.items():
+        if variable.startswith(prefix):
+            name = variable.removeprefix(prefix).lower()
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {prefix}{close[0].upper()}?" if close else None
+                raise UsageError(f"{variable} is no setting of {section}.", hint=hint)
             found[name] = value
     return found
 

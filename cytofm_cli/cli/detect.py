@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.batch import Reporter, Status, Task
-from cytofm_cli.cli.inputs import find_stores, take_shard
+from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions, Settings, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
@@ -44,7 +44,7 @@ def detect(
         if not config.weights.is_file():
             raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
         digest = sha256_file(config.weights)
-    paths = take_shard(find_stores(stores), run.shard)
+    paths = take_shard(find_stores(stores), run.shard, key=store_id)
     workers, threads = crew_size(run, len(paths))
     jobs = [
         DetectJob(

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.batch import Reporter, Status, Task
-from cytofm_cli.cli.inputs import are_stores, find_slides, find_stores, take_shard
+from cytofm_cli.cli.inputs import are_stores, find_slides, find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
 from cytofm_cli.encoders.config import EmbedConfig
-from cytofm_cli.errors import UsageError
+from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.tiles.config import TileConfig
 
@@ -54,16 +54,22 @@ def embed(
     if not words and manifest is None:
         raise UsageError("nothing to embed.", hint="cytofm embed stores --encoder handcrafted")
     digest = digest_of_weights(config)
+    _check_encoder(config)
     if words and manifest is None and are_stores(words):
-        paths = take_shard(find_stores(words), run.shard)
-        folder = out_folder or paths[0].parent
+        paths = take_shard(find_stores(words), run.shard, key=store_id)
+        folder = paths[0].parent if paths else Path()
+        if out_folder is not None and out_folder.resolve() != folder.resolve():
+            raise UsageError(
+                "embeddings go into the stores that are given; -o is for slides.",
+                hint="leave -o out, or copy the stores first.",
+            )
         workers, threads = _crew(config, run, len(paths))
         jobs = _store_jobs(paths, config, digest, run, threads)
     else:
         if out_folder is None:
             raise UsageError("embedding slides needs a folder for the stores.", hint="-o stores")
         folder = out_folder
-        refs = take_shard(find_slides(words, manifest), run.shard)
+        refs = take_shard(find_slides(words, manifest), run.shard, key=lambda ref: ref.slide_id)
         workers, threads = _crew(config, run, len(refs))
         jobs = _slide_jobs(refs, config, tile, digest, run, folder, threads)
     run_slides("embed", tasks_with(jobs), work, run, folder, workers=workers)
@@ -80,6 +86,23 @@ def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
         os.environ["OMP_NUM_THREADS"] = str(task.payload.threads)
         _embedder.append(Embedder())
     return _embedder[0].embed(task.payload, report.progress, report.note)
+
+
+def _check_encoder(config: EmbedConfig) -> None:
+    """Refuse, before any slide, an encoder that cannot be loaded for any of them."""
+    from cytofm_cli.encoders import catalogue
+
+    request = catalogue.resolve(config.encoder, weights=config.weights)
+    rows = {row.name: row for row in catalogue.describe()}
+    needs = request.plugin != "handcrafted" and (
+        request.name not in rows or rows[request.name].needs_weights
+    )
+    given = request.weights is not None or config.download or config.random_weights
+    if needs and not given and request.plugin in ("timm", "sr_vit"):
+        raise WeightsError(
+            f"encoder {config.encoder!r} needs weights.",
+            hint="--weights FILE; --random-weights is a floor to compare with.",
+        )
 
 
 def _crew(config: EmbedConfig, run: RunOptions, n: int) -> tuple[int, int]:

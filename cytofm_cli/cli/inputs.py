@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from cytofm_cli.units import is_plausible_mpp
 
 # What a folder is searched for. A path that is given by name is tried whatever its suffix.
 SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .czi .qptiff "
+    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .dicom .czi .qptiff "
     ".jpg .jpeg .png".split()
 )
 
@@ -137,10 +138,16 @@ def read_manifest(path: Path) -> list[SlideRef]:
     return [_manifest_ref(path, number, row) for number, row in enumerate(rows, start=2)]
 
 
-def take_shard(items: Sequence[T], shard: str | None) -> list[T]:
-    """Return every n-th item from the i-th on, for `shard` = "i/n".
+def take_shard(items: Sequence[T], shard: str | None, *, key: Callable[[T], str]) -> list[T]:
+    """Return the i-th of n parts, for `shard` = "i/n".
 
-    Striped, not in blocks: neighbouring slides tend to be of like size.
+    By a hash of the slide's name, not by its place in the list: array tasks that look at a
+    folder while others still write into it see different lists, and must agree all the same.
+
+    Args:
+        items: slides or stores.
+        shard: "i/n", or None for everything.
+        key: name of the slide of an item.
     """
     if shard is None:
         return list(items)
@@ -150,7 +157,13 @@ def take_shard(items: Sequence[T], shard: str | None) -> list[T]:
             f"--shard {shard}: must be i/n with 0 ≤ i < n.",
             hint='--shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT", array from 0.',
         )
-    return list(items[int(match[1]) :: int(match[2])])
+    part, parts = int(match[1]), int(match[2])
+    return [item for item in items if zlib.crc32(key(item).encode()) % parts == part]
+
+
+def store_id(path: Path) -> str:
+    """Return the name of the slide of a store."""
+    return path.name.removesuffix(schema.STORE_SUFFIX)
 
 
 def slide_id_of(path: str) -> str:
@@ -194,7 +207,7 @@ def _slides_in_folder(folder: Path) -> list[str]:
             if not name.startswith(".") and not name.endswith(schema.STORE_SUFFIX)
         )
         names = [name for name in sorted(files) if not name.startswith(".")]
-        if names and all(name.lower().endswith(".dcm") for name in names):
+        if names and all(name.lower().endswith((".dcm", ".dicom")) for name in names):
             found.append(root)  # a DICOM slide is a folder of files
             continue
         found.extend(

@@ -41,7 +41,7 @@ def parse_settings(words: list[str] | None) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class CommonOptions:
     """Settings that every long command has; none of them changes a result."""
 
     SECTION: ClassVar[str] = "run"
@@ -50,6 +50,16 @@ class RunOptions:
     print_config: bool = option(False, "Print the settings as merged, and stop.")
     dry_run: bool = option(False, "Say what would be done, and stop.")
     overwrite: bool = option(False, "Make finished steps anew, also with other settings.")
+    json: bool = option(False, "One JSON object a line on stdout.")
+    quiet: bool = option(False, "Only data and errors.", short="-q")
+    verbose: bool = option(False, "Say more.", short="-v")
+    no_progress: bool = option(False, "No progress display.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(CommonOptions):
+    """Settings of commands that work on many slides."""
+
     shard: str | None = option(None, "Do the i-th of n parts, i/n from 0/n: for job arrays.")
     workers: int | None = option(None, "Slides at a time [default: as fits].", low=1)
     threads: int | None = option(None, "Processors to use [default: all allowed].", low=1)
@@ -57,10 +67,6 @@ class RunOptions:
         300.0, "Give a slide up after so many seconds without progress.", low=1.0
     )
     fail_fast: bool = option(False, "Stop at the first slide that fails.")
-    json: bool = option(False, "One JSON object a line on stdout.")
-    quiet: bool = option(False, "Only data and errors.", short="-q")
-    verbose: bool = option(False, "Say more.", short="-v")
-    no_progress: bool = option(False, "No progress display.")
 
 
 def register(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
@@ -94,10 +100,10 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
             for name, group in flags.items()
         }
         merged = _merge(sections, explicit)
-        run = next((c for c in merged.values() if isinstance(c, RunOptions)), RunOptions())
+        run = next((c for c in merged.values() if isinstance(c, CommonOptions)), CommonOptions())
         _configure_output(run)
         if run.print_config:
-            tables = {c.SECTION: c for c in merged.values() if not isinstance(c, RunOptions)}
+            tables = {c.SECTION: c for c in merged.values() if not isinstance(c, CommonOptions)}
             print(configs.to_toml(tables), end="")
             return None
         return function(**given, **merged)
@@ -148,23 +154,29 @@ def _help(field: dataclasses.Field[Any]) -> str:
 
 
 def _merge(sections: dict[str, Any], explicit: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    run_values: dict[str, Any] = {}
-    for name, kind in sections.items():
-        if kind is RunOptions:
-            run_values = {**configs.from_environment(kind, "run"), **explicit[name]}
-    file = run_values.get("config")
+    shared = configs.from_environment(RunOptions, RunOptions.SECTION)
+    given = {key: value for values in explicit.values() for key, value in values.items()}
+    file = given.get("config", shared.get("config"))
     tables = configs.read_toml(Path(file)) if file else {}
+    configs.check_sections(tables, Path(file or ""))
     merged = {}
     for name, kind in sections.items():
         table = tables.get(kind.SECTION, {})
         if not isinstance(table, dict):
             raise UsageError(f"{file}: [{kind.SECTION}] must be a table.")
-        environment = configs.from_environment(kind, kind.SECTION)
+        if issubclass(kind, CommonOptions):
+            # [run] serves all commands; what this one does not have is not for it.
+            configs.resolve(RunOptions, kind.SECTION, table)
+            known = configs.field_types(kind)
+            table = {key: value for key, value in table.items() if key.replace("-", "_") in known}
+            environment = {key: value for key, value in shared.items() if key in known}
+        else:
+            environment = configs.from_environment(kind, kind.SECTION)
         merged[name] = configs.resolve(kind, kind.SECTION, table, environment, explicit[name])
     return merged
 
 
-def _configure_output(run: RunOptions) -> None:
+def _configure_output(run: CommonOptions) -> None:
     out.json = run.json
     out.quiet = run.quiet
     out.verbose = max(out.verbose, int(run.verbose))

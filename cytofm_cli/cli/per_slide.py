@@ -46,8 +46,31 @@ def run_slides(
             (exit 4), some are held by other processes (exit 75), or a signal came.
     """
     with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        if not run.dry_run:
+            folder.mkdir(parents=True, exist_ok=True)
         failures = FailureLog(folder, command, run)
+    if not tasks:
+        out.note(f"{command}: no slides in this part")
+    outcomes = _run_once(tasks, work, run, failures, command=command, workers=workers)
+    held = {outcome.slide_id for outcome in outcomes if outcome.status == "held"}
+    if held:
+        # By now the others may have finished them: then they count as done.
+        again = [task for task in tasks if task.slide_id in held]
+        outcomes = [outcome for outcome in outcomes if outcome.slide_id not in held]
+        outcomes += _run_once(again, work, run, failures, command=command, workers=1)
+    _conclude(command, outcomes, failures.path, planned=run.dry_run)
+    return outcomes
+
+
+def _run_once(
+    tasks: Sequence[Task],
+    work: Work,
+    run: RunOptions,
+    failures: FailureLog,
+    *,
+    command: str,
+    workers: int,
+) -> list[Outcome]:
     outcomes: list[Outcome] = []
     with (
         out.progress_bar(command, len(tasks)) as bar,
@@ -66,9 +89,8 @@ def run_slides(
                 _report(event, run, alone=len(tasks) == 1)
                 if not run.dry_run:
                     failures.update(event)
-                if run.fail_fast and event.error is not None:
+                if run.fail_fast and event.status == "failed" and event.error is not None:
                     raise event.error
-    _conclude(command, outcomes, failures.path)
     return outcomes
 
 
@@ -132,6 +154,9 @@ def _report(outcome: Outcome, run: RunOptions, *, alone: bool) -> None:
         "seconds": round(outcome.seconds, 3),
         **{key: value for key, value in outcome.facts.items() if key != "traceback"},
     }
+    if outcome.status == "held":
+        out.detail(f"{outcome.slide_id}: another process is at it")
+        return
     if outcome.error is not None:
         if not alone:  # the only slide's error is raised, and printed, at the end
             out.error(outcome.error)
@@ -147,16 +172,23 @@ def _report(outcome: Outcome, run: RunOptions, *, alone: bool) -> None:
     out.data(str(text), record)
 
 
-def _conclude(command: str, outcomes: Sequence[Outcome], log: Path) -> None:
+def _conclude(
+    command: str, outcomes: Sequence[Outcome], log: Path, *, planned: bool = False
+) -> None:
     errors = [o.error for o in outcomes if o.status == "failed" and o.error is not None]
     if len(outcomes) == 1 and errors:
         raise errors[0]
     counts: Counter[str] = Counter(outcome.status for outcome in outcomes)
-    words = {"done": "done", "skipped": "skipped (done before)", "held": "held by other processes"}
+    words = {
+        "done": "planned" if planned else "done",
+        "skipped": "skipped (done before)",
+        "held": "held by other processes",
+    }
     told = [f"{counts[key]} {word}" for key, word in words.items() if counts[key]]
     if errors:
         told.append(f"{len(errors)} failed")
-    out.note(f"{command}: {', '.join(told)}")
+    if told:
+        out.note(f"{command}: {', '.join(told)}")
     if errors and len(errors) == len(outcomes):
         raise _AllFailedError(errors, log)
     if errors:

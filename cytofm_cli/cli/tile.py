@@ -45,7 +45,7 @@ def tile(
 
     if config.max_tiles is not None and config.select == "all":
         raise UsageError("--max-tiles needs a way to choose.", hint="add --select random.")
-    refs = take_shard(find_slides(inputs or [], manifest), run.shard)
+    refs = take_shard(find_slides(inputs or [], manifest), run.shard, key=lambda ref: ref.slide_id)
     workers, threads = crew_size(run, len(refs))
     jobs = [
         TileJob(

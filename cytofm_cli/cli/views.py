@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.batch import Reporter, Status, Task
-from cytofm_cli.cli.inputs import find_stores, take_shard
+from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
@@ -71,7 +71,7 @@ def views(
     if not dump and not preview:
         raise UsageError("nothing to make.", hint="--preview 4 draws a contact sheet.")
     recipe_of(config), ncp_of(config)  # refuse impossible settings before any slide
-    paths = take_shard(find_stores(stores), run.shard)
+    paths = take_shard(find_stores(stores), run.shard, key=store_id)
     _refuse_stores(folder)
     if dump:
         workers, threads = crew_size(run, len(paths))

@@ -72,7 +72,8 @@ class Store:
             return np.asarray(zarr.open_array(self.path / array, mode="r")[...])
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise StoreError(
-                f"{self.path}: {array} cannot be read ({type(error).__name__}: {error})."
+                f"{self.path}: {array} cannot be read ({type(error).__name__}: {error}).",
+                hint="the store is damaged: make the step again with --overwrite.",
             ) from error
 
     def has(self, array: str) -> bool:
@@ -138,8 +139,12 @@ def open_store(path: Path) -> Store:
             f"{path}: has store schema {version}, this cytofm reads {schema.SCHEMA_VERSION}.",
             hint="update cytofm, or tile the slide again.",
         )
-    steps = {**content["steps"], **_orphans(path, content["steps"])}
-    return Store(path=path, slide=content["slide"], steps=steps)
+    listed, slide = content.get("steps"), content.get("slide")
+    if not isinstance(listed, dict) or not isinstance(slide, dict):
+        raise StoreError(f"{path}: its root is damaged.", hint="`cytofm tile --overwrite` it.")
+    steps = {**listed, **_orphans(path, listed)}
+    there = {name: record for name, record in steps.items() if _has_group(path, name)}
+    return Store(path=path, slide=slide, steps=there)
 
 
 def read_embeddings(path: Path, encoder: str | None, unit: str) -> Embeddings:
@@ -320,6 +325,12 @@ def _groups(path: Path) -> Iterator[str]:
     for depth in ("nuclei/*", "embeddings/*/*", "attention/*/*"):
         for group in sorted(path.glob(depth)):
             yield group.relative_to(path).as_posix()
+
+
+def _has_group(path: Path, step: str) -> bool:
+    """Tell whether a step's arrays are there: a user may have removed them to save space."""
+    group = "tiles" if step == schema.TILE_STEP else step
+    return (path / group / "zarr.json").is_file()
 
 
 def _orphans(path: Path, listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

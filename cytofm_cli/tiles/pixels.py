@@ -101,7 +101,7 @@ def forecast_bytes(n_tiles: int, config: TileConfig, source: SourceTiles | None)
     raw = n_tiles * config.tile_px**2 * 3
     if config.pixels == "none":
         return 0
-    if source is not None or config.pixels == "jpeg":
+    if (config.pixels == "source" and source is not None) or config.pixels == "jpeg":
         return int(raw * _JPEG_RATIO)
     return int(raw * _LOSSLESS_RATIO)
 

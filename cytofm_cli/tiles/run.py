@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cytofm_cli import provenance
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record
-from cytofm_cli.errors import DiskFullError, NoForegroundError, SlideError
+from cytofm_cli.errors import DiskFullError, NoForegroundError, SlideError, StoreError
 from cytofm_cli.slides.base import SlideReader, finest_level_for
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import io, schema
@@ -124,10 +124,12 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         plan = plan_tiles(reader, job)
         _announce(job, reader, plan, note)
         if job.preview is not None:
-            _draw(job, plan)
+            mask = plan.mask_HW
+            _draw(job, plan.overview_HWC, mask, plan.downsample, plan.xy_px0, plan.read.tile_px0)
         if job.dry_run:
             return "done", {"n_tiles": len(plan.xy_px0), "bytes": _forecast(job, plan)}
         _check_space(job, plan)
+        _announce_loss(path, note)
         staged = stack.enter_context(io.staging(job.stores, job.slide_id, schema.TILE_STEP))
         record = _write(job, reader, plan, staged, settings, mark, report)
         io.commit_store(staged, path, slide=_slide_facts(job, reader, plan, mark), record=record)
@@ -150,9 +152,9 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
         tile_px=config.tile_px,
         tolerance=config.mpp_tolerance,
     )
-    source, why_not = None, ""
-    if config.pixels == "source":
-        source, why_not = pixels.find_source_tiles(reader, read, config)
+    # The grid follows the file's own tiles whatever becomes of the pixels, so that the bags of
+    # a slide do not depend on --pixels.
+    source, why_not = pixels.find_source_tiles(reader, read, config)
     xy = lay_grid(
         info.size_px0,
         read.tile_px0,
@@ -172,6 +174,8 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
         kept = np.flatnonzero(fraction >= max(config.min_foreground, 1e-9))
         xy, fraction = xy[kept], fraction[kept]
     if not len(xy):
+        if job.preview is not None:
+            _draw(job, overview, mask, downsample, xy, read.tile_px0)
         raise NoForegroundError(
             f"{info.path}: none of {n_grid} tiles holds {config.min_foreground:.1%} foreground"
             f"{'; ' + found.unsure if found and found.unsure else ''}.",
@@ -239,22 +243,49 @@ def _forecast(job: TileJob, plan: TilePlan) -> int:
 def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, note: Note) -> None:
     n, side0 = len(plan.xy_px0), plan.read.tile_px0
     width, height = reader.info.size_px0
-    share = min(1.0, n * side0 * side0 / (width * height))
+    share = _covered(plan.xy_px0, side0, width, height)
     how = {
         "source": "the slide's own JPEG" if plan.source else "lossless",
         "lossless": "lossless",
         "jpeg": f"JPEG quality {job.config.jpeg_quality}",
         "none": "no pixels",
     }[job.config.pixels]
+    stated = " by --mpp (the file states none)" if plan.mpp_source == "--mpp" else ""
     note(
         f"{job.slide_id}: {n} of {plan.n_grid} tiles of {job.config.tile_px} px at "
-        f"{plan.read.mpp:.4g} µm/px ({share:.1%} of the slide), {how}, "
+        f"{plan.read.mpp:.4g} µm/px{stated} ({share:.1%} of the slide), {how}, "
         f"about {human_bytes(_forecast(job, plan))}"
     )
     if job.config.pixels == "source" and plan.why_not_source:
         note(f"{job.slide_id}: stored lossless, because {plan.why_not_source}")
+    if plan.source is not None:
+        rest = [side % plan.source.align_px0 for side in reader.info.size_px0]
+        if any(rest):
+            note(
+                f"{job.slide_id}: the grid follows the file's own tiles; {rest[0]} px at the right "
+                f"and {rest[1]} px at the bottom are left out"
+            )
     if plan.found is not None and plan.found.unsure:
         note(f"warning: {job.slide_id}: unsure of the foreground: {plan.found.unsure}")
+
+
+def _covered(xy_px0: NDArray[np.int32], side_px0: float, width: int, height: int) -> float:
+    """Return the share of the slide that tiles cover, on a coarse raster; overlaps count once."""
+    cells = 512
+    raster = np.zeros((cells, cells), dtype=bool)
+    low = np.floor(xy_px0 * cells / (width, height)).astype(int)
+    high = np.ceil((xy_px0 + side_px0) * cells / (width, height)).astype(int)
+    for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True):
+        raster[y0:y1, x0:x1] = True
+    return float(raster.mean())
+
+
+def _announce_loss(path: Path, note: Note) -> None:
+    """Say which later steps go with a store that is made anew: they saw other tiles."""
+    with contextlib.suppress(StoreError):
+        later = sorted(set(io.open_store(path).steps) - {schema.TILE_STEP})
+        if later:
+            note(f"warning: {path.name} is replaced; it drops {', '.join(later)}")
 
 
 def _check_space(job: TileJob, plan: TilePlan) -> None:
@@ -294,7 +325,7 @@ def _write(
             plan.xy_px0,
             staged,
             config=job.config,
-            source=plan.source,
+            source=plan.source if job.config.pixels == "source" else None,
             fill=plan.fill,
             threads=job.threads,
             report=report,
@@ -365,11 +396,16 @@ def _facts(path: Path) -> dict[str, Any]:
     }
 
 
-def _draw(job: TileJob, plan: TilePlan) -> None:
+def _draw(
+    job: TileJob,
+    overview_HWC: NDArray[np.uint8],
+    mask_HW: NDArray[np.bool_],
+    downsample: tuple[float, float],
+    xy_px0: NDArray[np.int32],
+    tile_px0: float,
+) -> None:
     assert job.preview is not None
-    picture = preview.draw(
-        plan.overview_HWC, plan.mask_HW, max(plan.downsample), plan.xy_px0, plan.read.tile_px0
-    )
+    picture = preview.draw(overview_HWC, mask_HW, max(downsample), xy_px0, tile_px0)
     with io.output_errors(job.preview):
         job.preview.mkdir(parents=True, exist_ok=True)
         preview.save_png(job.preview / f"{job.slide_id}.png", picture)

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli import provenance
 from cytofm_cli.errors import SlideError, StoreError
 from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.open import open_slide
@@ -72,7 +73,7 @@ def find_slide(store: Store, slides: Path | None) -> str:
     """Return the path of a store's slide, looking in `slides` for a moved one.
 
     Raises:
-        SlideError: it is at neither place.
+        SlideError: it is at neither place, or another file lies there.
     """
     path = str(store.slide["path"])
     if "://" in path:
@@ -80,6 +81,11 @@ def find_slide(store: Store, slides: Path | None) -> str:
     moved = [] if slides is None else [slides / Path(path).name]
     for candidate in [*moved, Path(path)]:
         if candidate.exists():
+            if provenance.fingerprint(candidate) != store.slide["fingerprint"]:
+                raise SlideError(
+                    f"{candidate}: is not the slide that {store.path.name} was tiled from.",
+                    hint="--slides must name the folder of the same files; else tile it anew.",
+                )
             return str(candidate)
     raise SlideError(
         f"{path}: the slide of {store.path.name} is not there, and the store holds no pixels.",

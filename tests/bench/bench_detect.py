@@ -1,14 +1,17 @@
 """Recall, number and speed of the classical detector of nuclei.
 
-    python tests/bench/bench_detect.py [--min-probability P] [--nuclei N] [--skip-speed]
+    python tests/bench/bench_detect.py [--min-probability P] [--skip-speed]
 
 Recall: marked epithelial nuclei of the CRIC fields (0.25 µm/px) that have a detection of their
 own within 15 px, matched one to one (minimum total distance). Detections are counted over the
-whole field, neutrophils included, which the collection does not mark. Settings were chosen on
-TUNED; HELD_BACK was only reported.
+whole field, neutrophils included, which the collection does not mark.
 
-Blood smears (`chula_rbc12`): detections a field beside the number of dark purple blobs of
-white-cell size, at 0.1 µm/px (nominal) and 0.18 µm/px (red cells measure 7.5 µm there).
+TUNED chose the terms of the confidence. HELD_BACK is not untouched: early comparisons of maps,
+scales and overlap rules used fields of all groups, and the last steps (default threshold,
+typical radius) were settled with its figures in view. Read it as a second group, not as a test.
+
+Blood smears (`chula_rbc12`): detections a field, at 0.1 µm/px (nominal) and at 0.18 µm/px, where
+red cells measure their 7.5 µm. White cells are not labelled there, so there is no recall.
 
 Speed: CPU seconds of this process for 512-px tiles cut from the fields, one thread.
 """

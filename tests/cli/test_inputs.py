@@ -109,17 +109,31 @@ def test_manifest__mistakes_are_named_with_their_line(
         find_slides([], manifest)
 
 
-@given(n=st.integers(0, 50), parts=st.integers(1, 9))
-def test_take_shard__parts_are_disjoint_and_complete(n: int, parts: int) -> None:
-    shards = [take_shard(range(n), f"{i}/{parts}") for i in range(parts)]
-    assert sorted(item for shard in shards for item in shard) == list(range(n))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+@given(names=st.sets(st.text(min_size=1), max_size=40), parts=st.integers(1, 9))
+def test_take_shard__parts_are_disjoint_and_complete(names: set[str], parts: int) -> None:
+    shards = [take_shard(sorted(names), f"{i}/{parts}", key=str) for i in range(parts)]
+    assert sorted(item for shard in shards for item in shard) == sorted(names)
+
+
+@given(names=st.sets(st.text(min_size=1), min_size=1, max_size=40), seen=st.integers(0, 39))
+def test_take_shard__does_not_depend_on_what_else_is_there(names: set[str], seen: int) -> None:
+    # Array tasks list a folder of stores while other tasks still write into it.
+    some = sorted(names)[: seen + 1]
+    for part in range(4):
+        whole = take_shard(sorted(names), f"{part}/4", key=str)
+        assert take_shard(some, f"{part}/4", key=str) == [name for name in whole if name in some]
+
+
+def test_take_shard__many_slides_are_spread_evenly() -> None:
+    names = [f"slide_{number:04}" for number in range(2000)]
+    sizes = [len(take_shard(names, f"{part}/8", key=str)) for part in range(8)]
+    assert min(sizes) > 200
 
 
 @pytest.mark.parametrize("shard", ["3/3", "a/b", "1", "-1/2", "0/0"])
 def test_take_shard__impossible_parts_are_refused(shard: str) -> None:
     with pytest.raises(UsageError, match="must be i/n"):
-        take_shard([1], shard)
+        take_shard(["a"], shard, key=str)
 
 
 def test_are_stores__mixed_inputs_are_refused(tmp_path: Path) -> None:

@@ -34,14 +34,14 @@ Floats = NDArray[np.float32]
 
 WORKING_MPP: Final = 0.5  # a nucleus of 2.5 µm radius still spans ten pixels
 MPP_RANGE: Final = (0.05, 1.05)
-# Radii of 2.5 to 12 µm, four octave thirds: the outline may differ from the blob by 0.3 to 1.8.
+# 2.5 to 12 µm in steps of 1.37: an outline may be 0.3 to 1.8 times as large as its blob.
 RADII_UM: Final = tuple(2.5 * 1.37**i for i in range(6))
 MIN_BLOB: Final = 0.06  # optical density; fainter blobs are noise in 8-bit images
 FULL_EDGE: Final = 0.1  # optical density; a drop of this or more is a full edge
 MIN_EDGE_SHARE: Final = 0.2
 TYPICAL_RADIUS_UM: Final = 3.5  # outlines smaller than this lose confidence
 HALF_BLOB: Final = 0.15  # optical density at which a blob's contrast gives half confidence
-FULL_RED: Final = 0.5  # optical density; no red cell absorbs so much red
+FULL_RED: Final = 0.5  # optical density; red cells measured 0.2 or less in nine of ten
 MAX_OVERLAP: Final = 0.6  # share of the smaller outline
 
 
