@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,11 @@ from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, TryAgainError
 from cytofm_cli.resources import cpu_count
 from cytofm_cli.store.io import output_errors
+
+
+# A slide that another process holds is looked at again before the command says "try again".
+_LOOKS_AT_HELD = 3
+_BETWEEN_LOOKS_S = 1.0
 
 
 def crew_size(run: RunOptions, n_slides: int) -> tuple[int, int]:
@@ -52,9 +58,12 @@ def run_slides(
     if not tasks:
         out.note(f"{command}: no slides in this part")
     outcomes = _run_once(tasks, work, run, failures, command=command, workers=workers)
-    held = {outcome.slide_id for outcome in outcomes if outcome.status == "held"}
-    if held:
-        # By now the others may have finished them: then they count as done.
+    for _ in range(_LOOKS_AT_HELD):
+        held = {outcome.slide_id for outcome in outcomes if outcome.status == "held"}
+        if not held:
+            break
+        # By now the others may have finished them, or have been killed.
+        time.sleep(_BETWEEN_LOOKS_S)
         again = [task for task in tasks if task.slide_id in held]
         outcomes = [outcome for outcome in outcomes if outcome.slide_id not in held]
         outcomes += _run_once(again, work, run, failures, command=command, workers=1)
