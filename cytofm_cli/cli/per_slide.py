@@ -18,7 +18,6 @@ from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, TryAgainError
 from cytofm_cli.resources import cpu_count
 from cytofm_cli.store.io import output_errors
 
-
 # A slide that another process holds is looked at again before the command says "try again".
 _LOOKS_AT_HELD = 3
 _BETWEEN_LOOKS_S = 1.0

@@ -94,6 +94,7 @@ class Embedder:
         settings, mark = _settings(job), _input_mark(store, job.config)
         finished = _find_finished(store, job.config.unit, settings, mark)
         if finished is not None and not job.overwrite:
+            io.tidy(job.store.parent, job.slide_id, finished)
             return "skipped", _facts(store, finished)
         if job.dry_run:
             return "done", {"store": str(job.store), "n_tiles": store.steps["tile"]["n_tiles"]}

@@ -83,6 +83,7 @@ class Detection:
         tile = store.steps[schema.TILE_STEP]
         mark = f"{tile['config_hash']}-{tile['input_fingerprint']}"
         if self._is_done(job, step, settings, mark):
+            io.tidy(store.path.parent, job.slide_id, step)
             return "skipped", _facts(store, step)
         if job.dry_run:
             return "done", {"store": job.path, "n_tiles": tile["n_tiles"]}

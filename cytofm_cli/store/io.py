@@ -221,8 +221,17 @@ def claim_step(stores: Path, slide_id: str, step: str) -> Iterator[None]:
             stack.enter_context(claim(stores / f"{_hidden(slide_id, step)}.claim"))
             for left in stores.glob(f"{_escape(_hidden(slide_id, step))}.*.partial"):
                 shutil.rmtree(left, ignore_errors=True)
+            for aside in stores.glob(f"{_escape(_hidden(slide_id, step))}.claim.*.stale"):
+                aside.unlink(missing_ok=True)
             _restore(stores, slide_id)
         yield
+
+
+def tidy(stores: Path, slide_id: str, step: str) -> None:
+    """Remove the claim of a process that was killed right after it finished a step."""
+    if (stores / f"{_hidden(slide_id, step)}.claim").exists():
+        with contextlib.suppress(CytofmError), claim_step(stores, slide_id, step):
+            pass
 
 
 @contextlib.contextmanager

@@ -113,6 +113,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
     settings = as_record(job.config, results_only=True) | {"manifest_mpp": job.mpp}
     mark = _fingerprint(job.path)
     if _is_done(job, path, settings, mark):
+        io.tidy(job.stores, job.slide_id, schema.TILE_STEP)
         return "skipped", _facts(path)
     with contextlib.ExitStack() as stack:
         if not job.dry_run:

@@ -195,3 +195,23 @@ def test_list_stores__hidden_and_foreign_folders_are_left_out(tmp_path: Path) ->
     shutil.copytree(tmp_path / "a.zarr", tmp_path / ".c.zarr")
     (tmp_path / "d.zarr").mkdir()
     assert [path.name for path in io.list_stores(tmp_path)] == ["a.zarr", "b.zarr"]
+
+
+def test_tidy__removes_the_claim_of_a_killed_process_and_keeps_that_of_a_living_one(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / ".a.tile.claim"
+    left.write_text(json.dumps({"host": os.uname().nodename, "pid": 2**22 + 1, "started": "1"}))
+    io.tidy(tmp_path, "a", "tile")
+    assert not left.exists()
+    with io.claim_step(tmp_path, "a", "tile"):
+        io.tidy(tmp_path, "a", "tile")
+        assert left.exists()
+
+
+def test_open_store__a_step_whose_arrays_were_removed_is_not_done(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    add_embeddings(path, 1.0)
+    shutil.rmtree(path / "embeddings")
+    assert set(io.open_store(path).steps) == {"tile"}
+    assert not io.is_finished(path, STEP, config={}, input_fingerprint="mark")
