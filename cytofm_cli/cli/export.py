@@ -9,6 +9,7 @@ import typer
 
 from cytofm_cli.cli.inputs import find_stores
 from cytofm_cli.cli.out import out
+from cytofm_cli.cli.per_slide import each_of
 from cytofm_cli.errors import UsageError
 
 _FORMATS = ("h5", "pt", "geojson", "csv")
@@ -31,6 +32,8 @@ def export(
     slides: Annotated[
         Path | None, typer.Option(help="Where the slides lie now, for stores without pixels.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only data and errors.")] = False,
 ) -> None:
     """Write bags as h5 (TRIDENT, CLAM) or pt files, nuclei as GeoJSON (QuPath) or CSV.
 
@@ -44,6 +47,7 @@ def export(
 
       cytofm export stores -o qupath --to geojson
     """
+    out.json, out.quiet = as_json, quiet
     from cytofm_cli.store import export as exporters
     from cytofm_cli.store.io import open_store
 
@@ -51,22 +55,22 @@ def export(
         raise UsageError(f"--to {to}: choose {', '.join(_FORMATS)}.")
     if layout not in _LAYOUTS:
         raise UsageError(f"--layout {layout}: choose {', '.join(_LAYOUTS)}.")
-    for path in find_stores(stores):
+
+    def write(path: Path) -> list[Path]:
         store = open_store(path)
         if to in ("geojson", "csv"):
             from cytofm_cli.nuclei import export as nuclei
 
             write_nuclei = nuclei.export_geojson if to == "geojson" else nuclei.export_csv
-            files = write_nuclei(store, folder, detector=detector, slides=slides)
-        else:
-            write_bag = {
-                "pt": exporters.export_pt,
-                "trident": exporters.export_trident,
-                "clam": exporters.export_clam,
-            }[to if to == "pt" else layout]
-            files = write_bag(store, folder, encoder=encoder)
-        for file in files:
-            out.data(str(file))
+            return write_nuclei(store, folder, detector=detector, slides=slides)
+        write_bag = {
+            "pt": exporters.export_pt,
+            "trident": exporters.export_trident,
+            "clam": exporters.export_clam,
+        }[to if to == "pt" else layout]
+        return write_bag(store, folder, encoder=encoder)
+
+    each_of(find_stores(stores), write)
 
 
 def register(app: typer.Typer) -> None:

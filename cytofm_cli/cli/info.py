@@ -10,6 +10,7 @@ import typer
 
 from cytofm_cli.cli.inputs import find_slides
 from cytofm_cli.cli.out import out
+from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
 from cytofm_cli.store.io import Store, is_store, open_store
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.units import human_bytes
@@ -31,16 +32,31 @@ def info(
       cytofm info stores --json
     """
     out.json = as_json
-    for word in paths:
-        path = Path(word)
-        if is_store(path):
-            _tell_store(open_store(path))
-        elif path.is_dir() and (stores := sorted(path.glob(f"*{STORE_SUFFIX}"))):
-            for store in stores:
-                _tell_store(open_store(store))
-        else:
-            for ref in find_slides([word]):
-                _tell_slide(ref.path)
+    errors: list[CytofmError] = []
+    things = [thing for word in paths for thing in _things(word)]
+    for thing in things:
+        try:
+            if isinstance(thing, Path):
+                _tell_store(open_store(thing))
+            else:
+                _tell_slide(thing)
+        except CytofmError as error:
+            if len(things) == 1:
+                raise
+            out.error(error)
+            errors.append(error)
+    if errors:
+        raise SomeSlidesFailedError(f"{len(errors)} of {len(things)} cannot be read; see above.")
+
+
+def _things(word: str) -> list[Path | str]:
+    """List the stores (as paths) or slides (as words) that a word names."""
+    path = Path(word)
+    if is_store(path):
+        return [path]
+    if path.is_dir() and (stores := sorted(path.glob(f"*{STORE_SUFFIX}"))):
+        return list(stores)
+    return [ref.path for ref in find_slides([word])]
 
 
 def _tell_store(store: Store) -> None:

@@ -208,7 +208,9 @@ def name_of_nuclei(store: io.Store, detector: str | None) -> str:
     if detector is None and len(there) == 1:
         return there[0]
     if detector is None or detector not in there:
-        what = f"no nuclei of {detector!r}" if detector else f"nuclei of {len(there)} detectors"
+        what = f"no nuclei of {detector!r}" if detector else "no nuclei"
+        if there and detector is None:
+            what = f"nuclei of {len(there)} detectors"
         hint = f"--detector {there[0]}" if there else "find them with `cytofm detect`."
         raise StoreError(f"{store.path}: holds {what}.", hint=hint)
     return detector
