@@ -221,7 +221,7 @@ def test_views__without_nuclei_refuse_in_one_line(cytofm, stores, tmp_path):
     assert "find them with `cytofm detect`" in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
     assert not list(tmp_path.glob("views/*.zarr"))
-    with pytest.raises(StoreError, match="nuclei of 0 detectors"):
+    with pytest.raises(StoreError, match="holds no nuclei"):
         preview([path], 1, config=CONFIG)
 
 
