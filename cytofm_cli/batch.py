@@ -239,7 +239,7 @@ def _dismiss(crew: Sequence[_Worker]) -> None:
 
 def _child(work: Work, pipe: Connection, supervisors_end: Connection) -> None:
     supervisors_end.close()
-    _die_with_parent()
+    die_with_parent()
     # The supervisor hears the terminal's and the scheduler's signals and tells us by SIGTERM.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -281,7 +281,7 @@ def _attempt(work: Work, task: Task, report: Reporter) -> Outcome:
     )
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux to kill this child when the supervisor is killed."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

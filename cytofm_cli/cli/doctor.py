@@ -100,8 +100,8 @@ def _gpu() -> str:
 
 
 def _kernels() -> str:
-    kernels = importlib.import_module("cytofm_kernels")
-    return str(kernels.explain()) if hasattr(kernels, "explain") else "reference only"
+    choice = importlib.import_module("cytofm_kernels").explain()
+    return f"{choice.backend} ({choice.reason})"
 
 
 def _plugin(kind: registry.Registry, name: str) -> Check:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.options import CommonOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.errors import SomeSlidesFailedError, UsageError
+from cytofm_cli.errors import (
+    ConfigMismatchError,
+    CytofmError,
+    OutputError,
+    SomeSlidesFailedError,
+    UsageError,
+)
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.store.schema import STORE_SUFFIX
 
@@ -31,7 +38,7 @@ def train(
     ] = None,
     *,
     config: MilConfig,
-    run: RunOptions,
+    run: CommonOptions,
 ) -> None:
     """Train a head by grouped cross-validation and judge it on slides it never saw.
 
@@ -89,29 +96,38 @@ def score(
 
       cytofm mil score run new-stores -o new.csv --no-attention
     """
-    from cytofm_cli.mil.bags import load_bags
-    from cytofm_cli.mil.score import load_run, score_bag, scores_csv
+    from cytofm_cli.mil.score import load_run, scores_csv
     from cytofm_cli.store.io import output_errors
 
     out.json, out.quiet = as_json, quiet
     ensemble = load_run(run_folder)
-    card = ensemble.card
-    paths = _find(stores, card.encoder)
-    scores = []
-    with out.progress_bar("score", len(paths)) as bar:
-        for path in paths:
-            (bag,) = load_bags(path, card.encoder or None, card.unit)
-            result = score_bag(ensemble, bag, device=device)
-            scores.append(result)
-            if attention and path.suffix == STORE_SUFFIX:
-                _write_attention(path, run_folder.absolute(), ensemble, bag, result)
-            bar.finish(bag.slide_id)
+    paths = _find(stores, ensemble.card.encoder)
+    if table.is_dir():
+        raise OutputError(f"{table}: is a folder.", hint=f"-o {table / 'scores.csv'}")
     with output_errors(table):
         table.parent.mkdir(parents=True, exist_ok=True)
+    scores, failures = [], []
+    with out.progress_bar("score", len(paths)) as bar:
+        for path in paths:
+            try:
+                scores.append(_score_one(path, run_folder, ensemble, device, attention=attention))
+            except CytofmError as error:
+                failures.append(error)
+                if len(paths) > 1:  # the only slide's error is raised, and printed, at the end
+                    out.error(error)
+            bar.finish(path.stem)
+    if not scores:
+        raise _all_failed(failures)
+    with output_errors(table):
         partial = table.with_name(f".{table.name}.partial")
         partial.write_text(scores_csv(scores, ensemble.card.classes), encoding="utf-8")
         partial.replace(table)
     out.data(str(table), {"scores": str(table), "slides": len(scores)})
+    if failures:
+        raise SomeSlidesFailedError(
+            f"{len(failures)} of {len(paths)} slides failed, the others are in {table}.",
+            hint="mend them, or leave them out, and score again.",
+        )
 
 
 def compare(
@@ -165,7 +181,7 @@ def benchmark(
     units: Annotated[str, typer.Option(help="tile, cell or tile,cell.")] = "tile",
     *,
     config: MilConfig,
-    run: RunOptions,
+    run: CommonOptions,
 ) -> None:
     """Train every head on every encoder's bags, on the same folds; end in a table.
 
@@ -238,22 +254,63 @@ def _find(words: list[str], encoder: str) -> list[Path]:
     return list(found)
 
 
+def _score_one(
+    path: Path, run: Path, ensemble: Ensemble, device: str, *, attention: bool
+) -> SlideScore:
+    """Score a slide; attention that cannot be written is no reason to lose the score."""
+    from cytofm_cli.mil.bags import load_bags
+    from cytofm_cli.mil.score import score_bag
+
+    (bag,) = load_bags(path, ensemble.card.encoder or None, ensemble.card.unit)
+    result = score_bag(ensemble, bag, device=device)
+    if attention and path.suffix == STORE_SUFFIX:
+        try:
+            _write_attention(path, run.absolute(), ensemble, bag, result)
+        except CytofmError as error:
+            out.warn(error.one_line())
+    return result
+
+
+def _all_failed(failures: Sequence[CytofmError]) -> CytofmError:
+    first = failures[0]
+    if len(failures) == 1:
+        return first
+    return type(first)(f"none of {len(failures)} slides could be scored.", hint=first.hint)
+
+
 def _write_attention(
     store: Path, run: Path, ensemble: Ensemble, bag: Bag, result: SlideScore
 ) -> None:
-    """Put attention and scores of the instances under `/attention/<run>/<unit>`."""
+    """Put attention and scores of the instances under `/attention/<run>/<unit>`.
+
+    Raises:
+        ConfigMismatchError: another RUN of that name has written there.
+    """
     from cytofm_cli import provenance
-    from cytofm_cli.config import digest
+    from cytofm_cli.mil.score import run_digest
     from cytofm_cli.store import io, schema
     from cytofm_cli.store.zarr3 import write_array
 
     card = ensemble.card
     step = schema.attention_step(run.name, card.unit)
-    source = io.open_store(store).steps[schema.embedding_step(str(bag.encoder), card.unit)]
-    facts = {"run": str(run), "method": card.method, "columns": list(result.columns)}
+    steps = io.open_store(store).steps
+    source = steps[schema.embedding_step(str(bag.encoder), card.unit)]
+    mark = f"{source['config_hash']}-{source['input_fingerprint']}"
+    facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
+    try:
+        if io.is_finished(store, step, config=facts, input_fingerprint=mark):
+            return
+    except ConfigMismatchError as error:
+        # The same RUN on embeddings that were made anew may replace its own attention.
+        if steps[step]["config"] != facts:
+            raise ConfigMismatchError(
+                f"{store}: keeps the {step} of another RUN named {run.name}.",
+                hint="rename the RUN folder to keep both, or use --no-attention.",
+            ) from error
     record = provenance.record(
         facts,
-        input_fingerprint=f"{source['config_hash']}-{digest({'card': str(card)})}",
+        input_fingerprint=mark,
+        run_folder=str(run),
         n=len(result.instances_NK),
         dim=len(result.columns),
         basis=result.basis,

@@ -9,11 +9,15 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
+
+if TYPE_CHECKING:
+    import h5py
 
 FEATURE_KEYS = ("features", "feats")  # CLAM and TRIDENT; STAMP
 # What a folder of the other tools holds: CLAM's two, then TRIDENT's `features_<encoder>`.
@@ -137,10 +141,13 @@ def _encoder(bag: Bag) -> str:
 def _inner_folders(source: Path, encoder: str | None) -> list[Path]:
     inner = [source / name for name in SUBFOLDERS if (source / name).is_dir()]
     pattern = f"features_{encoder}" if encoder else "features_*"
-    trident = sorted(path for path in source.glob(pattern) if path.is_dir())
+    # TRIDENT's job folder, and the folder of `<mag>x_<px>px_<overlap>px_overlap` jobs above it.
+    found = (*source.glob(pattern), *source.glob(f"*_overlap/{pattern}"))
+    trident = sorted(path for path in found if path.is_dir())
     if len(trident) > 1:
+        names = ", ".join(str(path.relative_to(source)) for path in trident)
         raise InputError(
-            f"{source}: features of several encoders: {', '.join(p.name for p in trident)}.",
+            f"{source}: features of several encoders or tile sizes: {names}.",
             hint="give one of these folders, or `--encoder`",
         )
     return inner + trident
@@ -165,28 +172,48 @@ def _read_h5(path: Path) -> Bag:
             key = next((key for key in FEATURE_KEYS if key in file), None)
             if key is None:
                 raise InputError(f"{path}: no dataset `features` (found: {', '.join(file)}).")
-            features = file[key][()]
+            features = _dataset(path, file, key)[()]
             # STAMP's coordinates are micrometres, not level-0 pixels: left out.
             in_um = str(file.attrs.get("unit", "")) == "um"
-            xy = file["coords"][:, :2] if "coords" in file and not in_um else None
+            xy = _dataset(path, file, "coords")[()] if "coords" in file and not in_um else None
             encoder = str(file[key].attrs.get("encoder", ""))
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a readable HDF5 file ({error}).") from error
+    if xy is not None and np.ndim(xy) == 2:
+        xy = xy[:, :2]  # some tools add the level or the size
     return _bag(path, features, xy, "" if encoder == "None" else encoder)
 
 
-def _read_pt(path: Path) -> Bag:
-    import pickle
+def _dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
+    import h5py
 
+    found = file[key]
+    if not isinstance(found, h5py.Dataset):
+        raise InputError(f"{path}: `{key}` is a {type(found).__name__.lower()}, no dataset.")
+    return found
+
+
+def _read_pt(path: Path) -> Bag:
     import torch
 
     try:
         features = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a plain tensor file ({reason}).") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except Exception as error:
+        # Damaged bytes surface as almost any exception; torch's own text advises to load
+        # such files with code execution allowed, so it is not quoted.
+        raise InputError(
+            f"{path}: not a plain tensor file: damaged, or it holds other objects than tensors, "
+            "which could run code.",
+            hint="save the (N, D) tensor alone: torch.save(features, path)",
+        ) from error
     if not isinstance(features, torch.Tensor):
         raise InputError(f"{path}: holds a {type(features).__name__}, expected one tensor.")
+    if features.layout != torch.strided or features.is_complex() or features.is_quantized:
+        raise InputError(f"{path}: holds a tensor of {features.dtype}, expected dense numbers.")
     return _bag(path, features.detach().to(torch.float32).numpy(), None, "")
 
 
@@ -198,9 +225,13 @@ def _bag(path: Path, features: object, xy: object, encoder: str) -> Bag:
             "expected numbers (N, D)."
         )
     features_ND = np.ascontiguousarray(features_ND, dtype=np.float32)
-    xy_px0 = None if xy is None else np.asarray(xy).astype(np.int32)
-    if xy_px0 is not None and xy_px0.shape != (len(features_ND), 2):
-        raise InputError(
-            f"{path}: {len(features_ND)} features but coordinates of shape {xy_px0.shape}."
-        )
+    xy_px0 = None
+    if xy is not None:
+        xy = np.asarray(xy)
+        if xy.shape != (len(features_ND), 2) or not np.issubdtype(xy.dtype, np.number):
+            raise InputError(
+                f"{path}: {len(features_ND)} features but coordinates are {xy.dtype} of shape "
+                f"{xy.shape}."
+            )
+        xy_px0 = xy.astype(np.int32)
     return Bag(path.stem, features_ND, xy_px0, encoder)

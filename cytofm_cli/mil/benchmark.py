@@ -6,20 +6,20 @@ Every cell is an ordinary RUN under `OUT/runs/`; a killed benchmark goes on wher
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cytofm_cli.errors import CytofmError, InputError, UsageError
+from cytofm_cli.errors import CytofmError, InputError, StoppedError, UsageError
 from cytofm_cli.mil import splits, tables
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.mil.cells import cores
 from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import build_cohort, read_labels
+from cytofm_cli.mil.pool import in_processes, stop_requests
 from cytofm_cli.mil.run import SPLITS, make_folds, read_metrics, train_run
 from cytofm_cli.store.io import output_errors
 
@@ -193,30 +193,23 @@ def _run_all(
     ]
     if workers == 1:
         for done, task in enumerate(tasks, start=1):
-            _note(failures, task[0], _run_one(*task))
+            _note(failures, task[0], _run_one(task))
             progress(done, len(tasks), task[0])
         return failures
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
-        futures: dict[Future[str | None], str] = {
-            pool.submit(_run_one, *task): task[0] for task in tasks
-        }
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                _note(failures, futures[future], future.result())
-                progress(done, len(tasks), futures[future])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with stop_requests() as stop, closing(in_processes(_run_one, tasks, workers, stop)) as ended:
+        for done, (task, reason) in enumerate(ended, start=1):
+            _note(failures, task[0], reason)
+            progress(done, len(tasks), task[0])
     return {name: failures[name] for name in jobs if name in failures}
 
 
-def _run_one(
-    name: str, settings: dict[str, Any], bags: Path, labels: Path, run: Path, overwrite: bool
-) -> str | None:
+def _run_one(task: tuple[str, dict[str, Any], Path, Path, Path, bool]) -> str | None:
     """Train one cell of the table; return why it failed, if it did."""
+    _, settings, bags, labels, run, overwrite = task
     try:
         train_run(MilConfig(**settings), bags, labels, run, overwrite=overwrite)
+    except StoppedError:
+        raise
     except CytofmError as error:
         return error.one_line()
     return None

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.mil.artefacts import ModelCard, save_model
+from cytofm_cli.mil.pool import in_processes
 from cytofm_cli.mil.summary import CellResult
 from cytofm_cli.mil.train import Labelled, fit, predict_logits
+from cytofm_cli.signals import StopFlag
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.run import Plan
@@ -57,8 +58,14 @@ def all_cells(plan: Plan) -> list[Cell]:
     return cells + ([Cell(fold, RETRAINED) for fold in folds] if plan.config.retrain else [])
 
 
-def run_cells(plan: Plan, staging: Path, progress: Callable[[int, int, str], None]) -> None:
-    """Train every cell that is not finished, in processes if that is worth it."""
+def run_cells(
+    plan: Plan, staging: Path, progress: Callable[[int, int, str], None], stop: StopFlag
+) -> None:
+    """Train every cell that is not finished, in processes if that is worth it.
+
+    Raises:
+        StoppedError: `stop` was set; finished cells are kept.
+    """
     cells = all_cells(plan)
     done = sum(_file(staging, cell).is_file() for cell in cells)
     for stage in ([c for c in cells if c.turn >= 0], [c for c in cells if c.turn < 0]):
@@ -66,7 +73,7 @@ def run_cells(plan: Plan, staging: Path, progress: Callable[[int, int, str], Non
         while todo:
             start = time.monotonic()
             cell = todo.pop(0)
-            run_cell(plan, staging, cell)
+            run_cell(plan, staging, cell, stop)
             done += 1
             progress(done, len(cells), cell.name)
             workers = min(plan.config.workers or cores(), len(todo))
@@ -74,12 +81,20 @@ def run_cells(plan: Plan, staging: Path, progress: Callable[[int, int, str], Non
             asked = plan.config.workers > 1
             on_cpu = plan.config.device == "cpu"
             if workers > 1 and (asked or (left_s > WORTH_A_POOL_S and on_cpu)):
-                done = _in_processes(plan, staging, todo, workers, done, len(cells), progress)
+                work = in_processes(_work, todo, workers, stop, _start_worker, plan, staging)
+                with closing(work) as finished:
+                    for other, _ in finished:
+                        done += 1
+                        progress(done, len(cells), other.name)
                 todo = []
 
 
-def run_cell(plan: Plan, staging: Path, cell: Cell) -> None:
-    """Train one cell and write its model and its JSON."""
+def run_cell(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
+    """Train one cell and write its model and its JSON.
+
+    Raises:
+        StoppedError: `stop` was set; nothing of this cell is kept.
+    """
     config, cohort, fold = plan.config, plan.cohort, plan.folds[cell.fold]
     test = fold.test()
     validation = np.zeros(0, dtype=np.int64)
@@ -101,6 +116,7 @@ def run_cell(plan: Plan, staging: Path, cell: Cell) -> None:
         len(cohort.classes),
         seeds=(config.seed, cell.fold, cell.turn + 1),
         device=config.device,
+        stop=stop,
     )
     seed = RETRAINED if cell.turn == RETRAINED else config.seed + cell.turn
     card = ModelCard(
@@ -178,28 +194,4 @@ def _start_worker(plan: Plan, staging: Path) -> None:
 def _work(cell: Cell) -> None:
     if _plan is None:
         raise RuntimeError("worker was not started")
-    run_cell(*_plan, cell)
-
-
-def _in_processes(
-    plan: Plan,
-    staging: Path,
-    todo: list[Cell],
-    workers: int,
-    done: int,
-    total: int,
-    progress: Callable[[int, int, str], None],
-) -> int:
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (plan, staging))
-    with pool:
-        futures = {pool.submit(_work, cell): cell for cell in todo}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done += 1
-                progress(done, total, futures[future].name)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return done
+    run_cell(*_plan, cell, StopFlag())  # the parent ends this process by SIGTERM

@@ -19,12 +19,14 @@ import numpy as np
 
 from cytofm_cli import __version__
 from cytofm_cli.config import differences, resolve, to_toml
-from cytofm_cli.errors import ConfigMismatchError, InputError
+from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
 from cytofm_cli.mil import splits, summary
 from cytofm_cli.mil.bags import Bag, fingerprint, load_bags
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import BETHESDA, Cohort, build_cohort, read_labels
+from cytofm_cli.mil.pool import stop_requests
 from cytofm_cli.mil.splits import Fold
+from cytofm_cli.signals import StopFlag
 from cytofm_cli.store.claim import claim
 from cytofm_cli.store.io import output_errors
 
@@ -97,21 +99,24 @@ def train_run(
     Raises:
         ConfigMismatchError: `out` was made with other settings.
         InputError, LabelError: see `load_bags`, `build_cohort`, `cross_validation`.
+        OutputError: `out` cannot be written.
+        StoppedError: a signal asked to stop; finished models are kept.
     """
-    plan = make_plan(config, bags, labels, head or {})
     out = out.absolute()
-    if out.exists() and not _may_write(out, plan, overwrite=overwrite):
-        return RunReport(out, read_metrics(out), skipped=True)
     staging = out.parent / f".{out.name}.partial"
-    with output_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with claim(out.parent / f".{out.name}.claim"):
-            _prepare(staging, plan)
-            _run_cells(plan, staging, progress)
-            found = _finish(plan, staging)
-            if out.exists():
-                shutil.rmtree(out)
-            staging.replace(out)
+    with stop_requests() as stop:
+        plan = make_plan(config, bags, labels, head or {})
+        with output_errors(out):
+            if out.exists() and not _may_write(out, plan, overwrite=overwrite):
+                return RunReport(out, read_metrics(out), skipped=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with claim(out.parent / f".{out.name}.claim"):
+                _prepare(staging, plan)
+                _run_cells(plan, staging, progress, stop)
+                found = _finish(plan, staging)
+                if out.exists():
+                    shutil.rmtree(out)
+                staging.replace(out)
     return RunReport(out, found, skipped=False)
 
 
@@ -193,6 +198,7 @@ def _record(
     from cytofm_cli.registry import mil_methods
 
     mil = as_record(config, results_only=True)
+    mil["encoder"] = cohort.bags[0].encoder or None  # named or found: the same run
     mil.pop("splits")  # what counts is what the folds are, not which file they came from
     layout = splits.to_csv(folds, cohort.slide_ids, cohort.groups)
     gap = mil_methods.load(config.method).make.gap if config.preset == "official" else ""
@@ -241,6 +247,8 @@ def _mismatch(found: Mapping[str, Any], plan: Plan) -> list[str]:
 
 def _may_write(out: Path, plan: Plan, *, overwrite: bool) -> bool:
     """Tell whether a RUN must be made although `out` exists; False: it is done already."""
+    if not out.is_dir():
+        raise OutputError(f"{out}: is a file, no folder.", hint="choose another -o")
     if not (out / METRICS).is_file():
         if any(out.iterdir()):
             raise ConfigMismatchError(
@@ -275,10 +283,10 @@ def _prepare(staging: Path, plan: Plan) -> None:
     _write(staging / CONFIG, _to_toml(plan.record))
 
 
-def _run_cells(plan: Plan, staging: Path, progress: Progress | None) -> None:
+def _run_cells(plan: Plan, staging: Path, progress: Progress | None, stop: StopFlag) -> None:
     from cytofm_cli.mil.cells import run_cells
 
-    run_cells(plan, staging, progress or (lambda done, total, name: None))
+    run_cells(plan, staging, progress or (lambda done, total, name: None), stop)
 
 
 def _finish(plan: Plan, staging: Path) -> dict[str, Any]:

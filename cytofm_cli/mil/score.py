@@ -6,6 +6,7 @@ Legend: N instances, C classes, M models, K columns.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from cytofm_cli.errors import InputError, WeightsError
 from cytofm_cli.mil.artefacts import ModelCard, load_model
 from cytofm_cli.mil.bags import Bag
 from cytofm_cli.mil.base import MilModel, MilOutput
-from cytofm_cli.mil.run import MODELS, SPLITS
+from cytofm_cli.mil.run import CONFIG, MODELS, SPLITS
 from cytofm_cli.mil.summary import Decision, decide
 from cytofm_cli.mil.train import one_thread, slide_seed
 
@@ -107,6 +108,14 @@ def load_run(run: Path) -> Ensemble:
         for row in rows
     }
     return Ensemble(tuple(model for model, _ in loaded), cards, decisions, tested)
+
+
+def run_digest(run: Path) -> str:
+    """Identify a finished RUN by what was learnt from what, whatever its folder is called."""
+    state = hashlib.sha256()
+    for path in (run / CONFIG, run / MODELS / "decisions.json"):
+        state.update(path.read_bytes())
+    return state.hexdigest()[:16]
 
 
 def check_bag(ensemble: Ensemble, bag: Bag) -> None:

@@ -23,6 +23,7 @@ from cytofm_cli.mil import metrics
 from cytofm_cli.mil.bags import Bag
 from cytofm_cli.mil.base import MilModel, Recipe, make_head, seeded
 from cytofm_cli.mil.optim import learning_rate, make_bag_loss, make_optimizer
+from cytofm_cli.signals import StopFlag
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,7 @@ def fit(
     *,
     seeds: Sequence[int],
     device: str = "cpu",
+    stop: StopFlag | None = None,
 ) -> Fitted:
     """Train one model.
 
@@ -70,9 +72,11 @@ def fit(
         n_classes: C.
         seeds: numbers that make every random choice of this model.
         device: where to compute.
+        stop: looked at before every epoch.
 
     Raises:
         InputError: the loss is no longer a number.
+        StoppedError: `stop` was set.
     """
     with one_thread(device), seeded(*seeds):
         head, _ = make_head(method, train.bags[0].features_ND.shape[1], n_classes, head_settings)
@@ -80,7 +84,7 @@ def fit(
         if recipe.standardise:
             model.fit_scaling([bag.features_ND for bag in train.bags])
         model.to(torch.device(device))
-        return _Trainer(model, recipe, train, validation, n_classes, device).run()
+        return _Trainer(model, recipe, train, validation, n_classes, device).run(stop)
 
 
 def predict_logits(
@@ -151,11 +155,13 @@ class _Trainer:
         self.even_C = len(train.y_S) / (n_classes * np.maximum(counts_C, 1))
         self.weight_C = self.even_C if recipe.balance == "weights" else np.ones(n_classes)
 
-    def run(self) -> Fitted:
+    def run(self, stop: StopFlag | None = None) -> Fitted:
         recipe, history = self.recipe, []
         first = int(recipe.select_from * recipe.epochs)
         best_epoch, best_score, best_state = -1, -np.inf, None
         for epoch in range(recipe.epochs):
+            if stop:
+                raise stop.error()
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, epoch)
             record = {"epoch": epoch, "lr": learning_rate(recipe, epoch), "loss": self._epoch()}

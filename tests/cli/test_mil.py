@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +97,125 @@ def test_mil__labels_that_cannot_be_used_are_refused_in_one_line(
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (bags.parent / "run").exists()
+
+
+def alive_in_session(session: int) -> list[str]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] not in "ZX":
+            found.append(stat.parent.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc")
+@pytest.mark.parametrize(
+    ("number", "code", "workers"),
+    [(signal.SIGUSR1, 75, 1), (signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2)],
+)
+def test_mil_train__signal_to_all_processes_keeps_models_and_resumes(
+    bags: Path, number: signal.Signals, code: int, workers: int
+) -> None:
+    words = ["--bags", bags, "--labels", bags.parent / "labels.csv", "-o", bags.parent / "run"]
+    words += ["--folds", 3, "--seeds", 2, "--patience", 0, "--workers", workers, "-v"]
+    command = [sys.executable, "-m", "cytofm_cli", "mil", "train", *map(str, words)]
+    long = [*command, "--epochs", "200"]
+    with subprocess.Popen(long, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
+        assert child.stderr is not None
+        before = ""
+        while "1/6 models" not in before:
+            line = child.stderr.readline()
+            assert line, before
+            before += line
+        time.sleep(0.5)  # the worker processes, if any, are starting
+        os.killpg(child.pid, number)
+        said = child.stderr.read()
+    assert child.returncode == code, said
+    errors = [line for line in said.splitlines() if "models:" not in line]
+    assert len(errors) == 1, said
+    assert errors[0].startswith(f"error: stopped by {number.name}; what was finished is kept.")
+    deadline = time.monotonic() + 10
+    while alive_in_session(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)  # Python's tracker of semaphores leaves a moment after its parent
+    assert alive_in_session(child.pid) == []
+    kept = sorted((bags.parent / ".run.partial" / "cells").glob("[!.]*.json"))
+    assert 1 <= len(kept) < 6
+    assert not (bags.parent / ".run.claim").exists()
+    if number is not signal.SIGUSR1:  # going on is the same after all three
+        return
+    again = subprocess.run(long, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(kept) + 1}/6 models" in again.stderr
+    assert "1/6 models" not in again.stderr
+    assert sorted(p.name for p in bags.parent.iterdir()) == ["bags", "labels.csv", "run"]
+
+
+def test_mil__out_of_the_wrong_kind_is_a_usage_error(cytofm, bags: Path) -> None:
+    (bags.parent / "run").write_text("a file")
+    done = train(cytofm, bags)
+    assert done.returncode == 2, done.stderr
+    assert "is a file" in done.stderr
+    (bags.parent / "run").unlink()
+    assert train(cytofm, bags).returncode == 0
+    scored = cytofm("mil", "score", bags.parent / "run", bags, "-o", bags)
+    assert scored.returncode == 2, scored.stderr
+    assert "is a folder" in scored.stderr
+    assert sorted(p.name for p in bags.parent.iterdir()) == ["bags", "labels.csv", "run"]
+
+
+def test_mil_score__bad_slide_does_not_stop_the_others(cytofm, bags: Path) -> None:
+    assert train(cytofm, bags).returncode == 0
+    run, table = bags.parent / "run", bags.parent / "scores.csv"
+    (bags / "s00.pt").write_bytes(b"junk")
+    some = cytofm("mil", "score", run, bags, "-o", table)
+    assert some.returncode == 4, some.stderr
+    assert "s00.pt" in some.stderr
+    assert [row["slide_id"] for row in rows_of(table)] == [f"s{n:02}" for n in range(1, 12)]
+    alone = cytofm("mil", "score", run, bags / "s00.pt", "-o", bags.parent / "none.csv")
+    assert alone.returncode == 3, alone.stderr
+    assert alone.stderr.count("s00.pt") == 1
+    assert not (bags.parent / "none.csv").exists()
+
+
+def test_mil_score__attention_of_another_run_of_that_name_is_kept(
+    cytofm, stores: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stores"
+    for copy in "123":
+        for path in stores.glob("*.zarr"):
+            shutil.copytree(path, folder / f"{path.stem}-{copy}.zarr")
+    ids = sorted(path.stem for path in folder.glob("*.zarr"))
+    rows = [f"{slide},{'ab'[n % 2]},g{n}" for n, slide in enumerate(ids)]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
+    few = ("--labels", labels, "--folds", 2, "--seeds", 1, "--epochs", 1, "--inner-folds", 2)
+
+    def make(parent: str, *more: object) -> Path:
+        run = tmp_path / parent / "run"
+        done = cytofm("mil", "train", "--bags", folder, "-o", run, *few, *more)
+        assert done.returncode == 0, done.stderr
+        return run
+
+    def attention() -> dict[Path, tuple[int, bytes]]:
+        files = sorted(folder.glob("*.zarr/attention/run/tile/**/*"))
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in files if p.is_file()}
+
+    first, other = make("first"), make("other", "--seed", 1)
+    # Naming the only encoder is the same run.
+    assert make("first", "--encoder", "handcrafted") == first
+    scored = cytofm("mil", "score", first, folder, "-o", tmp_path / "a.csv")
+    assert scored.returncode == 0, scored.stderr
+    written = attention()
+    assert len(written) >= 2 * len(ids)
+    same = cytofm("mil", "score", first, folder, "-o", tmp_path / "b.csv")
+    assert same.returncode == 0, same.stderr
+    assert "warning" not in same.stderr
+    second = cytofm("mil", "score", other, folder, "-o", tmp_path / "c.csv")
+    assert second.returncode == 0, second.stderr
+    assert second.stderr.count("another RUN named run") == len(ids)
+    assert "--no-attention" in second.stderr
+    assert attention() == written
+    assert len(rows_of(tmp_path / "c.csv")) == len(ids)

@@ -65,9 +65,40 @@ def test_load_bags__pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save(Trap(), tmp_path / "s.pt")
-    with pytest.raises(InputError, match=r"s\.pt"):
+    with pytest.raises(InputError, match=r"s\.pt") as error:
         load_bags(tmp_path, None, "tile")
+    assert "weights_only" not in error.value.one_line()
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk", b"\x80\x02X\xff", b"G", b"J\x01", b"PK\x03\x04"])
+def test_load_bags__garbage_named_pt_is_named(tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "s.pt").write_bytes(junk)
+    with pytest.raises(InputError, match=r"s\.pt: not a plain tensor file"):
+        load_bags(tmp_path, None, "tile")
+
+
+def test_load_bags__h5_of_an_unexpected_shape_is_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_group("features")
+    with pytest.raises(InputError, match=r"a\.h5: `features` is a group"):
+        load_bags(tmp_path, None, "tile")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"] = np.ones((2, 3), np.float32)
+        file["coords"] = np.arange(4)
+    with pytest.raises(InputError, match=r"a\.h5: 2 features but coordinates.*\(4,\)"):
+        load_bags(tmp_path, None, "tile")
+
+
+def test_load_bags__folder_above_trident_jobs(tmp_path: Path) -> None:
+    small, large = (tmp_path / f"{mag}x_256px_0px_overlap" for mag in (40, 20))
+    write_h5(small / "features_uni" / "a.h5", np.ones((2, 3), np.float32))
+    write_h5(small / "patches" / "a_patches.h5", np.ones((2, 9), np.float32))
+    for encoder in (None, "uni"):
+        assert load_bags(tmp_path, encoder, "tile")[0].features_ND.shape == (2, 3)
+    write_h5(large / "features_uni" / "a.h5", np.ones((2, 3), np.float32))
+    with pytest.raises(InputError, match=r"20x_256px_0px_overlap/features_uni, 40x_"):
+        load_bags(tmp_path, "uni", "tile")
 
 
 @pytest.mark.parametrize(
