@@ -1,4 +1,4 @@
-"""The zarr codec `imagecodecs_jpeg8`: each chunk is one complete JPEG stream.
+"""The zarr codec `imagecodecs_jpeg`: each chunk is one complete JPEG stream.
 
 Registered as an entry point of zarr, so that `zarr.open` decodes stores wherever cytofm is
 installed. The name and meaning (bytes to bytes, after the `bytes` serializer) are those of

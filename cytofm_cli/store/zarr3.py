@@ -24,7 +24,7 @@ Codec = dict[str, Any]
 BYTES: Codec = {"name": "bytes", "configuration": {"endian": "little"}}
 ZSTD: Codec = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
 # The name under which published packages register imagecodecs' JPEG codec with zarr.
-JPEG: Codec = {"name": "imagecodecs_jpeg8"}
+JPEG: Codec = {"name": "imagecodecs_jpeg"}
 _CRC32C: Codec = {"name": "crc32c"}
 _MISSING = 2**64 - 1
 

@@ -115,7 +115,7 @@ def test_jpeg_chunks__plain_zarr_decodes_them_by_the_published_codec_name(tmp_pa
     np.testing.assert_array_equal(array[1], zarr3.jpeg_decode(stream))
     assert np.abs(array[0].astype(int) - tile).max() <= 4
     names = [codec["name"] for codec in _inner_codecs(tmp_path / "pixels")]
-    assert names == ["bytes", "imagecodecs_jpeg8"]
+    assert names == ["bytes", "imagecodecs_jpeg"]
 
 
 def test_sharded_reader__damaged_index_is_refused(tmp_path: Path) -> None:
