@@ -72,7 +72,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 # The tables of a configuration file: the sections of all commands.
-SECTIONS = ("run", "tile", "detect", "views", "embed", "mil")
+SECTIONS = ("run", "tile", "detect", "views", "pretrain", "embed", "evaluate", "mil")
 
 
 def check_sections(tables: Mapping[str, Any], path: Path) -> None:

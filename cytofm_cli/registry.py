@@ -103,3 +103,6 @@ readers = Registry("reader", "cytofm_cli.slides.readers", "cytofm.readers")
 detectors = Registry("detector", "cytofm_cli.nuclei.detectors", "cytofm.detectors")
 encoders = Registry("encoder", "cytofm_cli.encoders.models", "cytofm.encoders")
 mil_methods = Registry("MIL method", "cytofm_cli.mil.methods", "cytofm.mil_methods")
+pretrain_methods = Registry(
+    "pretraining method", "cytofm_cli.pretrain.methods", "cytofm.pretrain_methods"
+)

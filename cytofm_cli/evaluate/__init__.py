@@ -1,0 +1,1 @@
+"""Judge encoders on labelled cells and tiles."""

@@ -1,0 +1,1 @@
+"""Self-supervised pretraining: methods, backbones, data, the loop."""

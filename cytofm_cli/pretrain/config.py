@@ -1,0 +1,72 @@
+"""Settings of pretraining; importing them loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from cytofm_cli.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings of `cytofm pretrain`. The views have their own: `views.config.ViewsConfig`."""
+
+    SECTION: ClassVar[str] = "pretrain"
+
+    method: str = option("dino", "Method: see `cytofm methods`.")
+    encoder: str = option("sr-vit-tiny", "Trunk: sr-vit-tiny, timm/NAME, resnet50.")
+    ncp: bool = option(True, "Nuclei-centred perturbation; --no-ncp is --preset none.")
+    h: int | None = option(16, "Keys that each query keeps (SR-ViT); none: all.", low=1)
+    irpe: bool = option(True, "Relative positions (SR-ViT).")
+    init: Path | None = option(None, "Weights to start from (safetensors, DINO, iBOT, timm).")
+    lora_rank: int = option(0, "Train low-rank updates of this rank only; 0: all weights.", low=0)
+    lora_alpha: float = option(16.0, "Scale of the updates, over their rank.", low=0)
+    h_anneal: float = option(
+        0.0, "Share of the steps in which h falls from all keys to --h.", low=0, high=1
+    )
+    detector: str | None = option(None, "Whose nuclei [default: the only ones].")
+    balance: str = option(
+        "slides", "Every slide as often, or every tile as often.", choices=("slides", "tiles")
+    )
+    steps: int | None = option(None, "Updates [default: from --epochs].", low=1)
+    epochs: float = option(100.0, "Passes over the tiles, without --steps.", low=0)
+    batch: int = option(64, "Tiles an update, over all processes.", low=1)
+    lr: float | None = option(None, "Learning rate at batch 256 [default: the method's].", low=0)
+    seed: int = option(0, "Seed of everything.", low=0)
+    accumulate: int = option(1, "Parts into which each process cuts its share of a batch.", low=1)
+    amp: str = option(
+        "auto",
+        "Mixed precision: bf16 on GPUs that have it.",
+        choices=("auto", "off", "bf16", "fp16"),
+    )
+    parallel: str = option(
+        "ddp", "Over processes: copies, or sharded weights.", choices=("ddp", "fsdp")
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:N.", affects_result=False)
+    compile: bool = option(False, "torch.compile the trunk.", affects_result=False)
+    checkpoint_activations: bool = option(
+        False, "Compute activations twice, to save memory.", affects_result=False
+    )
+    threads: int | None = option(
+        None,
+        "Threads that read tiles [default: what the job may use].",
+        low=1,
+        affects_result=False,
+    )
+    log_every: int = option(10, "Steps between lines of the log.", low=1, affects_result=False)
+    save_every: int = option(200, "Steps between checkpoints.", low=1, affects_result=False)
+    keep_every: int = option(
+        0,
+        "Keep the checkpoint of every so many steps; 0: the last only.",
+        low=0,
+        affects_result=False,
+    )
+    probe: Path | None = option(
+        None, "Table of labelled cells for a k-NN probe while training.", affects_result=False
+    )
+    probe_every: int = option(500, "Steps between probes.", low=1, affects_result=False)
+    attention_every: int = option(
+        0, "Steps between attention pictures; 0: none.", low=0, affects_result=False
+    )

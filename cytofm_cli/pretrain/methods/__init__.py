@@ -1,0 +1,1 @@
+"""Self-supervised methods: a module is a plug-in."""
