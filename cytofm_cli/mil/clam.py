@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cytofm_cli.config import option
 from cytofm_cli.errors import UsageError
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
-from cytofm_cli.mil.layers import AttentionScores, FastDropout
+from cytofm_cli.mil.layers import AttentionScores, Projection
 
 SMOOTH_GAP = math.log(1000.0)  # beyond it the hard maximum equals the smooth one, and is safer
 
@@ -73,9 +73,7 @@ class Clam(MilHead):
         super().__init__()
         self.config = config
         branches = n_classes if self.multi_branch else 1
-        self.project = nn.Sequential(
-            nn.Linear(n_features, config.hidden), nn.ReLU(inplace=True), FastDropout(config.dropout)
-        )
+        self.project = Projection(n_features, config.hidden, config.dropout)
         self.attention = AttentionScores(
             config.hidden, config.attention, branches, dropout=config.dropout
         )
@@ -124,7 +122,11 @@ class Clam(MilHead):
         Returns:
             loss (), and the logits (S, 2) and targets (S,) of the chosen instances, class by class.
         """
-        h_NH, raw_KN = out.aux["h_BNH"][bag], out.attention_raw_BKN[bag]
+        # The ranking is not differentiated. A batch of one is squeezed, not indexed: the gradient
+        # of an index is a whole tensor of zeros.
+        raw_KN = out.attention_raw_BKN[bag].detach()
+        h_BNH = out.aux["h_BNH"]
+        h_NH = h_BNH[bag] if len(h_BNH) > 1 else h_BNH.squeeze(0)
         if "mask_BN" in out.aux:
             real = out.aux["mask_BN"][bag]
             h_NH, raw_KN = h_NH[real], raw_KN[:, real]

@@ -83,15 +83,15 @@ class NystromAttention(nn.Module):
             row = torch.full_like(from_land[:, :1], 1 / (tokens + pad))
             from_land = torch.cat([from_land, row * copies**0.5], dim=-2)
             to_land = _scale_last(to_land, copies**-0.5)
-        inverse = pseudo_inverse(between, copies, self.iterations)
-        values = inverse @ (from_land @ v)
+        inverse = PseudoInverse(between, copies, self.iterations)
+        values = inverse.times(from_land @ v)
         y = to_land @ values
         if self.first_rows:
             y = self._first_rows(y, v, values, copies, pad)
         else:
             y = y + self.residual(v[None])[0]
         with torch.no_grad():
-            first_T = (to_land[:, :1] @ inverse @ from_land)[:, 0].mean(0)
+            first_T = (inverse.after(to_land[:, :1]) @ from_land)[:, 0].mean(0)
         output: Tensor = self.out(y.transpose(0, 1).flatten(1))
         return output, first_T
 
@@ -120,37 +120,59 @@ class NystromAttention(nn.Module):
         return (y + residual)[:, : y.shape[1] - pad]
 
 
-def pseudo_inverse(a_HLL: Tensor, copies: int = 0, iterations: int = 6) -> Tensor:
-    """Iterate towards the pseudo-inverse of softmaxed matrices (Xiong et al. 2021, eq. 13).
+class PseudoInverse:
+    """What the iteration makes of softmaxed matrices A (Xiong et al. 2021, eq. 13).
 
     Z₀ = Aᵀ / (max row sum · max column sum), both over all heads; then
-    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))).
+    Z ← ¼ Z (13 I − 15 P + 7 P² − P³) with P = A Z. P itself follows ¼ (13 P − 15 P² + 7 P³ − P⁴),
+    two products from P, and Z is Z₀ times polynomials of the P, which are applied to the narrow
+    matrix that Z is wanted for. So an iteration costs two wide products instead of four.
 
     Args:
         a_HLL: rows sum to 1. With `copies` > 0 the last column holds the joint mass of that many
             equal columns, and the last row is one of that many equal rows.
-        copies: how many rows and columns the last ones stand for.
+        copies: how many rows and columns the last ones stand for; then products are in the
+            orthonormal basis in which the last vector is the normalised sum of the copies.
         iterations: how often.
-
-    Returns:
-        (H, L, L); with copies, in the orthonormal basis in which the last vector is the
-        normalised sum of the copies.
     """
-    column_sums = a_HLL.sum(-2)
-    if copies:
-        column_sums = column_sums + (copies - 1) * a_HLL[:, -1]
-        column_sums = _scale_last(column_sums, 1 / copies)
-        a_HLL = _scale_last(a_HLL, copies**-0.5)
-        a_HLL = torch.cat([a_HLL[:, :-1], a_HLL[:, -1:] * copies**0.5], dim=1)
-    z = a_HLL.mT / column_sums.max()
-    eye = torch.eye(a_HLL.shape[-1], dtype=a_HLL.dtype, device=a_HLL.device).expand_as(a_HLL)
-    for _ in range(iterations):
-        az = a_HLL @ z
-        inner = 7 * eye - az
-        inner = torch.baddbmm(eye, az, inner, beta=15, alpha=-1)
-        inner = torch.baddbmm(eye, az, inner, beta=13, alpha=-1)
-        z = 0.25 * (z @ inner)
-    return z
+
+    def __init__(self, a_HLL: Tensor, copies: int = 0, iterations: int = 6) -> None:
+        column_sums = a_HLL.sum(-2)
+        if copies:
+            column_sums = column_sums + (copies - 1) * a_HLL[:, -1]
+            column_sums = _scale_last(column_sums, 1 / copies)
+            a_HLL = _scale_last(a_HLL, copies**-0.5)
+            a_HLL = torch.cat([a_HLL[:, :-1], a_HLL[:, -1:] * copies**0.5], dim=1)
+        self.start = a_HLL.mT / column_sums.max()
+        self.powers: list[tuple[Tensor, Tensor | None]] = []  # P and P² of each iteration
+        p = a_HLL @ self.start
+        for _ in range(iterations - 1):
+            square = p @ p
+            self.powers.append((p, square))
+            low = torch.sub(13 * p, square, alpha=15)
+            p = torch.baddbmm(low, square, torch.sub(7 * p, square), beta=0.25, alpha=0.25)
+        self.powers.append((p, None))
+
+    def times(self, b_HLE: Tensor) -> Tensor:
+        """Return Z b."""
+        for p, square in self.powers:
+            pb = p @ b_HLE
+            inner = torch.sub(7 * b_HLE, pb)
+            low = torch.sub(13 * b_HLE, pb, alpha=15)
+            if square is None:
+                square, inner = p, p @ inner
+            b_HLE = torch.baddbmm(low, square, inner, beta=0.25, alpha=0.25)
+        return self.start @ b_HLE
+
+    def after(self, b_HTL: Tensor) -> Tensor:
+        """Return b Z."""
+        b_HTL = b_HTL @ self.start
+        for p, square in self.powers:
+            bp = b_HTL @ p
+            inner = 7 * b_HTL - bp
+            third = inner @ p @ p if square is None else inner @ square
+            b_HTL = (13 * b_HTL - 15 * bp + third) / 4
+        return b_HTL
 
 
 def _softmax_with_copies(logits: Tensor, copies: int) -> Tensor:

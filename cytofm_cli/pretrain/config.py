@@ -66,6 +66,9 @@ class PretrainConfig:
     probe: Path | None = option(
         None, "Table of labelled cells for a k-NN probe while training.", affects_result=False
     )
+    probe_groups: Path | None = option(
+        None, "Table slide_id,group for the probe's folds.", affects_result=False
+    )
     probe_every: int = option(500, "Steps between probes.", low=1, affects_result=False)
     attention_every: int = option(
         0, "Steps between attention pictures; 0: none.", low=0, affects_result=False

@@ -2,7 +2,7 @@
 
 A chain of brightness, contrast, saturation, hue and grey is one affine map of RGB,
 x' = A x + K m with m the view's mean colour (only contrast needs it), so it costs one matrix
-product together with unpacking and normalisation. Where torchvision clamps after each step
+product together with normalisation. Where torchvision clamps after each step
 and turns hue in HSV, this clamps once at the end and rotates in YIQ.
 
 Stain jitter scales and shifts the stains in optical density, OD = -ln((x + 1) / 256) (Tellez
@@ -125,7 +125,7 @@ class Prepared:
         A_GCC: of y = A x + K m + zero, with x, m on 0 … 255 and y normalised.
         K_GCC: of the same.
         zero_C1: what black becomes.
-        stain_GC4: weights on ln(x₄ + 1), if stains change.
+        stain_GC4: weights on (ln(x + 1), 1), if stains change.
         bands_G: banded matrices of the blur; see `blur.bands`.
         blurred_G: bool.
         solarised_G: bool.
@@ -186,9 +186,9 @@ def apply(word_GSS: Tensor, ready: Prepared, rows: slice, out_GCSS: Tensor) -> T
         out_GCSS: float32, any strides.
     """
     pixels.turn(word_GSS, ready.turn_G[rows])
-    x_GSS4 = pixels.as_bytes(word_GSS).float()
+    x_G4SS = pixels.planes(word_GSS)
     stain_GC4 = None if ready.stain_GC4 is None else ready.stain_GC4[rows]
-    y_GCSS = _recolour(x_GSS4, ready.A_GCC[rows], ready.K_GCC[rows], ready.zero_C1, stain_GC4)
+    y_GCSS = _recolour(x_G4SS, ready.A_GCC[rows], ready.K_GCC[rows], ready.zero_C1, stain_GC4)
     blurred, bands_G = np.flatnonzero(ready.blurred_G[rows]), ready.bands_G[rows]
     if y_GCSS.device.type == "cpu":  # one view stays in the cache
         for row in blurred:
@@ -207,23 +207,17 @@ def apply(word_GSS: Tensor, ready: Prepared, rows: slice, out_GCSS: Tensor) -> T
 
 
 def _recolour(
-    x_GSS4: Tensor, A_GCC: Tensor, K_GCC: Tensor, zero_C1: Tensor, stain_GC4: Tensor | None
+    x_G4SS: Tensor, A_GCC: Tensor, K_GCC: Tensor, zero_C1: Tensor, stain_GC4: Tensor | None
 ) -> Tensor:
     """Return A x + K m + zero as planes (G, 3, S, S), after stain jitter if there is any."""
-    n_views, side = x_GSS4.shape[:2]
-    n_pixels = side * side
-    x_GN4 = x_GSS4.view(n_views, -1, 4)
-    if stain_GC4 is None:
-        # Rows first, then columns: the sum along a long axis is what torch does fast.
-        sum_G4 = x_GSS4.view(n_views, side, -1).sum(1).view(n_views, side, 4).sum(1)
-        bias_GC1 = torch.baddbmm(zero_C1, K_GCC, sum_G4[:, :3, None], alpha=1 / n_pixels)
-        # The fourth channel is 255: the bias rides along as its weight.
-        y_GCN = torch.bmm(torch.cat([A_GCC, bias_GC1 / 255], 2), x_GN4.mT)
-    else:
-        x_GCN = torch.bmm(stain_GC4, x_GN4.add_(1).log_().mT).exp_().sub_(1)
-        bias_GC1 = torch.baddbmm(zero_C1, K_GCC, x_GCN.mean(2, keepdim=True))
-        y_GCN = torch.baddbmm(bias_GC1, A_GCC, x_GCN)
-    return y_GCN.view(n_views, 3, side, side)
+    n_views, _, side, _ = x_G4SS.shape
+    x_G4N = x_G4SS.view(n_views, 4, -1)
+    if stain_GC4 is not None:
+        x_G4N[:, :3].add_(1).log_()
+        x_G4N[:, :3] = torch.bmm(stain_GC4, x_G4N).exp_().sub_(1)
+    # The fourth plane is 1: the bias rides along as its weight.
+    bias_GC1 = torch.baddbmm(zero_C1, K_GCC, x_G4N[:, :3].mean(2, keepdim=True))
+    return torch.bmm(torch.cat([A_GCC, bias_GC1], 2), x_G4N).view(n_views, 3, side, side)
 
 
 def _colour(
@@ -276,10 +270,10 @@ def _stain(
 def _density_weights(
     stain_GCC: NDArray[np.float64], shift_GC: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Write OD' = S OD + b as ln(x' + 1) = W · ln(x₄ + 1), with ln 256 in the fourth place."""
+    """Write OD' = S OD + b as ln(x' + 1) = W · (ln(x + 1), 1)."""
     full = math.log(256)
     bias = full - stain_GCC.sum(2) * full - shift_GC
-    return np.concatenate([stain_GCC, bias[..., None] / full], 2)
+    return np.concatenate([stain_GCC, bias[..., None]], 2)
 
 
 def _floats(x: NDArray[np.float64], device: torch.device) -> Tensor:

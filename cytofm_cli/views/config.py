@@ -27,6 +27,12 @@ class ViewsConfig:
     colours: str = option("cytology", "colour changes", choices=("cytology", "natural", "none"))
     patch_px: int = option(16, "the encoder's patch; views are whole patches", low=1)
     global_px: int = option(224, "side of a global view", low=14)
+    global_scale: tuple[float, ...] | None = option(
+        None, "range of a global view's area, share of the tile (default: the recipe's)"
+    )
+    local_scale: tuple[float, ...] | None = option(
+        None, "likewise for local views (default: the recipe's)"
+    )
     n_local: int | None = option(None, "number of local views (default: the recipe's)", low=0)
     local_px: int | None = option(None, "side of a local view (default: near 96)", low=14)
     keep: str | None = option(None, "subset, all, single or piece (METHODS D9)")

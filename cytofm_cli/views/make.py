@@ -247,8 +247,16 @@ def _groups(recipe: Recipe, keys_B: draws.Keys, device: torch.device) -> list[_G
         drawn = augment.draw(keys_VB.ravel(), spec.augment)
         ready = augment.prepare(drawn, spec.size_px, device, recipe.mean, recipe.std)
         shape = (*keys_VB.shape, 3, spec.size_px, spec.size_px)
-        groups.append(_Group(ready, torch.empty(shape, dtype=torch.float32, device=device)))
+        groups.append(_Group(ready, _room(shape, device)))
     return groups
+
+
+def _room(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return an empty float32 tensor for finished views."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=torch.float32, device=device)
+    # NumPy asks for huge pages: touching fresh memory 4 KiB at a time costs more than a resize.
+    return torch.from_numpy(np.empty(shape, np.float32))
 
 
 def _cut_sliced(scene: Scene, plan: ViewPlan, ncp: NcpConfig, small: list[Tensor]) -> None:

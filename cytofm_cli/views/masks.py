@@ -93,23 +93,24 @@ def n_rows(radius_px: float) -> int:
     return 2 * math.ceil(radius_px) + 2
 
 
-def paint(spans: Spans, weight_GP: Tensor) -> Tensor:
-    """Count at every pixel the disks of weight 1 that cover it: int32 (G, N)."""
+def paint(spans: Spans, weight_GP: Tensor, start: int = 0) -> Tensor:
+    """Count at every pixel, from `start`, the disks of weight 1 that cover it: int32 (G, N)."""
     n_images, stride = len(spans.start_GPR), spans.n_pixels + 1  # spans may close behind the end
     weight = weight_GP.to(torch.int32).unsqueeze(-1).expand(spans.start_GPR.shape).reshape(-1)
-    start, stop = spans.start_GPR, spans.stop_GPR
+    first, behind = spans.start_GPR, spans.stop_GPR
     if n_images > 1:
-        offset = torch.arange(n_images, dtype=torch.int32, device=start.device) * stride
-        start, stop = start + offset.view(-1, 1, 1), stop + offset.view(-1, 1, 1)
-    step = torch.zeros(n_images * stride, dtype=torch.int32, device=start.device)
-    step.index_add_(0, start.reshape(-1), weight)
-    step.index_add_(0, stop.reshape(-1), weight, alpha=-1)
+        offset = torch.arange(n_images, dtype=torch.int32, device=first.device) * stride
+        first, behind = first + offset.view(-1, 1, 1), behind + offset.view(-1, 1, 1)
+    step = torch.zeros(n_images * stride, dtype=torch.int32, device=first.device)
+    step[::stride] = start
+    step.index_add_(0, first.reshape(-1), weight)
+    step.index_add_(0, behind.reshape(-1), weight, alpha=-1)
     return step.view(n_images, stride)[:, :-1].cumsum(1, dtype=torch.int32)
 
 
 def outside_disks(spans: Spans, weight_GP: Tensor) -> Tensor:
     """Return int32 (G, N): -1 (all bits set) outside the union of the disks, 0 inside."""
-    return paint(spans, weight_GP).sub_(1).bitwise_right_shift_(31)
+    return paint(spans, weight_GP, start=-1).bitwise_right_shift_(31)
 
 
 def outside_labels(label_GN: Tensor, kept_GM: Tensor) -> Tensor:

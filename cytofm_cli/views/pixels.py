@@ -1,7 +1,7 @@
 """Pixels as 32-bit words, so that a shuffle or a crop moves a pixel and not three planes.
 
-A word holds R, G, B and, on top, 255: the word is negative as int32, and its four bytes are a
-homogeneous colour (r, g, b, 255), on which a colour change is one 3 × 4 matrix product.
+A word holds R, G, B and, on top, 255: the word is negative as int32, which tells a pixel from
+an empty place. Colours change on float planes (r, g, b, 1), by one 3 × 4 matrix product.
 
 Letters: B tiles, G anything batched, H rows, W columns, C colours, S side of a square view.
 """
@@ -36,6 +36,15 @@ def unpack(word_GHW: Tensor) -> Tensor:
     return as_bytes(word_GHW.contiguous())[..., :3].movedim(-1, -3).contiguous()
 
 
+def planes(word_GHW: Tensor) -> Tensor:
+    """Return contiguous words as float32 planes (G, 4, H, W): r, g, b and 1."""
+    n_images, height, width = word_GHW.shape
+    x_G4HW = torch.empty(n_images, 4, height, width, device=word_GHW.device)
+    x_G4HW[:, :3].copy_(as_bytes(word_GHW)[..., :3].movedim(-1, 1))
+    x_G4HW[:, 3].fill_(1)
+    return x_G4HW
+
+
 def turn(word_GSS: Tensor, code_G: list[int]) -> Tensor:
     """Apply one of the eight symmetries of the square to each view, in place.
 
@@ -43,9 +52,15 @@ def turn(word_GSS: Tensor, code_G: list[int]) -> Tensor:
         word_GSS: square views, words.
         code_G: 0 … 7; bit 0 transposes, then bit 1 flips left-right, bit 2 upside-down.
     """
-    for bit, axes in ((1, None), (2, (2,)), (4, (1,))):
-        rows = [row for row, code in enumerate(code_G) if code & bit]
-        if rows:
-            some_GSS = word_GSS[rows]
-            word_GSS[rows] = some_GSS.mT if axes is None else some_GSS.flip(axes)
+    rows_of: dict[int, list[int]] = {}
+    for row, code in enumerate(code_G):
+        rows_of.setdefault(code, []).append(row)
+    rows_of.pop(0, None)
+    for code, rows in rows_of.items():
+        axes = [axis for axis, bit in ((2, 2), (1, 4)) if code & bit]
+        # On a CPU a slice saves two copies; on a GPU one gather saves many launches.
+        one_by_one = [slice(row, row + 1) for row in rows]
+        for some in one_by_one if word_GSS.device.type == "cpu" else [rows]:
+            view_GSS = word_GSS[some].mT if code & 1 else word_GSS[some]
+            word_GSS[some] = view_GSS.flip(axes) if axes else view_GSS.clone()
     return word_GSS

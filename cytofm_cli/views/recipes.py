@@ -95,7 +95,10 @@ def recipe_of(config: ViewsConfig) -> Recipe:
     if scales is None:
         raise UsageError(f"no recipe is called {config.recipe!r}.", hint=", ".join(RECIPES))
     global_scale, local_scale, n_local = scales
+    global_scale = _range("global_scale", config.global_scale) or global_scale
     n_local = n_local if config.n_local is None else config.n_local
+    if local_scale is not None:
+        local_scale = _range("local_scale", config.local_scale) or local_scale
     if local_scale is None and n_local:
         raise UsageError(
             f"recipe {config.recipe!r} has no local views.", hint="use dino, ibot or dinov2"
@@ -126,6 +129,16 @@ _SCALES: Final[dict[str, tuple[tuple[float, float], tuple[float, float] | None, 
     "ibot": ((0.25, 1.0), (0.05, 0.25), 10),
     "dinov2": ((0.32, 1.0), (0.05, 0.32), 8),
 }
+
+
+def _range(name: str, given: tuple[float, ...] | None) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    if len(given) != 2 or not 0 < given[0] <= given[1] <= 1:
+        raise UsageError(
+            f"[views] {name} = {given}: two shares, 0 < low ≤ high ≤ 1.", hint=f"{name} = 0.25,1"
+        )
+    return given[0], given[1]
 
 
 def _augments(config: ViewsConfig) -> tuple[Augment, Augment, Augment]:

@@ -16,7 +16,7 @@ from cytofm_cli.mil.base import Recipe, make_head, seeded
 from cytofm_cli.mil.clam import smooth_svm
 from cytofm_cli.mil.convert import read_official
 from cytofm_cli.mil.layers import AttentionScores, FastDropout, masked_softmax
-from cytofm_cli.mil.nystrom import NystromAttention, pseudo_inverse
+from cytofm_cli.mil.nystrom import NystromAttention, PseudoInverse
 from cytofm_cli.mil.optim import Lookahead, learning_rate, ordinal_loss
 
 
@@ -114,7 +114,22 @@ def test_nystrom__masked_padding_takes_no_attention() -> None:
 def test_pseudo_inverse__inverts_a_well_conditioned_matrix() -> None:
     a = (torch.randn(2, 8, 8, dtype=torch.float64) + 6 * torch.eye(8)).softmax(-1)
     eye = torch.eye(8, dtype=torch.float64).expand(2, 8, 8)
-    torch.testing.assert_close(a @ pseudo_inverse(a, 0, 12), eye, atol=1e-8, rtol=0)
+    torch.testing.assert_close(PseudoInverse(a, 0, 12).times(a), eye, atol=1e-8, rtol=0)
+
+
+def test_pseudo_inverse__equals_the_published_iteration_from_both_sides() -> None:
+    a = torch.randn(3, 20, 20, dtype=torch.float64).softmax(-1)
+    z = a.mT / a.sum(-2).max()
+    eye = torch.eye(20, dtype=torch.float64)
+    for _ in range(6):
+        p = a @ z
+        z = 0.25 * z @ (13 * eye - p @ (15 * eye - p @ (7 * eye - p)))
+    b = torch.randn(3, 20, 4, dtype=torch.float64)
+    close = {"atol": 1e-9, "rtol": 1e-9}
+    torch.testing.assert_close(PseudoInverse(a).times(b), z @ b, **close)
+    torch.testing.assert_close(PseudoInverse(a).after(b.mT), b.mT @ z, **close)
+    single = PseudoInverse(a.float()).times(b.float())
+    assert ((single - z @ b).norm() / (z @ b).norm()) < 1e-4
 
 
 def test_position_encoder__one_kernel_equals_three_convolutions() -> None:

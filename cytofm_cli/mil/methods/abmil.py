@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cytofm_cli.config import option
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
-from cytofm_cli.mil.layers import AttentionScores, FastDropout, two_class_logits
+from cytofm_cli.mil.layers import AttentionScores, Projection, two_class_logits
 from cytofm_cli.registry import Plugin
 
 PROB_FLOOR = 1e-5  # the official loss clamps the probability, against log(0)
@@ -52,9 +52,7 @@ class Abmil(MilHead):
 
     def __init__(self, n_features: int, n_classes: int, config: AbmilConfig) -> None:
         super().__init__()
-        self.project = nn.Sequential(
-            nn.Linear(n_features, config.hidden), nn.ReLU(inplace=True), FastDropout(config.dropout)
-        )
+        self.project = Projection(n_features, config.hidden, config.dropout)
         self.attention = AttentionScores(config.hidden, config.attention, gated=config.gated)
         self.classifier = nn.Linear(config.hidden, 1 if n_classes == 2 else n_classes)
 

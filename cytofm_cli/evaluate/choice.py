@@ -1,0 +1,152 @@
+"""Which encoders are judged, named as on the command line, and what tells two apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cytofm_cli import provenance
+from cytofm_cli.encoders import catalogue
+from cytofm_cli.encoders.base import Encoder, load_encoder
+from cytofm_cli.errors import UsageError, WeightsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One encoder to judge.
+
+    Attributes:
+        label: how it is called in the results; unique.
+        word: name, or file that names its own architecture.
+        name: of the encoder, as stores know it.
+        weights: file of the weights, if they do not lie in `word`.
+        random: take random weights.
+        weights_sha256: digest of the file, None without.
+    """
+
+    label: str
+    word: str
+    name: str
+    weights: Path | None
+    random: bool
+    weights_sha256: str | None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it can be loaded (else only stored embeddings will do)."""
+        return self.random or self.weights_sha256 is not None or not _needs_weights(self.word)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what changes its vectors; a file counts by content, not by path."""
+        return {"name": self.name, "random": self.random, "weights_sha256": self.weights_sha256}
+
+    def load(self, *, device: str, seed: int, pooling: str | None) -> Encoder:
+        """Open the encoder.
+
+        Raises:
+            WeightsError: it needs weights, or they do not fit.
+        """
+        if not self.has_weights:
+            raise WeightsError(
+                f"encoder {self.word!r} needs weights.",
+                hint=f"--encoder {self.word}=FILE; --random-weights is a floor to compare with.",
+            )
+        return load_encoder(
+            self.word,
+            weights=self.weights,
+            device=device,
+            seed=seed,
+            random_weights=self.random,
+            pooling=pooling if _needs_weights(self.word) else None,  # type: ignore[arg-type]
+        )
+
+
+def choose(
+    words: Sequence[str], *, weights: Path | None, random_weights: bool, seed: int
+) -> list[Choice]:
+    """Trace NAME, FILE and NAME=FILE to encoders.
+
+    Args:
+        words: as typed.
+        weights: file for the one encoder that needs it and names none.
+        random_weights: the encoders that need weights and name none take random ones.
+        seed: of random weights.
+
+    Raises:
+        UsageError: no such encoder, one named twice, or weights that could be of several.
+        WeightsError: a file is missing.
+    """
+    found = [_trace(word) for word in words]
+    bare = [i for i, one in enumerate(found) if not one.has_weights]
+    if weights is not None:
+        if random_weights:
+            raise UsageError(
+                "weights from a file, or random ones: not both.",
+                hint="--encoder NAME=FILE --encoder NAME --random-weights",
+            )
+        if len(bare) != 1:
+            raise UsageError(
+                f"--weights is for one encoder that needs weights; {len(bare)} are named.",
+                hint="--encoder NAME=FILE for each",
+            )
+        found[bare[0]] = _with_file(found[bare[0]], weights)
+    elif random_weights:
+        for i in bare:
+            name = f"{found[i].name}-random{seed}"
+            found[i] = replace(found[i], name=name, label=name, random=True)
+    return _tell_apart(found)
+
+
+def _trace(word: str) -> Choice:
+    name, equals, file = word.partition("=")
+    if equals and not Path(word).is_file():
+        return _with_file(_trace(name), Path(file))
+    resolved = catalogue.resolve(word)
+    digest = None if resolved.weights is None else provenance.sha256_file(resolved.weights)
+    return Choice(
+        label=resolved.name,
+        word=word,
+        name=resolved.name,
+        weights=None,
+        random=False,
+        weights_sha256=digest,
+    )
+
+
+def _with_file(one: Choice, file: Path) -> Choice:
+    if not _needs_weights(one.word):
+        raise UsageError(f"encoder {one.word!r} takes no weights.")
+    if one.weights_sha256 is not None:
+        raise UsageError(f"{one.word} is a weight file, and {file} another one.")
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such weight file.")
+    return replace(one, weights=file, weights_sha256=provenance.sha256_file(file))
+
+
+def _tell_apart(found: list[Choice]) -> list[Choice]:
+    counts = Counter(one.label for one in found)
+    made = [
+        replace(one, label=f"{one.label} {(one.weights or Path(one.word)).name}")
+        if counts[one.label] > 1 and one.weights_sha256 is not None
+        else one
+        for one in found
+    ]
+    again = Counter(one.label for one in made)
+    made = [
+        replace(one, label=f"{one.label} {(one.weights_sha256 or '')[:8]}".strip())
+        if again[one.label] > 1
+        else one
+        for one in made
+    ]
+    twice = [label for label, count in Counter(one.label for one in made).items() if count > 1]
+    if twice:
+        raise UsageError(f"encoder {twice[0]!r} is named twice.")
+    return made
+
+
+def _needs_weights(word: str) -> bool:
+    rows = {row.name: row for row in catalogue.describe()}
+    return word not in rows or rows[word].needs_weights

@@ -1,0 +1,71 @@
+"""Settings of `cytofm evaluate`; importing them loads neither torch nor NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from cytofm_cli.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How frozen features are judged on labelled cells or tiles."""
+
+    SECTION: ClassVar[str] = "evaluate"
+
+    unit: str = option("cell", "A crop around each point, or the tiles.", choices=("cell", "tile"))
+    crop_um: float = option(
+        32.0, "Side of the crop around a point, µm, with --unit cell.", low=2.0, high=512.0
+    )
+    tile_label: str = option(
+        "worst",
+        "Label of a tile with --unit tile: its worst point's (Bethesda order or numbers), or "
+        "any: one of --positive wins.",
+        choices=("worst", "any"),
+    )
+    task: tuple[str, ...] | None = option(
+        None,
+        "What to tell apart, comma-separated: labels (as given), abnormal (above NILM), lsil_plus "
+        "[default: labels, and abnormal for Bethesda labels].",
+    )
+    positive: tuple[str, ...] | None = option(
+        None, "Labels that are positive, against all others, comma-separated: one more task."
+    )
+    k: tuple[int, ...] = option((10, 20, 100, 200), "Neighbours of the k-NN probes.")
+    temperature: float = option(0.07, "Temperature of the k-NN votes.", low=1e-3)
+    balanced: bool = option(
+        True, "Classes weigh alike in k-NN and linear probe, whatever their frequency."
+    )
+    folds: int | None = option(
+        None, "Folds of whole groups [default: one a group up to 10 groups, else 5].", low=2
+    )
+    inner_folds: int = option(3, "Folds that choose the linear probe's penalty.", low=2)
+    shots: tuple[int, ...] = option((1, 2, 4, 8, 16), "Examples a class of the few-shot probes.")
+    draws: int = option(20, "Random choices of those examples.", low=2)
+    replicates: int = option(1000, "Bootstrap replicates, over slides.", low=100)
+    seed: int = option(0, "Seed of folds, draws, bootstrap and --random-weights.", low=0)
+    mpp: float | None = option(
+        None, "µm/px of slides that state none, e.g. 0.25 at 40×.", low=0.05, high=5.0
+    )
+    pooling: str | None = option(
+        None,
+        "How tokens become one vector [default: the encoder's own].",
+        choices=("cls", "cls+mean", "mean", "pool"),
+    )
+    slides: Path | None = option(
+        None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
+    )
+    device: str = option(
+        "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU.", affects_result=False
+    )
+    batch_size: int | None = option(
+        None, "Images at a time [default: 16 on CPU, 256 on GPU].", low=1, affects_result=False
+    )
+    threads: int | None = option(
+        None,
+        "Threads that read crops [default: what the job may use].",
+        low=1,
+        affects_result=False,
+    )

@@ -1,0 +1,370 @@
+"""A whole evaluation: points → features (kept) → probes → metrics, in one RUN folder.
+
+Legend: N instances, C classes, R replicates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli import __version__, provenance
+from cytofm_cli.config import as_record, digest
+from cytofm_cli.encoders.base import EncoderSpec
+from cytofm_cli.evaluate import features, judge, probe, run_folder, tables
+from cytofm_cli.evaluate.choice import Choice
+from cytofm_cli.evaluate.config import ProbeConfig
+from cytofm_cli.evaluate.features import Source
+from cytofm_cli.evaluate.points import Points, Task, count_labels, make_tasks, read_points
+from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS
+from cytofm_cli.mil.pool import stop_requests
+from cytofm_cli.resources import cpu_count
+from cytofm_cli.signals import StopFlag
+from cytofm_cli.store import schema
+from cytofm_cli.store.io import output_errors
+
+PREDICTIONS, TABLE = "predictions.csv", "table.md"
+Progress = Callable[[str, int, int], None]
+Note = Callable[[str], None]
+Answers = dict[tuple[str, str, str], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """A finished evaluation.
+
+    Attributes:
+        path: the RUN folder.
+        metrics: content of metrics.json.
+        skipped: it was there already, made with the same settings.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+    skipped: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that is fixed before the first crop is read.
+
+    Attributes:
+        config: the settings.
+        sources: slides or stores.
+        points: labelled cells or tiles.
+        tasks: what to tell apart.
+        choices: encoders.
+        record: sections of config.toml.
+        unread: points whose pixels the stores do not keep.
+        unknown: slides of the table that are not given.
+        marks: digests of points and pixels.
+    """
+
+    config: ProbeConfig
+    sources: list[Source]
+    points: Points
+    tasks: list[Task]
+    choices: list[Choice]
+    record: dict[str, dict[str, Any]]
+    unread: int
+    unknown: list[str]
+    marks: dict[str, str]
+
+
+def probe_run(
+    config: ProbeConfig,
+    sources: Sequence[Source],
+    points: Path,
+    choices: Sequence[Choice],
+    out: Path,
+    *,
+    groups: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda name, done, total: None,
+    note: Note = lambda text: None,
+) -> ProbeReport:
+    """Judge encoders and write a RUN: config.toml, predictions.csv, metrics.json, table.md.
+
+    Features are kept in the RUN under a name made of encoder, weights, points and crops: a
+    second run with other probes, or one that was stopped, computes none of them again.
+
+    Args:
+        config: settings.
+        sources: slides or stores.
+        points: table of labelled points.
+        choices: encoders.
+        out: RUN folder.
+        groups: table of groups.
+        overwrite: make a RUN anew that was made with other settings.
+        progress: called with (encoder, instances done, of how many).
+        note: called with what the user should know.
+
+    Raises:
+        ConfigMismatchError: `out` was made with other settings, or is something else.
+        LabelError, InputError, WeightsError: see `make_plan` and `Choice.load`.
+        StoppedError: a signal asked to stop.
+    """
+    plan = make_plan(config, sources, points, choices, groups=groups)
+    for line in _notes(plan):
+        note(line)
+    out = out.absolute()
+    with output_errors(out):
+        if not run_folder.may_write(out, plan.record, overwrite=overwrite):
+            return ProbeReport(out, json.loads((out / METRICS).read_text()), skipped=True)
+        (out / FEATURES).mkdir(parents=True, exist_ok=True)
+        (out / METRICS).unlink(missing_ok=True)
+        with stop_requests() as stop:
+            found, answers, folds = _judge_all(plan, out / FEATURES, progress, note, stop)
+        run_folder.write_text(out / CONFIG, run_folder.record_toml(plan.record))
+        run_folder.write_text(
+            out / PREDICTIONS, tables.predictions_csv(plan.points, plan.tasks, folds, answers)
+        )
+        run_folder.write_text(out / TABLE, tables.markdown(found))
+        run_folder.write_text(
+            out / METRICS, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+        )
+    return ProbeReport(out, found, skipped=False)
+
+
+def make_plan(
+    config: ProbeConfig,
+    sources: Sequence[Source],
+    points: Path,
+    choices: Sequence[Choice],
+    *,
+    groups: Path | None = None,
+) -> Plan:
+    """Read and check everything but pixels.
+
+    Raises:
+        LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`.
+    """
+    ids = {source.slide_id for source in sources}
+    found, unknown = read_points(points, ids, groups)
+    used = [source for source in sources if source.slide_id in set(found.slides)]
+    found, unread = features.locate(found, used, mpp=config.mpp, slides=config.slides)
+    if config.unit == "tile":
+        found = features.label_tiles(found, used, rule=config.tile_label, positive=config.positive)
+    tasks = make_tasks(found, config.task, config.positive)
+    marks = {
+        "points": digest({"slides": found.slides, "xy": found.xy_px0.tolist()}),
+        "sources": digest({source.slide_id: _mark(source) for source in used}),
+    }
+    record = {
+        "evaluate": as_record(config, results_only=True),
+        "data": {
+            "encoders": [f"{choice.label} {digest(choice.identity())}" for choice in choices],
+            "instances": len(found),
+            "slides": len(set(found.slides)),
+            "groups": len(set(found.groups)),
+            "labels_digest": digest({"labels": found.labels, "groups": found.groups}),
+            **marks,
+            "cytofm": __version__,
+        },
+    }
+    return Plan(config, used, found, tasks, list(choices), record, unread, unknown, marks)
+
+
+def features_of(
+    plan: Plan, choice: Choice, folder: Path | None, progress: Progress, note: Note
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Return the features of one encoder, from the store or the RUN where they are there.
+
+    Returns:
+        float32 (N, D), and facts of the encoder.
+    """
+    config, points = plan.config, plan.points
+    if config.unit == "tile":
+        stored = features.stored_features(points, plan.sources, choice.name, choice.weights_sha256)
+        if stored is not None:
+            features.check_finite(stored, points, choice.label)
+            return stored, {"dim": stored.shape[1], "features": "of the stores"}
+    settings = {
+        **choice.identity(),
+        **plan.marks,
+        "unit": config.unit,
+        "crop_um": config.crop_um if config.unit == "cell" else None,
+        "mpp": config.mpp,
+        "pooling": config.pooling,
+        "seed": config.seed if choice.random else None,
+        "cytofm": __version__,
+    }
+    name = choice.label.replace("/", ".").replace(" ", "-")
+    kept = None if folder is None else folder / f"{name}-{digest(settings)}.safetensors"
+    if kept is not None and (known := run_folder.read_features(kept, len(points))) is not None:
+        return known
+    encoder = choice.load(device=config.device, seed=config.seed, pooling=config.pooling)
+    how: dict[str, Any] = {
+        "slides": config.slides,
+        "device": config.device,
+        "batch_size": config.batch_size,
+        "threads": config.threads or cpu_count(),
+        "report": lambda done, total: progress(choice.label, done, total),
+    }
+    if config.unit == "tile":
+        values = features.tile_features(points, plan.sources, encoder, **how)
+    else:
+        _check_scale(encoder.spec, config.crop_um, note)
+        how |= {"crop_um": config.crop_um, "mpp": config.mpp}
+        values = features.cell_features(points, plan.sources, encoder, **how)
+    spec = encoder.spec
+    facts = {
+        "dim": spec.dim,
+        "input_px": spec.input_px,
+        "pooling": spec.pooling,
+        "licence": spec.licence,
+        "weights_sha256": spec.weights_sha256,
+    }
+    if kept is not None:
+        run_folder.keep_features(kept, values, facts)
+    return values, facts
+
+
+def _judge_all(
+    plan: Plan, folder: Path, progress: Progress, note: Note, stop: StopFlag
+) -> tuple[dict[str, Any], Answers, dict[str, NDArray[np.int64]]]:
+    config, points = plan.config, plan.points
+
+    def tell(name: str, done: int, total: int) -> None:
+        if stop:
+            raise stop.error()
+        progress(name, done, total)
+
+    group_N = np.unique(points.groups, return_inverse=True)[1].astype(np.int64)
+    n_folds = config.folds or judge.default_folds(points.groups)
+    folds = {
+        task.name: probe.grouped_folds(task.y_N, group_N[task.rows_N], n_folds, config.seed)
+        for task in plan.tasks
+    }
+    slides = {task.name: [points.slides[i] for i in task.rows_N] for task in plan.tasks}
+    truth = {
+        task.name: (
+            task.y_N,
+            slides[task.name],
+            judge.slide_weights(slides[task.name], task.y_N, config.replicates, config.seed),
+        )
+        for task in plan.tasks
+    }
+    found = _head(plan, folds)
+    answers: Answers = {}
+    for choice in plan.choices:
+        tell(choice.label, 0, len(points))
+        values_ND, facts = features_of(plan, choice, folder, tell, note)
+        found["encoders"][choice.label] = choice.identity() | facts
+        for task in plan.tasks:
+            tell(choice.label, len(points), len(points))
+            one, said = _judge_task(plan, task, values_ND, group_N, folds[task.name], truth)
+            found["tasks"][task.name]["encoders"][choice.label] = one
+            for name in found["probes"]:
+                answers[choice.label, task.name, name] = said[name]
+    found["comparisons"] = [pair.record() for pair in judge.compare(answers, truth)]
+    return found, answers, folds
+
+
+def _judge_task(
+    plan: Plan,
+    task: Task,
+    values_ND: NDArray[np.float32],
+    group_N: NDArray[np.int64],
+    fold_N: NDArray[np.int64],
+    truth: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
+    """Return the metrics of one encoder on one task, and its answers by probe."""
+    config = plan.config
+    x_ND, y_N, of_group = values_ND[task.rows_N], task.y_N, group_N[task.rows_N]
+    said: dict[str, NDArray[np.float64]] = {}
+    for one in (
+        probe.linear(inner_folds=config.inner_folds, balanced=config.balanced, seed=config.seed),
+        probe.knn(config.k, temperature=config.temperature, balanced=config.balanced),
+    ):
+        said |= probe.out_of_fold(x_ND, y_N, of_group, fold_N, one)
+    groups = [plan.points.groups[i] for i in task.rows_N]
+    _, slides, weight_RS = truth[task.name]
+    judged: dict[str, Any] = {}
+    for name, p_NC in said.items():
+        estimates = judge.judge(y_N, p_NC, slides, weight_RS)
+        judged[name] = {key: value.record() for key, value in estimates.items()}
+        judged[name]["groups"] = judge.per_group(y_N, p_NC, groups)
+    few = probe.few_shot(
+        x_ND, y_N, fold_N, shots=config.shots, draws_R=config.draws, seed=config.seed
+    )
+    shots = {
+        str(n): {key: value.record() for key, value in judge.over_draws(y_N, p_RNC).items()}
+        for n, p_RNC in few.items()
+    }
+    return {"probes": judged, "few_shot": shots}, said
+
+
+def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
+    config, points = plan.config, plan.points
+    k = 20 if 20 in config.k else config.k[0]
+    return {
+        "unit": config.unit,
+        "crop_um": config.crop_um if config.unit == "cell" else None,
+        "instances": len(points),
+        "slides": len(set(points.slides)),
+        "groups": len(set(points.groups)),
+        "labels": count_labels(points.labels),
+        "points_without_pixels": plan.unread,
+        "slides_not_given": plan.unknown,
+        "interval": f"95 % bootstrap over slides, {config.replicates} replicates",
+        "draws": config.draws,
+        "probes": ["linear", f"knn{k}"],
+        "encoders": {},
+        "tasks": {
+            task.name: {
+                "classes": list(task.classes),
+                "counts": {name: int((task.y_N == c).sum()) for c, name in enumerate(task.classes)},
+                "left_out": task.left_out,
+                "folds": len(np.unique(folds[task.name])),
+                "encoders": {},
+            }
+            for task in plan.tasks
+        },
+    }
+
+
+def _notes(plan: Plan) -> list[str]:
+    from cytofm_cli.mil.bags import named
+
+    notes = []
+    if plan.unknown:
+        notes.append(
+            f"warning: {len(plan.unknown)} slide(s) of the points are not given and left out: "
+            f"{named(plan.unknown)}"
+        )
+    if plan.unread:
+        notes.append(f"warning: {plan.unread} point(s) lie in no stored tile and are left out")
+    for task in plan.tasks:
+        if task.left_out:
+            classes = ", ".join(f"{name} ({n})" for name, n in task.left_out.items())
+            notes.append(
+                f"warning: task {task.name} leaves out classes of one group only: {classes}"
+            )
+    return notes
+
+
+def _check_scale(spec: EncoderSpec, crop_um: float, note: Note) -> None:
+    if spec.mpp is None or spec.input_px is None:
+        return
+    if abs(crop_um / spec.input_px / spec.mpp - 1) > 0.25:
+        note(
+            f"warning: {spec.name} was trained at {spec.mpp:g} µm/px and sees "
+            f"{crop_um / spec.input_px:.3g}: its input should cover "
+            f"{spec.mpp * spec.input_px:.0f} µm"
+        )
+
+
+def _mark(source: Source) -> str:
+    store = source.store
+    if store is not None:
+        record = store.steps[schema.TILE_STEP]
+        return f"{record['config_hash']}-{record['input_fingerprint']}"
+    path = source.path
+    return path if "://" in path else f"{provenance.fingerprint(Path(path))}-{source.mpp}"

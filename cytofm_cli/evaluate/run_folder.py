@@ -1,0 +1,99 @@
+"""The folder of an evaluation: what makes two runs the same, and features that are kept.
+
+Legend: N instances, D features.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import make_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.config import differences, to_toml
+from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
+
+METRICS, CONFIG, FEATURES = "metrics.json", "config.toml", "features"
+
+
+def read_features(path: Path, n: int) -> tuple[NDArray[np.float32], dict[str, Any]] | None:
+    """Return kept features; None if they are not there or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            values = file.get_tensor("features")
+            facts = json.loads(file.metadata()["facts"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None
+    return (values, facts) if len(values) == n else None
+
+
+def keep_features(path: Path, values: NDArray[np.float32], facts: Mapping[str, Any]) -> None:
+    """Keep features, visible only when complete."""
+    from safetensors.numpy import save
+
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(save({"features": values}, metadata={"facts": json.dumps(facts)}))
+    partial.replace(path)
+
+
+def may_write(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> bool:
+    """Tell whether a RUN must be made; False: it is done already.
+
+    Raises:
+        ConfigMismatchError: `out` was made with other settings, or is something else.
+    """
+    if not out.exists():
+        return True
+    if not out.is_dir():
+        raise OutputError(f"{out}: is a file, no folder.", hint="choose another -o")
+    if not (out / CONFIG).is_file():
+        if any(path.name != FEATURES for path in out.iterdir()):
+            raise ConfigMismatchError(
+                f"{out}: exists and is not a RUN of `cytofm evaluate probe`.",
+                hint="choose another -o",
+            )
+        return True
+    try:
+        former = tomllib.loads((out / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{out / CONFIG}: damaged ({error}).", hint="choose another -o") from error
+    if "evaluate" not in former:
+        raise ConfigMismatchError(f"{out}: is a RUN of another command.", hint="choose another -o")
+    wanted = tomllib.loads(record_toml(record))
+    flat = [
+        {f"{name}.{key}": value for name, section in of.items() for key, value in section.items()}
+        for of in (former, wanted)
+    ]
+    changed = differences(*flat)
+    if changed and not overwrite:
+        raise ConfigMismatchError(
+            f"{out}: was made with other settings ({'; '.join(changed)}).",
+            hint="`--overwrite` replaces it and keeps the features; or choose another -o",
+        )
+    return overwrite or not (out / METRICS).is_file()
+
+
+def record_toml(record: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the sections of config.toml."""
+    return to_toml(
+        {
+            name: make_dataclass(name, list(section), frozen=True)(*section.values())
+            for name, section in record.items()
+        }
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, visible only when complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

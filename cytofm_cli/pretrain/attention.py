@@ -1,0 +1,151 @@
+"""What the class token looks at: pictures of a few tiles that stay the same all run long.
+
+Letters: B images, C H W an image, N tokens, P patches, D features.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from cytofm_cli.encoders.sr_vit import SrVit
+from cytofm_cli.encoders.torch_encoder import fit_square
+from cytofm_cli.pretrain.backbone import VitTrunk
+from cytofm_cli.pretrain.base import Backbone
+from cytofm_cli.pretrain.tile_index import TileIndex
+from cytofm_cli.store.io import output_errors
+from cytofm_cli.views.perturb import PRESETS
+from cytofm_cli.views.sheet import Image, _below, _beside, _labelled
+from cytofm_cli.views.stored import draw_lots
+
+
+def choose_tiles(index: TileIndex, n: int, seed: int) -> NDArray[np.uint8]:
+    """Read `n` random tiles, (n, H, W, 3), with nuclei as far as there are such tiles."""
+    ranked: list[tuple[bool, float, int]] = []
+    first = 0
+    for slide in index.slides:
+        tiles = np.arange(slide.n_tiles)
+        lots = draw_lots(seed, slide.slide_id, tiles).tolist()
+        # Only a slide's best can be among the best of all: look for nuclei in few tiles.
+        for lot, tile in sorted(zip(lots, tiles.tolist(), strict=True))[: 4 * n]:
+            bare = index.detector is not None and not len(slide.nuclei.rows(tile))
+            ranked.append((bare, lot, first + tile))
+        first += slide.n_tiles
+    chosen = [tile for _, _, tile in sorted(ranked)[:n]]
+    pixels_BCHW = index.read(chosen, PRESETS["none"]).tile_BCHW
+    return pixels_BCHW.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def class_attention(backbone: Backbone, x_BCHW: Tensor) -> Tensor | None:
+    """Return the attention from the class token to the patches, in the last block.
+
+    Args:
+        backbone: any trunk; it is used as it is, in training or not.
+        x_BCHW: normalised images.
+
+    Returns:
+        float32 (B, heads, rows, columns), shares of what the class token attends to; None: the trunk has no class token
+        or no attention that can be looked at.
+    """
+    if not isinstance(backbone, VitTrunk) or backbone.trunk.cls_token is None:
+        return None
+    trunk = backbone.trunk
+    if isinstance(trunk, SrVit):
+        weights: Tensor = trunk.attention_maps(x_BCHW)[-1]
+    elif hasattr(trunk.blocks[-1], "attn") and hasattr(trunk.blocks[-1].attn, "qkv"):
+        weights = _timm_attention(trunk, x_BCHW)
+    else:
+        return None
+    to_patch_BHP = weights[:, :, 0, trunk.num_prefix_tokens :].float()
+    rows, columns = (side // backbone.patch_px for side in x_BCHW.shape[-2:])
+    return to_patch_BHP.reshape(*to_patch_BHP.shape[:2], rows, columns)
+
+
+def _timm_attention(trunk: Any, x_BCHW: Tensor) -> Tensor:
+    """Return the weights of the last block of timm's Vision Transformer, (B, heads, N, N)."""
+    x_BND = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(x_BCHW))))
+    for block in trunk.blocks[:-1]:
+        x_BND = block(x_BND)
+    block = trunk.blocks[-1]
+    attention = block.attn
+    qkv = attention.qkv(block.norm1(x_BND)).unflatten(-1, (3, attention.num_heads, -1))
+    q_BHND, k_BHND, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    q_BHND, k_BHND = attention.q_norm(q_BHND), attention.k_norm(k_BHND)
+    weights: Tensor = (q_BHND @ k_BHND.mT * attention.scale).float().softmax(-1)
+    return weights
+
+
+def draw_attention(
+    backbone: Backbone,
+    pixels_BHWC: NDArray[np.uint8],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size_px: int,
+) -> Image | None:
+    """Draw tiles beside the attention of the last block: mean over heads, then each head.
+
+    Each map is scaled to its own largest value: black is 0, white the patch most looked at.
+
+    Args:
+        backbone: any trunk; it is put in evaluation for the while.
+        pixels_BHWC: uint8 RGB tiles.
+        mean: normalisation, RGB in 0 … 1.
+        std: likewise.
+        size_px: side of the square that the trunk sees, whole patches.
+
+    Returns:
+        uint8 (H, W, 3); None: see `class_attention`.
+    """
+    x_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
+    x_BCHW = fit_square(x_BCHW, resize_px=size_px, input_px=size_px, interpolation="bicubic")
+    device = next(backbone.parameters()).device
+    shift, scale = (torch.tensor(tuple(v), device=device).view(1, 3, 1, 1) for v in (mean, std))
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            seen_BCHW = (x_BCHW.to(device).float() / 255 - shift) / scale
+            maps = class_attention(backbone, seen_BCHW)
+    finally:
+        backbone.train(was_training)
+    if maps is None:
+        return None
+    strips = []
+    for number, (tile, heads) in enumerate(zip(x_BCHW, maps.cpu(), strict=True), start=1):
+        panels = [_labelled(np.ascontiguousarray(tile.permute(1, 2, 0)), f"tile {number}")]
+        panels.append(_labelled(_heat(heads.mean(0), size_px), "mean"))
+        panels += [_labelled(_heat(h, size_px), f"head {i}") for i, h in enumerate(heads, start=1)]
+        strips.append(_beside(panels))
+    return _below(strips)
+
+
+def _heat(map_HW: Tensor, size_px: int) -> Image:
+    """Colour a map from black over red and yellow to white: each colour takes a third."""
+    level_HW = map_HW / map_HW.max().clamp_min(1e-12)
+    level_HW = functional.interpolate(level_HW[None, None], size=(size_px, size_px))[0, 0]
+    rgb = torch.stack([(3 * level_HW - shift).clamp(0, 1) for shift in range(3)], dim=-1)
+    return np.asarray((rgb * 255).round().to(torch.uint8))
+
+
+def write_png(path: Path, image: Image) -> None:
+    """Write a picture, complete or not at all."""
+    import pyvips
+
+    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    picture = pyvips.Image.new_from_array(image).copy(interpretation="srgb")
+    with output_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staged.write_bytes(picture.pngsave_buffer())
+            staged.replace(path)
+        finally:
+            staged.unlink(missing_ok=True)

@@ -1,0 +1,442 @@
+"""The trunks of pretraining: SR-ViT, Vision Transformers and convolutional networks of timm.
+
+    backbones, about = make_backbones(config, drop_path=0.1, patch_px=16, img_px=224)
+    student, teacher = backbones(role="student"), backbones(role="teacher")
+
+All trunks of a run start from the same weights: random ones, drawn from the seed, or those of a
+file. `export` writes a trunk so that `load_encoder(FILE)` opens it.
+
+Letters: B images, C H W an image, N patches (in blocks: all tokens), D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cytofm_cli.encoders import catalogue, layouts, weights
+from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec, Pooling
+from cytofm_cli.encoders.irpe import IrpeConfig, TokenGrid
+from cytofm_cli.encoders.models import timm as timm_networks
+from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig, annealed_h, relative_keys
+from cytofm_cli.errors import UsageError
+from cytofm_cli.pretrain import lora
+from cytofm_cli.pretrain.base import Backbone, Backbones, Tokens
+from cytofm_cli.pretrain.config import PretrainConfig
+
+_SHORT_NAMES: Final = {"resnet50": "timm/resnet50"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkInfo:
+    """What a run records about its trunk.
+
+    Attributes:
+        arch: its name, which `load_encoder` knows.
+        builder: keyword arguments of the architecture, plain JSON values.
+        dim: D.
+        patch_px: side of a patch; None: no patches.
+        n_parameters: of one trunk, without a mask token.
+        n_trained: of these, how many take a gradient in the student.
+        drop_path: largest rate of dropped residual branches, in students.
+        init_sha256: digest of the file the weights come from; None: random.
+        notes: what happened on the way, for the user: one line each.
+    """
+
+    arch: str
+    builder: Mapping[str, Any]
+    dim: int
+    patch_px: int | None
+    n_parameters: int
+    n_trained: int
+    drop_path: float
+    init_sha256: str | None
+    notes: tuple[str, ...]
+
+
+class Trunk(Backbone):
+    """A network, wrapped. Its parameters are called `trunk.…`.
+
+    Attributes:
+        trunk: the network, with timm's interface.
+        arch: the name that `load_encoder` knows the architecture by.
+        builder: its keyword arguments.
+    """
+
+    trunk: Any
+
+    def __init__(self, trunk: nn.Module, arch: str, builder: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.trunk, self.arch, self.builder = trunk, arch, dict(builder)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters without weight decay, beside biases and one-dimensional ones."""
+        named: set[str] = getattr(self.trunk, "no_weight_decay", set)()
+        return {f"trunk.{name}" for name in named} | {"mask_token"}
+
+    def set_h(self, h: int | None) -> None:
+        """Keep `h` keys of every query from now on; None: all.
+
+        Raises:
+            UsageError: the trunk is no SR-ViT.
+        """
+        if not isinstance(self.trunk, SrVit):
+            raise UsageError(f"{self.arch} attends to all keys.", hint="--encoder sr-vit-tiny")
+        self.trunk.set_h(h)
+
+
+class VitTrunk(Trunk):
+    """A Vision Transformer.
+
+    Args:
+        trunk: built with `dynamic_img_size`.
+        arch: see `Trunk`.
+        builder: see `Trunk`.
+        masks: have a mask token, zero at the start as in iBOT.
+    """
+
+    patch_px: int
+
+    def __init__(
+        self,
+        trunk: VisionTransformer,
+        arch: str,
+        builder: Mapping[str, Any],
+        *,
+        masks: bool = False,
+    ) -> None:
+        super().__init__(trunk, arch, builder)
+        self.dim = int(trunk.embed_dim)
+        self.patch_px = int(trunk.patch_embed.feat_ratio())
+        self.mask_token = nn.Parameter(torch.zeros(self.dim)) if masks else None
+        if trunk.attn_pool is not None:  # unused: tokens are taken before it
+            trunk.attn_pool.requires_grad_(requires_grad=False)
+
+    def n_patches(self, size_px: int) -> int:
+        """Return N of a square image."""
+        return (size_px // self.patch_px) ** 2
+
+    def forward(self, x_BCHW: Tensor, mask_BN: Tensor | None = None) -> Tokens:
+        """Return the tokens after the last norm; without a class token, cls is their mean.
+
+        Args:
+            x_BCHW: normalised images, sides whole numbers of patches.
+            mask_BN: bool, True replaces a patch, in rows of the patch grid.
+        """
+        trunk = self.trunk
+        patch_BHWD = trunk.patch_embed(x_BCHW)
+        if mask_BN is not None:
+            patch_BHWD = self._mask(patch_BHWD, mask_BN)
+        grid = TokenGrid((patch_BHWD.shape[1], patch_BHWD.shape[2]), trunk.num_prefix_tokens)
+        x_BND = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(patch_BHWD)))
+        x_BND = trunk.run_blocks(x_BND, grid) if isinstance(trunk, SrVit) else self._blocks(x_BND)
+        x_BND = trunk.fc_norm(trunk.norm(x_BND))  # one of the two does nothing
+        patch_BND = x_BND[:, trunk.num_prefix_tokens :]
+        cls_BD = x_BND[:, 0] if trunk.cls_token is not None else patch_BND.mean(1)
+        return Tokens(cls_BD=cls_BD, patch_BND=patch_BND)
+
+    def _mask(self, patch_BHWD: Tensor, mask_BN: Tensor) -> Tensor:
+        if self.mask_token is None:
+            raise UsageError("masks were given to a trunk that was made without a mask token.")
+        mask_BHW1 = mask_BN.view(*patch_BHWD.shape[:3], 1)
+        return torch.where(mask_BHW1, self.mask_token.to(patch_BHWD.dtype), patch_BHWD)
+
+    def _blocks(self, x_BND: Tensor) -> Tensor:
+        for block in self.trunk.blocks:
+            if self.trunk.grad_checkpointing and torch.is_grad_enabled():
+                x_BND = cast("Tensor", checkpoint(block, x_BND, use_reentrant=False))
+            else:
+                x_BND = block(x_BND)
+        return x_BND
+
+
+class ConvTrunk(Trunk):
+    """A network without patches: its pooled features stand for the image."""
+
+    def __init__(self, trunk: nn.Module, arch: str, builder: Mapping[str, Any]) -> None:
+        super().__init__(trunk, arch, builder)
+        self.dim = int(getattr(trunk, "head_hidden_size", None) or self.trunk.num_features)
+        self.patch_px = None
+
+    def forward(self, x_BCHW: Tensor, mask_BN: Tensor | None = None) -> Tokens:
+        """Return the pooled features of normalised images."""
+        if mask_BN is not None:
+            raise UsageError(f"{self.arch} has no patches to mask.")
+        features = self.trunk.forward_features(x_BCHW)
+        return Tokens(cls_BD=self.trunk.forward_head(features, pre_logits=True), patch_BND=None)
+
+
+def make_backbones(
+    config: PretrainConfig, *, drop_path: float, patch_px: int, img_px: int
+) -> tuple[Backbones, TrunkInfo]:
+    """Read the weights to start from, and return a maker of trunks that start from them.
+
+    Args:
+        config: encoder, h, irpe, init, lora_*, seed and checkpoint_activations matter here.
+        drop_path: largest rate of dropped residual branches, in students.
+        patch_px: side of a patch; views are whole numbers of it.
+        img_px: side of a global view, which the absolute positions are laid out for.
+
+    Raises:
+        UsageError: no such encoder, or one that cannot be pretrained here.
+        WeightsError: the weights do not fit.
+    """
+    maker = _Maker(config, drop_path, patch_px, img_px)
+    return maker, maker.info
+
+
+class _Maker:
+    """See `make_backbones`. Holds the weights that all trunks start from."""
+
+    def __init__(
+        self, config: PretrainConfig, drop_path: float, patch_px: int, img_px: int
+    ) -> None:
+        self._config, self._patch_px, self._img_px = config, patch_px, img_px
+        found = _resolve(config.encoder)
+        self._plugin = found.plugin
+        self._request = EncoderRequest(
+            name=found.name, model=found.model, builder=dict(found.builder)
+        )
+        if config.lora_rank and config.init is None:
+            raise UsageError("low-rank updates of random weights.", hint="pass --init FILE")
+        first, notes = self._build(), []
+        if config.init is not None:
+            state, may_lack = weights.read_state(config.init), relative_keys(first.trunk)
+            where = str(config.init)
+            report = layouts.load_into(first.trunk, state, where=where, may_lack=may_lack)
+            notes = _loading_notes(where, report)
+        self._state = {key: value.clone() for key, value in first.trunk.state_dict().items()}
+        self._drop_path = drop_path
+        if drop_path and isinstance(first, ConvTrunk) and not _drops_paths(self._request.model):
+            notes.append(f"{first.arch} cannot drop residual branches: drop path is 0")
+            self._drop_path = 0.0
+        n_parameters = sum(x.numel() for x in first.trunk.parameters())
+        self._adapt(first)
+        self.info = TrunkInfo(
+            arch=first.arch,
+            builder=first.builder,
+            dim=first.dim,
+            patch_px=first.patch_px,
+            n_parameters=n_parameters,
+            n_trained=sum(x.numel() for x in first.trunk.parameters() if x.requires_grad),
+            drop_path=self._drop_path,
+            init_sha256=None if config.init is None else weights.sha256(config.init),
+            notes=tuple(notes),
+        )
+
+    def __call__(self, *, role: str, masks: bool = False) -> Trunk:
+        """See `Backbones`."""
+        if role not in ("student", "teacher"):
+            raise UsageError(f"no trunk has the role {role!r}.", hint="student, teacher")
+        made = self._build(self._drop_path if role == "student" else 0.0, masks=masks)
+        made.trunk.load_state_dict(self._state)
+        self._adapt(made)
+        if role == "teacher":
+            made.requires_grad_(requires_grad=False)
+        elif self._config.checkpoint_activations:
+            _recompute(made)
+        return made
+
+    def _build(self, drop_path: float = 0.0, *, masks: bool = False) -> Trunk:
+        build = self._sr_vit if self._plugin == "sr_vit" else self._timm
+        with self._seeded():
+            return build(drop_path, masks)
+
+    def _adapt(self, made: Trunk) -> None:
+        if self._config.lora_rank:
+            with self._seeded():  # so that A is the same in all trunks, too
+                lora.add_lora(made, self._config.lora_rank, self._config.lora_alpha)
+
+    @contextlib.contextmanager
+    def _seeded(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._config.seed)
+            yield
+
+    def _sr_vit(self, drop_path: float, masks: bool) -> Trunk:
+        size = self._request.builder["size"]
+        irpe = IrpeConfig() if self._config.irpe else None
+        config = SrVitConfig(
+            size=size, patch_px=self._patch_px, img_px=self._img_px, h=self._config.h, irpe=irpe
+        )
+        network = SrVit(replace(config, drop_path=drop_path))
+        return VitTrunk(network, f"sr-vit-{size}", config.to_record(), masks=masks)
+
+    def _timm(self, drop_path: float, masks: bool) -> Trunk:
+        name, arguments = self._request.model, timm_networks._arguments(self._request)
+        rate = {"drop_path_rate": drop_path} if drop_path else {}
+        outline = timm_networks._outline(self._request)
+        if not isinstance(outline, VisionTransformer):
+            if hasattr(outline, "patch_embed") or hasattr(outline, "num_prefix_tokens"):
+                raise UsageError(
+                    f"{name}: of networks with patches, only plain Vision Transformers are "
+                    "pretrained.",
+                    hint="timm.list_models('vit_*') lists them",
+                )
+            if masks:
+                raise UsageError(
+                    f"{name} has no patches to mask.",
+                    hint="--method dino, or --encoder sr-vit-tiny",
+                )
+            network = timm.create_model(name, **arguments | rate)
+            return ConvTrunk(network, self._request.name, self._request.builder)
+        own_px = outline.patch_embed.feat_ratio()
+        if self._patch_px % own_px:
+            raise UsageError(
+                f"{name} has patches of {own_px} px, the views of {self._patch_px} px.",
+                hint=f"--patch-px {own_px}",
+            )
+        arguments |= {"img_size": self._img_px}
+        network = timm.create_model(name, **arguments | rate, dynamic_img_size=True)
+        builder = self._request.builder | {"img_size": self._img_px}
+        return VitTrunk(network, self._request.name, builder, masks=masks)
+
+
+def _resolve(encoder: str) -> catalogue.Resolved:
+    """Trace a name to its architecture.
+
+    Raises:
+        UsageError: it is none that can be pretrained.
+    """
+    if Path(encoder).suffix in weights.SUFFIXES or Path(encoder).is_file():
+        raise UsageError(
+            f"--encoder {encoder}: is a file.", hint=f"--encoder sr-vit-tiny --init {encoder}"
+        )
+    found = catalogue.resolve(_SHORT_NAMES.get(encoder, encoder))
+    if found.plugin not in ("sr_vit", "timm"):
+        raise UsageError(
+            f"encoder {encoder!r} cannot be pretrained.", hint="sr-vit-tiny, timm/NAME, resnet50"
+        )
+    if found.plugin == "timm" and not timm.is_model(found.model):
+        close = difflib.get_close_matches(found.model, timm.list_models(), n=2)
+        hint = f"did you mean timm/{' or timm/'.join(close)}?" if close else None
+        raise UsageError(f"timm has no model {found.model!r}.", hint=hint)
+    return found
+
+
+def _drops_paths(name: str) -> bool:
+    """Tell whether a network of timm takes a rate of dropped residual branches."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, drop_path_rate=0.1)
+    except TypeError:
+        return False
+    return True
+
+
+def _recompute(made: Trunk) -> None:
+    """Save memory: compute activations again when gradients flow back."""
+    try:
+        made.trunk.set_grad_checkpointing(enable=True)
+    except (AttributeError, AssertionError) as error:
+        raise UsageError(
+            f"{made.arch} cannot compute its activations twice.",
+            hint="leave --checkpoint-activations out",
+        ) from error
+
+
+def _loading_notes(where: str, report: layouts.LoadReport) -> list[str]:
+    notes = [f"{where}: {note}" for note in report.notes]
+    if report.dropped:
+        notes.append(f"{where}: {len(report.dropped)} entries of training heads left out")
+    if report.added:
+        notes.append(f"{where}: {len(report.added)} entries are new ({report.added[0]}, …)")
+    return notes
+
+
+def h_at(config: PretrainConfig, step: int, *, n_steps: int, n_tokens: int) -> int | None:
+    """Return the keys to keep at an update: falling from all to `--h`, then `--h`.
+
+    Args:
+        config: `h` and `h_anneal` matter.
+        step: updates done.
+        n_steps: of the run.
+        n_tokens: of a global view, class token included.
+    """
+    if config.h is None:
+        return None
+    n_falling = round(config.h_anneal * n_steps)
+    return annealed_h(step, n_steps=n_falling, n_tokens=n_tokens, h=config.h)
+
+
+def export(
+    path: Path,
+    backbone: Backbone,
+    *,
+    name: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    input_px: int,
+    mpp: float | None,
+    licence: str = "not stated",
+    pooling: Pooling = "cls",
+    dtype: torch.dtype = torch.float16,
+    state: Mapping[str, Tensor] | None = None,
+) -> EncoderSpec:
+    """Write a trunk as an encoder: updates of low rank folded in, mask token left out.
+
+    Args:
+        path: ends in `.safetensors`; replaced atomically.
+        backbone: made by `make_backbones`; it stays as it is.
+        name: what the encoder is called in stores.
+        mean: that the views were normalised with, RGB in 0 … 1.
+        std: likewise.
+        input_px: side of the image that the encoder is to see.
+        mpp: µm/px of the tiles; None: no particular one.
+        licence: of the weights.
+        pooling: cls, or cls+mean (Vision Transformers with a class token).
+        dtype: of the stored weights.
+        state: the backbone's state dict, where its own weights are sharded.
+
+    Raises:
+        UsageError: the trunk has no such pooling, or its weights do not fit the type.
+    """
+    if not isinstance(backbone, Trunk):
+        raise UsageError(f"{type(backbone).__name__} is no trunk of cytofm.")
+    own = _own_pooling(backbone)
+    if pooling != "cls" and own != "cls":
+        raise UsageError(f"{backbone.arch} has no class token to join with the mean.")
+    pooling = pooling if own == "cls" else own
+    prefix = "trunk."
+    whole = backbone.state_dict() if state is None else state
+    plain = lora.plain_state(whole, lora.scale_of(backbone))
+    kept = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
+    parameters = {name for name, _ in backbone.trunk.named_parameters()}
+    # Buffers keep their type: a running variance may leave the range of float16.
+    kept = {key: x.to(dtype) if key in parameters else x for key, x in kept.items()}
+    if any(not bool(torch.isfinite(x).all()) for x in kept.values()):
+        raise UsageError(f"{path}: the weights are not finite in {dtype}.", hint="write float32")
+    builder = backbone.builder
+    if isinstance(backbone.trunk, SrVit):
+        builder = builder | {"h": backbone.trunk.config.h}
+    elif isinstance(backbone, VitTrunk):
+        builder = builder | {"img_size": input_px}  # positions are resized on loading
+    triple = cast("Any", (tuple(mean), tuple(std)))
+    spec = EncoderSpec(
+        name=name,
+        dim=backbone.dim * (2 if pooling == "cls+mean" else 1),
+        input_px=input_px,
+        mpp=mpp,
+        mean=triple[0],
+        std=triple[1],
+        pooling=pooling,
+        licence=licence,
+    )
+    weights.write_encoder(path, kept, spec, arch=backbone.arch, config=builder)
+    return spec
+
+
+def _own_pooling(backbone: Trunk) -> Pooling:
+    if not isinstance(backbone, VitTrunk):
+        return "pool"
+    return "cls" if backbone.trunk.cls_token is not None else "mean"

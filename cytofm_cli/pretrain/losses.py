@@ -1,0 +1,237 @@
+"""The losses of self-supervised learning: pure functions, and the centre of the teacher.
+
+All compute in float32 at least, whatever autocast is on. Those that look at other processes say
+so; without a process group they see this process alone. The mean of a loss over processes of
+equal batches is the loss of one process with all tiles, except for KoLeo, which stays local.
+
+Letters: B tiles, T teacher's views, S student's views, D features, K prototypes, M masked patches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cytofm_cli.errors import UsageError
+from cytofm_cli.pretrain import distributed
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_EPS = 1e-8
+
+
+def full_precision(compute: Callable[P, R]) -> Callable[P, R]:
+    """Widen half-precision positional arguments to float32 and switch autocast off."""
+
+    @functools.wraps(compute)
+    def widened(*args: P.args, **kwargs: P.kwargs) -> R:
+        wide = [_widen(value) for value in args]
+        devices = {value.device.type for value in args if isinstance(value, Tensor)}
+        with torch.autocast(devices.pop() if devices else "cpu", enabled=False):
+            return compute(*wide, **kwargs)  # type: ignore[arg-type]
+
+    return widened
+
+
+def _widen(value: object) -> object:
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value  # type: ignore[attr-defined]
+
+
+@full_precision
+def dino_loss(p_TBK: Tensor, logits_SBK: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy between the teacher's and the student's views of a tile.
+
+    Mean over tiles and over all pairs (t, s) with t ≠ s; the teacher's views are the first ones
+    of the student's (Caron et al., ICCV 2021, eq. 3).
+
+    Args:
+        p_TBK: probabilities of the teacher, constants.
+        logits_SBK: scores of the student.
+        temperature: of the student, above 0.
+
+    Raises:
+        UsageError: there is no pair of different views.
+    """
+    n_teacher, n_student = len(p_TBK), len(logits_SBK)
+    n_pairs = sum(t != s for t in range(n_teacher) for s in range(n_student))
+    if n_pairs == 0:
+        raise UsageError("one view of a tile has no other to be compared with.")
+    # The cross-entropy is linear in p: add up the teacher's views first, then one product a view.
+    p_BK = p_TBK.sum(0)
+    loss = logits_SBK.new_zeros(())
+    for s, logits_BK in enumerate(logits_SBK):
+        target_BK = p_BK - p_TBK[s] if s < n_teacher else p_BK
+        log_BK = functional.log_softmax(logits_BK / temperature, dim=-1)
+        loss = loss - (target_BK * log_BK).sum(-1).mean()
+    return loss / n_pairs
+
+
+@full_precision
+def masked_patch_loss(
+    p_MK: Tensor, logits_MK: Tensor, weight_M: Tensor, temperature: float
+) -> Tensor:
+    """Cross-entropy at the masked patches, mean per image, then mean over images.
+
+    Zhou et al., ICLR 2022 (iBOT), eq. 2, over masked patches of the same view; an image without
+    masked patches counts as 0.
+
+    Args:
+        p_MK: probabilities of the teacher, constants.
+        logits_MK: scores of the student at the same patches.
+        weight_M: 1 / (masked patches of the image · images), see `masking.PatchMasks`.
+        temperature: of the student, above 0.
+    """
+    log_MK = functional.log_softmax(logits_MK / temperature, dim=-1)
+    return -((p_MK * log_MK).sum(-1) * weight_M).sum()
+
+
+@full_precision
+def koleo_loss(x_BD: Tensor) -> Tensor:
+    """Spread features: minus the mean log distance to the nearest neighbour on the sphere.
+
+    Kozachenko-Leonenko estimator of entropy (Sablayrolles et al., ICLR 2019, eq. 2; DINOv2).
+    Neighbours are those of this process, as published.
+
+    Raises:
+        UsageError: a single tile has no neighbour.
+    """
+    if len(x_BD) < 2:
+        raise UsageError("KoLeo needs two tiles a process.", hint="raise --batch or set koleo = 0")
+    x_BD = functional.normalize(x_BD, eps=_EPS)
+    with torch.no_grad():
+        cosine_BB = x_BD @ x_BD.T
+        nearest_B = cosine_BB.fill_diagonal_(-torch.inf).argmax(1)
+    distance_B = functional.pairwise_distance(x_BD, x_BD[nearest_B], eps=_EPS)
+    return -torch.log(distance_B + _EPS).mean()
+
+
+@full_precision
+def nt_xent(x_BD: Tensor, y_BD: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy of two views (Chen et al., ICML 2020, eq. 1).
+
+    Every other view of every process is a negative: 2 · B · processes - 2 of them.
+
+    Args:
+        x_BD: projections of the first views, any length.
+        y_BD: of the second views, in the same order.
+        temperature: above 0.
+    """
+    x_BD, y_BD = functional.normalize(x_BD), functional.normalize(y_BD)
+    joined = torch.cat([distributed.gather_with_grad(x_BD), distributed.gather_with_grad(y_BD)])
+    n, n_all = len(x_BD), len(joined) // 2
+    own_B = torch.arange(n, device=x_BD.device) + n * distributed.rank()
+    own, other = torch.cat([own_B, own_B + n_all]), torch.cat([own_B + n_all, own_B])
+    score = torch.cat([x_BD, y_BD]) @ joined.T / temperature
+    score = score.scatter(1, own[:, None], -torch.inf)
+    return functional.cross_entropy(score, other)
+
+
+@full_precision
+def info_nce(query_BD: Tensor, key_BD: Tensor, temperature: float) -> Tensor:
+    """Contrast queries with the keys of all processes, times 2 T (MoCo v3, alg. 1).
+
+    Chen, Xie & He, ICCV 2021, eq. 1: the positive is the key of the same tile, negatives are the
+    keys of the others; keys are constants. Add both directions for the symmetric loss.
+    """
+    query_BD = functional.normalize(query_BD)
+    keys = distributed.gather(functional.normalize(key_BD))
+    same_B = torch.arange(len(query_BD), device=keys.device) + len(query_BD) * distributed.rank()
+    score = query_BD @ keys.T / temperature
+    return functional.cross_entropy(score, same_B) * (2 * temperature)
+
+
+@full_precision
+def byol_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
+    """Squared distance of unit vectors, 2 - 2 cos (Grill et al., NeurIPS 2020, eq. 2).
+
+    The target is a constant. Add both directions for the symmetric loss.
+    """
+    cosine_B = functional.cosine_similarity(prediction_BD, target_BD.detach(), dim=-1)
+    return 2 - 2 * cosine_B.mean()
+
+
+@torch.no_grad()
+@full_precision
+def sinkhorn_knopp(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Turn scores into probabilities that use all prototypes alike, over all processes.
+
+    Caron et al., NeurIPS 2020 (SwAV), alg. of appendix A: prototypes and tiles are normalised in
+    turns, tiles last, so each row sums to 1. Processes may hold different numbers of rows, or
+    none. Scores are cosines: exp(1 / T) stays within float32 for T ≥ 0.0125.
+    """
+    q_BK = torch.exp(logits_BK / temperature)
+    for _ in range(iterations):
+        q_BK = q_BK / distributed.sum_(q_BK.sum(0))
+        q_BK = q_BK / q_BK.sum(1, keepdim=True)
+    return q_BK
+
+
+@full_precision
+def entropy(p_BK: Tensor) -> Tensor:
+    """Return the mean entropy of rows in nats; 0 · log 0 is 0, no rows give 0."""
+    total: Tensor = torch.special.entr(p_BK).sum()
+    return total / max(len(p_BK), 1)
+
+
+class Centre(nn.Module):
+    """The teacher's probabilities, centred by a running mean of its scores (DINO, eq. 4).
+
+    `forward` uses the centre and remembers the batch; `move` then moves the centre once an
+    update, however many parts the batch had, by all rows of all processes.
+
+    Args:
+        n_prototypes: K.
+        momentum: share of the old centre that stays.
+    """
+
+    centre_K: Tensor
+
+    def __init__(self, n_prototypes: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("centre_K", torch.zeros(n_prototypes))
+        self._seen: Tensor | None = None  # sums of the scores and, last, the number of rows
+
+    @torch.no_grad()
+    def forward(self, logits_BK: Tensor, temperature: float) -> Tensor:
+        """Return probabilities, (B, K), at least float32."""
+        logits_BK = logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
+        seen = functional.pad(logits_BK.sum(0), (0, 1), value=float(len(logits_BK)))
+        self._seen = seen if self._seen is None else self._seen + seen
+        return torch.softmax((logits_BK - self.centre_K) / temperature, dim=-1)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Move the centre towards the mean of the rows since the last call."""
+        if self._seen is None:
+            return
+        seen = distributed.sum_(self._seen)
+        self._seen = None
+        # Without any row the mean is the centre itself.
+        mean_K = torch.where(seen[-1] > 0, seen[:-1] / seen[-1].clamp(min=1), self.centre_K)
+        self.centre_K.lerp_(mean_K.to(self.centre_K.dtype), 1 - self.momentum)
+
+
+class Sinkhorn(nn.Module):
+    """`sinkhorn_knopp` in the place of `Centre`.
+
+    Args:
+        iterations: rounds of normalisation.
+    """
+
+    def __init__(self, iterations: int = 3) -> None:
+        super().__init__()
+        self.iterations = iterations
+
+    def forward(self, logits_BK: Tensor, temperature: float) -> Tensor:
+        """Return probabilities, (B, K), at least float32."""
+        return sinkhorn_knopp(logits_BK, temperature, self.iterations)
+
+    def move(self) -> None:
+        """Keep no state."""

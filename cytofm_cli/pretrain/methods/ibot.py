@@ -1,0 +1,28 @@
+"""iBOT: DINO, and prototypes of the patches that the student does not see.
+
+Zhou et al., ICLR 2022, with the settings of its ViT-S run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cytofm_cli.config import option
+from cytofm_cli.pretrain.patches import MaskedConfig, MaskedMethod
+from cytofm_cli.registry import Plugin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(MaskedConfig):
+    """Settings of iBOT."""
+
+    prototypes: int = option(8192, "prototypes, K", low=2)
+
+
+class Ibot(MaskedMethod):
+    """Masked image modelling with a teacher. Needs a trunk with patches."""
+
+    config: Config
+
+
+PLUGIN = Plugin(make=Ibot, config=Config, summary="iBOT: DINO and masked patches (Zhou 2022)")

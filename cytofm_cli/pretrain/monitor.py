@@ -1,0 +1,165 @@
+"""What a run says about itself while it trains: a log, collapse monitors, use of the machine.
+
+`log.jsonl` has one JSON object a line: `step`, then numbers; null is a number that was not finite
+or not known. Those in `TIMES` differ from run to run, all others do not, stopped and resumed or
+not. With the package `tensorboard` installed the same numbers go there.
+
+Letters: B tiles, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cytofm_cli.errors import InputError
+from cytofm_cli.resources import cpu_count
+from cytofm_cli.store.io import output_errors
+
+TIMES: Final = frozenset({"tiles_per_s", "wait_share", "utilisation"})
+
+
+class RunLog:
+    """The log of a run, one line at a time; only the process of rank 0 has one.
+
+    Args:
+        path: the JSON lines.
+        step: updates done when this process takes over; later lines of a process that was
+            killed are cut off, since they will be written again.
+        tensorboard: folder of TensorBoard's files; None: none.
+
+    Attributes:
+        notes: what the user should know, one line each.
+    """
+
+    def __init__(self, path: Path, *, step: int = 0, tensorboard: Path | None = None) -> None:
+        self.path, self.notes = path, []
+        self._board: Any = None
+        with output_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _cut(path, step)
+            self._file = path.open("ab")
+        if tensorboard is not None:
+            if importlib.util.find_spec("tensorboard") is None:
+                self.notes.append("TensorBoard is not installed: the log is in log.jsonl only")
+                return
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a line; once this returns, it survives a crash of the machine."""
+        line = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        with output_errors(self.path.parent):
+            self._file.write(json.dumps({"step": step, **line}).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a log; a last one that a crash has torn off is left out.
+
+    Raises:
+        InputError: another line is damaged, or there is no such file.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
+    found = []
+    for number, line in enumerate(lines[:-1], start=1):  # what no newline ends is torn
+        try:
+            one = json.loads(line)
+            found.append({"step": int(one["step"]), **one})
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: line {number} is no line of a log.") from error
+    return found
+
+
+def _cut(path: Path, step: int) -> None:
+    """Keep the lines up to a step, in one rename."""
+    if not path.exists():
+        return
+    kept = [line for line in read_log(path) if line["step"] <= step]
+    staged = path.with_name(f".{path.name}.partial")
+    try:
+        with staged.open("wb") as file:
+            file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def collapse(features_BD: Tensor) -> dict[str, float]:
+    """Tell how far the features of a batch are from all being the same.
+
+    feature_std: √D · mean over d of std over B of z, where z = f / ‖f‖. Near 1 if the directions
+    are uniform on the sphere, 0 if all are one (Chen and He, arXiv:2011.10566, §4.1).
+
+    effective_rank: exp(−Σ p log p) with p = σ / Σσ, σ the singular values of f (RankMe,
+    arXiv:2210.02885, eq. 1, without its ε). From 1, all features on one line, to min(B, D).
+
+    Args:
+        features_BD: of any type, on any device; the sums are made in float64.
+
+    Returns:
+        both; NaN where features are not finite, or all are zero.
+    """
+    f_BD = features_BD.detach().double().cpu()
+    if f_BD.numel() == 0 or not bool(torch.isfinite(f_BD).all()) or not bool(f_BD.any()):
+        return {"feature_std": math.nan, "effective_rank": math.nan}
+    z_BD = functional.normalize(f_BD, dim=1)
+    std = float(z_BD.std(0, correction=0).mean()) * math.sqrt(f_BD.shape[1])
+    sigma = torch.linalg.svdvals(f_BD)
+    p = sigma / sigma.sum()
+    return {"feature_std": std, "effective_rank": float(torch.special.entr(p).sum().exp())}
+
+
+def utilisation(device: torch.device, cpu_s: float, wall_s: float) -> float:
+    """Return how busy the device is, 0 … 1; NaN where nobody can tell.
+
+    Args:
+        device: a GPU is asked for its load of the last moment.
+        cpu_s: processor time this process took, all threads together (`time.process_time`).
+        wall_s: in how long.
+    """
+    if device.type == "cpu":
+        return cpu_s / (wall_s * cpu_count()) if wall_s > 0 else math.nan
+    if device.type == "cuda":
+        # Without its package (nvidia-ml-py) or the rights, torch raises this or that.
+        with contextlib.suppress(Exception):
+            return torch.cuda.utilization(device) / 100
+    return math.nan

@@ -1,0 +1,296 @@
+"""The tiles of many stores under one numbering, with their nuclei; any thread may read.
+
+Letters: B tiles, M nuclei, C H W an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from cytofm_cli.config import digest
+from cytofm_cli.errors import InputError, StoreError
+from cytofm_cli.nuclei.base import make_table
+from cytofm_cli.pretrain.sampling import Schedule
+from cytofm_cli.store import schema
+from cytofm_cli.store.io import Store, open_store
+from cytofm_cli.tiles.source import TileSource, open_tiles, plan_of
+from cytofm_cli.views import stored
+from cytofm_cli.views.make import pad_nuclei
+from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.stored import TileNuclei, open_nuclei
+
+_SAME_MPP: Final = 0.12  # relative; two levels that `cytofm tile` both takes for its target
+_MOST_OPEN: Final = 256  # stores
+_MOST_OPEN_SLIDES: Final = 64  # a reader holds a cache of pixels
+_FILES_A_STORE: Final = schema.MOST_SHARDS
+_REPEATS_NOTED: Final = 10
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedSlide:
+    """The tiles of one slide, with their nuclei.
+
+    Attributes:
+        n_without_nuclei: tiles in which no nucleus lies.
+        mark: changes with the tiles and the nuclei.
+    """
+
+    store: Store
+    nuclei: TileNuclei
+    n_tiles: int
+    n_without_nuclei: int
+    mark: str
+
+    @property
+    def slide_id(self) -> str:
+        """Name of the slide."""
+        return self.store.slide_id
+
+
+class TileIndex:
+    """The tiles of all slides, numbered 0 … n_tiles - 1 slide by slide.
+
+    Attributes:
+        slides: in the order of their names.
+        tile_px: side of a tile.
+        mpp: µm/px of the tiles, the median over the slides.
+        detector: whose nuclei; None: none are used.
+        n_tiles: of all slides.
+        n_without_nuclei: tiles in which no nucleus lies; 0 where none are used.
+        notes: what the user should know, one line each.
+    """
+
+    def __init__(
+        self, slides: Sequence[IndexedSlide], detector: str | None, folder: Path | None
+    ) -> None:
+        self.slides, self.detector = tuple(slides), detector
+        self.tile_px = plan_of(slides[0].store).tile_px
+        self.mpp = float(np.median([plan_of(slide.store).mpp for slide in slides]))
+        self.n_tiles = sum(slide.n_tiles for slide in slides)
+        self.n_without_nuclei = sum(slide.n_without_nuclei for slide in slides)
+        self._first = np.cumsum([0, *(slide.n_tiles for slide in slides)])
+        self._sources = _Sources([slide.store for slide in slides], folder)
+        self.notes = tuple(self._notes())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run records about its data."""
+        marks = {slide.slide_id: slide.mark for slide in self.slides}
+        return {
+            "n_slides": len(self.slides),
+            "n_tiles": self.n_tiles,
+            "n_without_nuclei": self.n_without_nuclei,
+            "tile_px": self.tile_px,
+            "mpp": self.mpp,
+            "detector": self.detector,
+            "digest": digest(marks),
+        }
+
+    def schedule(self, seed: int, balance: str) -> Schedule:
+        """Return which tile each slot of a run takes."""
+        names, sizes = [s.slide_id for s in self.slides], [s.n_tiles for s in self.slides]
+        return Schedule(names, sizes, seed, balance)
+
+    def locate(self, tile: int) -> tuple[int, int]:
+        """Return a tile's slide and its number in there."""
+        slide = int(np.searchsorted(self._first, tile, side="right")) - 1
+        return slide, tile - int(self._first[slide])
+
+    def read(self, tiles: Sequence[int], ncp: NcpConfig) -> stored.Batch:
+        """Read tiles of any slides, with their nuclei; any thread may."""
+        parts = []
+        for tile in tiles:
+            slide, within = self.locate(tile)
+            with self._sources.use(slide) as source:
+                parts.append(stored.read_batch(source, self.slides[slide].nuclei, [within], ncp))
+        return join(parts)
+
+    def close(self) -> None:
+        """Close all stores; those in use stay open until they are not."""
+        self._sources.close()
+
+    def _notes(self) -> Iterator[str]:
+        if len(self.slides) == 1:
+            yield f"one slide only ({self.slides[0].slide_id}): --balance has no meaning"
+        if self.n_without_nuclei:
+            yield f"{self.n_without_nuclei} of {self.n_tiles} tiles have no nuclei: plain views"
+        small = min(self.slides, key=lambda slide: slide.n_tiles)
+        repeats = self.n_tiles / len(self.slides) / small.n_tiles
+        if repeats >= _REPEATS_NOTED:
+            yield (
+                f"slide {small.slide_id} has {small.n_tiles} tiles: balanced over slides, each "
+                f"is seen {repeats:.0f} times an epoch"
+            )
+
+
+def open_index(
+    stores: Sequence[Path],
+    detector: str | None = None,
+    *,
+    need_nuclei: bool = True,
+    slides: Path | None = None,
+) -> TileIndex:
+    """Open stores for pretraining and count their tiles.
+
+    Args:
+        stores: with tiles; their order does not matter.
+        detector: whose nuclei; None takes the only ones there are.
+        need_nuclei: False leaves the nuclei out.
+        slides: folder where the slides lie now, for stores without pixels.
+
+    Raises:
+        InputError: no stores, two of one slide, or tiles that do not go together.
+        StoreError: a store without tiles or without nuclei.
+    """
+    found: dict[str, IndexedSlide] = {}
+    names: dict[str, Path] = {}
+    for path in stores:
+        store = open_store(path)
+        if store.slide_id in found:
+            raise InputError(
+                f"two stores of slide {store.slide_id}: {found[store.slide_id].store.path} "
+                f"and {path}.",
+                hint="name one of them",
+            )
+        name, slide = _index(store, detector, need_nuclei=need_nuclei)
+        if name is not None:
+            names.setdefault(name, path)
+        if slide.n_tiles:
+            found[store.slide_id] = slide
+    if not found:
+        raise InputError("the stores hold no tiles.", hint="make some with `cytofm tile`.")
+    if len(names) > 1:
+        (one, path), (other, second) = list(names.items())[:2]
+        raise InputError(
+            f"nuclei of several detectors: {one!r} in {path}, {other!r} in {second}.",
+            hint=f"--detector {one}, after `cytofm detect` with it on all",
+        )
+    ordered = [found[key] for key in sorted(found)]
+    _check_alike(ordered)
+    return TileIndex(ordered, next(iter(names), None), slides)
+
+
+def _index(
+    store: Store, detector: str | None, *, need_nuclei: bool
+) -> tuple[str | None, IndexedSlide]:
+    if schema.TILE_STEP not in store.steps:
+        raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
+    n_tiles = int(store.steps[schema.TILE_STEP]["n_tiles"])
+    steps, name, n_without = [schema.TILE_STEP], None, 0
+    if need_nuclei:
+        name, nuclei = open_nuclei(store, detector)
+        steps.append(schema.nuclei_step(name))
+        n_without = sum(not len(nuclei.rows(tile)) for tile in range(n_tiles))
+    else:
+        none = make_table(np.zeros((0, 2)), np.zeros(0))
+        nuclei = TileNuclei(none, store.read(schema.TILE_XY.path), plan_of(store))
+    records = [store.steps[step] for step in steps]
+    mark = "-".join(f"{r['config_hash']}-{r['input_fingerprint']}" for r in records)
+    return name, IndexedSlide(store, nuclei, n_tiles, n_without, mark)
+
+
+def _check_alike(slides: Sequence[IndexedSlide]) -> None:
+    """Refuse tiles of several sizes or resolutions."""
+    plans = [(plan_of(slide.store), slide.store.path) for slide in slides]
+    first, path = plans[0]
+    for plan, other in plans[1:]:
+        if plan.tile_px != first.tile_px:
+            raise InputError(
+                f"tiles of {first.tile_px} px in {path} and of {plan.tile_px} px in {other}.",
+                hint="tile all slides alike: `cytofm tile --tile-px`",
+            )
+    (low, path), (high, other) = (pick(plans, key=lambda item: item[0].mpp) for pick in (min, max))
+    if high.mpp > low.mpp * (1 + _SAME_MPP):
+        raise InputError(
+            f"tiles at {low.mpp:.4g} µm/px in {path} and at {high.mpp:.4g} in {other}.",
+            hint="tile all slides alike: `cytofm tile --mpp`",
+        )
+
+
+def join(parts: Sequence[stored.Batch]) -> stored.Batch:
+    """Put tiles of any slides together; label maps where one of them has any."""
+    points = [xy[ok] for b in parts for xy, ok in zip(b.xy_BM2, b.valid_BM, strict=True)]
+    tile_BCHW = torch.cat([part.tile_BCHW for part in parts])
+    label = None
+    if any(part.label_BHW is not None for part in parts):
+        # A slide that has points only: no pixel belongs to a nucleus, as without a map.
+        blank = torch.zeros((1, *tile_BCHW.shape[-2:]), dtype=torch.int32)
+        label = torch.cat([blank if p.label_BHW is None else p.label_BHW for p in parts])
+    rows = [row for part in parts for row in part.rows]
+    return stored.Batch(tile_BCHW, *pad_nuclei(points), label, rows)
+
+
+@dataclass
+class _Open:
+    """An open store and how many threads read it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    source: TileSource | None = None
+    users: int = 0
+
+
+class _Sources:
+    """The pixels of many stores, opened when needed; those longest unused are closed again."""
+
+    def __init__(self, stores: Sequence[Store], slides: Path | None) -> None:
+        self._stores, self._slides = stores, slides
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+        stored_pixels = all(store.has(schema.TILE_PIXELS.path) for store in stores)
+        self._most = min(
+            _MOST_OPEN if stored_pixels else _MOST_OPEN_SLIDES, _files() // (2 * _FILES_A_STORE)
+        )
+
+    @contextlib.contextmanager
+    def use(self, number: int) -> Iterator[TileSource]:
+        """Give the tiles of one store."""
+        with self._lock:
+            one = self._open.setdefault(number, _Open())
+            self._open.move_to_end(number)
+            one.users += 1
+        try:
+            with one.lock:
+                if one.source is None:
+                    opened = open_tiles(self._stores[number], slides=self._slides)
+                    one.source = one.stack.enter_context(opened)
+            yield one.source
+        finally:
+            with self._lock:
+                one.users -= 1
+            self._close(keep=self._most)
+
+    def close(self) -> None:
+        """Close what nobody reads."""
+        self._close(keep=0)
+
+    def _close(self, keep: int) -> None:
+        with self._lock:
+            idle = [number for number, one in self._open.items() if not one.users]
+            surplus = idle[: max(0, len(self._open) - keep)]
+            closing = [self._open.pop(number) for number in surplus]
+        for one in closing:
+            one.stack.close()
+
+
+def _files() -> int:
+    """Return how many files may be open, after asking for as many as the system allows."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN * _FILES_A_STORE * 2
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return soft if soft != resource.RLIM_INFINITY else wanted

@@ -1,0 +1,72 @@
+"""Heads: what comes out, and that copies are independent."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cytofm_cli.pretrain.heads import DinoHead, projector
+
+
+def test_dino_head__gives_cosines_with_the_prototypes() -> None:
+    head = DinoHead(3, 2, hidden=4, bottleneck=2).double()
+    with torch.no_grad():
+        head.prototypes.copy_(torch.tensor([[3.0, 0.0], [0.0, -0.1]]))  # lengths do not count
+    head.mlp = nn.Linear(3, 2, bias=False).double()
+    with torch.no_grad():
+        head.mlp.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]))
+    out = head(torch.tensor([[3.0, 4.0, 9.0], [-2.0, 0.0, 1.0]], dtype=torch.float64))
+    expected = torch.tensor([[0.6, -0.8], [-1.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+
+
+def test_dino_head__gradient_of_a_prototype_is_orthogonal_to_it() -> None:
+    head = DinoHead(5, 7, hidden=6, bottleneck=4).double()
+    (head(torch.randn(3, 5, dtype=torch.float64)) * torch.randn(3, 7)).sum().backward()
+    along_K = (head.prototypes * head.prototypes.grad).sum(1)
+    torch.testing.assert_close(along_K, torch.zeros_like(along_K))
+    assert (head.prototypes.grad.norm(dim=1) > 1e-6).all()
+
+
+def test_dino_head__any_leading_shape_and_no_rows() -> None:
+    head, x = DinoHead(5, 7, hidden=6, bottleneck=4), torch.randn(2, 3, 5)
+    torch.testing.assert_close(head(x).flatten(0, 1), head(x.flatten(0, 1)))
+    empty = head(torch.zeros(0, 5))
+    assert empty.shape == (0, 7)
+    empty.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+
+
+def test_dino_head__copy_after_a_pass_is_equal_and_independent() -> None:
+    head, x = DinoHead(5, 7, hidden=6, bottleneck=4), torch.randn(2, 5)
+    before = head(x)  # torch's old weight_norm could not be copied from here on
+    other = copy.deepcopy(head)
+    assert torch.equal(other(x), before)
+    with torch.no_grad():
+        head.prototypes.neg_()
+    assert torch.equal(other(x), before)
+
+
+def test_dino_head__published_size() -> None:
+    head = DinoHead(384, 1024)
+    widths = [tuple(p.shape) for p in head.parameters() if p.ndim == 2]
+    assert widths == [(1024, 256), (2048, 384), (2048, 2048), (256, 2048)]
+
+
+@pytest.mark.parametrize("last_norm", [True, False])
+def test_projector__has_norms_between_layers_and_perhaps_last(last_norm: bool) -> None:
+    net = projector((6, 8, 8, 4), bias=not last_norm, last_norm=last_norm)
+    kinds = [type(layer).__name__ for layer in net]
+    block = ["Linear", "BatchNorm1d", "ReLU"]
+    assert kinds == [*block, *block, "Linear", *["BatchNorm1d"] * last_norm]
+    assert [layer.bias is not None for layer in net if isinstance(layer, nn.Linear)] == (
+        [not last_norm] * 3
+    )
+    out = net(torch.randn(64, 6))
+    if last_norm:
+        assert net[-1].weight is None
+        torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+        torch.testing.assert_close(out.var(0, correction=0), torch.ones(4), atol=1e-2, rtol=0)
