@@ -124,7 +124,8 @@ def _to_timm_names(
         ("SwiGLU", _swiglu),
     )
     for what, rename in renames:
-        renamed = {rename(key): value for key, value in state.items()}
+        # EfficientNet's own names look like blocks in chunks: what fits stays.
+        renamed = {k if k in wanted else rename(k): value for k, value in state.items()}
         if renamed.keys() != state.keys():
             notes.append(f"renamed from DINOv2: {what}")
             state = renamed

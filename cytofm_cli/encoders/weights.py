@@ -121,9 +121,17 @@ def write_encoder(
     try:
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, staged, metadata=metadata)
+        staged.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Return the process's mask of file modes; asking is only possible by setting."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

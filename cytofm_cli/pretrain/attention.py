@@ -23,23 +23,16 @@ from cytofm_cli.pretrain.base import Backbone
 from cytofm_cli.pretrain.tile_index import TileIndex
 from cytofm_cli.store.io import output_errors
 from cytofm_cli.views.perturb import PRESETS
-from cytofm_cli.views.sheet import Image, _below, _beside, _labelled
+from cytofm_cli.views.sheet import Image, below, beside, labelled
 from cytofm_cli.views.stored import draw_lots
 
 
 def choose_tiles(index: TileIndex, n: int, seed: int) -> NDArray[np.uint8]:
     """Read `n` random tiles, (n, H, W, 3), with nuclei as far as there are such tiles."""
-    ranked: list[tuple[bool, float, int]] = []
-    first = 0
-    for slide in index.slides:
-        tiles = np.arange(slide.n_tiles)
-        lots = draw_lots(seed, slide.slide_id, tiles).tolist()
-        # Only a slide's best can be among the best of all: look for nuclei in few tiles.
-        for lot, tile in sorted(zip(lots, tiles.tolist(), strict=True))[: 4 * n]:
-            bare = index.detector is not None and not len(slide.nuclei.rows(tile))
-            ranked.append((bare, lot, first + tile))
-        first += slide.n_tiles
-    chosen = [tile for _, _, tile in sorted(ranked)[:n]]
+    slides = index.slides
+    lots = [draw_lots(seed, slide.slide_id, np.arange(slide.n_tiles)) for slide in slides]
+    bare_N = np.concatenate([slide.bare_N for slide in slides])
+    chosen = np.lexsort((np.concatenate(lots), bare_N))[:n].tolist()
     pixels_BCHW = index.read(chosen, PRESETS["none"]).tile_BCHW
     return pixels_BCHW.permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -52,8 +45,8 @@ def class_attention(backbone: Backbone, x_BCHW: Tensor) -> Tensor | None:
         x_BCHW: normalised images.
 
     Returns:
-        float32 (B, heads, rows, columns), shares of what the class token attends to; None: the trunk has no class token
-        or no attention that can be looked at.
+        float32 (B, heads, rows, columns), shares of what the class token attends to; None: the
+        trunk has no class token, or no attention that can be looked at.
     """
     if not isinstance(backbone, VitTrunk) or backbone.trunk.cls_token is None:
         return None
@@ -121,11 +114,11 @@ def draw_attention(
         return None
     strips = []
     for number, (tile, heads) in enumerate(zip(x_BCHW, maps.cpu(), strict=True), start=1):
-        panels = [_labelled(np.ascontiguousarray(tile.permute(1, 2, 0)), f"tile {number}")]
-        panels.append(_labelled(_heat(heads.mean(0), size_px), "mean"))
-        panels += [_labelled(_heat(h, size_px), f"head {i}") for i, h in enumerate(heads, start=1)]
-        strips.append(_beside(panels))
-    return _below(strips)
+        panels = [labelled(np.ascontiguousarray(tile.permute(1, 2, 0)), f"tile {number}")]
+        panels.append(labelled(_heat(heads.mean(0), size_px), "mean"))
+        panels += [labelled(_heat(h, size_px), f"head {i}") for i, h in enumerate(heads, start=1)]
+        strips.append(beside(panels))
+    return below(strips)
 
 
 def _heat(map_HW: Tensor, size_px: int) -> Image:

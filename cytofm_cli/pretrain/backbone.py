@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -195,40 +195,46 @@ def make_backbones(
     return maker, maker.info
 
 
+@dataclass(frozen=True)
+class _Blueprint:
+    """How a trunk is built: `network(rate)` draws random weights."""
+
+    arch: str
+    builder: dict[str, Any]
+    is_vit: bool
+    network: Callable[[float], Any]
+
+
 class _Maker:
     """See `make_backbones`. Holds the weights that all trunks start from."""
 
     def __init__(
         self, config: PretrainConfig, drop_path: float, patch_px: int, img_px: int
     ) -> None:
-        self._config, self._patch_px, self._img_px = config, patch_px, img_px
-        found = _resolve(config.encoder)
-        self._plugin = found.plugin
-        self._request = EncoderRequest(
-            name=found.name, model=found.model, builder=dict(found.builder)
-        )
+        self._config, self._drop_path = config, drop_path
+        self._print = _blueprint(config, patch_px, img_px)
         if config.lora_rank and config.init is None:
             raise UsageError("low-rank updates of random weights.", hint="pass --init FILE")
-        first, notes = self._build(), []
-        if config.init is not None:
-            state, may_lack = weights.read_state(config.init), relative_keys(first.trunk)
-            where = str(config.init)
-            report = layouts.load_into(first.trunk, state, where=where, may_lack=may_lack)
-            notes = _loading_notes(where, report)
-        self._state = {key: value.clone() for key, value in first.trunk.state_dict().items()}
-        self._drop_path = drop_path
-        if drop_path and isinstance(first, ConvTrunk) and not _drops_paths(self._request.model):
-            notes.append(f"{first.arch} cannot drop residual branches: drop path is 0")
+        notes: list[str] = []
+        if drop_path and not self._print.is_vit and not _drops_paths(self._print):
+            notes.append(f"{self._print.arch} cannot drop residual branches: drop path is 0")
             self._drop_path = 0.0
-        n_parameters = sum(x.numel() for x in first.trunk.parameters())
-        self._adapt(first)
+        with self._seeded():
+            network = self._print.network(0.0)
+        if config.init is not None:
+            state, where = weights.read_state(config.init), str(config.init)
+            may_lack = relative_keys(network)
+            report = layouts.load_into(network, state, where=where, may_lack=may_lack)
+            notes += _loading_notes(where, report)
+        self._state: dict[str, Tensor] = network.state_dict()
+        student = self(role="student")
         self.info = TrunkInfo(
-            arch=first.arch,
-            builder=first.builder,
-            dim=first.dim,
-            patch_px=first.patch_px,
-            n_parameters=n_parameters,
-            n_trained=sum(x.numel() for x in first.trunk.parameters() if x.requires_grad),
+            arch=student.arch,
+            builder=student.builder,
+            dim=student.dim,
+            patch_px=student.patch_px,
+            n_parameters=sum(x.numel() for x in network.parameters()),
+            n_trained=sum(x.numel() for x in student.parameters() if x.requires_grad),
             drop_path=self._drop_path,
             init_sha256=None if config.init is None else weights.sha256(config.init),
             notes=tuple(notes),
@@ -238,24 +244,26 @@ class _Maker:
         """See `Backbones`."""
         if role not in ("student", "teacher"):
             raise UsageError(f"no trunk has the role {role!r}.", hint="student, teacher")
-        made = self._build(self._drop_path if role == "student" else 0.0, masks=masks)
-        made.trunk.load_state_dict(self._state)
-        self._adapt(made)
+        plan = self._print
+        if masks and not plan.is_vit:
+            raise UsageError(
+                f"{plan.arch} has no patches to mask.",
+                hint="--method dino, or --encoder sr-vit-tiny",
+            )
+        with self._seeded():
+            network = plan.network(self._drop_path if role == "student" else 0.0)
+        network.load_state_dict(self._state)
+        made: Trunk = ConvTrunk(network, plan.arch, plan.builder)
+        if plan.is_vit:
+            made = VitTrunk(network, plan.arch, plan.builder, masks=masks)
+        if self._config.lora_rank:
+            with self._seeded():  # A of all trunks is the same, too
+                lora.add_lora(made, self._config.lora_rank, self._config.lora_alpha)
         if role == "teacher":
             made.requires_grad_(requires_grad=False)
         elif self._config.checkpoint_activations:
             _recompute(made)
         return made
-
-    def _build(self, drop_path: float = 0.0, *, masks: bool = False) -> Trunk:
-        build = self._sr_vit if self._plugin == "sr_vit" else self._timm
-        with self._seeded():
-            return build(drop_path, masks)
-
-    def _adapt(self, made: Trunk) -> None:
-        if self._config.lora_rank:
-            with self._seeded():  # so that A is the same in all trunks, too
-                lora.add_lora(made, self._config.lora_rank, self._config.lora_alpha)
 
     @contextlib.contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -263,43 +271,62 @@ class _Maker:
             torch.manual_seed(self._config.seed)
             yield
 
-    def _sr_vit(self, drop_path: float, masks: bool) -> Trunk:
-        size = self._request.builder["size"]
-        irpe = IrpeConfig() if self._config.irpe else None
-        config = SrVitConfig(
-            size=size, patch_px=self._patch_px, img_px=self._img_px, h=self._config.h, irpe=irpe
-        )
-        network = SrVit(replace(config, drop_path=drop_path))
-        return VitTrunk(network, f"sr-vit-{size}", config.to_record(), masks=masks)
 
-    def _timm(self, drop_path: float, masks: bool) -> Trunk:
-        name, arguments = self._request.model, timm_networks._arguments(self._request)
-        rate = {"drop_path_rate": drop_path} if drop_path else {}
-        outline = timm_networks._outline(self._request)
-        if not isinstance(outline, VisionTransformer):
-            if hasattr(outline, "patch_embed") or hasattr(outline, "num_prefix_tokens"):
-                raise UsageError(
-                    f"{name}: of networks with patches, only plain Vision Transformers are "
-                    "pretrained.",
-                    hint="timm.list_models('vit_*') lists them",
-                )
-            if masks:
-                raise UsageError(
-                    f"{name} has no patches to mask.",
-                    hint="--method dino, or --encoder sr-vit-tiny",
-                )
-            network = timm.create_model(name, **arguments | rate)
-            return ConvTrunk(network, self._request.name, self._request.builder)
-        own_px = outline.patch_embed.feat_ratio()
-        if self._patch_px % own_px:
-            raise UsageError(
-                f"{name} has patches of {own_px} px, the views of {self._patch_px} px.",
-                hint=f"--patch-px {own_px}",
-            )
-        arguments |= {"img_size": self._img_px}
-        network = timm.create_model(name, **arguments | rate, dynamic_img_size=True)
-        builder = self._request.builder | {"img_size": self._img_px}
-        return VitTrunk(network, self._request.name, builder, masks=masks)
+def _blueprint(config: PretrainConfig, patch_px: int, img_px: int) -> _Blueprint:
+    """Decide the architecture.
+
+    Raises:
+        UsageError: it cannot be pretrained, or not with these patches.
+    """
+    found = _resolve(config.encoder)
+    if found.plugin == "timm":
+        request = EncoderRequest(name=found.name, model=found.model, builder=dict(found.builder))
+        return _timm_blueprint(request, patch_px, img_px)
+    size, own_px = found.builder["size"], found.builder["patch_px"]
+    if found.name != f"sr-vit-{size}" and own_px != patch_px:  # its name says the patch
+        raise _other_patches(found.name, own_px, patch_px)
+    plan = SrVitConfig(
+        size=size,
+        patch_px=patch_px,
+        img_px=img_px,
+        h=config.h or None,
+        irpe=IrpeConfig() if config.irpe else None,
+    )
+    return _Blueprint(
+        arch=found.name,
+        builder=plan.to_record(),
+        is_vit=True,
+        network=lambda rate: SrVit(replace(plan, drop_path=rate)),
+    )
+
+
+def _timm_blueprint(request: EncoderRequest, patch_px: int, img_px: int) -> _Blueprint:
+    name, arguments = request.model, timm_networks.network_arguments(request)
+    outline, builder = timm_networks.network_outline(request), dict(request.builder)
+    is_vit = isinstance(outline, VisionTransformer)
+    if is_vit:
+        own_px = int(outline.patch_embed.feat_ratio())
+        if patch_px % own_px:
+            raise _other_patches(name, own_px, patch_px)
+        builder |= {"img_size": img_px}
+        arguments |= {"img_size": img_px, "dynamic_img_size": True}
+    elif hasattr(outline, "patch_embed") or hasattr(outline, "num_prefix_tokens"):
+        raise UsageError(
+            f"{name}: of networks with patches, only plain Vision Transformers are pretrained.",
+            hint="timm.list_models('vit_*') lists them",
+        )
+
+    def network(rate: float) -> Any:
+        return timm.create_model(name, **arguments, **({"drop_path_rate": rate} if rate else {}))
+
+    return _Blueprint(arch=request.name, builder=builder, is_vit=is_vit, network=network)
+
+
+def _other_patches(name: str, own_px: int, patch_px: int) -> UsageError:
+    return UsageError(
+        f"{name} has patches of {own_px} px, the views of {patch_px} px.",
+        hint=f"--patch-px {own_px}",
+    )
 
 
 def _resolve(encoder: str) -> catalogue.Resolved:
@@ -324,11 +351,11 @@ def _resolve(encoder: str) -> catalogue.Resolved:
     return found
 
 
-def _drops_paths(name: str) -> bool:
-    """Tell whether a network of timm takes a rate of dropped residual branches."""
+def _drops_paths(plan: _Blueprint) -> bool:
+    """Tell whether a network takes a rate of dropped residual branches."""
     try:
         with torch.device("meta"):
-            timm.create_model(name, drop_path_rate=0.1)
+            plan.network(0.1)
     except TypeError:
         return False
     return True
@@ -363,7 +390,7 @@ def h_at(config: PretrainConfig, step: int, *, n_steps: int, n_tokens: int) -> i
         n_steps: of the run.
         n_tokens: of a global view, class token included.
     """
-    if config.h is None:
+    if not config.h:
         return None
     n_falling = round(config.h_anneal * n_steps)
     return annealed_h(step, n_steps=n_falling, n_tokens=n_tokens, h=config.h)

@@ -135,6 +135,12 @@ class MethodConfig:
     weight_decay: float = option(0.04, "weight decay at the start", low=0)
     weight_decay_end: float = option(0.4, "weight decay at the end (cosine)", low=0)
     clip: float = option(3.0, "largest gradient norm; 0: no clipping", low=0)
+    layer_decay: float = option(
+        1.0, "learning rate of a block, as a share of the next one's", low=0, high=1
+    )
+    patch_lr: float = option(
+        1.0, "learning rate of the patch embedding, as a share of the others'", low=0, high=1
+    )
     drop_path: float = option(0.1, "largest rate of dropped residual branches", low=0, high=1)
 
 

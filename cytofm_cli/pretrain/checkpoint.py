@@ -15,11 +15,10 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from cytofm_cli.errors import StoreError
@@ -178,9 +177,12 @@ def _restore_moments(
 def _like(own: Tensor, value: Tensor, device: torch.device) -> Tensor:
     """Move a whole tensor to where `own` is, sharded like it."""
     moved = value.to(device)
-    if isinstance(own, DTensor):
-        return distribute_tensor(moved, own.device_mesh, own.placements)
-    return moved
+    if not parallel.is_sharded(own):
+        return moved
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    sharded = cast("DTensor", own)
+    return distribute_tensor(moved, sharded.device_mesh, sharded.placements)
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

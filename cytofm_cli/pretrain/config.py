@@ -17,8 +17,11 @@ class PretrainConfig:
 
     method: str = option("dino", "Method: see `cytofm methods`.")
     encoder: str = option("sr-vit-tiny", "Trunk: sr-vit-tiny, timm/NAME, resnet50.")
+    name: str | None = option(
+        None, "What the encoder is called in stores [default: encoder and method]."
+    )
     ncp: bool = option(True, "Nuclei-centred perturbation; --no-ncp is --preset none.")
-    h: int | None = option(16, "Keys that each query keeps (SR-ViT); none: all.", low=1)
+    h: int = option(16, "Keys that each query keeps (SR-ViT); 0: all.", low=0)
     irpe: bool = option(True, "Relative positions (SR-ViT).")
     init: Path | None = option(None, "Weights to start from (safetensors, DINO, iBOT, timm).")
     lora_rank: int = option(0, "Train low-rank updates of this rank only; 0: all weights.", low=0)

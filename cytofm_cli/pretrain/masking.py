@@ -19,9 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cytofm_cli.views.draws import Keys, fold, uniform
+from cytofm_cli.views.draws import Keys, Stream, fold, uniform
 
-_STREAM: Final = 9  # behind the last purpose of views.draws.Stream
 _RATIO, _BLOCKS, _FILL = range(3)
 _ATTEMPTS: Final = 40  # blocks tried for a mask; about 10 fill the largest one
 _ASPECT: Final = 0.3  # height over width is between this and 1 over this
@@ -66,7 +65,7 @@ def draw_masks(
         device: where the tensors shall be.
         min_patches: smallest block; smaller rests are filled by single patches.
     """
-    keys_GV = fold(fold(keys_B, _STREAM)[None, :], np.arange(n_views)[:, None])
+    keys_GV = fold(fold(keys_B, Stream.MASK)[None, :], np.arange(n_views)[:, None])
     keys_G = keys_GV.reshape(-1)
     draw_G2 = uniform(fold(keys_G, _RATIO), 2)
     share_G = ratio[0] + (ratio[1] - ratio[0]) * draw_G2[:, 1]

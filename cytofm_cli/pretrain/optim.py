@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from cytofm_cli.pretrain.base import Length, Method, MethodConfig
 from cytofm_cli.pretrain.schedules import cosine
@@ -77,7 +76,9 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         The joint norm before, a scalar; not finite if a gradient is not.
     """
     norm = nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # Of sharded weights each process knows a part. (Importing DTensor takes as long as torch.)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole
 
 
 def _undecayed(method: nn.Module) -> set[str]:
@@ -95,8 +96,7 @@ def _lr_scales(method: Method) -> dict[int, float]:
     Of L blocks, block i gets layer_decay^(L - i), what comes before the blocks
     layer_decay^(L + 1), the last norm 1; the patch embedding `patch_lr` times that (DINOv2).
     """
-    decay: float = getattr(method.config, "layer_decay", 1.0)
-    patch_lr: float = getattr(method.config, "patch_lr", 1.0)
+    decay, patch_lr = method.config.layer_decay, method.config.patch_lr
     if decay == 1 and patch_lr == 1:
         return {}
     named = list(method.student().named_parameters())

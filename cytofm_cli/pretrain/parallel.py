@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cytofm_cli.pretrain.base import Method
@@ -52,7 +51,15 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 def whole(value: Tensor) -> Tensor:
     """Gather a tensor that is sharded; all processes must call."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    if not is_sharded(value):
+        return value
+    gathered: Tensor = value.full_tensor()  # type: ignore[attr-defined]
+    return gathered
+
+
+def is_sharded(value: Tensor) -> bool:
+    """Tell whether a tensor is a DTensor, without importing half of torch to know."""
+    return hasattr(value, "full_tensor")
 
 
 def _shard(method: Method) -> None:

@@ -124,6 +124,7 @@ def pretrain(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())
         plan = make_plan(config, views, stores, settings or {}, slides=slides)
+        stack.callback(plan.index.close)
         _threads(config, world)
         with output_errors(out):
             if _is_done(out, plan.record, overwrite=overwrite):
@@ -393,11 +394,11 @@ def _finish(
     out, config, best = trainer.run, plan.config, trainer.meters
     encoder = trainer.method.encoder()
     how: dict[str, Any] = {
-        "name": f"{config.encoder.replace('/', '.')}-{config.method}",
+        "name": config.name or f"{config.encoder.replace('/', '.')}-{config.method}",
         "mean": plan.recipe.mean,
         "std": plan.recipe.std,
         "input_px": plan.recipe.views[0].size_px,
-        "mpp": None,  # crops of many scales were seen
+        "mpp": None,  # views are crops of many scales
     }
     with output_errors(out):
         export(out / ENCODER, encoder, state=state, **how)

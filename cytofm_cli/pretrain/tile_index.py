@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cytofm_cli.config import digest
 from cytofm_cli.errors import InputError, StoreError
@@ -40,20 +41,24 @@ class IndexedSlide:
     """The tiles of one slide, with their nuclei.
 
     Attributes:
-        n_without_nuclei: tiles in which no nucleus lies.
+        bare_N: bool, the tiles in which no nucleus lies; none where nuclei are not used.
         mark: changes with the tiles and the nuclei.
     """
 
     store: Store
     nuclei: TileNuclei
-    n_tiles: int
-    n_without_nuclei: int
+    bare_N: NDArray[np.bool_]
     mark: str
 
     @property
     def slide_id(self) -> str:
         """Name of the slide."""
         return self.store.slide_id
+
+    @property
+    def n_tiles(self) -> int:
+        """Number of tiles."""
+        return len(self.bare_N)
 
 
 class TileIndex:
@@ -76,7 +81,7 @@ class TileIndex:
         self.tile_px = plan_of(slides[0].store).tile_px
         self.mpp = float(np.median([plan_of(slide.store).mpp for slide in slides]))
         self.n_tiles = sum(slide.n_tiles for slide in slides)
-        self.n_without_nuclei = sum(slide.n_without_nuclei for slide in slides)
+        self.n_without_nuclei = sum(int(slide.bare_N.sum()) for slide in slides)
         self._first = np.cumsum([0, *(slide.n_tiles for slide in slides)])
         self._sources = _Sources([slide.store for slide in slides], folder)
         self.notes = tuple(self._notes())
@@ -184,17 +189,17 @@ def _index(
     if schema.TILE_STEP not in store.steps:
         raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
     n_tiles = int(store.steps[schema.TILE_STEP]["n_tiles"])
-    steps, name, n_without = [schema.TILE_STEP], None, 0
+    steps, name, bare_N = [schema.TILE_STEP], None, np.zeros(n_tiles, bool)
     if need_nuclei:
         name, nuclei = open_nuclei(store, detector)
         steps.append(schema.nuclei_step(name))
-        n_without = sum(not len(nuclei.rows(tile)) for tile in range(n_tiles))
+        bare_N = np.array([not len(nuclei.rows(tile)) for tile in range(n_tiles)], bool)
     else:
         none = make_table(np.zeros((0, 2)), np.zeros(0))
         nuclei = TileNuclei(none, store.read(schema.TILE_XY.path), plan_of(store))
     records = [store.steps[step] for step in steps]
     mark = "-".join(f"{r['config_hash']}-{r['input_fingerprint']}" for r in records)
-    return name, IndexedSlide(store, nuclei, n_tiles, n_without, mark)
+    return name, IndexedSlide(store, nuclei, bare_N, mark)
 
 
 def _check_alike(slides: Sequence[IndexedSlide]) -> None:

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     CENTRE = 6
     PLACE = 7
     AUGMENT = 8
+    MASK = 9
     VIEW = 1000  # + number of the view
 
 

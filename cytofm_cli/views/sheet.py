@@ -76,10 +76,10 @@ def contact_sheet(
         tile = _panel(tile_BCHW[one], outside_HW, made, row, xy_BM2[b], valid_BM[b], recipe, v)
         after = _fit(_to_image(pixels.unpack(words_1HW)[0]))
         text = f"what view {v + 1} is cut from" if not made.plan.clean_BV[row, v] else "clean"
-        panels = [_labelled(tile, f"tile {b + 1}: nuclei and views"), _labelled(after, text)]
-        strips.append(_beside([*panels, *_views(made, row, recipe)]))
+        panels = [labelled(tile, f"tile {b + 1}: nuclei and views"), labelled(after, text)]
+        strips.append(beside([*panels, *_views(made, row, recipe)]))
     head = [_text_line(title or _settings(recipe, ncp, mpp), scale=2), *_legend()]
-    return _below([*head, *strips])
+    return below([*head, *strips])
 
 
 def to_rgb(view_CSS: Tensor, recipe: Recipe) -> Image:
@@ -133,9 +133,9 @@ def _views(made: ViewSet, row: int, recipe: Recipe) -> list[Image]:
                 kind = "global" if v < recipe.n_global else "local"
                 kind = "clean" if made.plan.clean_BV[row, v] else kind
                 picture = to_rgb(made.views[v][row], recipe)
-                column.append(_labelled(picture, f"{v + 1} {kind}"))
+                column.append(labelled(picture, f"{v + 1} {kind}"))
             columns.append(column)
-    return [_below(column, margin=False) for column in columns]
+    return [below(column, margin=False) for column in columns]
 
 
 def _settings(recipe: Recipe, ncp: NcpConfig, mpp: float) -> str:
@@ -148,7 +148,7 @@ def _legend() -> list[Image]:
     items = [("+ kept nucleus", _KEPT), ("+ dropped nucleus", _DROPPED)]
     items += [("= edge of what is kept", _KEPT), ("= global view", _GLOBAL)]
     items += [("= local view", _LOCAL)]
-    return [_beside([_text_line(text, colour=colour, scale=2) for text, colour in items])]
+    return [beside([_text_line(text, colour=colour, scale=2) for text, colour in items])]
 
 
 def _to_image(rgb_CHW: Tensor) -> Image:
@@ -218,14 +218,14 @@ def _text_line(text: str, *, colour: Colour = _INK, scale: int = 2) -> Image:
     return line
 
 
-def _labelled(image: Image, text: str) -> Image:
+def labelled(image: Image, text: str) -> Image:
     line = np.full((_LINE_PX, image.shape[1], 3), _PAPER, np.uint8)
     # A local view is narrower than its label in large letters.
     _write(line, text, 0, 2, _INK, scale=2 if 8 * len(text) <= image.shape[1] else 1)
     return np.concatenate([line, image])
 
 
-def _below(images: Sequence[Image], *, margin: bool = True) -> Image:
+def below(images: Sequence[Image], *, margin: bool = True) -> Image:
     """Stack images with gaps, left-aligned on paper."""
     gap = _GAP_PX if margin else _GAP_PX // 2
     width = max(image.shape[1] for image in images) + (2 * gap if margin else 0)
@@ -238,7 +238,7 @@ def _below(images: Sequence[Image], *, margin: bool = True) -> Image:
     return sheet
 
 
-def _beside(images: Sequence[Image]) -> Image:
+def beside(images: Sequence[Image]) -> Image:
     """Set images side by side with gaps, top-aligned on paper."""
     height = max(image.shape[0] for image in images)
     width = sum(image.shape[1] + _GAP_PX for image in images)

@@ -50,7 +50,7 @@ def test_entry__builds_and_agrees_with_itself(entry):
         builder=dict(found.builder),
         expects=dict(found.expects),
     )
-    outline = timm_plugin._outline(request)
+    outline = timm_plugin.network_outline(request)
     spec = timm_plugin._spec(request, outline)
     assert spec.dim == entry.dim
     assert (spec.input_px, spec.mean, spec.std) == (entry.input_px, *entry.norm)

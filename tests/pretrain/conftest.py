@@ -39,7 +39,7 @@ def make_store(tmp_path: Path) -> MakeStore:
         *,
         side: int = 64,
         mpp: float = 0.5,
-        nuclei: list[tuple[float, float]] | None | str = "middle",
+        nuclei: list[tuple[float, float]] | str | None = "middle",
         detector: str = "test",
         polygons: bool = False,
         folder: str = "stores",

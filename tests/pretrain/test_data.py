@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytofm_cli.errors import InputError, StoreError, UsageError
+from cytofm_cli.pretrain import data
 from cytofm_cli.pretrain.data import Batches, Schedule, open_index
 from cytofm_cli.pretrain.tile_index import _Sources
 from cytofm_cli.store.io import open_store
@@ -323,17 +325,14 @@ def test_batches__leave_the_caller_its_torch_threads(index):
     assert seen == [2]
 
 
-def test_batches__measure_the_wait(index, monkeypatch):
-    read = type(index).read
-
-    def slow(self, tiles, ncp):
-        time.sleep(0.2)
-        return read(self, tiles, ncp)
-
-    monkeypatch.setattr(type(index), "read", slow)
-    with batches(index, stop=1) as made:
+def test_batches__add_up_what_next_had_to_wait(index, monkeypatch):
+    clock = iter([10.0, 13.0, 20.0, 20.5])
+    with batches(index, stop=2) as made:
+        monkeypatch.setattr(data, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         next(made)
-    assert made.waited_s > 0.1
+        assert made.waited_s == 3.0
+        next(made)
+        assert made.waited_s == 3.5
 
 
 def test_sources__close_what_was_unused_longest(make_store):

@@ -141,6 +141,14 @@ def test_sinkhorn__one_round_by_hand() -> None:
     equal(losses.sinkhorn_knopp(logits, 0.2, iterations=1), [[1 / 3, 2 / 3], [3 / 5, 2 / 5]])
 
 
+def test_sinkhorn__three_rounds_are_the_default() -> None:
+    x = torch.tanh(draw(6, 5))
+    expected = losses.sinkhorn_knopp(x, 0.1, iterations=3)
+    assert torch.equal(losses.sinkhorn_knopp(x, 0.1), expected)
+    assert torch.equal(losses.Sinkhorn()(x, 0.1), expected)
+    assert not torch.allclose(losses.sinkhorn_knopp(x, 0.1, iterations=2), expected)
+
+
 def test_sinkhorn__no_rows_give_no_rows() -> None:
     assert losses.sinkhorn_knopp(torch.zeros(0, 4), 0.1).shape == (0, 4)
 
@@ -193,7 +201,7 @@ def test_nt_xent__two_pairs_by_hand() -> None:
 def test_info_nce__two_pairs_by_hand() -> None:
     # Unlike NT-Xent one negative only, and times 2 T.
     x = torch.tensor([[2.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
-    equal(losses.info_nce(x, 7 * x, 0.5), math.log(1 + math.exp(-2)) * 2 * 0.5)
+    equal(losses.info_nce(x, 7 * x, 0.25), math.log(1 + math.exp(-4)) * 2 * 0.25)
 
 
 def test_byol_loss__by_hand() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from cytofm_cli.pretrain import ema
@@ -156,3 +158,11 @@ def test_copy_weights__takes_parameters_and_buffers() -> None:
     ema.copy_weights(teacher, student)
     for name, value in student.state_dict().items():
         assert torch.equal(teacher.state_dict()[name], value)
+
+
+def test_follow__equals_lightly() -> None:
+    golden = load_file(Path(__file__).parent / "golden" / "golden.safetensors")
+    student, teacher = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+    student.weight.data, teacher.weight.data = golden["ema.student"], golden["ema.before"].clone()
+    ema.follow(teacher, student, 0.9)
+    torch.testing.assert_close(teacher.weight.detach(), golden["ema.after"], atol=1e-15, rtol=0)

@@ -41,9 +41,9 @@ def make(request: EncoderRequest) -> TorchEncoder:
             if close
             else "timm.list_models() lists them",
         )
-    outline = _outline(request)
+    outline = network_outline(request)
     spec = _spec(request, outline)
-    arguments = _arguments(request)
+    arguments = network_arguments(request)
     if not request.download:
         return build(request, lambda: timm.create_model(request.model, **arguments), spec)
     if request.weights is not None or request.random_weights or request.builder:
@@ -61,7 +61,7 @@ def make(request: EncoderRequest) -> TorchEncoder:
     return TorchEncoder(model, spec, choose_device(request.device))
 
 
-def _arguments(request: EncoderRequest) -> dict[str, Any]:
+def network_arguments(request: EncoderRequest) -> dict[str, Any]:
     """Return the arguments for `timm.create_model`."""
     import torch
     from timm.layers import SwiGLUPacked
@@ -86,7 +86,7 @@ def _is_vit(name: str) -> bool:
     return name.startswith(("vit_", "deit", "eva", "beit"))
 
 
-def _outline(request: EncoderRequest) -> Any:
+def network_outline(request: EncoderRequest) -> Any:
     """Build the network without memory for its weights, to learn its shape.
 
     Raises:
@@ -97,7 +97,7 @@ def _outline(request: EncoderRequest) -> Any:
 
     try:
         with torch.device("meta"):
-            return timm.create_model(request.model, **_arguments(request))
+            return timm.create_model(request.model, **network_arguments(request))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UsageError(f"{request.name}: timm cannot build it ({error}).") from error
 
@@ -119,7 +119,10 @@ def _spec(request: EncoderRequest, outline: Any) -> EncoderSpec:
         "licence": stated.get("license") or "not stated",
     }
     known |= request.expects
-    known |= {"pooling": pooling, "dim": outline.num_features * n_tokens_pooled}
+    width = outline.num_features
+    if pooling == "pool":  # MobileNet's kind has one more layer behind its pooling
+        width = getattr(outline, "head_hidden_size", None) or width
+    known |= {"pooling": pooling, "dim": width * n_tokens_pooled}
     if pooling in ("cls", "cls+mean", "mean") and not hasattr(outline, "num_prefix_tokens"):
         raise UsageError(f"{request.name} has no tokens: pooling {pooling!r} is impossible.")
     if pooling in ("cls", "cls+mean") and getattr(outline, "cls_token", None) is None:

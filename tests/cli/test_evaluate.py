@@ -1,0 +1,134 @@
+"""`cytofm evaluate probe` on real Pap fields."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+FIELDS = Path(__file__).resolve().parents[2] / "examples" / "pap_fields"
+QUICK = ("--replicates", 100, "--draws", 2, "--k", 5, "--inner-folds", 2, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of two fields of each of three groups."""
+    folder = tmp_path_factory.mktemp("few")
+    seen: dict[str, int] = {}
+    for row in csv.DictReader((FIELDS / "labels.csv").read_text().splitlines()):
+        seen[row["group"]] = seen.get(row["group"], 0) + 1
+        if row["group"] in ("g1", "g2", "g5") and seen[row["group"]] <= 2:
+            shutil.copy(FIELDS / f"{row['slide_id']}.jpg", folder)
+    return folder
+
+
+def probe(cytofm, inputs: Path, out: Path, *more: object):
+    tables = ("--points", FIELDS / "nuclei.csv", "--groups", FIELDS / "labels.csv")
+    return cytofm("evaluate", "probe", inputs, *tables, "-o", out, "--mpp", 0.25, *QUICK, *more)
+
+
+def test_evaluate__judges_compares_and_keeps_features(cytofm, few: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    task = ("--task", "abnormal", "--crop-um", 16)
+    done = probe(cytofm, few, run, *task)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("handcrafted: abnormal AUC ")
+    assert "25 slide(s) of the points are not given" in done.stderr
+    found = json.loads((run / "metrics.json").read_text())
+    assert (found["slides"], found["groups"]) == (6, 3)
+    one = found["tasks"]["abnormal"]
+    assert one["folds"] == 3
+    assert sum(one["counts"].values()) == found["instances"]
+    auc = one["encoders"]["handcrafted"]["probes"]["linear"]["auc"]
+    assert 0.5 < auc["value"] <= 1
+    assert auc["low"] <= auc["value"] <= auc["high"]
+    rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
+    assert len(rows) == 2 * found["instances"]
+    folds = {
+        row["group"]: {other["fold"] for other in rows if other["group"] == row["group"]}
+        for row in rows
+    }
+    assert sorted(map(sorted, folds.values())) == [["0"], ["1"], ["2"]]
+
+    again = probe(cytofm, few, run, *task, "-v")
+    assert again.returncode == 0
+    assert "skipped" in again.stderr
+    assert again.stdout == done.stdout
+    other = probe(cytofm, few, run, *task, "--seed", 1)
+    assert other.returncode == 2
+    assert "seed" in other.stderr
+
+    (kept,) = (run / "features").iterdir()
+    age = kept.stat().st_mtime_ns
+    both = ("--encoder", "handcrafted", "--encoder", "timm/test_vit", "--random-weights")
+    more = probe(cytofm, few, run, *task, *both, "--overwrite", "--json")
+    assert more.returncode == 0, more.stderr
+    names = [json.loads(line)["encoder"] for line in more.stdout.splitlines()]
+    assert names == ["handcrafted", "timm/test_vit-random0"]
+    assert kept.stat().st_mtime_ns == age
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["tasks"]["abnormal"]["encoders"]["handcrafted"]["probes"]["linear"]["auc"] == auc
+    assert len(found["comparisons"]) == 4
+    table = (run / "table.md").read_text()
+    assert "timm/test_vit-random0 − handcrafted" in table
+
+
+def test_evaluate__tiles_of_stores_by_their_stored_embeddings(
+    cytofm, stores: Path, tmp_path: Path
+) -> None:
+    labels = "slide_id,group\n" + "".join(
+        f"{path.name[:-5]},g{number % 2}\n"
+        for number, path in enumerate(sorted(stores.glob("*.zarr")))
+    )
+    (tmp_path / "groups.csv").write_text(labels)
+    words = ("evaluate", "probe", stores, "--points", FIELDS / "nuclei.csv", "--unit", "tile")
+    words = (*words, "--groups", tmp_path / "groups.csv", "--task", "abnormal", *QUICK)
+    done = cytofm(*words, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found["unit"] == "tile"
+    assert found["encoders"]["handcrafted"]["features"] == "of the stores"
+    assert not list((tmp_path / "run" / "features").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (("--encoder", "sr-vit-tiny"), 3, "--random-weights"),
+        (("--encoder", "handcrafted", "--weights", "w.pt"), 2, "0 are named"),
+        (("--encoder", "sr-vit-tiny=absent.safetensors"), 3, "absent.safetensors"),
+        (("--encoder", "handcraftd"), 2, "handcrafted"),
+        (("--encoder", "handcrafted", "--encoder", "handcrafted"), 2, "named twice"),
+        (("--task", "malignant"), 2, "abnormal"),
+        (("--positive", "LSYL"), 3, "LSYL"),
+        (("--unit", "tile"), 2, "stores"),
+        (("--groups", FIELDS / "README.md"), 3, "no column"),
+    ],
+)
+def test_evaluate__bad_requests_are_refused_in_one_line(
+    cytofm, few: Path, tmp_path: Path, more: tuple[object, ...], code: int, said: str
+) -> None:
+    done = probe(cytofm, few, tmp_path / "run", *more)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("warning")]
+    assert len(errors) == 1
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_evaluate__points_of_other_slides_and_foreign_folders_are_refused(
+    cytofm, few: Path, tmp_path: Path
+) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text("slide_id,x,y,label\nsomething,1,1,NILM\nelse,1,1,HSIL\n")
+    done = cytofm("evaluate", "probe", few, "--points", points, "-o", tmp_path / "run")
+    assert done.returncode == 3
+    assert "none of its 2 slide(s) is given (else, something)" in done.stderr
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    done = probe(cytofm, few, tmp_path / "other", "--task", "abnormal")
+    assert done.returncode == 2
+    assert "not a RUN" in done.stderr

@@ -1,0 +1,105 @@
+"""Metrics, intervals over slides and comparisons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from cytofm_cli.evaluate import judge
+
+SLIDES = [f"s{i // 5:02}" for i in range(100)]
+
+
+def answers(classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    y = np.arange(100) % classes
+    p = rng.dirichlet(np.ones(classes), 100) + 0.3 * np.eye(classes)[y]
+    return y, p / p.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_judge__values_are_scikit_learns(classes: int) -> None:
+    y, p = answers(classes)
+    found = judge.judge(y, p, SLIDES, judge.slide_weights(SLIDES, y, 200, 0))
+    auc = roc_auc_score(y, p[:, 1] if classes == 2 else p, multi_class="ovr")
+    assert found["auc"].value == pytest.approx(auc)
+    wanted = balanced_accuracy_score(y, p.argmax(1))
+    assert found["balanced_accuracy"].value == pytest.approx(wanted)
+    for estimate in found.values():
+        assert estimate.low < estimate.value < estimate.high
+
+
+def test_balanced_accuracy__by_hand_with_weights() -> None:
+    y = np.array([0, 0, 0, 1])
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.1, 0.9]])
+    assert judge.balanced_accuracy(y, p) == pytest.approx((2 / 3 + 1) / 2)
+    weights = np.array([[1.0, 0, 1, 1], [1, 1, 1, 0]])
+    found = judge.balanced_accuracy(y, p, weights)
+    assert found[0] == pytest.approx((1 / 2 + 1) / 2)
+    assert np.isnan(found[1])
+
+
+def test_over_slides__weights_of_slides_are_weights_of_their_cells(monkeypatch) -> None:
+    y, p = answers(2)
+    weight_RS = judge.slide_weights(SLIDES, y, 9, 0)
+    monkeypatch.setattr(judge, "_CHUNK_VALUES", 400)  # four replicates at a time
+    whole = judge.over_slides(lambda w: judge.balanced_accuracy(y, p, w), SLIDES)(weight_RS)
+    for r in range(9):
+        rows = np.repeat(np.arange(100), weight_RS[r][np.arange(100) // 5].astype(int))
+        wanted = balanced_accuracy_score(y[rows], p.argmax(1)[rows])
+        assert whole[r] == pytest.approx(wanted)
+
+
+def test_slide_weights__draw_as_many_slides_and_never_lose_the_rarest_class() -> None:
+    y = np.zeros(100, dtype=np.int64)
+    y[[3, 8]] = 1  # slides 0 and 1 alone hold class 1
+    weight_RS = judge.slide_weights(SLIDES, y, 300, 0)
+    assert weight_RS.shape == (300, 20)
+    assert (weight_RS.sum(1) == 20).all()
+    assert (weight_RS[:, :2].sum(1) == 2).all()
+    assert weight_RS[:, 0].min() == 0
+    assert weight_RS[:, 5].std() == pytest.approx(1.0, abs=0.15)
+
+
+def compare(first: np.ndarray, second: np.ndarray, y: np.ndarray) -> list[judge.Comparison]:
+    truth = {"t": (y, SLIDES, judge.slide_weights(SLIDES, y, 400, 0))}
+    return judge.compare({("a", "t", "linear"): first, ("b", "t", "linear"): second}, truth)
+
+
+def test_compare__identical_answers_differ_by_exactly_zero() -> None:
+    y, p = answers(3)
+    for pair in compare(p, p.copy(), y):
+        gap = pair.difference
+        assert (gap.value, gap.low, gap.high, gap.p, pair.p_adjusted) == (0, 0, 0, 1, 1)
+
+
+def test_compare__better_answers_are_found_and_corrected_for_their_number() -> None:
+    y, p = answers(2)
+    better = np.eye(2)[y] * 0.8 + 0.1
+    pairs = compare(p, better, y)
+    assert [(pair.first, pair.second, pair.metric) for pair in pairs] == [
+        ("a", "b", "auc"),
+        ("a", "b", "balanced_accuracy"),
+    ]
+    for pair in pairs:
+        assert 0 < pair.difference.low <= pair.difference.value <= pair.difference.high
+        assert pair.difference.p == pytest.approx(2 / 401)
+        assert pair.p_adjusted == pytest.approx(4 / 401)
+
+
+def test_per_group__uses_the_classes_that_a_group_has() -> None:
+    y = np.array([0, 0, 1, 0, 0])
+    p = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.8, 0.2], [0.1, 0.9]])
+    found = judge.per_group(y, p, ["a", "a", "a", "b", "b"])
+    assert found["a"] == {"instances": [2, 1], "auc": 0.5, "balanced_accuracy": 0.75}
+    assert found["b"] == {"instances": [2, 0], "auc": None, "balanced_accuracy": 0.5}
+
+
+def test_over_draws__is_the_mean_and_the_spread() -> None:
+    y = np.array([0, 1])
+    right, wrong = np.eye(2), np.eye(2)[::-1]
+    found = judge.over_draws(y, np.stack([right, wrong, right, right]))["balanced_accuracy"]
+    assert found.value == 0.75
+    assert found.high == 1
+    assert found.low == pytest.approx(0.075)
