@@ -161,16 +161,32 @@ def label_map(contours: list[NDArray[np.floating]], height: int, width: int) -> 
         width: columns of the tile.
     """
     label = np.zeros((height, width), np.int32)
-    for number, xy in enumerate(contours, start=1):
-        if len(xy) < 3:
-            continue
-        (x0, y0), (x1, y1) = xy.T, np.roll(xy, -1, 0).T
-        rows = np.arange(
-            max(0, math.ceil(y0.min())), min(height, math.floor(y0.max()) + 1), dtype=np.float64
-        )
-        for row in rows:
-            hit = (y0 <= row) != (y1 <= row)
-            cross = np.sort(x0[hit] + (row - y0[hit]) * (x1 - x0)[hit] / (y1 - y0)[hit])
-            for low, high in zip(cross[::2], cross[1::2], strict=True):
-                label[int(row), max(0, math.ceil(low)) : max(0, math.ceil(high))] = number
+    large = [(number, xy) for number, xy in enumerate(contours, start=1) if len(xy) >= 3]
+    if not large:
+        return label
+    # Every edge of every contour at once: E edges, X crossings of an edge with a row.
+    x0_E, y0_E = np.concatenate([xy for _, xy in large]).T.astype(np.float64)
+    x1_E, y1_E = np.concatenate([np.roll(xy, -1, 0) for _, xy in large]).T.astype(np.float64)
+    owner_E = np.repeat([number for number, _ in large], [len(xy) for _, xy in large])
+    top_E = np.ceil(np.minimum(y0_E, y1_E)).clip(0, height).astype(np.int64)
+    below_E = np.ceil(np.maximum(y0_E, y1_E)).clip(0, height).astype(np.int64)
+    n_E = np.maximum(below_E - top_E, 0)
+    edge_X = np.repeat(np.arange(len(n_E)), n_E)
+    row_X = _count_up(n_E) + top_E[edge_X]
+    x0, y0, x1, y1 = (corner[edge_X] for corner in (x0_E, y0_E, x1_E, y1_E))
+    cross_X = x0 + (row_X - y0) * (x1 - x0) / (y1 - y0)
+    order = np.lexsort((cross_X, row_X, owner_E[edge_X]))
+    first, second = (
+        order[::2],
+        order[1::2],
+    )  # a closed contour crosses a row an even number of times
+    left = np.ceil(cross_X[first]).clip(0, width).astype(np.int64)
+    n = np.ceil(cross_X[second]).clip(0, width).astype(np.int64) - left
+    pixel = np.repeat(row_X[first] * width + left, n) + _count_up(n)
+    label.reshape(-1)[pixel] = np.repeat(owner_E[edge_X[first]], n)  # the last one stays
     return label
+
+
+def _count_up(n: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return 0 … n_0 - 1, 0 … n_1 - 1, and so on, in a row."""
+    return np.arange(n.sum()) - np.repeat(n.cumsum() - n, n)
