@@ -17,7 +17,7 @@ from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.views.config import RECIPES, ViewsConfig
 
 if TYPE_CHECKING:
-    from cytofm_cli.pretrain.run import Plan
+    from cytofm_cli.pretrain.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

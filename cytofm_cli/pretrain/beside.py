@@ -16,7 +16,7 @@ from cytofm_cli.pretrain.monitor import RunLog
 
 if TYPE_CHECKING:
     from cytofm_cli.evaluate.online import CellProbe
-    from cytofm_cli.pretrain.run import Plan
+    from cytofm_cli.pretrain.plan import Plan
 
 _CELL_UM = 32.0  # side of the probe's crops, the default of `cytofm embed --unit cell`
 _SHOWN = 4  # tiles in a picture

@@ -1,13 +1,4 @@
-"""A pretraining run: decide everything, train, resume, export.
-
-RUN/config.toml           settings of the run, the views and the method, and what they met
-    log.jsonl             a line every few steps; tensorboard/ if that package is there
-    checkpoints/          see `checkpoint`
-    attention/            pictures, if asked for
-    encoder.safetensors   the trunk, as `--encoder FILE` takes it; there when it is finished
-    encoder-best.safetensors   the one with the best probe, if there was a probe
-    summary.json
-"""
+"""A pretraining run: train, resume, export. See `run_folder` for what it leaves."""
 
 from __future__ import annotations
 
@@ -15,40 +6,32 @@ import contextlib
 import json
 import logging
 import os
-import shutil
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, make_dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from cytofm_cli import __version__, registry
-from cytofm_cli.config import as_record, differences, resolve, to_toml
-from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError, UsageError
-from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel
+from cytofm_cli import registry
+from cytofm_cli.errors import (
+    StoppedError,
+)
+from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel, run_folder
 from cytofm_cli.pretrain.backbone import TrunkInfo, VitTrunk, export, h_at, make_backbones
-from cytofm_cli.pretrain.base import Length, Method, MethodConfig
+from cytofm_cli.pretrain.base import Method
 from cytofm_cli.pretrain.beside import Beside
 from cytofm_cli.pretrain.config import PretrainConfig
-from cytofm_cli.pretrain.data import Batches, TileIndex, open_index
+from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.loop import Trainer
+from cytofm_cli.pretrain.plan import Plan, find_device, make_plan, share_of
 from cytofm_cli.signals import StopFlag, catch_signals
 from cytofm_cli.store.claim import claim
 from cytofm_cli.store.io import output_errors
 from cytofm_cli.views.config import ViewsConfig
-from cytofm_cli.views.perturb import NcpConfig
-from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
 
 log = logging.getLogger(__name__)
-CONFIG: Final = "config.toml"
-SUMMARY: Final = "summary.json"
-ENCODER: Final = "encoder.safetensors"
-BEST: Final = "encoder-best.safetensors"
-LOG: Final = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -68,20 +51,6 @@ class PretrainReport:
     summary: dict[str, Any]
     skipped: bool
     is_main: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Everything that is fixed before the first step."""
-
-    config: PretrainConfig
-    views: ViewsConfig
-    recipe: Recipe
-    ncp: NcpConfig
-    method: MethodConfig
-    index: TileIndex
-    length: Length
-    record: dict[str, dict[str, Any]]
 
 
 def pretrain(
@@ -127,172 +96,27 @@ def pretrain(
         stack.callback(plan.index.close)
         _threads(config, world)
         with output_errors(out):
-            if _is_done(out, plan.record, overwrite=overwrite):
-                return PretrainReport(out, out / ENCODER, read_summary(out), skipped=True)
+            if run_folder.is_done(out, plan.record, overwrite=overwrite):
+                return PretrainReport(
+                    out, out / run_folder.ENCODER, run_folder.read_summary(out), skipped=True
+                )
             if world.is_main:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(claim(out.parent / f".{out.name}.claim"))
             stack.enter_context(distributed.process_group(world, device))
             if world.is_main:
-                _prepare(out, plan.record, overwrite=overwrite)
+                run_folder.prepare(out, plan.record, overwrite=overwrite)
             distributed.barrier()
             say = note if world.is_main else _silent
-            summary = _train(plan, out, world, device, stop, say, progress, slides)
-    return PretrainReport(out, out / ENCODER, summary, skipped=False, is_main=world.is_main)
-
-
-def make_plan(
-    config: PretrainConfig,
-    views: ViewsConfig,
-    stores: Sequence[Path],
-    settings: Mapping[str, str],
-    *,
-    slides: Path | None = None,
-) -> Plan:
-    """Check and decide everything before training; writes nothing."""
-    plugin = registry.pretrain_methods.load(config.method)
-    wanted = dict(settings) if config.lr is None else {"lr": config.lr, **settings}
-    method_config: MethodConfig = resolve(plugin.config or MethodConfig, config.method, wanted)
-    views = replace(views, preset=views.preset if config.ncp else "none")
-    recipe = recipe_of(views)
-    ncp = ncp_of(views)
-    if ncp.without_nuclei == "drop":
-        raise UsageError("--without-nuclei drop leaves gaps in batches.", hint="plain")
-    guided = ncp.fill != "none" or ncp.centred
-    index = open_index(stores, config.detector, need_nuclei=guided, slides=slides)
-    length = make_length(config, index.n_tiles)
-    record = {
-        "pretrain": as_record(config, results_only=True),
-        "views": as_record(views),
-        config.method: as_record(method_config),
-        "data": index.facts() | {"n_steps": length.n_steps},
-    }
-    return Plan(config, views, recipe, ncp, method_config, index, length, record)
-
-
-def make_length(config: PretrainConfig, n_tiles: int) -> Length:
-    """Return how long a run is.
-
-    Raises:
-        InputError: fewer tiles than a batch takes.
-        UsageError: the batch cannot be shared out.
-    """
-    if n_tiles < config.batch:
-        raise InputError(
-            f"{n_tiles} tiles are too few for batches of {config.batch}.",
-            hint=f"--batch {max(2, n_tiles)}, or more slides",
-        )
-    steps_per_epoch = max(1, n_tiles // config.batch)
-    steps = config.steps or max(1, round(config.epochs * n_tiles / config.batch))
-    return Length(n_steps=steps, steps_per_epoch=steps_per_epoch, batch=config.batch)
-
-
-def share_of(config: PretrainConfig, world: World) -> int:
-    """Return the tiles of one part of a process's batch.
-
-    Raises:
-        UsageError: the batch does not divide by processes and parts.
-    """
-    parts = world.size * config.accumulate
-    if config.batch % parts:
-        raise UsageError(
-            f"--batch {config.batch} does not divide by {world.size} processes × "
-            f"{config.accumulate} parts.",
-            hint=f"--batch {max(parts, config.batch // parts * parts)}",
-        )
-    return config.batch // parts
-
-
-def find_device(name: str, world: World) -> torch.device:
-    """Return the device of this process.
-
-    Raises:
-        UsageError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"no device is called {name!r}.", hint="cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError(f"--device {name}: there is no GPU here.", hint="--device cpu")
-        number = world.local_rank if device.index is None else device.index
-        if number >= torch.cuda.device_count():
-            raise UsageError(f"--device cuda:{number}: there are {torch.cuda.device_count()} GPUs.")
-        device = torch.device("cuda", number)
-        torch.cuda.set_device(device)
-    return device
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """Read summary.json of a finished RUN.
-
-    Raises:
-        InputError: `run` is not one.
-    """
-    try:
-        found: dict[str, Any] = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run}: not a finished RUN of `cytofm pretrain`.") from error
-    return found
-
-
-def _to_toml(record: Mapping[str, Mapping[str, Any]]) -> str:
-    return to_toml(
-        {
-            name: make_dataclass(name, list(section), frozen=True)(*section.values())
-            for name, section in record.items()
-        }
+            try:
+                summary = _train(plan, out, world, device, stop, say, progress, slides)
+            except StoppedError as error:
+                if world.is_main:  # torchrun hides exit codes: batch scripts look at this
+                    run_folder.write_text(out / run_folder.STOPPED, f"{error.message}\n")
+                raise
+    return PretrainReport(
+        out, out / run_folder.ENCODER, summary, skipped=False, is_main=world.is_main
     )
-
-
-def _changes(out: Path, record: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Name the settings in which a RUN differs from what is asked for."""
-    found = tomllib.loads((out / CONFIG).read_text(encoding="utf-8"))
-    found.pop("made", None)
-    wanted = tomllib.loads(_to_toml(record))
-    flat = [
-        {f"{name}.{key}": v for name, section in of.items() for key, v in section.items()}
-        for of in (found, wanted)
-    ]
-    return differences(*flat)
-
-
-def _is_done(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> bool:
-    """Tell whether a RUN is finished; refuse what may not be written over."""
-    if not out.exists() or overwrite:
-        return False
-    if not out.is_dir():
-        raise OutputError(f"{out}: is a file, no folder.", hint="choose another -o")
-    if not (out / CONFIG).is_file():
-        if any(out.iterdir()):
-            raise ConfigMismatchError(
-                f"{out}: exists and is no RUN of `cytofm pretrain`.", hint="choose another -o"
-            )
-        return False
-    changed = _changes(out, record)
-    if changed:
-        raise ConfigMismatchError(
-            f"{out}: was begun with other settings ({'; '.join(changed)}).",
-            hint="`--overwrite` begins anew; or choose another -o",
-        )
-    return (out / SUMMARY).is_file()
-
-
-def _prepare(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> None:
-    if overwrite and out.exists():
-        if any(out.iterdir()) and not (out / CONFIG).is_file():
-            raise ConfigMismatchError(
-                f"{out}: exists and is no RUN of `cytofm pretrain`.", hint="choose another -o"
-            )
-        shutil.rmtree(out)
-    (out / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
-    checkpoint.tidy(out)
-    if not (out / CONFIG).is_file():
-        made = {"cytofm": __version__, "torch": torch.__version__, "utc": _now()}
-        _write(out / CONFIG, _to_toml({**record, "made": made}))
 
 
 def _threads(config: PretrainConfig, world: World) -> None:
@@ -401,10 +225,10 @@ def _finish(
         "mpp": None,  # views are crops of many scales
     }
     with output_errors(out):
-        export(out / ENCODER, encoder, state=state, **how)
+        export(out / run_folder.ENCODER, encoder, state=state, **how)
         if best.best_step >= 0:
             saved = checkpoint.read_part(out, best.best_step, _prefix(trainer.method))
-            export(out / BEST, encoder, state=saved, **how)
+            export(out / run_folder.BEST, encoder, state=saved, **how)
         summary = {
             "method": config.method,
             "encoder": config.encoder,
@@ -416,7 +240,7 @@ def _finish(
             "best_step": None if best.best_step < 0 else best.best_step,
             "best_score": None if best.best_step < 0 else best.best_score,
         }
-        _write(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        run_folder.write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -444,13 +268,3 @@ def _annealing(plan: Plan, method: Method) -> Callable[[int], None]:
 
 def _silent(text: str) -> None:
     """Say nothing: another process does."""
-
-
-def _write(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(path)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat("T", "seconds")

@@ -108,10 +108,12 @@ def test_pretrain__stopped_and_resumed_equals_undisturbed(
     code = process.wait(60)
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGUSR1: 75}[number]
     assert not (run / "summary.json").exists()
+    assert (run / "stopped").exists() == (number != signal.SIGKILL)
     saved = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
     assert saved, "the checkpoint must outlive the signal"
     again = cytofm("pretrain", detected, "-o", run, *TINY)
     assert again.returncode == 0, again.stderr
+    assert not (run / "stopped").exists()
     assert f"goes on at step {int(saved[-1][5:])}" in again.stderr
     assert_same(run, whole)
 

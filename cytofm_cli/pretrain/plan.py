@@ -1,0 +1,120 @@
+"""Everything about a pretraining run that is decided before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cytofm_cli import registry
+from cytofm_cli.config import as_record, resolve
+from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.pretrain.base import Length, MethodConfig
+from cytofm_cli.pretrain.config import PretrainConfig
+from cytofm_cli.pretrain.data import TileIndex, open_index
+from cytofm_cli.pretrain.distributed import World
+from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that is fixed before the first step."""
+
+    config: PretrainConfig
+    views: ViewsConfig
+    recipe: Recipe
+    ncp: NcpConfig
+    method: MethodConfig
+    index: TileIndex
+    length: Length
+    record: dict[str, dict[str, Any]]
+
+
+def make_plan(
+    config: PretrainConfig,
+    views: ViewsConfig,
+    stores: Sequence[Path],
+    settings: Mapping[str, str],
+    *,
+    slides: Path | None = None,
+) -> Plan:
+    """Check and decide everything before training; writes nothing."""
+    plugin = registry.pretrain_methods.load(config.method)
+    wanted = dict(settings) if config.lr is None else {"lr": config.lr, **settings}
+    method_config: MethodConfig = resolve(plugin.config or MethodConfig, config.method, wanted)
+    views = replace(views, preset=views.preset if config.ncp else "none")
+    recipe = recipe_of(views)
+    ncp = ncp_of(views)
+    if ncp.without_nuclei == "drop":
+        raise UsageError("--without-nuclei drop leaves gaps in batches.", hint="plain")
+    guided = ncp.fill != "none" or ncp.centred
+    index = open_index(stores, config.detector, need_nuclei=guided, slides=slides)
+    length = make_length(config, index.n_tiles)
+    record = {
+        "pretrain": as_record(config, results_only=True),
+        "views": as_record(views),
+        config.method: as_record(method_config),
+        "data": index.facts() | {"n_steps": length.n_steps},
+    }
+    return Plan(config, views, recipe, ncp, method_config, index, length, record)
+
+
+def make_length(config: PretrainConfig, n_tiles: int) -> Length:
+    """Return how long a run is.
+
+    Raises:
+        InputError: fewer tiles than a batch takes.
+        UsageError: the batch cannot be shared out.
+    """
+    if n_tiles < config.batch:
+        raise InputError(
+            f"{n_tiles} tiles are too few for batches of {config.batch}.",
+            hint=f"--batch {max(2, n_tiles)}, or more slides",
+        )
+    steps_per_epoch = max(1, n_tiles // config.batch)
+    steps = config.steps or max(1, round(config.epochs * n_tiles / config.batch))
+    return Length(n_steps=steps, steps_per_epoch=steps_per_epoch, batch=config.batch)
+
+
+def share_of(config: PretrainConfig, world: World) -> int:
+    """Return the tiles of one part of a process's batch.
+
+    Raises:
+        UsageError: the batch does not divide by processes and parts.
+    """
+    parts = world.size * config.accumulate
+    if config.batch % parts:
+        raise UsageError(
+            f"--batch {config.batch} does not divide by {world.size} processes × "
+            f"{config.accumulate} parts.",
+            hint=f"--batch {max(parts, config.batch // parts * parts)}",
+        )
+    return config.batch // parts
+
+
+def find_device(name: str, world: World) -> torch.device:
+    """Return the device of this process.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"no device is called {name!r}.", hint="cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"--device {name}: there is no GPU here.", hint="--device cpu")
+        number = world.local_rank if device.index is None else device.index
+        if number >= torch.cuda.device_count():
+            raise UsageError(f"--device cuda:{number}: there are {torch.cuda.device_count()} GPUs.")
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    return device
