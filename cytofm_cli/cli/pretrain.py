@@ -51,13 +51,14 @@ def pretrain(
       torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run --batch 1024
     """
     from cytofm_cli.pretrain import run as runs
+    from cytofm_cli.pretrain.plan import make_plan
 
     given = {field.name: getattr(views, field.name) for field in fields(ViewsConfig)}
     plain = ViewsConfig(**{**given, "recipe": views.recipe or _recipe(config.method)})
     paths = find_stores(stores)
     chosen = parse_settings(settings)
     if run.dry_run:
-        plan = runs.make_plan(config, plain, paths, chosen, slides=slides)
+        plan = make_plan(config, plain, paths, chosen, slides=slides)
         out.data(str(folder), _record(plan))
         out.note(_one_line(plan))
         return

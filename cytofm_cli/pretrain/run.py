@@ -14,9 +14,7 @@ from typing import Any
 import torch
 
 from cytofm_cli import registry
-from cytofm_cli.errors import (
-    StoppedError,
-)
+from cytofm_cli.errors import StoppedError
 from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel, run_folder
 from cytofm_cli.pretrain.backbone import TrunkInfo, VitTrunk, export, h_at, make_backbones
 from cytofm_cli.pretrain.base import Method
@@ -97,9 +95,8 @@ def pretrain(
         _threads(config, world)
         with output_errors(out):
             if run_folder.is_done(out, plan.record, overwrite=overwrite):
-                return PretrainReport(
-                    out, out / run_folder.ENCODER, run_folder.read_summary(out), skipped=True
-                )
+                summary = run_folder.read_summary(out)
+                return PretrainReport(out, out / run_folder.ENCODER, summary, skipped=True)
             if world.is_main:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(claim(out.parent / f".{out.name}.claim"))
@@ -114,9 +111,8 @@ def pretrain(
                 if world.is_main:  # torchrun hides exit codes: batch scripts look at this
                     run_folder.write_text(out / run_folder.STOPPED, f"{error.message}\n")
                 raise
-    return PretrainReport(
-        out, out / run_folder.ENCODER, summary, skipped=False, is_main=world.is_main
-    )
+    encoder = out / run_folder.ENCODER
+    return PretrainReport(out, encoder, summary, skipped=False, is_main=world.is_main)
 
 
 def _threads(config: PretrainConfig, world: World) -> None:

@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cytofm_cli.pretrain import plan as plans
 from cytofm_cli.pretrain import run as runs
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.distributed import World
@@ -153,8 +154,8 @@ def ours(
         method="dino", encoder=f"timm/{ARCH}", ncp=ncp, batch=a.batch, steps=10**6, threads=1,
         device=a.device, amp="off",
     )  # fmt: skip
-    plan = runs.make_plan(config, views, stores, {"prototypes": str(a.prototypes)})
-    device = runs.find_device(a.device, World())
+    plan = plans.make_plan(config, views, stores, {"prototypes": str(a.prototypes)})
+    device = plans.find_device(a.device, World())
     trainer, _ = runs._trainer(plan, folder, World(), device)
     batches = runs._batches(plan, trainer)
 
