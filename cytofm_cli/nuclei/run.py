@@ -17,7 +17,7 @@ from cytofm_cli.config import as_record, field_types, resolve
 from cytofm_cli.errors import StoreError, UsageError
 from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
 from cytofm_cli.nuclei.config import DetectConfig
-from cytofm_cli.nuclei.stitch import detect_tile, merge_tiles
+from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array
 from cytofm_cli.tiles.field import open_field
@@ -90,13 +90,16 @@ class Detection:
         with io.claim_step(store.path.parent, job.slide_id, step):
             if self._is_done(job, step, settings, mark):
                 return "skipped", _facts(io.open_store(store.path), step)
-            table = self._run(job, store, report)
+            table, n_quartered = self._run(job, store, report)
             if not len(table):
                 note(f"warning: {job.slide_id}: no nuclei found")
+            if n_quartered:
+                note(f"warning: {job.slide_id}: too little memory; {n_quartered} tiles quartered")
             record = provenance.record(
                 settings,
                 input_fingerprint=mark,
                 n=len(table),
+                n_quartered=n_quartered,
                 detector=job.detector,
                 classes=list(table.classes),
                 weights_sha256=job.weights_sha256,
@@ -132,27 +135,31 @@ class Detection:
             given["path"] = job.config.weights
         return resolve(plugin.config, job.detector, given, job.own)
 
-    def _run(self, job: DetectJob, store: io.Store, report: Report) -> NucleusTable:
+    def _run(self, job: DetectJob, store: io.Store, report: Report) -> tuple[NucleusTable, int]:
+        """Return the nuclei, and how many tiles memory could not hold at once."""
         if self._detector is None:
             made = registry.detectors.load(job.detector).make(self._own_config(job))
             self._detector = made
         detector = self._detector
         if isinstance(detector, NucleusSource):
-            return detector.read(store.slide["mpp"])
+            return detector.read(store.slide["mpp"]), 0
         with open_field(store, slides=job.config.slides) as tiles:
             find = partial(_find, detector, tiles.read, size_px=tiles.size_px, mpp=tiles.mpp)
             boxes = sorted(set(tiles.boxes))
-            parts = []
+            parts: list[NucleusTable] = []
+            n_quartered = 0
             with ThreadPoolExecutor(job.threads) as pool:
-                for part in ordered_map(pool, find, boxes, window=2 * job.threads):
+                for part, count in ordered_map(pool, find, boxes, window=2 * job.threads):
                     parts.append(part)
+                    n_quartered += count
                     report(len(parts), len(boxes))
             merged = merge_tiles(parts, mpp=tiles.mpp, classes=detector.classes)
-            return merged.moved(scale=tiles.downsample).validate(str(store.path))
+            table = merged.moved(scale=tiles.downsample).validate(str(store.path))
+            return table, n_quartered
 
 
-def _find(detector: NucleusDetector, read: Any, box: Any, **where: Any) -> NucleusTable:
-    return detect_tile(detector, read, box, **where)
+def _find(detector: NucleusDetector, read: Any, box: Any, **where: Any) -> tuple[NucleusTable, int]:
+    return detect_tile_in_parts(detector, read, box, **where)
 
 
 def write_nuclei(folder: Path, table: NucleusTable) -> None:
@@ -217,4 +224,7 @@ def name_of_nuclei(store: io.Store, detector: str | None) -> str:
 
 
 def _facts(store: io.Store, step: str) -> dict[str, Any]:
-    return {"store": str(store.path), "step": step, "n": store.steps[step]["n"]}
+    record = store.steps[step]
+    facts = {"store": str(store.path), "step": step, "n": record["n"]}
+    # Stores of earlier versions do not say.
+    return facts | ({"n_quartered": record["n_quartered"]} if record.get("n_quartered") else {})

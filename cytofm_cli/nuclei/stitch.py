@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import UsageError
+from cytofm_cli.errors import OutOfMemoryError, UsageError
 from cytofm_cli.nuclei.base import NucleusDetector, NucleusTable, concatenate, empty_table
 from cytofm_cli.units import Box, Size
 
@@ -25,6 +25,7 @@ SAME_RADIUS_SHARE = 0.5
 # The detectors' working grids: a halo box that starts at a multiple of these has the same
 # pixel phase in every tile, so the numbers are the same to the last bit.
 ALIGN_PX = 8
+MIN_PART_PX = 64  # below this a tile is mostly margin, and quarters save nothing
 
 
 def detect_tiles(
@@ -80,6 +81,37 @@ def detect_tile(
     below = box.y + box.h + (box.y + box.h == size_px.h)
     own = (x >= box.x) & (x < right) & (y >= box.y) & (y < below)
     return found.take(np.nonzero(own)[0])
+
+
+def detect_tile_in_parts(
+    detector: NucleusDetector, read: ReadBox, box: Box, *, size_px: Size, mpp: float
+) -> tuple[NucleusTable, int]:
+    """Detect as `detect_tile` does; a tile that memory cannot hold is done in quarters.
+
+    Returns:
+        The nuclei, and how many boxes had to be quartered: 0 if all went well. A network may
+        give slightly other numbers for another crop, so the count belongs in a report.
+
+    Raises:
+        OutOfMemoryError: not even a box of less than 2 `MIN_PART_PX` fits.
+    """
+    try:
+        return detect_tile(detector, read, box, size_px=size_px, mpp=mpp), 0
+    except OutOfMemoryError:
+        if min(box.w, box.h) < 2 * MIN_PART_PX:
+            raise
+    w, h = box.w // 2, box.h // 2
+    found = [
+        detect_tile_in_parts(detector, read, part, size_px=size_px, mpp=mpp)
+        for part in (
+            Box(box.x, box.y, w, h),
+            Box(box.x + w, box.y, box.w - w, h),
+            Box(box.x, box.y + h, w, box.h - h),
+            Box(box.x + w, box.y + h, box.w - w, box.h - h),
+        )
+    ]
+    table = merge_tiles([part for part, _ in found], mpp=mpp, classes=detector.classes)
+    return table, 1 + sum(count for _, count in found)
 
 
 def merge_tiles(parts: list[NucleusTable], *, mpp: float, classes: tuple[str, ...]) -> NucleusTable:

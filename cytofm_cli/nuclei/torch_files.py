@@ -76,8 +76,11 @@ def load_tensors(path: Path) -> dict[str, Any]:
             hint="save it again as a dictionary of tensors",
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read as a weight file ({reason}).") from error
+        # A KeyError only holds the byte that the unpickler stumbled on.
+        said = "" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise WeightsError(
+            f"{path}: cannot be read as a weight file ({said or 'not written by torch.save'})."
+        ) from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary.")
     return content
@@ -107,11 +110,25 @@ def load_strictly(network: torch.nn.Module, state: dict[str, Any], path: Path) -
 
 @contextlib.contextmanager
 def memory_errors(detector: str) -> Iterator[None]:
-    """Turn "out of memory" of the device into an error with a hint."""
+    """Turn "out of memory" of the device or of the machine into an error with a hint."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what is cached in large pieces may fit a smaller try
         raise OutOfMemoryError(
             f"detector {detector!r}: the device has too little memory for one tile.",
             hint="smaller tiles, or device cpu",
         ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error of torch means too little memory; some only say so in words."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )

@@ -193,10 +193,10 @@ def apply(word_GSS: Tensor, ready: Prepared, rows: slice, out_GCSS: Tensor) -> T
     if y_GCSS.device.type == "cpu":  # one view stays in the cache
         for row in blurred:
             one = slice(row, row + 1)
-            y_GCSS[one] = blur.gaussian_blur(y_GCSS[one], bands_G[one])
+            blur.blur_(y_GCSS[one], bands_G[one])
     elif len(blurred):
         index = torch.from_numpy(blurred).to(y_GCSS.device)
-        y_GCSS[index] = blur.gaussian_blur(y_GCSS[index], bands_G[index])
+        y_GCSS[index] = blur.blur_(y_GCSS[index], bands_G[index])
     for colour, (low, high) in enumerate(ready.limits):
         # The result moves to where it belongs in the same pass that clamps it.
         torch.clamp(y_GCSS[:, colour], low, high, out=out_GCSS[:, colour])

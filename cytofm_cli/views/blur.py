@@ -19,16 +19,21 @@ from torch import Tensor
 _RADIUS_PX: Final = 4  # nine taps, as in DINOv2
 
 
-def gaussian_blur(x_GCHW: Tensor, bands_G: Tensor) -> Tensor:
-    """Blur square views, mirrored at the edges, each with its own matrix of `bands`."""
-    n_views, n_colours, _, width = x_GCHW.shape
+def blur_(x_GCHW: Tensor, bands_G: Tensor) -> Tensor:
+    """Blur square views in place, mirrored at the edges, each with its own matrix of `bands`.
+
+    Args:
+        x_GCHW: contiguous.
+        bands_G: from `bands`.
+    """
+    n_views, _, _, width = x_GCHW.shape
     size, window = bands_G.shape[2:]
     x = torch.nn.functional.pad(x_GCHW, (_RADIUS_PX,) * 4, mode="reflect")
+    x = torch.matmul(bands_G.unsqueeze(1), x.unfold(2, window, size).mT)  # rows
     x = x.view(n_views, -1, width + 2 * _RADIUS_PX).unfold(2, window, size).transpose(1, 2)
-    x = torch.matmul(x, bands_G.mT)  # (G, blocks, C · (H + 8), block)
-    x = x.transpose(1, 2).reshape(n_views, n_colours, -1, width)
-    x = x.unfold(2, window, size).mT  # (G, C, blocks, block + 8, W)
-    return torch.matmul(bands_G.unsqueeze(1), x).view(x_GCHW.shape)
+    x = torch.matmul(x, bands_G.mT)  # columns: (G, blocks, C · H, block)
+    x_GCHW.view(n_views, -1, width // size, size).copy_(x.transpose(1, 2))
+    return x_GCHW
 
 
 def bands(sigma_G: NDArray[np.float64], side: int) -> NDArray[np.float64]:

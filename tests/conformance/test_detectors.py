@@ -1,20 +1,24 @@
 """What every detector of nuclei must do, on every detector that runs without a user's weights.
 
-`instanseg` runs with a small scripted model that has the interface of the real one.
+`instanseg` runs with a small scripted model that has the interface of the real one, `cellvit`
+with a file in the published layout whose weights are set by hand, and `imported`, which looks at
+no pixels, with files of every kind.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.nuclei import polygons
-from cytofm_cli.nuclei.base import NucleusDetector, NucleusTable
+from cytofm_cli.nuclei import cellvit_net, polygons
+from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
 from cytofm_cli.nuclei.detectors.classical import ClassicalConfig
 from cytofm_cli.nuclei.stitch import detect_tiles
 from cytofm_cli.registry import Plugin, detectors
@@ -51,13 +55,88 @@ def instanseg_file(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["classical", "classical-bright", "instanseg"])
+def dark_cellvit() -> cellvit_net.CellViT:
+    """A CellViT whose weights are zero but for a path from the image to the maps.
+
+    Darkness D = relu(relu(0.49 - x) - 2 relu(0.25 - x)) of the mean colour x, so that black is
+    none; "nucleus" where D > 0; the distance maps are D moved by three pixels against D moved
+    the other way: negative at one border of a nucleus, positive at the other.
+    """
+    size = cellvit_net.EncoderSize(dim=32, depth=4, heads=2, taps=(1, 2, 3, 4), sam=False)
+    network = cellvit_net.CellViT(size)
+    for name, tensor in network.state_dict().items():
+        tensor.fill_(1 if name.endswith(("running_var", "block.1.weight")) else 0)
+    first, second = network.decoder0
+    for channel, limit in enumerate((0.49, 0.25)):
+        first.block[0].weight.data[channel, :, 1, 1] = -1 / 3
+        first.block[0].bias.data[channel] = limit
+    taps = ((1, 1), (1, 0), (1, 2), (0, 1), (2, 1))  # stay, and one pixel each way
+    for channel, (y, x) in enumerate(taps):
+        second.block[0].weight.data[channel, 0, y, x] = 1
+        second.block[0].weight.data[channel, 1, y, x] = -2
+    for branch in (network.nuclei_binary_map_decoder, network.hv_map_decoder):
+        for conv in branch["decoder0_header"][:2]:
+            for channel, (y, x) in enumerate(taps):
+                conv.block[0].weight.data[channel, channel, y, x] = 1
+    binary = network.nuclei_binary_map_decoder["decoder0_header"][2]
+    binary.weight.data[1, 0] = 100
+    binary.bias.data[1] = -0.5
+    distance = network.hv_map_decoder["decoder0_header"][2]
+    distance.weight.data[0, 1:3, 0, 0] = torch.tensor([1.0, -1.0])
+    distance.weight.data[1, 3:5, 0, 0] = torch.tensor([1.0, -1.0])
+    return network
+
+
+class Zeros(torch.nn.Module):
+    """What a layer without weights gives, for nothing."""
+
+    def __init__(self, channels: int, scale: int) -> None:
+        super().__init__()
+        self.channels, self.scale = channels, scale
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        B, _, H, W = x_BCHW.shape
+        return x_BCHW.new_zeros(B, self.channels, H * self.scale, W * self.scale)
+
+
+def skip_zeros(network: cellvit_net.CellViT) -> None:
+    """Leave out the layers of `dark_cellvit` that give zeros: they take all the time."""
+    network.decoder1, network.decoder2, network.decoder3 = (Zeros(1, s) for s in (8, 4, 2))
+    for kind in ("nuclei_binary_map", "hv_map", "nuclei_type_maps"):
+        branch = getattr(network, f"{kind}_decoder")
+        branch["bottleneck_upsampler"] = Zeros(1, 2)
+        for scale, channels in ((3, 1), (2, 1), (1, 64)):
+            branch[f"decoder{scale}_upsampler"] = Zeros(channels, 2)
+
+
+@pytest.fixture(scope="module")
+def cellvit_file(tmp_path_factory) -> Path:
+    network = dark_cellvit()
+    content = {
+        "arch": "CellViT256",
+        "config": {
+            "transformations.normalize.mean": [0.0, 0.0, 0.0],
+            "transformations.normalize.std": [1.0, 1.0, 1.0],
+        },
+        "model_state_dict": network.state_dict(),
+    }
+    path = tmp_path_factory.mktemp("weights") / "CellViT-256-x20.pth"
+    torch.save(content, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cellvit_net.SIZES, "CellViT-256", network.size)
+        yield path
+
+
+@pytest.fixture(scope="module", params=["classical", "classical-bright", "instanseg", "cellvit"])
 def detector(request) -> NucleusDetector:
     name = request.param.split("-")[0]
     plugin = detectors.load(name)
-    if name == "instanseg":
-        file = request.getfixturevalue("instanseg_file")
-        return plugin.make(plugin.config(weights=file, device="cpu"))
+    if name in {"instanseg", "cellvit"}:
+        file = request.getfixturevalue(f"{name}_file")
+        made = plugin.make(plugin.config(weights=file, device="cpu"))
+        if name == "cellvit":
+            skip_zeros(made.file.network)
+        return made
     if request.param == "classical-bright":
         return plugin.make(ClassicalConfig(nuclei="bright"))
     return plugin.make()
@@ -94,6 +173,15 @@ def test_plugins__every_module_exports_one():
     for name in set(detectors.names()) - {"cellpose"}:
         plugin = detectors.load(name)
         assert isinstance(plugin, Plugin) and plugin.config is not None and plugin.summary
+
+
+def test_cellvit__layers_left_out_give_zeros(cellvit_file):
+    image, _ = field(bright=False, width=96, height=96)
+    plugin = detectors.load("cellvit")
+    whole = plugin.make(plugin.config(weights=cellvit_file, device="cpu"))
+    expected = whole.detect(image, MPP)
+    skip_zeros(whole.file.network)
+    np.testing.assert_array_equal(whole.detect(image, MPP).contour_px0, expected.contour_px0)
 
 
 def test_detect__finds_each_nucleus_once(detector, bright):
@@ -216,3 +304,68 @@ def test_detect__thousands_in_one_tile(detector, bright):
     image = (228 + soft[..., None] * (np.array([80, 60, 120]) - 228)).astype(np.uint8)
     table = detector.detect(255 - image if bright else image, MPP).validate()
     assert abs(len(table) - side**2) <= 0.01 * side**2
+
+
+# --- nuclei from files ----------------------------------------------------------------------
+
+POINTS = [(30.5, 40.5), (10.5, 12.5), (50.5, 12.5)]
+
+
+def square(x: float, y: float) -> list[list[float]]:
+    return [[x - 4, y - 4], [x + 4, y - 4], [x + 4, y + 4], [x - 4, y + 4], [x - 4, y - 4]]
+
+
+def write_nuclei_file(path: Path, points: list[tuple[float, float]]) -> Path:
+    if path.suffix == ".csv":
+        path.write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in points))
+    elif path.suffix == ".png":
+        labels = np.zeros((64, 64), np.uint8)
+        for number, (x, y) in enumerate(points, 1):
+            labels[int(y) - 4 : int(y) + 5, int(x) - 4 : int(x) + 5] = number
+        Image.fromarray(labels).save(path)
+    else:
+        features = [
+            {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon",
+             "coordinates": [square(x, y)]}} for x, y in points
+        ]  # fmt: skip
+        path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+@pytest.fixture(params=[".csv", ".png", ".geojson"])
+def suffix(request) -> str:
+    return request.param
+
+
+def source_of(path: Path) -> NucleusSource:
+    plugin = detectors.load("imported")
+    return plugin.make(plugin.config(weights=path))
+
+
+def test_source__reads_each_nucleus_once_in_canonical_order(suffix, tmp_path):
+    source = source_of(write_nuclei_file(tmp_path / f"nuclei{suffix}", POINTS))
+    assert isinstance(source, NucleusSource) and not isinstance(source, NucleusDetector)
+    table = source.read(MPP).validate()
+    np.testing.assert_allclose(table.xy_px0, [(10.5, 12.5), (50.5, 12.5), (30.5, 40.5)], atol=0.01)
+    np.testing.assert_array_equal(table.xy_px0, table.sorted().xy_px0)
+    again = source_of(write_nuclei_file(tmp_path / f"again{suffix}", POINTS[::-1])).read(MPP)
+    np.testing.assert_array_equal(again.xy_px0, table.xy_px0)
+
+
+def test_source__no_nuclei_is_an_empty_table(suffix, tmp_path):
+    table = source_of(write_nuclei_file(tmp_path / f"none{suffix}", [])).read(MPP).validate()
+    assert len(table) == 0
+
+
+@pytest.mark.parametrize("mpp", [0.0, -1.0, float("nan"), 72.0])
+def test_source__resolution_out_of_range_is_refused(suffix, tmp_path, mpp):
+    source = source_of(write_nuclei_file(tmp_path / f"nuclei{suffix}", POINTS))
+    with pytest.raises(InputError, match="µm"):
+        source.read(mpp)
+
+
+def test_source__damaged_file_is_refused_by_name(suffix, tmp_path):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(b"\x00\xff\x13 no nuclei")
+    with pytest.raises(InputError, match="damaged"):
+        source_of(path).read(MPP)

@@ -11,11 +11,17 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from cytofm_cli.errors import InputError, MissingPackageError, UsageError, WeightsError
+from cytofm_cli.errors import (
+    InputError,
+    MissingPackageError,
+    OutOfMemoryError,
+    UsageError,
+    WeightsError,
+)
 from cytofm_cli.nuclei import cellvit_net, hover, vit_encoders
 from cytofm_cli.nuclei.cellvit_net import SIZES, CellViT, EncoderSize
 from cytofm_cli.nuclei.detectors import cellpose, cellvit, instanseg
-from cytofm_cli.nuclei.torch_files import load_tensors, pick_device
+from cytofm_cli.nuclei.torch_files import load_tensors, memory_errors, pick_device
 from cytofm_cli.registry import detectors
 
 TINY = EncoderSize(dim=32, depth=4, heads=2, taps=(1, 2, 3, 4), sam=False)
@@ -301,6 +307,9 @@ def test_load_tensors__runs_no_code_and_names_the_file(tmp_path):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match=r"bomb\.pth"):
             load_tensors(path)
+    path.write_text("hello")  # a KeyError inside, which says nothing
+    with pytest.raises(WeightsError, match=r"not written by torch\.save"):
+        load_tensors(path)
 
 
 @pytest.mark.parametrize("name", ["cellvit", "instanseg"])
@@ -310,6 +319,41 @@ def test_missing_weights__are_an_error_and_never_a_download(name, tmp_path):
         plugin.make()
     with pytest.raises(WeightsError, match="no such file"):
         plugin.make(plugin.config(weights=tmp_path / "none.pt"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError(
+            "The following operation failed in the TorchScript interpreter.\nout of memory"
+        ),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_memory_errors__every_kind_becomes_ours(error):
+    with pytest.raises(OutOfMemoryError, match="too little memory"), memory_errors("cellvit"):
+        raise error
+
+
+def test_memory_errors__other_errors_pass():
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors("cellvit"):
+        raise RuntimeError("shapes do not fit")
+
+
+def test_instanseg__out_of_memory_is_no_fault_of_the_file(tmp_path):
+    detector = instanseg.InstansegDetector(
+        instanseg.InstansegConfig(weights=scripted(TwoMaps(0.5), tmp_path / "m.pt"), device="cpu")
+    )
+
+    def full(_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    detector.module = full
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with pytest.raises(OutOfMemoryError, match="instanseg"):
+        detector.detect(noise, 0.5)
 
 
 def test_pick_device__refuses_what_is_not_there():

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cytofm_cli.errors import UsageError
+from cytofm_cli.errors import OutOfMemoryError, UsageError
+from cytofm_cli.nuclei import stitch
 from cytofm_cli.nuclei.base import NucleusTable, as_rgb, make_table
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
-from cytofm_cli.nuclei.stitch import detect_tiles, with_halo
+from cytofm_cli.nuclei.stitch import detect_tile, detect_tile_in_parts, detect_tiles, with_halo
 from cytofm_cli.units import Box, Size
 
 SIZE = Size(300, 220)
@@ -147,3 +148,36 @@ def test_classical__seam_free_on_separate_nuclei(tile_px):
     gap = np.linalg.norm(tiled.xy_px0[:, None] - whole.xy_px0, axis=2)
     assert gap.min(1).max() < 0.1  # rows of equal y may swap by rounding
     np.testing.assert_allclose(tiled.area_um2, whole.area_um2[gap.argmin(1)], rtol=1e-2)
+
+
+@dataclass(frozen=True)
+class SmallMemory(DarkSpots):
+    """Holds images of so many pixels and no more."""
+
+    max_px: int = 0
+
+    def detect(self, image_HWC: np.ndarray, mpp: float) -> NucleusTable:
+        if image_HWC.shape[0] * image_HWC.shape[1] > self.max_px:
+            raise OutOfMemoryError("too little memory")
+        return super().detect(image_HWC, mpp)
+
+
+@pytest.mark.parametrize(("max_px", "quartered"), [(SIZE.w * SIZE.h, 0), (40_000, 1), (20_000, 5)])
+def test_too_little_memory__quarters_give_the_same_nuclei_and_are_counted(
+    max_px, quartered, monkeypatch
+):
+    monkeypatch.setattr(stitch, "MIN_PART_PX", 16)
+    image, box = spots(1), Box(0, 0, SIZE.w, SIZE.h)
+    whole = detect_tile(DarkSpots(), reader(image), box, size_px=SIZE, mpp=0.25)
+    detector = SmallMemory(max_px=max_px)
+    table, count = detect_tile_in_parts(detector, reader(image), box, size_px=SIZE, mpp=0.25)
+    assert count == quartered
+    np.testing.assert_allclose(table.xy_px0, whole.xy_px0, atol=1e-4)
+    np.testing.assert_allclose(table.area_um2, whole.area_um2, atol=1e-4)
+
+
+def test_too_little_memory__for_the_smallest_part_is_an_error():
+    with pytest.raises(OutOfMemoryError):
+        detect_tile_in_parts(
+            SmallMemory(), reader(spots(1)), Box(0, 0, SIZE.w, SIZE.h), size_px=SIZE, mpp=0.25
+        )

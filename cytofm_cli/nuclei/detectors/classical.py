@@ -99,6 +99,34 @@ def optical_density(rgb_HWC: Floats) -> Floats:
     return density
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidates:
+    """Outlines that do not lie in each other, and what their confidence is made of.
+
+    Attributes:
+        outlines: M of them, in pixels of the map.
+        share_M: share of the outline that is a true edge, up to 1.
+        radius_um_M: radius of the disk of the same area, µm.
+        blob_M: contrast of the blob, optical density.
+        colour_M: 1 for the colour of nuclei, towards 0 for that of red cells.
+    """
+
+    outlines: Outlines
+    share_M: Floats
+    radius_um_M: Floats
+    blob_M: Floats
+    colour_M: Floats
+
+    def confidence(
+        self, typical_radius_um: float = TYPICAL_RADIUS_UM, half_blob: float = HALF_BLOB
+    ) -> Floats:
+        """Return the confidence of each, (M,)."""
+        size_M = np.minimum(1, self.radius_um_M / typical_radius_um)
+        contrast_M = self.blob_M / (self.blob_M + half_blob)
+        confidence: Floats = self.share_M * size_M * contrast_M * self.colour_M
+        return confidence
+
+
 def find_outlines(density_HWC: Floats, config: ClassicalConfig) -> tuple[Outlines, Floats]:
     """Find the nuclei of an image.
 
@@ -109,6 +137,19 @@ def find_outlines(density_HWC: Floats, config: ClassicalConfig) -> tuple[Outline
     Returns:
         Disjoint outlines in pixels of the map, and the confidence of each, float32 (M,).
     """
+    found = candidates(density_HWC, config.min_radius_um)
+    probability = found.confidence()
+    sure = probability >= config.min_probability
+    return outline.split_touching(found.outlines.take(sure)), probability[sure]
+
+
+def candidates(density_HWC: Floats, min_radius_um: float) -> Candidates:
+    """Find everything that may be a nucleus.
+
+    Args:
+        density_HWC: float32, optical density at `WORKING_MPP`.
+        min_radius_um: smaller outlines are debris.
+    """
     from scipy.ndimage import gaussian_filter
 
     darkness_HW = np.minimum(density_HWC[..., 0], density_HWC[..., 1])
@@ -117,16 +158,16 @@ def find_outlines(density_HWC: Floats, config: ClassicalConfig) -> tuple[Outline
     outlines = outline.trace(smooth_HW, seed_M2, radius_M)
     share_M = np.clip(outlines.edge_MA / FULL_EDGE, -1, 1).mean(1)
     radius_um_M = np.sqrt(outlines.area_px() / np.pi) * WORKING_MPP
-    probability = (
-        share_M * np.minimum(1, radius_um_M / TYPICAL_RADIUS_UM) * (blob_M / (blob_M + HALF_BLOB))
+    rows = np.flatnonzero((share_M > MIN_EDGE_SHARE) & (radius_um_M > min_radius_um))
+    rows = rows[_best_of_overlapping(outlines.take(rows), _quality(outlines, share_M)[rows])]
+    kept = outlines.take(rows)
+    return Candidates(
+        outlines=kept,
+        share_M=share_M[rows],
+        radius_um_M=radius_um_M[rows],
+        blob_M=blob_M[rows],
+        colour_M=_nuclear_colour(density_HWC, kept),
     )
-    keep = (share_M > MIN_EDGE_SHARE) & (radius_um_M > config.min_radius_um)
-    outlines, probability, share_M = outlines.take(keep), probability[keep], share_M[keep]
-    kept = _best_of_overlapping(outlines, _quality(outlines, share_M))
-    outlines = outlines.take(kept)
-    probability = probability[kept] * _nuclear_colour(density_HWC, outlines)
-    sure = probability >= config.min_probability
-    return outline.split_touching(outlines.take(sure)), probability[sure]
 
 
 def _quality(outlines: Outlines, share_M: Floats) -> Floats:

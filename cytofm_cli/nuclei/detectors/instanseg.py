@@ -85,7 +85,7 @@ class InstansegDetector:
     def _labels(self, pixels_HWC: NDArray[np.float32]) -> NDArray[np.int64]:
         import torch
 
-        from cytofm_cli.nuclei.torch_files import memory_errors
+        from cytofm_cli.nuclei.torch_files import is_out_of_memory, memory_errors
 
         H, W, _ = pixels_HWC.shape
         pad = [(0, -side % SIDE_MULTIPLE) for side in (H, W)]
@@ -94,9 +94,9 @@ class InstansegDetector:
         with memory_errors("instanseg"), torch.inference_mode():
             try:
                 labels = self.module(x_BCHW.to(self.device))
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:  # TorchScript wraps whatever goes wrong inside
+                if is_out_of_memory(error):
+                    raise
                 reason = str(error).strip().splitlines()[-1]
                 raise WeightsError(f"{self.path}: the model failed ({reason}).") from error
         if (
