@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.options import CommonOptions
+from cytofm_cli.cli.mil_score import score
+from cytofm_cli.cli.options import CommonOptions, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.errors import (
-    ConfigMismatchError,
-    CytofmError,
-    OutputError,
-    SomeSlidesFailedError,
-    UsageError,
-)
+from cytofm_cli.errors import SomeSlidesFailedError, UsageError
 from cytofm_cli.mil.config import MilConfig
-from cytofm_cli.store.schema import STORE_SUFFIX
-
-if TYPE_CHECKING:
-    from cytofm_cli.mil.bags import Bag
-    from cytofm_cli.mil.score import Ensemble, SlideScore
 
 
 def train(
@@ -36,6 +25,13 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the head; repeat for more."),
     ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE",
+            help="Choose a setting of recipe or head within each training part; repeat for more.",
+        ),
+    ] = None,
     *,
     config: MilConfig,
     run: CommonOptions,
@@ -47,13 +43,19 @@ def train(
       cytofm mil train --bags stores --labels labels.csv -o run
 
       cytofm mil train --bags stores --labels labels.csv -o floor --method mean
+
+      cytofm mil train --bags stores --labels labels.csv -o tuned --tune lr=1e-4,3e-4
     """
+    from cytofm_cli.mil.cache import bag_file
     from cytofm_cli.mil.run import make_plan, train_run
 
-    head = dict(_setting(text) for text in settings or [])
+    head = parse_settings(settings)
+    values = _values_to_try(tune)
     if run.dry_run:
-        plan = make_plan(config, bags, labels, head)
-        out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds")
+        with bag_file(folder) as cache:
+            plan = make_plan(config, bags, labels, head, tune=values, cache=cache)
+        search = f", after trying {len(plan.candidates)} settings in each" if values else ""
+        out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds{search}")
         return
     with out.progress_bar(f"train {config.method}", 1) as bar:
 
@@ -62,72 +64,19 @@ def train(
             out.detail(f"{done}/{total} models: {name}")
 
         report = train_run(
-            config, bags, labels, folder, head=head, overwrite=run.overwrite, progress=progress
+            config,
+            bags,
+            labels,
+            folder,
+            head=head,
+            tune=values,
+            overwrite=run.overwrite,
+            progress=progress,
         )
     if report.skipped:
         out.detail(f"{folder}: done before, skipped")
     out.note(_one_line(report.metrics))
     out.data(str(folder), {"run": str(folder), "metrics": report.metrics})
-
-
-def score(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Made by `mil train`.")],
-    stores: Annotated[
-        list[str], typer.Argument(metavar="STORES", help="Stores, or a folder of h5 or pt files.")
-    ],
-    table: Annotated[Path, typer.Option("-o", "--out", help="Table of scores to write.")] = Path(
-        "scores.csv"
-    ),
-    *,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    attention: Annotated[
-        bool, typer.Option(help="Also write attention of every instance into the stores.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only data and errors.")] = False,
-) -> None:
-    """Score slides with the ensemble of a RUN; needs no labels.
-
-    A slide that the RUN was trained on is scored by the models that never saw it.
-
-    Examples:
-
-      cytofm mil score run stores -o scores.csv
-
-      cytofm mil score run new-stores -o new.csv --no-attention
-    """
-    from cytofm_cli.mil.score import load_run, scores_csv
-    from cytofm_cli.store.io import output_errors
-
-    out.json, out.quiet = as_json, quiet
-    ensemble = load_run(run_folder)
-    paths = _find(stores, ensemble.card.encoder)
-    if table.is_dir():
-        raise OutputError(f"{table}: is a folder.", hint=f"-o {table / 'scores.csv'}")
-    with output_errors(table):
-        table.parent.mkdir(parents=True, exist_ok=True)
-    scores, failures = [], []
-    with out.progress_bar("score", len(paths)) as bar:
-        for path in paths:
-            try:
-                scores.append(_score_one(path, run_folder, ensemble, device, attention=attention))
-            except CytofmError as error:
-                failures.append(error)
-                if len(paths) > 1:  # the only slide's error is raised, and printed, at the end
-                    out.error(error)
-            bar.finish(path.stem)
-    if not scores:
-        raise _all_failed(failures)
-    with output_errors(table):
-        partial = table.with_name(f".{table.name}.partial")
-        partial.write_text(scores_csv(scores, ensemble.card.classes), encoding="utf-8")
-        partial.replace(table)
-    out.data(str(table), {"scores": str(table), "slides": len(scores)})
-    if failures:
-        raise SomeSlidesFailedError(
-            f"{len(failures)} of {len(paths)} slides failed, the others are in {table}.",
-            hint="mend them, or leave them out, and score again.",
-        )
 
 
 def compare(
@@ -229,11 +178,15 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _setting(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"--set {text}: must be KEY=VALUE.")
-    return key.strip(), value.strip()
+def _values_to_try(words: list[str] | None) -> dict[str, list[str]]:
+    """Parse the KEY=VALUE,VALUE words of `--tune`."""
+    found = {}
+    for word in words or []:
+        key, _, values = word.partition("=")
+        found[key.strip()] = _words(values)
+        if not key.strip() or not found[key.strip()]:
+            raise UsageError(f"--tune {word}: must be KEY=VALUE,VALUE.")
+    return found
 
 
 def _one_line(metrics: dict[str, Any]) -> str:
@@ -244,84 +197,6 @@ def _one_line(metrics: dict[str, Any]) -> str:
     ]
     size = f"{metrics['slides']} slides, {metrics['groups']} groups"
     return f"{metrics['method']}: {', '.join(parts)}  ({size})"
-
-
-def _find(words: list[str], encoder: str) -> list[Path]:
-    """List the stores or bag files to score, each once."""
-    from cytofm_cli.mil.bags import find_bags
-
-    found = {path: None for word in words for path in find_bags(Path(word), encoder or None)}
-    return list(found)
-
-
-def _score_one(
-    path: Path, run: Path, ensemble: Ensemble, device: str, *, attention: bool
-) -> SlideScore:
-    """Score a slide; attention that cannot be written is no reason to lose the score."""
-    from cytofm_cli.mil.bags import load_bags
-    from cytofm_cli.mil.score import score_bag
-
-    (bag,) = load_bags(path, ensemble.card.encoder or None, ensemble.card.unit)
-    result = score_bag(ensemble, bag, device=device)
-    if attention and path.suffix == STORE_SUFFIX:
-        try:
-            _write_attention(path, run.absolute(), ensemble, bag, result)
-        except CytofmError as error:
-            out.warn(error.one_line())
-    return result
-
-
-def _all_failed(failures: Sequence[CytofmError]) -> CytofmError:
-    first = failures[0]
-    if len(failures) == 1:
-        return first
-    return type(first)(f"none of {len(failures)} slides could be scored.", hint=first.hint)
-
-
-def _write_attention(
-    store: Path, run: Path, ensemble: Ensemble, bag: Bag, result: SlideScore
-) -> None:
-    """Put attention and scores of the instances under `/attention/<run>/<unit>`.
-
-    Raises:
-        ConfigMismatchError: another RUN of that name has written there.
-    """
-    from cytofm_cli import provenance
-    from cytofm_cli.mil.score import run_digest
-    from cytofm_cli.store import io, schema
-    from cytofm_cli.store.zarr3 import write_array
-
-    card = ensemble.card
-    step = schema.attention_step(run.name, card.unit)
-    steps = io.open_store(store).steps
-    source = steps[schema.embedding_step(str(bag.encoder), card.unit)]
-    mark = f"{source['config_hash']}-{source['input_fingerprint']}"
-    facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
-    try:
-        if io.is_finished(store, step, config=facts, input_fingerprint=mark):
-            return
-    except ConfigMismatchError as error:
-        # The same RUN on embeddings that were made anew may replace its own attention.
-        if steps[step]["config"] != facts:
-            raise ConfigMismatchError(
-                f"{store}: keeps the {step} of another RUN named {run.name}.",
-                hint="rename the RUN folder to keep both, or use --no-attention.",
-            ) from error
-    record = provenance.record(
-        facts,
-        input_fingerprint=mark,
-        run_folder=str(run),
-        n=len(result.instances_NK),
-        dim=len(result.columns),
-        basis=result.basis,
-        predicted=result.predicted,
-    )
-    with (
-        io.claim_step(store.parent, bag.slide_id, step),
-        io.staging(store.parent, bag.slide_id, step) as staged,
-    ):
-        write_array(staged / "values", result.instances_NK, axes=schema.ATTENTION.axes)
-        io.commit_group(staged, store, step, record)
 
 
 def register(app: typer.Typer) -> None:

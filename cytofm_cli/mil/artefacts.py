@@ -31,6 +31,7 @@ class ModelCard:
         standardise: whether it scales features.
         fold: outer fold that it never saw, as a number.
         seed: its seed; -1 for a model trained on training and validation together.
+        vpu: width of its VPU features; 0: none.
     """
 
     method: str
@@ -42,6 +43,7 @@ class ModelCard:
     standardise: bool
     fold: int
     seed: int
+    vpu: int = 0
 
 
 def save_model(path: Path, model: MilModel, card: ModelCard) -> None:
@@ -90,8 +92,8 @@ def load_model(path: Path) -> tuple[MilModel, ModelCard]:
     from safetensors.torch import load_file
 
     card = read_card(path)
-    head, _ = make_head(card.method, card.n_features, len(card.classes), card.head)
-    model = MilModel(head, card.n_features)
+    head, _ = make_head(card.method, card.vpu or card.n_features, len(card.classes), card.head)
+    model = MilModel(head, card.n_features, card.vpu)
     try:
         model.load_state_dict(load_file(path))
     except (RuntimeError, OSError, SafetensorError) as error:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,18 +30,35 @@ class Bag:
 
     Attributes:
         slide_id: name of the slide.
-        features_ND: float32 (N, D), finite, N ≥ 1.
+        features_ND: float16 or float32 (N, D), finite, N ≥ 1; may be mapped from a file.
         xy_px0: int32 (N, 2), level-0 pixels (x, y), or None where the file has none.
         encoder: what made the features; "" if the file does not say.
     """
 
     slide_id: str
-    features_ND: NDArray[np.float32]
+    features_ND: NDArray[np.float16] | NDArray[np.float32]
     xy_px0: NDArray[np.int32] | None = None
     encoder: str = ""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Send a mapped bag to a worker process as the place in its file."""
+        features = self.features_ND
+        if not isinstance(features, np.memmap):
+            return Bag, (self.slide_id, features, self.xy_px0, self.encoder)
+        place = (features.filename, features.offset, features.shape, features.dtype.str)
+        return _mapped_bag, (self.slide_id, place, self.xy_px0, self.encoder)
 
-def load_bags(source: Path, encoder: str | None, unit: str) -> list[Bag]:
+
+def map_features(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> Any:
+    """Map features from a file; writing to the array changes memory, never the file."""
+    return np.memmap(path, dtype=dtype, mode="c", offset=start, shape=shape)
+
+
+def _mapped_bag(slide_id: str, place: tuple[Any, ...], xy_px0: Any, encoder: str) -> Bag:
+    return Bag(slide_id, map_features(*place), xy_px0, encoder)
+
+
+def load_bags(source: Path, encoder: str | None, unit: str, cache: Path | None = None) -> list[Bag]:
     """Load every bag of a folder, sorted by slide id.
 
     Args:
@@ -49,12 +66,19 @@ def load_bags(source: Path, encoder: str | None, unit: str) -> list[Bag]:
             `.pt` files that each hold one (N, D) tensor; or one such store or file.
         encoder: which embeddings of a store to take; None if it holds only one.
         unit: "tile" or "cell"; files of other tools have no units.
+        cache: file to put the features into, see `cytofm_cli.mil.cache`; None: in memory.
 
     Raises:
         InputError: nothing there, an empty bag, NaN or infinite features, mixed widths.
     """
     paths = find_bags(source, encoder)
-    bags = [_read(path, encoder, unit) for path in paths]
+    read = (_read(path, encoder, unit) for path in paths)
+    if cache is None:
+        bags = list(read)
+    else:
+        from cytofm_cli.mil.cache import store_bags
+
+        bags = store_bags(read, cache)
     check_bags(bags)
     return bags
 
@@ -112,7 +136,8 @@ def fingerprint(bags: Iterable[Bag]) -> str:
     """Return a hash of ids and features, to know whether a run saw the same input."""
     state = hashlib.sha256()
     for bag in bags:
-        state.update(f"{bag.slide_id}\0{bag.features_ND.shape}\0".encode())
+        half = "float16\0" if bag.features_ND.dtype == np.float16 else ""
+        state.update(f"{bag.slide_id}\0{bag.features_ND.shape}\0{half}".encode())
         state.update(np.ascontiguousarray(bag.features_ND).view(np.uint8).data)
     return state.hexdigest()[:16]
 
@@ -214,7 +239,8 @@ def _read_pt(path: Path) -> Bag:
         raise InputError(f"{path}: holds a {type(features).__name__}, expected one tensor.")
     if features.layout != torch.strided or features.is_complex() or features.is_quantized:
         raise InputError(f"{path}: holds a tensor of {features.dtype}, expected dense numbers.")
-    return _bag(path, features.detach().to(torch.float32).numpy(), None, "")
+    kept = features.dtype if features.dtype == torch.float16 else torch.float32
+    return _bag(path, features.detach().to(kept).numpy(), None, "")
 
 
 def _bag(path: Path, features: object, xy: object, encoder: str) -> Bag:
@@ -224,7 +250,8 @@ def _bag(path: Path, features: object, xy: object, encoder: str) -> Bag:
             f"{path}: features are {features_ND.dtype} of shape {features_ND.shape}, "
             "expected numbers (N, D)."
         )
-    features_ND = np.ascontiguousarray(features_ND, dtype=np.float32)
+    kept = np.float16 if features_ND.dtype == np.float16 else np.float32
+    features_ND = np.ascontiguousarray(features_ND, dtype=kept)
     xy_px0 = None
     if xy is not None:
         xy = np.asarray(xy)

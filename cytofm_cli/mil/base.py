@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cytofm_cli.config import option, resolve
 from cytofm_cli.errors import UsageError
+from cytofm_cli.mil.vpu import VpuNet
 from cytofm_cli.registry import mil_methods
 
 BagLoss = Callable[[Tensor, Tensor], Tensor]  # logits_BC, y_B → scalar
@@ -94,6 +95,12 @@ class Recipe:
     shuffle_instances: bool = option(False, "new order of instances each time")
     keep_instances: float = option(1.0, "share of instances seen each time", low=0.05, high=1)
     standardise: bool = option(True, "scale features by mean and spread of the training bags")
+    vpu: int = option(
+        0,
+        "width of features that LESS's VPU loss trains from the frozen ones in each fold, on "
+        "slides of the first class against the last; 0: none",
+        low=0,
+    )
     label_smoothing: float = option(0.0, "label smoothing of the bag loss", low=0, high=1)
     bag_loss: str = option(
         "cross_entropy",
@@ -145,24 +152,26 @@ class MilModel(nn.Module):
     Args:
         head: the head.
         n_features: D.
+        vpu: width of the VPU features between scaling and head; 0: none.
     """
 
     mean_D: Tensor
     scale_D: Tensor
 
-    def __init__(self, head: MilHead, n_features: int) -> None:
+    def __init__(self, head: MilHead, n_features: int, vpu: int = 0) -> None:
         super().__init__()
         self.head = head
+        self.vpu = VpuNet(n_features, vpu) if vpu else None
         self.standardise = False
         self.register_buffer("mean_D", torch.zeros(n_features))
         self.register_buffer("scale_D", torch.ones(n_features))
 
     def fit_scaling(self, bags_ND: Sequence[np.ndarray[Any, Any]]) -> None:
         """Take mean and spread of these bags; every bag counts the same, however large."""
-        means = np.stack([bag.mean(0, dtype=np.float64) for bag in bags_ND])
-        squares = np.stack([np.square(bag, dtype=np.float64).mean(0) for bag in bags_ND])
-        mean_D = means.mean(0)
-        spread_D = np.sqrt(np.maximum(squares.mean(0) - mean_D**2, 0))
+        moments = [_moments(bag_ND) for bag_ND in bags_ND]
+        mean_D = np.stack([mean for mean, _ in moments]).mean(0)
+        square_D = np.stack([square for _, square in moments]).mean(0)
+        spread_D = np.sqrt(np.maximum(square_D - mean_D**2, 0))
         # A feature without spread carries nothing: leave its scale alone, do not blow it up.
         spread_D[spread_D <= 1e-6 * np.maximum(np.abs(mean_D), 1e-6)] = 1.0
         self.mean_D.copy_(torch.from_numpy(mean_D))
@@ -173,10 +182,21 @@ class MilModel(nn.Module):
         self, x_BND: Tensor, mask_BN: Tensor | None = None, seeds: Sequence[int] | None = None
     ) -> MilOutput:
         """Judge bags of unscaled features."""
-        if self.standardise:
-            x_BND = (x_BND - self.mean_D) * self.scale_D
+        x_BND = self.scale(x_BND)
+        if self.vpu is not None:
+            with torch.no_grad():
+                x_BND = self.vpu(x_BND)
         output: MilOutput = self.head(x_BND, mask_BN, seeds)
         return output
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Scale features, if this model does."""
+        return (x - self.mean_D) * self.scale_D if self.standardise else x
+
+
+def _moments(bag_ND: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    values_ND = np.asarray(bag_ND, dtype=np.float64)
+    return values_ND.mean(0), np.einsum("nd,nd->d", values_ND, values_ND) / len(values_ND)
 
 
 def make_head(

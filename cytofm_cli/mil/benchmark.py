@@ -15,6 +15,7 @@ from typing import Any
 from cytofm_cli.errors import CytofmError, InputError, StoppedError, UsageError
 from cytofm_cli.mil import splits, tables
 from cytofm_cli.mil.bags import load_bags
+from cytofm_cli.mil.cache import bag_file
 from cytofm_cli.mil.cells import cores
 from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
 from cytofm_cli.mil.config import MilConfig
@@ -157,13 +158,14 @@ def _write_splits(config: MilConfig, source: Source, labels: Path, out: Path) ->
     """Draw the folds once, from the first kind of bags; all others must hold the same slides."""
     if (out / SPLITS).is_file():
         return
-    cohort = build_cohort(
-        load_bags(source.bags, source.encoder, source.unit),
-        read_labels(labels, label_column=config.label),
-        classes=config.classes,
-        allow_missing=config.allow_missing,
-    )
-    folds = make_folds(config, cohort)
+    with bag_file(out / SPLITS) as cache:
+        cohort = build_cohort(
+            load_bags(source.bags, source.encoder, source.unit, cache),
+            read_labels(labels, label_column=config.label),
+            classes=config.classes,
+            allow_missing=config.allow_missing,
+        )
+        folds = make_folds(config, cohort)
     _write(out / SPLITS, splits.to_csv(folds, cohort.slide_ids, cohort.groups))
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from cytofm_cli.mil.artefacts import ModelCard, save_model
 from cytofm_cli.mil.pool import in_processes
 from cytofm_cli.mil.summary import CellResult
-from cytofm_cli.mil.train import Labelled, fit, predict_logits
+from cytofm_cli.mil.train import Fitted, Labelled, fit, predict_logits
+from cytofm_cli.mil.tune import InnerAnswer, choose, inner_split, with_candidate
 from cytofm_cli.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # A worker process costs some seconds of imports: only longer work is spread.
 WORTH_A_POOL_S = 20.0
 RETRAINED = -1
+NO_TRIAL = -1
 
 
 class Cell(NamedTuple):
@@ -39,14 +41,18 @@ class Cell(NamedTuple):
     Attributes:
         fold: number of the outer fold.
         turn: 0, 1, … among the fold's models; -1 for the one trained on all of the fold.
+        candidate: number of the settings that are tried in inner fold `turn`; -1: no trial.
     """
 
     fold: int
     turn: int
+    candidate: int = NO_TRIAL
 
     @property
     def name(self) -> str:
         """Return the name of its files."""
+        if self.candidate != NO_TRIAL:
+            return f"fold{self.fold}_try{self.candidate}_inner{self.turn}"
         turn = "retrained" if self.turn == RETRAINED else f"seed{self.turn}"
         return f"fold{self.fold}_{turn}"
 
@@ -58,6 +64,16 @@ def all_cells(plan: Plan) -> list[Cell]:
     return cells + ([Cell(fold, RETRAINED) for fold in folds] if plan.config.retrain else [])
 
 
+def all_trials(plan: Plan) -> list[Cell]:
+    """List the models that choose the settings of each fold; none without a search."""
+    return [
+        Cell(fold, turn, candidate)
+        for fold in range(len(plan.folds))
+        for candidate in range(len(plan.candidates) if len(plan.candidates) > 1 else 0)
+        for turn in range(plan.folds[fold].n_validation)
+    ]
+
+
 def run_cells(
     plan: Plan, staging: Path, progress: Callable[[int, int, str], None], stop: StopFlag
 ) -> None:
@@ -66,9 +82,10 @@ def run_cells(
     Raises:
         StoppedError: `stop` was set; finished cells are kept.
     """
-    cells = all_cells(plan)
+    models, trials = all_cells(plan), all_trials(plan)
+    cells = [*trials, *models]
     done = sum(_file(staging, cell).is_file() for cell in cells)
-    for stage in ([c for c in cells if c.turn >= 0], [c for c in cells if c.turn < 0]):
+    for stage in (trials, [c for c in models if c.turn >= 0], [c for c in models if c.turn < 0]):
         todo = [cell for cell in stage if not _file(staging, cell).is_file()]
         while todo:
             start = time.monotonic()
@@ -95,29 +112,26 @@ def run_cell(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
     Raises:
         StoppedError: `stop` was set; nothing of this cell is kept.
     """
+    if cell.candidate != NO_TRIAL:
+        _run_trial(plan, staging, cell, stop)
+        return
+    if len(plan.candidates) > 1:
+        plan = with_candidate(
+            plan, plan.candidates[fold_choice(plan, staging, cell.fold)["chosen"]]
+        )
     config, cohort, fold = plan.config, plan.cohort, plan.folds[cell.fold]
     test = fold.test()
     validation = np.zeros(0, dtype=np.int64)
-    recipe = plan.recipe
     if cell.turn == RETRAINED:
         train = fold.development()
         epochs = [
             read_cell(staging, Cell(cell.fold, turn)).best_epoch for turn in range(config.seeds)
         ]
-        recipe = replace(recipe, epochs=int(np.median(epochs)) + 1, select="last", patience=0)
+        last = replace(plan.recipe, epochs=int(np.median(epochs)) + 1, select="last", patience=0)
+        plan = replace(plan, recipe=last)
     else:
         train, validation = fold.train_validation(cell.turn)
-    fitted = fit(
-        config.method,
-        plan.head,
-        recipe,
-        _labelled(plan, train),
-        _labelled(plan, validation) if len(validation) else None,
-        len(cohort.classes),
-        seeds=(config.seed, cell.fold, cell.turn + 1),
-        device=config.device,
-        stop=stop,
-    )
+    fitted = _fit(plan, train, validation, (config.seed, cell.fold, cell.turn + 1), stop)
     seed = RETRAINED if cell.turn == RETRAINED else config.seed + cell.turn
     card = ModelCard(
         method=config.method,
@@ -126,9 +140,10 @@ def run_cell(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
         classes=cohort.classes,
         encoder=cohort.bags[0].encoder,
         unit=config.unit,
-        standardise=recipe.standardise,
+        standardise=plan.recipe.standardise,
         fold=cell.fold,
         seed=seed,
+        vpu=plan.recipe.vpu,
     )
     save_model(staging / "models" / f"{cell.name}.safetensors", fitted.model, card)
     logits = [_logits(plan, fitted.model, index) for index in (validation, test)]
@@ -142,6 +157,52 @@ def run_cell(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
         "best_epoch": fitted.best_epoch,
         "history": [_finite(row) for row in fitted.history],
     }
+    _write(staging, cell, record)
+
+
+def fold_choice(plan: Plan, staging: Path, fold: int) -> dict[str, Any]:
+    """Read the trials of a fold and choose; see `cytofm_cli.mil.tune.choose`."""
+    answers = []
+    for cell in all_trials(plan):
+        if cell.fold == fold:
+            record = json.loads(_file(staging, cell).read_text(encoding="utf-8"))
+            index = np.array(record["judged"], dtype=np.int64)
+            logits_SC = np.array(record["judged_logits_SC"], dtype=np.float64)
+            answers.append(InnerAnswer(cell.candidate, index, logits_SC))
+    return {"fold": fold, **choose(plan.candidates, answers, plan.cohort.y_N)}
+
+
+def _run_trial(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
+    plan = with_candidate(plan, plan.candidates[cell.candidate])
+    train, choosing, judged = inner_split(plan.folds[cell.fold], cell.turn)
+    # All candidates share the seed: what they differ by is the settings.
+    seeds = (plan.config.seed, cell.fold, cell.turn + 1, 1)
+    fitted = _fit(plan, train, choosing, seeds, stop)
+    logits_SC = _logits(plan, fitted.model, judged)
+    _write(staging, cell, {"judged": judged.tolist(), "judged_logits_SC": logits_SC.tolist()})
+
+
+def _fit(
+    plan: Plan,
+    train: NDArray[np.int64],
+    validation: NDArray[np.int64],
+    seeds: tuple[int, ...],
+    stop: StopFlag,
+) -> Fitted:
+    return fit(
+        plan.config.method,
+        plan.head,
+        plan.recipe,
+        _labelled(plan, train),
+        _labelled(plan, validation) if len(validation) else None,
+        len(plan.cohort.classes),
+        seeds=seeds,
+        device=plan.config.device,
+        stop=stop,
+    )
+
+
+def _write(staging: Path, cell: Cell, record: dict[str, Any]) -> None:
     path = _file(staging, cell)
     staged = path.with_name(f".{path.name}.partial")
     staged.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")

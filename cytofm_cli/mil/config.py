@@ -51,6 +51,9 @@ class MilConfig:
     bag_loss: str | None = option(
         None, "bag loss; ordinal needs ordered classes", choices=("cross_entropy", "ordinal")
     )
+    vpu: int | None = option(
+        None, "train LESS's VPU features of this width in each fold first (384, 768)", low=0
+    )
     threshold: str = option(
         "youden",
         "how the threshold of two classes is fixed on validation; half: 0.5",
@@ -66,5 +69,5 @@ class MilConfig:
 
     def recipe_overrides(self) -> dict[str, object]:
         """Return the recipe settings that were given."""
-        names = ("epochs", "lr", "weight_decay", "patience", "bag_loss")
+        names = ("epochs", "lr", "weight_decay", "patience", "bag_loss", "vpu")
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}

@@ -22,15 +22,16 @@ class Projection(nn.Sequential):
 
     def __init__(self, n_features: int, width: int, dropout: float) -> None:
         super().__init__(nn.Linear(n_features, width), nn.ReLU(inplace=True), FastDropout(dropout))
-        self.dropout = dropout
+        self.width, self.dropout = width, dropout
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Project (B, N, D) to (B, N, width)."""
         if len(x_BND) > 1:
-            return self[2](self[1](self[0](x_BND)))
+            plain: Tensor = super().forward(x_BND)  # type: ignore[no-untyped-call]
+            return plain
         x_ND = x_BND.squeeze(0)
         p = self.dropout if self.training else 0.0
-        keep_NH = keep_mask(x_ND.new_empty((len(x_ND), self[0].out_features)), p) if p else None
+        keep_NH = keep_mask(x_ND.new_empty((len(x_ND), self.width)), p) if p else None
         h_NH: Tensor = _Project.apply(x_ND, self[0].weight, self[0].bias, keep_NH, 1 / (1 - p))
         return h_NH[None]
 

@@ -159,9 +159,8 @@ class PseudoInverse:
             pb = p @ b_HLE
             inner = torch.sub(7 * b_HLE, pb)
             low = torch.sub(13 * b_HLE, pb, alpha=15)
-            if square is None:
-                square, inner = p, p @ inner
-            b_HLE = torch.baddbmm(low, square, inner, beta=0.25, alpha=0.25)
+            third = p @ (p @ inner) if square is None else square @ inner
+            b_HLE = (low + third) / 4
         return self.start @ b_HLE
 
     def after(self, b_HTL: Tensor) -> Tensor:

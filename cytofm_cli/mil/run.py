@@ -12,20 +12,23 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cytofm_cli import __version__
-from cytofm_cli.config import differences, resolve, to_toml
-from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
+from cytofm_cli.config import differences, to_toml
+from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError, UsageError
 from cytofm_cli.mil import splits, summary
 from cytofm_cli.mil.bags import Bag, fingerprint, load_bags
+from cytofm_cli.mil.cache import bag_file
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import BETHESDA, Cohort, build_cohort, read_labels
 from cytofm_cli.mil.pool import stop_requests
 from cytofm_cli.mil.splits import Fold
+from cytofm_cli.mil.tune import Candidate, make_candidates
 from cytofm_cli.signals import StopFlag
 from cytofm_cli.store.claim import claim
 from cytofm_cli.store.io import output_errors
@@ -61,6 +64,7 @@ class Plan:
         head: settings of the head, resolved.
         cohort: bags and labels.
         folds: outer folds.
+        candidates: settings to choose from in each fold; one if there is no search.
         record: sections of config.toml.
     """
 
@@ -69,6 +73,7 @@ class Plan:
     head: dict[str, Any]
     cohort: Cohort
     folds: list[Fold]
+    candidates: list[Candidate]
     record: dict[str, dict[str, Any]]
 
 
@@ -79,6 +84,7 @@ def train_run(
     out: Path,
     *,
     head: Mapping[str, Any] | None = None,
+    tune: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> RunReport:
@@ -93,6 +99,7 @@ def train_run(
         labels: table of labels.
         out: RUN folder to make.
         head: settings of the head that differ from the preset.
+        tune: values to try for settings of recipe or head; each fold chooses on its training part.
         overwrite: replace a RUN made with other settings.
         progress: called with (models done, of how many, what the last one was).
 
@@ -104,8 +111,8 @@ def train_run(
     """
     out = out.absolute()
     staging = out.parent / f".{out.name}.partial"
-    with stop_requests() as stop:
-        plan = make_plan(config, bags, labels, head or {})
+    with stop_requests() as stop, bag_file(out) as cache:
+        plan = make_plan(config, bags, labels, head or {}, tune=tune, cache=cache)
         with output_errors(out):
             if out.exists() and not _may_write(out, plan, overwrite=overwrite):
                 return RunReport(out, read_metrics(out), skipped=True)
@@ -121,32 +128,56 @@ def train_run(
 
 
 def make_plan(
-    config: MilConfig, bags: Path | Sequence[Bag], labels: Path, head: Mapping[str, Any]
+    config: MilConfig,
+    bags: Path | Sequence[Bag],
+    labels: Path,
+    head: Mapping[str, Any],
+    *,
+    tune: Mapping[str, Sequence[str]] | None = None,
+    cache: Path | None = None,
 ) -> Plan:
-    """Load, check and decide everything before training; touches no file of the run."""
-    from cytofm_cli.mil.base import Recipe, make_head, preset_settings
+    """Load, check and decide everything before training; touches no file of the run.
+
+    Arguments are those of `train_run`, and `cache`, the file for the features.
+    """
+    from cytofm_cli.mil.base import preset_settings
     from cytofm_cli.mil.train import check_device
 
     check_device(config.device)
     recipe_preset, head_preset = preset_settings(config.method, config.preset)
-    recipe = resolve(Recipe, "recipe", recipe_preset, config.recipe_overrides())
+    recipe_settings = {**recipe_preset, **config.recipe_overrides()}
+    head_settings = {**head_preset, **head}
+    tune = tune or {}
+    twice = [key for key in tune if key in head or key in config.recipe_overrides()]
+    if twice:
+        raise UsageError(f"{twice[0]} is both set and tuned.", hint="leave one of the two out")
     table = read_labels(labels, label_column=config.label)
-    loaded = load_bags(bags, config.encoder, config.unit) if isinstance(bags, Path) else bags
-    cohort = build_cohort(loaded, table, classes=config.classes, allow_missing=config.allow_missing)
-    _, head_config = make_head(
-        config.method, _width(cohort), len(cohort.classes), {**head_preset, **head}
+    if isinstance(bags, Path):
+        bags = load_bags(bags, config.encoder, config.unit, cache)
+    cohort = build_cohort(bags, table, classes=config.classes, allow_missing=config.allow_missing)
+    search = partial(
+        make_candidates,
+        config.method,
+        recipe_settings,
+        head_settings,
+        n_features=_width(cohort),
+        n_classes=len(cohort.classes),
     )
+    (base,), candidates = search({}), search(tune)
     folds = make_folds(config, cohort)
-    record = _record(config, recipe, head_config, cohort, folds)
-    settings = record[config.method] if head_config is not None else {}
-    return Plan(config, recipe, settings, cohort, folds, record)
+    record = _record(config, base, cohort, folds)
+    if tune:
+        record["tune"] = {k: list(dict.fromkeys(c.settings[k] for c in candidates)) for k in tune}
+    return Plan(config, base.recipe, base.head, cohort, folds, candidates, record)
 
 
 def make_folds(config: MilConfig, cohort: Cohort) -> list[Fold]:
     """Make the outer folds that the settings ask for."""
     y, groups = cohort.y_N, cohort.groups
     if config.splits is not None:
-        return splits.read_csv(config.splits, cohort.slide_ids, groups)
+        folds = splits.read_csv(config.splits, cohort.slide_ids, groups)
+        splits.check_classes(folds, y, cohort.classes, config.splits)
+        return folds
     protocol = config.protocol
     if protocol == "auto":
         protocol = "cv" if cohort.splits is None else "column"
@@ -192,7 +223,7 @@ def _width(cohort: Cohort) -> int:
 
 
 def _record(
-    config: MilConfig, recipe: Any, head_config: Any, cohort: Cohort, folds: Sequence[Fold]
+    config: MilConfig, base: Candidate, cohort: Cohort, folds: Sequence[Fold]
 ) -> dict[str, dict[str, Any]]:
     from cytofm_cli.config import as_record, digest
     from cytofm_cli.registry import mil_methods
@@ -204,8 +235,8 @@ def _record(
     gap = mil_methods.load(config.method).make.gap if config.preset == "official" else ""
     return {
         "mil": mil,
-        "recipe": as_record(recipe),
-        config.method: as_record(head_config) if head_config is not None else {},
+        "recipe": as_record(base.recipe),
+        config.method: base.head,
         "task": {
             "classes": list(cohort.classes),
             "positive": cohort.classes[-1] if len(cohort.classes) == 2 else None,
@@ -290,7 +321,7 @@ def _run_cells(plan: Plan, staging: Path, progress: Progress | None, stop: StopF
 
 
 def _finish(plan: Plan, staging: Path) -> dict[str, Any]:
-    from cytofm_cli.mil.cells import all_cells, read_cell
+    from cytofm_cli.mil.cells import all_cells, fold_choice, read_cell
 
     cohort, config = plan.cohort, plan.config
     cells = [read_cell(staging, cell) for cell in all_cells(plan)]
@@ -300,6 +331,8 @@ def _finish(plan: Plan, staging: Path) -> dict[str, Any]:
         for f in range(len(plan.folds))
     ]
     found = _metrics_record(plan, cells, decisions)
+    if len(plan.candidates) > 1:
+        found["tuned"] = [fold_choice(plan, staging, fold) for fold in range(len(plan.folds))]
     _write(staging / PREDICTIONS, summary.predictions_csv(models, decisions, cohort))
     _write(staging / MODELS / "decisions.json", _json([d.__dict__ for d in decisions]))
     lines = [

@@ -23,7 +23,7 @@ from cytofm_cli.mil.bags import Bag
 from cytofm_cli.mil.base import MilModel, MilOutput
 from cytofm_cli.mil.run import CONFIG, MODELS, SPLITS
 from cytofm_cli.mil.summary import Decision, decide
-from cytofm_cli.mil.train import one_thread, slide_seed
+from cytofm_cli.mil.train import bag_tensor, one_thread, slide_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,8 @@ class SlideScore:
         basis: "new": the RUN does not know the slide; "out-of-fold": only models that never
             saw it were asked; "training": every model was trained on it, so do not judge by it.
         columns: name of each instance column; the class of a map is in its name.
-        instances_NK: float32; attention sums to 1 over the slide, scores as `columns` says.
+        instances_NK: float32; attention sums to 1 over the slide, scores are of `score_kind`.
+        score_kind: what the `score_<class>` columns hold.
     """
 
     slide_id: str
@@ -72,6 +73,7 @@ class SlideScore:
     basis: str
     columns: tuple[str, ...]
     instances_NK: NDArray[np.float32]
+    score_kind: str = "none"
 
 
 def load_run(run: Path) -> Ensemble:
@@ -151,9 +153,10 @@ def score_bag(
     """
     check_bag(ensemble, bag)
     chosen, basis = _choose(ensemble, bag.slide_id, out_of_fold=out_of_fold)
-    x_1ND = torch.from_numpy(bag.features_ND)[None].to(device)
+    x_1ND = bag_tensor(bag, device)[None]
     p_MC, instances_MNK, thresholds = [], [], []
     columns: tuple[str, ...] = ()
+    score_kind = "none"
     with one_thread(device), torch.inference_mode():
         for index in chosen:
             decision = ensemble.decisions[ensemble.cards[index].fold]
@@ -162,6 +165,7 @@ def score_bag(
             p_MC.append(decision.probabilities(logits)[0])
             thresholds.append(decision.threshold)
             columns, values_NK = instance_columns(out, ensemble.card.classes)
+            score_kind = out.score_kind
             instances_MNK.append(values_NK)
     p_C = np.mean(p_MC, axis=0)
     answer = int(decide(p_C[None], float(np.mean(thresholds)))[0])
@@ -174,6 +178,7 @@ def score_bag(
         basis=basis,
         columns=columns,
         instances_NK=np.mean(instances_MNK, axis=0).astype(np.float32),
+        score_kind=score_kind,
     )
 
 

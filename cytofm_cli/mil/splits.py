@@ -167,6 +167,24 @@ def balanced_parts(
     return min(tries, key=lambda found: found[0])[1]
 
 
+def check_classes(folds: Sequence[Fold], y_N: Ints, classes: Sequence[str], source: Path) -> None:
+    """Refuse folds of a file with a training part that lacks a class.
+
+    Raises:
+        LabelError: names fold and class.
+    """
+    for number, fold in enumerate(folds):
+        for turn in range(fold.n_validation):
+            train, _ = fold.train_validation(turn)
+            absent = [name for c, name in enumerate(classes) if c not in y_N[train]]
+            if absent:
+                raise LabelError(
+                    f"{source}, fold{number}: without test and validation{turn}, no slide of class "
+                    f"{', '.join(map(repr, absent))} is left to train on.",
+                    hint="move slides of that class there, or leave out `--splits`",
+                )
+
+
 def only_class_carriers(y_N: Ints, groups: Sequence[str]) -> list[str]:
     """Name the groups that alone hold some class among these slides."""
     of_class = [{groups[i] for i in np.flatnonzero(y_N == c).tolist()} for c in np.unique(y_N)]

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from cytofm_cli.mil import metrics
 from cytofm_cli.mil.bags import Bag
 from cytofm_cli.mil.base import MilModel, Recipe, make_head, seeded
 from cytofm_cli.mil.optim import learning_rate, make_bag_loss, make_optimizer
+from cytofm_cli.mil.vpu import Instances, train_vpu
 from cytofm_cli.signals import StopFlag
 
 
@@ -80,12 +81,40 @@ def fit(
         StoppedError: `stop` was set.
     """
     with one_thread(device), seeded(*seeds):
-        head, _ = make_head(method, train.bags[0].features_ND.shape[1], n_classes, head_settings)
-        model = MilModel(head, train.bags[0].features_ND.shape[1])
+        width = int(train.bags[0].features_ND.shape[1])
+        head, _ = make_head(method, recipe.vpu or width, n_classes, head_settings)
+        model = MilModel(head, width, recipe.vpu)
         if recipe.standardise:
             model.fit_scaling([bag.features_ND for bag in train.bags])
         model.to(torch.device(device))
+        _train_vpu(model, train, validation, n_classes, device)
         return _Trainer(model, recipe, train, validation, n_classes, device).run(stop)
+
+
+def _train_vpu(
+    model: MilModel, train: Labelled, validation: Labelled | None, n_classes: int, device: str
+) -> None:
+    """Train the VPU features, if the model has them: the first class against the last."""
+    if model.vpu is None:
+        return
+
+    def slides(of: Labelled | None, label: int) -> list[Instances]:
+        bags = [] if of is None else [of.bags[i] for i in np.flatnonzero(of.y_S == label).tolist()]
+        return [partial(_scaled, model, bag, device) for bag in bags]
+
+    ends = (0, n_classes - 1)
+    benign, worst = (slides(train, label) for label in ends)
+    if not benign or not worst:
+        raise InputError(
+            "VPU features need training slides of the first and of the last class.",
+            hint="leave out `--vpu`, or use fewer `--folds`",
+        )
+    held = (slides(validation, ends[0]), slides(validation, ends[1]))
+    train_vpu(model.vpu, benign, worst, held)
+
+
+def _scaled(model: MilModel, bag: Bag, device: str) -> Tensor:
+    return model.scale(bag_tensor(bag, device))
 
 
 def predict_logits(
@@ -94,11 +123,16 @@ def predict_logits(
     """Return the logits (S, C) of bags, one bag at a time, in evaluation mode."""
     model.eval()
     with one_thread(device), torch.inference_mode():
-        rows = [
-            model(_tensor(bag, device)[None], seeds=[slide_seed(bag.slide_id)]).logits_BC[0].cpu()
-            for bag in bags
-        ]
+        outs = (
+            model(bag_tensor(bag, device)[None], seeds=[slide_seed(bag.slide_id)]) for bag in bags
+        )
+        rows = [out.logits_BC[0].cpu() for out in outs]
     return np.asarray(torch.stack(rows).to(torch.float64).numpy())
+
+
+def bag_tensor(bag: Bag, device: str) -> Tensor:
+    """Return the features (N, D) as float32; a mapped bag is read here, one at a time."""
+    return torch.from_numpy(np.asarray(bag.features_ND)).to(torch.device(device), torch.float32)
 
 
 def slide_seed(slide_id: str) -> int:
@@ -160,7 +194,6 @@ class _Trainer:
     ) -> None:
         self.model, self.recipe, self.device = model, recipe, device
         self.train, self.validation = train, validation
-        self.x = [_tensor(bag, device) for bag in train.bags]
         self.y = [torch.tensor([int(label)], device=device) for label in train.y_S]
         self.bag_loss = make_bag_loss(recipe)
         self.optimizer = make_optimizer(model, recipe)
@@ -192,7 +225,7 @@ class _Trainer:
         return Fitted(self.model.eval(), best_epoch, history)
 
     def _order(self) -> list[int]:
-        n = len(self.x)
+        n = len(self.y)
         if self.recipe.balance == "sampling":
             weight = torch.from_numpy(self.even_C[self.train.y_S])
             return torch.multinomial(weight, n, replacement=True).tolist()
@@ -205,7 +238,8 @@ class _Trainer:
         self.optimizer.zero_grad()
         for step, index in enumerate(order, start=1):
             y = self.y[index]
-            out = self.model(self._instances(self.x[index])[None])
+            x_ND = self._instances(bag_tensor(self.train.bags[index], self.device))
+            out = self.model(x_ND[None])
             loss = self.model.head.loss(out, y, self.bag_loss) * self.weight_C[int(y)]
             (loss / self.recipe.accumulate).backward()
             total, pending = total + float(loss.detach()), pending + 1
@@ -262,7 +296,3 @@ class _Trainer:
             return -record["validation_loss"]
         right = record["validation_accuracy"]
         return {"auc": auc, "accuracy": right, "auc_accuracy": (auc + right) / 2}[select]
-
-
-def _tensor(bag: Bag, device: str) -> Tensor:
-    return torch.from_numpy(bag.features_ND).to(device)

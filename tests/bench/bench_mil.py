@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from cytofm_cli.mil.base import MilModel, Recipe, make_head, preset_settings
 from cytofm_cli.mil.optim import make_optimizer
+from cytofm_cli.mil.train import one_thread
 
 N, D = 1000, 192
 Shape = tuple[int, int, int]  # rows, inner, columns
@@ -88,17 +89,21 @@ def main() -> None:
     parser.add_argument("--bags", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    with one_thread("cpu"):  # as training has it
+        _measure(args.bags, args.repeats)
+
+
+def _measure(bags: int, repeats: int) -> None:
     print("| head | s / 200 bags | floor | ratio |\n|---|---|---|---|")
     for method in ("abmil", "clam_sb", "dsmil", "dtfd"):
         step = training_step(method)
         base = floor(PRODUCTS[method]) if method in PRODUCTS else None
         seconds(step, 5)
         found, below = [], []
-        for _ in range(args.repeats):
-            below.append(seconds(base, args.bags) if base else float("nan"))
-            found.append(seconds(step, args.bags))
-        scale = 200 / args.bags
+        for _ in range(repeats):
+            below.append(seconds(base, bags) if base else float("nan"))
+            found.append(seconds(step, bags))
+        scale = 200 / bags
         ratio = statistics.median(a / b for a, b in zip(found, below, strict=True))
         cells = statistics.median(found) * scale, statistics.median(below) * scale, ratio
         print(f"| {method} | " + " | ".join(f"{value:.2f}" for value in cells) + " |")
@@ -115,8 +120,8 @@ def main() -> None:
             if n != N:
                 step = _transmil_step(n, settings)
             seconds(step, 1)
-            train = statistics.median(seconds(step, 1) for _ in range(args.repeats))
-            test = statistics.median(seconds(judge, 1) for _ in range(args.repeats))
+            train = statistics.median(seconds(step, 1) for _ in range(repeats))
+            test = statistics.median(seconds(judge, 1) for _ in range(repeats))
             print(f"| {name}, N = {n} | {train:.3f} | {test:.3f} |")
 
 

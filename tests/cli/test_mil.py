@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -219,3 +220,170 @@ def test_mil_score__attention_of_another_run_of_that_name_is_kept(
     assert "--no-attention" in second.stderr
     assert attention() == written
     assert len(rows_of(tmp_path / "c.csv")) == len(ids)
+
+
+def stop_when(folder: Path, count: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """Send SIGTERM when that many maps are there."""
+    command = [sys.executable, "-m", "cytofm_cli", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        while len(list(folder.glob("*.geojson"))) < count and child.poll() is None:
+            time.sleep(0.002)
+        child.send_signal(signal.SIGTERM)
+        said = child.communicate()[1]
+    return subprocess.CompletedProcess(command, child.returncode, "", said)
+
+
+def test_mil_score__maps_parts_and_stop_by_signal(cytofm, bags: Path) -> None:
+    assert train(cytofm, bags).returncode == 0
+    run, table, maps = bags.parent / "run", bags.parent / "scores.csv", bags.parent / "maps"
+    rng = np.random.default_rng(1)
+    h5 = bags.parent / "h5"
+    h5.mkdir()
+    for number in range(60):
+        with h5py.File(h5 / f"n{number:02}.h5", "w") as file:
+            file["features"] = rng.normal(size=(4, 8)).astype(np.float16)
+            file["coords"] = np.arange(8).reshape(4, 2)
+    stopped = stop_when(maps, 2, "mil", "score", run, h5, "-o", table, "--geojson", maps)
+    assert stopped.returncode == 143, stopped.stderr
+    assert stopped.stderr.count("\n") == 1
+    done = [row["slide_id"] for row in rows_of(table)]
+    assert done == sorted(path.stem for path in maps.glob("*.geojson"))
+    assert 2 <= len(done) < 60
+    assert f"after {len(done)} of 60 slides" in stopped.stderr
+    halves = []
+    for part in ("0/2", "1/2"):
+        scored = cytofm("mil", "score", run, h5, "-o", table, "--shard", part)
+        assert scored.returncode == 0, scored.stderr
+        assert scored.stdout.strip() == str(table.with_stem(f"scores.{part[0]}-of-2"))
+        halves.append({row["slide_id"] for row in rows_of(Path(scored.stdout.strip()))})
+    assert not halves[0] & halves[1]
+    assert len(halves[0] | halves[1]) == 60
+    without = cytofm("mil", "score", run, bags / "s00.pt", "-o", table, "--geojson", maps)
+    assert without.returncode == 0, without.stderr
+    assert "s00: its file holds no coordinates" in without.stderr
+    assert not list(bags.parent.glob(".*"))
+
+
+def test_mil_score__map_of_a_store_has_squares_of_its_tiles(
+    cytofm, stores: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stores"
+    for copy in "12":
+        for path in stores.glob("*.zarr"):
+            shutil.copytree(path, folder / f"{path.stem}-{copy}.zarr")
+    ids = sorted(path.stem for path in folder.glob("*.zarr"))
+    rows = [f"{slide},{'ab'[n % 2]},g{n}" for n, slide in enumerate(ids)]
+    (tmp_path / "labels.csv").write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
+    few = ("--folds", 2, "--seeds", 1, "--epochs", 1, "--inner-folds", 2, "--method", "clam_mb")
+    words = ("--bags", folder, "--labels", tmp_path / "labels.csv", "-o", tmp_path / "run")
+    trained = cytofm("mil", "train", *words, *few)
+    assert trained.returncode == 0, trained.stderr
+    slide = folder / f"{ids[0]}.zarr"
+    words = ("-o", tmp_path / "s.csv", "--geojson", tmp_path / "maps", "--no-attention")
+    scored = cytofm("mil", "score", tmp_path / "run", slide, *words)
+    assert scored.returncode == 0, scored.stderr
+    found = json.loads((tmp_path / "maps" / f"{ids[0]}.geojson").read_text())
+    tile = json.loads((slide / "zarr.json").read_text())["attributes"]["cytofm"]["steps"]["tile"]
+    (x, _), (right, _), *_ = found["features"][0]["geometry"]["coordinates"][0]
+    assert right - x == pytest.approx(tile["tile_px0"], abs=0.01)
+    assert {"attention for a", "attention for b", "score for a"} <= set(
+        found["features"][0]["properties"]["measurements"]
+    )
+
+
+def write_bag(path: Path, values: np.ndarray) -> None:
+    torch.save(torch.from_numpy(values), path)
+
+
+def plain(n: int = 5, width: int = 8) -> np.ndarray:
+    return np.ones((n, width), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (plain(0), "1 slide(s) have an empty bag (no instances): s03."),
+        (plain() * np.nan, "1 slide(s) have NaN or infinite features: s03."),
+        (plain(width=5), "s00 is 8, s03 is 5"),
+    ],
+)
+def test_mil_train__bad_bag_is_named(cytofm, bags: Path, values: np.ndarray, said: str) -> None:
+    write_bag(bags / "s03.pt", values)
+    done = train(cytofm, bags)
+    assert done.returncode == 3, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert sorted(p.name for p in bags.parent.iterdir()) == ["bags", "labels.csv"]
+
+
+def test_mil_train__bag_of_one_instance_is_fine(cytofm, bags: Path) -> None:
+    write_bag(bags / "s03.pt", plain(1))
+    done = train(cytofm, bags, "--method", "clam_sb", "--epochs", 2)
+    assert done.returncode == 0, done.stderr
+
+
+def test_mil_train__patient_in_two_parts_of_a_splits_file_is_refused(cytofm, bags: Path) -> None:
+    parts = ("test", "validation0", "train")
+    rows = [f"s{n:02},g{n // 2},{parts[n % 3]}" for n in range(12)]
+    splits = bags.parent / "splits.csv"
+    splits.write_text("slide_id,group,fold0\n" + "\n".join(rows) + "\n")
+    done = train(cytofm, bags, "--splits", splits)
+    assert done.returncode == 3, done.stderr
+    assert "group(s) both in test and outside: g0, g1, g3 and 1 more" in done.stderr
+    assert "all slides of a patient into one part" in done.stderr
+
+
+def test_mil_train__part_of_a_splits_file_without_a_class(cytofm, bags: Path) -> None:
+    rows = [
+        f"s{n:02},g{n},{'test' if n % 2 else 'validation' + str(n % 4 // 2)}" for n in range(12)
+    ]
+    splits = bags.parent / "splits.csv"
+    splits.write_text("slide_id,group,fold0\n" + "\n".join(rows) + "\n")
+    labels = bags.parent / "labels.csv"
+    labels.write_text(labels.read_text().replace(",g", ",h"))
+    rows = [line.rsplit(",", 1)[0] for line in labels.read_text().splitlines()]
+    labels.write_text("\n".join(rows) + "\n")  # every slide its own group
+    done = train(cytofm, bags, "--splits", splits)
+    assert done.returncode == 3, done.stderr
+    assert "fold0" in done.stderr
+    assert "'pos'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_mil_train__search_of_settings(cytofm, bags: Path) -> None:
+    few = ("--method", "mean", "--inner-folds", 2)
+    done = train(cytofm, bags, *few, "--tune", "lr=1e-9,0.01", "--tune", "hidden=0")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((bags.parent / "run" / "metrics.json").read_text())
+    assert [fold["settings"] for fold in metrics["tuned"]] == [{"lr": 0.01, "hidden": 0}] * 3
+    bad = train(cytofm, bags, "--tune", "lr")
+    assert bad.returncode == 2
+    assert "--tune lr: must be KEY=VALUE,VALUE" in bad.stderr
+
+
+def test_mil_score__slide_that_does_not_fit_and_model_of_another_head(cytofm, bags: Path) -> None:
+    assert train(cytofm, bags).returncode == 0
+    run, table = bags.parent / "run", bags.parent / "s.csv"
+    for values, said in (
+        (plain(0), "s00: empty bag"),
+        (plain() * np.nan, "NaN or infinite features"),
+        (plain(width=5), "s00: features are 5 wide, the models read 8"),
+    ):
+        write_bag(bags / "s00.pt", values)
+        done = cytofm("mil", "score", run, bags / "s00.pt", "-o", table)
+        assert done.returncode == 3, done.stderr
+        assert "s00" in done.stderr
+        assert said.removeprefix("s00: ") in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not table.exists()
+    write_bag(bags / "s00.pt", plain())
+    other = bags.parent / "other"
+    words = ("--bags", bags, "--labels", bags.parent / "labels.csv", "-o", other)
+    few = ("--folds", 3, "--seeds", 1, "--epochs", 1, "--method", "mean")
+    assert cytofm("mil", "train", *words, *few).returncode == 0
+    name = "fold0_seed0.safetensors"
+    shutil.copy(other / "models" / name, run / "models" / name)
+    done = cytofm("mil", "score", run, bags, "-o", table)
+    assert done.returncode == 3, done.stderr
+    assert "is of head 'abmil'" in done.stderr
+    assert "the RUN is of 'mean'" in done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 
 import h5py
@@ -11,6 +13,7 @@ import torch
 
 from cytofm_cli.errors import InputError, LabelError
 from cytofm_cli.mil.bags import Bag, fingerprint, load_bags, named
+from cytofm_cli.mil.cache import bag_file
 from cytofm_cli.mil.labels import build_cohort, class_order, read_labels
 
 
@@ -55,8 +58,42 @@ def test_load_bags__pt_tensor_of_half_precision(tmp_path: Path) -> None:
     values = torch.randn(6, 3).half()
     torch.save(values, tmp_path / "s.pt")
     (bag,) = load_bags(tmp_path, None, "tile")
-    assert bag.features_ND.dtype == np.float32
-    np.testing.assert_array_equal(bag.features_ND, values.float().numpy())
+    assert bag.features_ND.dtype == np.float16  # cast when it is used, not before
+    np.testing.assert_array_equal(bag.features_ND, values.numpy())
+
+
+def test_load_bags__mapped_bags_hold_the_same_and_travel_as_a_place(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, dtype, n in (("a", np.float16, 3), ("b", np.float32, 500), ("c", np.float16, 1)):
+        write_h5(tmp_path / f"{name}.h5", rng.normal(size=(n, 7)).astype(dtype))
+    plain = load_bags(tmp_path, None, "tile")
+    with bag_file(tmp_path / "run") as cache:
+        mapped = load_bags(tmp_path, None, "tile", cache)
+        assert len(pickle.dumps(mapped)) < 1500
+        for bags in (mapped, pickle.loads(pickle.dumps(mapped))):
+            for one, other in zip(plain, bags, strict=True):
+                assert isinstance(other.features_ND, np.memmap)
+                assert one.features_ND.dtype == other.features_ND.dtype
+                np.testing.assert_array_equal(one.features_ND, other.features_ND)
+        assert fingerprint(plain) == fingerprint(mapped)
+        assert [p.suffix for p in tmp_path.iterdir() if p.name.startswith(".")] == [".bags"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_bag_file__lies_in_the_cache_folder_and_tidies_after_a_killed_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CYTOFM_CACHE_DIR", str(tmp_path / "scratch"))
+    with bag_file(tmp_path / "run") as cache:
+        assert cache.parent == tmp_path / "scratch"
+        cache.parent.mkdir()
+        mine = cache.name
+    dead = cache.with_name(mine.replace(f"-{os.getpid()}.", "-999999999."))
+    other_host = cache.with_name(mine.replace("-", "-elsewhere-", 1))
+    for path in (dead, other_host):
+        path.touch()
+    with bag_file(tmp_path / "run"):
+        assert [p.name for p in (tmp_path / "scratch").iterdir()] == [other_host.name]
 
 
 def test_load_bags__pickle_that_runs_code_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from cytofm_cli.mil import vpu
 from cytofm_cli.mil.base import Recipe, make_head, seeded
 from cytofm_cli.mil.clam import smooth_svm
 from cytofm_cli.mil.convert import read_official
-from cytofm_cli.mil.layers import AttentionScores, FastDropout, masked_softmax
+from cytofm_cli.mil.layers import AttentionScores, FastDropout, Projection, masked_softmax
 from cytofm_cli.mil.nystrom import NystromAttention, PseudoInverse
 from cytofm_cli.mil.optim import Lookahead, learning_rate, ordinal_loss
 
@@ -335,17 +335,38 @@ def test_attention_pool__written_out_gradient_equals_autograd(maps: int) -> None
         torch.testing.assert_close(ours, reference, atol=1e-12, rtol=1e-10)
 
 
-def test_fast_dropout__share_scale_and_independence() -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.25, 0.3])
+def test_projection__written_out_gradient_equals_autograd(dropout: float) -> None:
+    layer = Projection(6, 40, dropout).double()
+    x = torch.randn(1, 9, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(1, 9, 40, dtype=torch.float64)
+    with seeded(2):
+        found = layer(x)
+    kept = found.detach() != 0
+    assert (~kept).float().mean() > dropout
+    plain = torch.relu(layer[0](x)) * kept / (1 - dropout)
+    torch.testing.assert_close(found, plain)
+    wanted = (x, *layer.parameters())
+    ours, reference = (torch.autograd.grad((weight * y).sum(), wanted) for y in (found, plain))
+    for one, other in zip(ours, reference, strict=True):
+        torch.testing.assert_close(one, other)
+    layer.eval()
+    torch.testing.assert_close(layer(x), torch.relu(layer[0](x)))
+    torch.testing.assert_close(layer(torch.cat([x, x]))[1:], layer(x))
+
+
+@pytest.mark.parametrize("p", [0.25, 0.3])  # drawn as bytes and as pairs of bytes
+def test_fast_dropout__share_scale_and_independence(p: float) -> None:
     with seeded(0):
-        drop = FastDropout(0.25)
+        drop = FastDropout(p)
         x = torch.ones(1001, 333, requires_grad=True)
         y = drop(x)
         y.sum().backward()
-    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=3e-3)
-    assert y.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=3e-3)
+    assert y.unique().tolist() == pytest.approx([0.0, 1 / (1 - p)])
     assert torch.equal(x.grad, y.detach())
     pairs = (y[:, :-1] == 0).float() * (y[:, 1:] == 0).float()
-    assert pairs.mean().item() == pytest.approx(0.0625, abs=3e-3)
+    assert pairs.mean().item() == pytest.approx(p * p, abs=3e-3)
     assert drop.eval()(x) is x
 
 

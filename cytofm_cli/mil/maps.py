@@ -1,0 +1,123 @@
+"""Attention and scores of the instances of a slide as GeoJSON, which QuPath opens.
+
+One detection an instance: a square for a tile, a point for a cell; level-0 pixels. Its
+measurements carry the name of the class that they speak for, and attention also comes as
+percentile within the slide, as its raw values are small and mean nothing across slides.
+Legend: N instances, K columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.errors import InputError
+from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.score import SlideScore
+from cytofm_cli.store.io import output_errors
+
+WHOLE_SLIDE = "attention"
+
+
+def write_geojson(folder: Path, bag: Bag, score: SlideScore, side_px0: float | None) -> Path:
+    """Write `<folder>/<slide>.geojson`.
+
+    Args:
+        folder: made if it is not there.
+        bag: for the coordinates.
+        score: for the values.
+        side_px0: side of a tile in level-0 pixels; None: instances are points.
+
+    Raises:
+        InputError: the bag has no coordinates.
+        OutputError: the file cannot be written.
+    """
+    if bag.xy_px0 is None:
+        raise InputError(
+            f"{bag.slide_id}: its file holds no coordinates: no map can be drawn.",
+            hint="score the stores, or h5 files with `coords`",
+        )
+    path = folder / f"{bag.slide_id}.geojson"
+    about = {
+        "slide_id": score.slide_id,
+        "predicted": score.predicted,
+        "models": score.n_models,
+        "basis": score.basis,
+        "measurements": meanings(score),
+    }
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("w", encoding="utf-8") as handle:
+            handle.write('{"type":"FeatureCollection","cytofm":')
+            json.dump(about, handle, ensure_ascii=False)
+            handle.write(',"features":[')
+            for row, feature in enumerate(features(bag.xy_px0, score, side_px0)):
+                handle.write(",\n" if row else "\n")
+                json.dump(feature, handle, ensure_ascii=False, separators=(",", ":"))
+            handle.write("\n]}\n")
+        partial.replace(path)
+    return path
+
+
+def features(
+    xy_px0: NDArray[np.int32], score: SlideScore, side_px0: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield one GeoJSON Feature an instance, in the order of the bag."""
+    columns = dict(zip(map(measurement, score.columns), score.instances_NK.T, strict=True))
+    for name in [name for name in columns if name.startswith("attention")]:
+        columns[f"{name}, percentile"] = percentile(columns[name])
+    for row, (x, y) in enumerate(xy_px0.tolist()):
+        yield {
+            "type": "Feature",
+            "geometry": _geometry(x, y, side_px0),
+            "properties": {
+                "objectType": "detection",
+                "measurements": {n: float(f"{v[row]:.6g}") for n, v in columns.items()},
+            },
+        }
+
+
+def measurement(column: str) -> str:
+    """Return the name that QuPath shows: which class the values speak for."""
+    if column == WHOLE_SLIDE:
+        return "attention for the slide's answer"
+    kind, _, of = column.partition("_")
+    return f"{kind} for {of}"
+
+
+def meanings(score: SlideScore) -> dict[str, str]:
+    """Say how to read each measurement."""
+    found = {}
+    for column in score.columns:
+        if column == WHOLE_SLIDE:
+            text = (
+                "how much the instance weighs in the slide's answer, whichever that is "
+                f"(here {score.predicted}); it speaks for no class; sums to 1"
+            )
+        elif column.startswith("attention_"):
+            text = "how much the instance weighs in this class's own map; sums to 1"
+        else:
+            text = score.score_kind
+        found[measurement(column)] = text
+    return found
+
+
+def percentile(values_N: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the share of instances (0–100) that are lower; equals count half."""
+    ordered = np.sort(values_N)
+    below = np.searchsorted(ordered, values_N, "left")
+    return 50.0 * (below + np.searchsorted(ordered, values_N, "right")) / len(values_N)
+
+
+def _geometry(x: float, y: float, side: float | None) -> dict[str, Any]:
+    if side is None:
+        return {"type": "Point", "coordinates": [x, y]}
+    right, bottom = round(x + side, 2), round(y + side, 2)
+    ring = [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
+    return {"type": "Polygon", "coordinates": [ring]}
