@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.mil.artefacts import ModelCard, save_model
+from cytofm_cli.mil.optim import warm_up
 from cytofm_cli.mil.pool import in_processes
 from cytofm_cli.mil.summary import CellResult
 from cytofm_cli.mil.train import Fitted, Labelled, fit, predict_logits
@@ -85,6 +86,8 @@ def run_cells(
     models, trials = all_cells(plan), all_trials(plan)
     cells = [*trials, *models]
     done = sum(_file(staging, cell).is_file() for cell in cells)
+    if done < len(cells):
+        warm_up()  # else the first cell looks slow, and a pool worth its start
     for stage in (trials, [c for c in models if c.turn >= 0], [c for c in models if c.turn < 0]):
         todo = [cell for cell in stage if not _file(staging, cell).is_file()]
         while todo:

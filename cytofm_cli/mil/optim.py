@@ -45,6 +45,13 @@ class Lookahead:
                 fast.copy_(slow)
 
 
+def warm_up() -> None:
+    """Make torch load what it loads at a first update: seconds, which are no training."""
+    weight = torch.zeros(1, requires_grad=True)
+    torch.autograd.backward(weight.sum())
+    torch.optim.SGD([weight], lr=0.0).step()
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Any:
     """Build the optimiser of a recipe."""
     parameters = [p for p in model.parameters() if p.requires_grad]
