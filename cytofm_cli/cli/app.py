@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("info", "Say what slides and stores hold."),
     "encoders": ("listing", "List the encoders that can be loaded."),
     "detectors": ("listing", "List the nuclei detectors."),
-    "methods": ("listing", "List the MIL methods."),
+    "methods": ("listing", "List the methods of pretraining and MIL, or the settings of one."),
     "doctor": ("doctor", "Check this installation and machine."),
 }
 

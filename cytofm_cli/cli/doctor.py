@@ -46,7 +46,13 @@ def doctor(
     checks += [_guard("OpenSlide library", _openslide), _guard("libvips library", _vips)]
     checks += [_guard("torch and torchvision fit", _torchvision), _guard("GPU", _gpu)]
     checks += [_guard("attention kernels", _kernels)]
-    for kind in (registry.readers, registry.detectors, registry.encoders, registry.mil_methods):
+    for kind in (
+        registry.readers,
+        registry.detectors,
+        registry.encoders,
+        registry.pretrain_methods,
+        registry.mil_methods,
+    ):
         checks += [_plugin(kind, name) for name in kind.names()]
     for name, fine, text in checks:
         mark = "ok " if fine else "BAD"

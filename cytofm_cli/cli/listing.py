@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import Annotated
 
 import typer
 
 from cytofm_cli import registry
 from cytofm_cli.cli.out import out
+from cytofm_cli.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
@@ -45,23 +47,45 @@ def detectors(*, as_json: Json = False) -> None:
     _list(registry.detectors, as_json=as_json)
 
 
-def methods(*, as_json: Json = False) -> None:
-    """List the MIL methods.
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="Show the settings of this method instead.")
+    ] = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """List the methods of `mil train` and `pretrain`, or the settings of one, for --set.
 
     Examples:
 
       cytofm methods
 
-      cytofm methods --json
+      cytofm methods dino
     """
-    _list(registry.mil_methods, as_json=as_json)
+    kinds = (registry.mil_methods, registry.pretrain_methods)
+    if name is None:
+        for kind in kinds:
+            _list(kind, as_json=as_json)
+        return
+    out.json = as_json
+    known = [kind for kind in kinds if name.replace("-", "_") in kind.names()]
+    if not known:
+        close = difflib.get_close_matches(name, [one for kind in kinds for one in kind.names()], 1)
+        hint = f"did you mean {close[0]}?" if close else "`cytofm methods` lists them"
+        raise UsageError(f"no method is called {name!r}.", hint=hint)
+    config = known[0].load(name).config
+    for field in dataclasses.fields(config) if config is not None else ():
+        text = str(field.metadata.get("help", ""))
+        record = {"name": field.name, "default": field.default, "help": text}
+        out.data(f"{field.name:<20} {field.default!s:<10} {text}", record)
 
 
 def _list(kind: registry.Registry, *, as_json: bool) -> None:
     out.json = as_json
     for name in kind.names():
         summary = kind.load(name).summary
-        out.data(f"{name:<14} {summary}", {"name": name, "summary": summary})
+        record = {"kind": kind.kind, "name": name, "summary": summary}
+        out.data(f"{name:<14} {summary}", record)
 
 
 def register(app: typer.Typer) -> None:

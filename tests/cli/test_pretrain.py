@@ -225,3 +225,14 @@ def test_pretrain__accumulated_parts_see_the_same_tiles(here, detected, tmp_path
         found.append(lines_of(run)[0])
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-3)
     assert found[0]["gradient_norm"] == pytest.approx(found[1]["gradient_norm"], rel=2e-2)
+
+
+def test_methods__lists_both_kinds_and_the_settings_of_one(here):
+    listed = here("methods").stdout.splitlines()
+    assert {line.split()[0] for line in listed} >= {"abmil", "transmil", "dino", "ibot", "simclr"}
+    settings = {
+        line.split()[0]: line.split()[1] for line in here("methods", "dino").stdout.splitlines()
+    }
+    assert settings["prototypes"] == "65536" and settings["teacher_temp"] == "0.07"
+    wrong = here("methods", "dimo")
+    assert wrong.code == 2 and "did you mean dino" in wrong.stderr
