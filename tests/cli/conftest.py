@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+from cytofm_cli.__main__ import main
+from cytofm_cli.cli.out import out
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ROOT / "examples" / "pap_fields"
@@ -27,6 +31,24 @@ def cytofm() -> Run:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment, **kwargs
         )
+
+    return run
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a function that runs `cytofm WORDS…` in this process, which has torch already."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        out.__init__()  # type: ignore[misc]
+        capfd.readouterr()  # what was said before is not this command's
+        command = [str(word) for word in words]
+        with pytest.raises(SystemExit) as done:
+            main(command)
+        said = capfd.readouterr()
+        code = int(done.value.code or 0)
+        return subprocess.CompletedProcess(command, code, said.out, said.err)
 
     return run
 

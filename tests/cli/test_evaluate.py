@@ -25,15 +25,15 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def probe(cytofm, inputs: Path, out: Path, *more: object):
+def probe(here, inputs: Path, out: Path, *more: object):
     tables = ("--points", FIELDS / "nuclei.csv", "--groups", FIELDS / "labels.csv")
-    return cytofm("evaluate", "probe", inputs, *tables, "-o", out, "--mpp", 0.25, *QUICK, *more)
+    return here("evaluate", "probe", inputs, *tables, "-o", out, "--mpp", 0.25, *QUICK, *more)
 
 
-def test_evaluate__judges_compares_and_keeps_features(cytofm, few: Path, tmp_path: Path) -> None:
+def test_evaluate__judges_compares_and_keeps_features(here, few: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     task = ("--task", "abnormal", "--crop-um", 16)
-    done = probe(cytofm, few, run, *task)
+    done = probe(here, few, run, *task)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("handcrafted: abnormal AUC ")
     assert "25 slide(s) of the points are not given" in done.stderr
@@ -53,18 +53,18 @@ def test_evaluate__judges_compares_and_keeps_features(cytofm, few: Path, tmp_pat
     }
     assert sorted(map(sorted, folds.values())) == [["0"], ["1"], ["2"]]
 
-    again = probe(cytofm, few, run, *task, "-v")
+    again = probe(here, few, run, *task, "-v")
     assert again.returncode == 0
     assert "skipped" in again.stderr
     assert again.stdout == done.stdout
-    other = probe(cytofm, few, run, *task, "--seed", 1)
+    other = probe(here, few, run, *task, "--seed", 1)
     assert other.returncode == 2
     assert "seed" in other.stderr
 
     (kept,) = (run / "features").iterdir()
     age = kept.stat().st_mtime_ns
     both = ("--encoder", "handcrafted", "--encoder", "timm/test_vit", "--random-weights")
-    more = probe(cytofm, few, run, *task, *both, "--overwrite", "--json")
+    more = probe(here, few, run, *task, *both, "--overwrite", "--json")
     assert more.returncode == 0, more.stderr
     names = [json.loads(line)["encoder"] for line in more.stdout.splitlines()]
     assert names == ["handcrafted", "timm/test_vit-random0"]
@@ -77,7 +77,7 @@ def test_evaluate__judges_compares_and_keeps_features(cytofm, few: Path, tmp_pat
 
 
 def test_evaluate__tiles_of_stores_by_their_stored_embeddings(
-    cytofm, stores: Path, tmp_path: Path
+    here, stores: Path, tmp_path: Path
 ) -> None:
     labels = "slide_id,group\n" + "".join(
         f"{path.name[:-5]},g{number % 2}\n"
@@ -86,7 +86,7 @@ def test_evaluate__tiles_of_stores_by_their_stored_embeddings(
     (tmp_path / "groups.csv").write_text(labels)
     words = ("evaluate", "probe", stores, "--points", FIELDS / "nuclei.csv", "--unit", "tile")
     words = (*words, "--groups", tmp_path / "groups.csv", "--task", "abnormal", *QUICK)
-    done = cytofm(*words, "-o", tmp_path / "run")
+    done = here(*words, "-o", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert found["unit"] == "tile"
@@ -109,9 +109,9 @@ def test_evaluate__tiles_of_stores_by_their_stored_embeddings(
     ],
 )
 def test_evaluate__bad_requests_are_refused_in_one_line(
-    cytofm, few: Path, tmp_path: Path, more: tuple[object, ...], code: int, said: str
+    here, few: Path, tmp_path: Path, more: tuple[object, ...], code: int, said: str
 ) -> None:
-    done = probe(cytofm, few, tmp_path / "run", *more)
+    done = probe(here, few, tmp_path / "run", *more)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     errors = [line for line in done.stderr.splitlines() if not line.startswith("warning")]
@@ -120,15 +120,15 @@ def test_evaluate__bad_requests_are_refused_in_one_line(
 
 
 def test_evaluate__points_of_other_slides_and_foreign_folders_are_refused(
-    cytofm, few: Path, tmp_path: Path
+    here, few: Path, tmp_path: Path
 ) -> None:
     points = tmp_path / "points.csv"
     points.write_text("slide_id,x,y,label\nsomething,1,1,NILM\nelse,1,1,HSIL\n")
-    done = cytofm("evaluate", "probe", few, "--points", points, "-o", tmp_path / "run")
+    done = here("evaluate", "probe", few, "--points", points, "-o", tmp_path / "run")
     assert done.returncode == 3
     assert "none of its 2 slide(s) is given (else, something)" in done.stderr
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    done = probe(cytofm, few, tmp_path / "other", "--task", "abnormal")
+    done = probe(here, few, tmp_path / "other", "--task", "abnormal")
     assert done.returncode == 2
     assert "not a RUN" in done.stderr

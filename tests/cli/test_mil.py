@@ -39,14 +39,14 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def train(cytofm, bags: Path, *more: object):
+def train(here, bags: Path, *more: object):
     labels, run = bags.parent / "labels.csv", bags.parent / "run"
     words = ("mil", "train", "--bags", bags, "--labels", labels, "-o", run)
-    return cytofm(*words, "--folds", 3, "--seeds", 1, "--epochs", 30, *more)
+    return here(*words, "--folds", 3, "--seeds", 1, "--epochs", 30, *more)
 
 
-def test_mil__train_and_score(cytofm, bags: Path) -> None:
-    done = train(cytofm, bags)
+def test_mil__train_and_score(here, bags: Path) -> None:
+    done = train(here, bags)
     assert done.returncode == 0, done.stderr
     run = bags.parent / "run"
     assert done.stdout.strip() == str(run)
@@ -55,15 +55,15 @@ def test_mil__train_and_score(cytofm, bags: Path) -> None:
     assert metrics["auc"]["low"] <= metrics["auc"]["value"] <= metrics["auc"]["high"]
     splits = rows_of(run / "splits.csv")
     assert len(splits) == 12
-    scored = cytofm("mil", "score", run, bags, "-o", bags.parent / "scores.csv")
+    scored = here("mil", "score", run, bags, "-o", bags.parent / "scores.csv")
     assert scored.returncode == 0, scored.stderr
     scores = rows_of(bags.parent / "scores.csv")
     wanted = {row["slide_id"]: row["label"] for row in rows_of(bags.parent / "labels.csv")}
     assert {row["slide_id"]: row["predicted"] for row in scores} == wanted
-    again = train(cytofm, bags, "-v")
+    again = train(here, bags, "-v")
     assert again.returncode == 0
     assert "skipped" in again.stderr
-    other = train(cytofm, bags, "--seed", 1)
+    other = train(here, bags, "--seed", 1)
     assert other.returncode == 2
     assert "mil.seed" in other.stderr
 
@@ -89,11 +89,11 @@ def test_mil__train_and_score(cytofm, bags: Path) -> None:
     ],
 )
 def test_mil__labels_that_cannot_be_used_are_refused_in_one_line(
-    cytofm, bags: Path, edit, said: str
+    here, bags: Path, edit, said: str
 ) -> None:
     labels = bags.parent / "labels.csv"
     labels.write_text(edit(labels.read_text()))
-    done = train(cytofm, bags)
+    done = train(here, bags)
     assert done.returncode == 3, done.stderr
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
@@ -154,35 +154,35 @@ def test_mil_train__signal_to_all_processes_keeps_models_and_resumes(
     assert sorted(p.name for p in bags.parent.iterdir()) == ["bags", "labels.csv", "run"]
 
 
-def test_mil__out_of_the_wrong_kind_is_a_usage_error(cytofm, bags: Path) -> None:
+def test_mil__out_of_the_wrong_kind_is_a_usage_error(here, bags: Path) -> None:
     (bags.parent / "run").write_text("a file")
-    done = train(cytofm, bags)
+    done = train(here, bags)
     assert done.returncode == 2, done.stderr
     assert "is a file" in done.stderr
     (bags.parent / "run").unlink()
-    assert train(cytofm, bags).returncode == 0
-    scored = cytofm("mil", "score", bags.parent / "run", bags, "-o", bags)
+    assert train(here, bags).returncode == 0
+    scored = here("mil", "score", bags.parent / "run", bags, "-o", bags)
     assert scored.returncode == 2, scored.stderr
     assert "is a folder" in scored.stderr
     assert sorted(p.name for p in bags.parent.iterdir()) == ["bags", "labels.csv", "run"]
 
 
-def test_mil_score__bad_slide_does_not_stop_the_others(cytofm, bags: Path) -> None:
-    assert train(cytofm, bags).returncode == 0
+def test_mil_score__bad_slide_does_not_stop_the_others(here, bags: Path) -> None:
+    assert train(here, bags).returncode == 0
     run, table = bags.parent / "run", bags.parent / "scores.csv"
     (bags / "s00.pt").write_bytes(b"junk")
-    some = cytofm("mil", "score", run, bags, "-o", table)
+    some = here("mil", "score", run, bags, "-o", table)
     assert some.returncode == 4, some.stderr
     assert "s00.pt" in some.stderr
     assert [row["slide_id"] for row in rows_of(table)] == [f"s{n:02}" for n in range(1, 12)]
-    alone = cytofm("mil", "score", run, bags / "s00.pt", "-o", bags.parent / "none.csv")
+    alone = here("mil", "score", run, bags / "s00.pt", "-o", bags.parent / "none.csv")
     assert alone.returncode == 3, alone.stderr
     assert alone.stderr.count("s00.pt") == 1
     assert not (bags.parent / "none.csv").exists()
 
 
 def test_mil_score__attention_of_another_run_of_that_name_is_kept(
-    cytofm, stores: Path, tmp_path: Path
+    here, stores: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "stores"
     for copy in "123":
@@ -196,7 +196,7 @@ def test_mil_score__attention_of_another_run_of_that_name_is_kept(
 
     def make(parent: str, *more: object) -> Path:
         run = tmp_path / parent / "run"
-        done = cytofm("mil", "train", "--bags", folder, "-o", run, *few, *more)
+        done = here("mil", "train", "--bags", folder, "-o", run, *few, *more)
         assert done.returncode == 0, done.stderr
         return run
 
@@ -207,14 +207,14 @@ def test_mil_score__attention_of_another_run_of_that_name_is_kept(
     first, other = make("first"), make("other", "--seed", 1)
     # Naming the only encoder is the same run.
     assert make("first", "--encoder", "handcrafted") == first
-    scored = cytofm("mil", "score", first, folder, "-o", tmp_path / "a.csv")
+    scored = here("mil", "score", first, folder, "-o", tmp_path / "a.csv")
     assert scored.returncode == 0, scored.stderr
     written = attention()
     assert len(written) >= 2 * len(ids)
-    same = cytofm("mil", "score", first, folder, "-o", tmp_path / "b.csv")
+    same = here("mil", "score", first, folder, "-o", tmp_path / "b.csv")
     assert same.returncode == 0, same.stderr
     assert "warning" not in same.stderr
-    second = cytofm("mil", "score", other, folder, "-o", tmp_path / "c.csv")
+    second = here("mil", "score", other, folder, "-o", tmp_path / "c.csv")
     assert second.returncode == 0, second.stderr
     assert second.stderr.count("another RUN named run") == len(ids)
     assert "--no-attention" in second.stderr
@@ -233,8 +233,8 @@ def stop_when(folder: Path, count: int, *words: object) -> subprocess.CompletedP
     return subprocess.CompletedProcess(command, child.returncode, "", said)
 
 
-def test_mil_score__maps_parts_and_stop_by_signal(cytofm, bags: Path) -> None:
-    assert train(cytofm, bags).returncode == 0
+def test_mil_score__maps_parts_and_stop_by_signal(here, bags: Path) -> None:
+    assert train(here, bags).returncode == 0
     run, table, maps = bags.parent / "run", bags.parent / "scores.csv", bags.parent / "maps"
     rng = np.random.default_rng(1)
     h5 = bags.parent / "h5"
@@ -252,20 +252,20 @@ def test_mil_score__maps_parts_and_stop_by_signal(cytofm, bags: Path) -> None:
     assert f"after {len(done)} of 60 slides" in stopped.stderr
     halves = []
     for part in ("0/2", "1/2"):
-        scored = cytofm("mil", "score", run, h5, "-o", table, "--shard", part)
+        scored = here("mil", "score", run, h5, "-o", table, "--shard", part)
         assert scored.returncode == 0, scored.stderr
         assert scored.stdout.strip() == str(table.with_stem(f"scores.{part[0]}-of-2"))
         halves.append({row["slide_id"] for row in rows_of(Path(scored.stdout.strip()))})
     assert not halves[0] & halves[1]
     assert len(halves[0] | halves[1]) == 60
-    without = cytofm("mil", "score", run, bags / "s00.pt", "-o", table, "--geojson", maps)
+    without = here("mil", "score", run, bags / "s00.pt", "-o", table, "--geojson", maps)
     assert without.returncode == 0, without.stderr
     assert "s00: its file holds no coordinates" in without.stderr
     assert not list(bags.parent.glob(".*"))
 
 
 def test_mil_score__map_of_a_store_has_squares_of_its_tiles(
-    cytofm, stores: Path, tmp_path: Path
+    here, stores: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "stores"
     for copy in "12":
@@ -276,11 +276,11 @@ def test_mil_score__map_of_a_store_has_squares_of_its_tiles(
     (tmp_path / "labels.csv").write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
     few = ("--folds", 2, "--seeds", 1, "--epochs", 1, "--inner-folds", 2, "--method", "clam_mb")
     words = ("--bags", folder, "--labels", tmp_path / "labels.csv", "-o", tmp_path / "run")
-    trained = cytofm("mil", "train", *words, *few)
+    trained = here("mil", "train", *words, *few)
     assert trained.returncode == 0, trained.stderr
     slide = folder / f"{ids[0]}.zarr"
     words = ("-o", tmp_path / "s.csv", "--geojson", tmp_path / "maps", "--no-attention")
-    scored = cytofm("mil", "score", tmp_path / "run", slide, *words)
+    scored = here("mil", "score", tmp_path / "run", slide, *words)
     assert scored.returncode == 0, scored.stderr
     found = json.loads((tmp_path / "maps" / f"{ids[0]}.geojson").read_text())
     tile = json.loads((slide / "zarr.json").read_text())["attributes"]["cytofm"]["steps"]["tile"]
@@ -307,33 +307,33 @@ def plain(n: int = 5, width: int = 8) -> np.ndarray:
         (plain(width=5), "s00 is 8, s03 is 5"),
     ],
 )
-def test_mil_train__bad_bag_is_named(cytofm, bags: Path, values: np.ndarray, said: str) -> None:
+def test_mil_train__bad_bag_is_named(here, bags: Path, values: np.ndarray, said: str) -> None:
     write_bag(bags / "s03.pt", values)
-    done = train(cytofm, bags)
+    done = train(here, bags)
     assert done.returncode == 3, done.stderr
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert sorted(p.name for p in bags.parent.iterdir()) == ["bags", "labels.csv"]
 
 
-def test_mil_train__bag_of_one_instance_is_fine(cytofm, bags: Path) -> None:
+def test_mil_train__bag_of_one_instance_is_fine(here, bags: Path) -> None:
     write_bag(bags / "s03.pt", plain(1))
-    done = train(cytofm, bags, "--method", "clam_sb", "--epochs", 2)
+    done = train(here, bags, "--method", "clam_sb", "--epochs", 2)
     assert done.returncode == 0, done.stderr
 
 
-def test_mil_train__patient_in_two_parts_of_a_splits_file_is_refused(cytofm, bags: Path) -> None:
+def test_mil_train__patient_in_two_parts_of_a_splits_file_is_refused(here, bags: Path) -> None:
     parts = ("test", "validation0", "train")
     rows = [f"s{n:02},g{n // 2},{parts[n % 3]}" for n in range(12)]
     splits = bags.parent / "splits.csv"
     splits.write_text("slide_id,group,fold0\n" + "\n".join(rows) + "\n")
-    done = train(cytofm, bags, "--splits", splits)
+    done = train(here, bags, "--splits", splits)
     assert done.returncode == 3, done.stderr
     assert "group(s) both in test and outside: g0, g1, g3 and 1 more" in done.stderr
     assert "all slides of a patient into one part" in done.stderr
 
 
-def test_mil_train__part_of_a_splits_file_without_a_class(cytofm, bags: Path) -> None:
+def test_mil_train__part_of_a_splits_file_without_a_class(here, bags: Path) -> None:
     rows = [
         f"s{n:02},g{n},{'test' if n % 2 else 'validation' + str(n % 4 // 2)}" for n in range(12)
     ]
@@ -343,26 +343,26 @@ def test_mil_train__part_of_a_splits_file_without_a_class(cytofm, bags: Path) ->
     labels.write_text(labels.read_text().replace(",g", ",h"))
     rows = [line.rsplit(",", 1)[0] for line in labels.read_text().splitlines()]
     labels.write_text("\n".join(rows) + "\n")  # every slide its own group
-    done = train(cytofm, bags, "--splits", splits)
+    done = train(here, bags, "--splits", splits)
     assert done.returncode == 3, done.stderr
     assert "fold0" in done.stderr
     assert "'pos'" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_mil_train__search_of_settings(cytofm, bags: Path) -> None:
+def test_mil_train__search_of_settings(here, bags: Path) -> None:
     few = ("--method", "mean", "--inner-folds", 2)
-    done = train(cytofm, bags, *few, "--tune", "lr=1e-9,0.01", "--tune", "hidden=0")
+    done = train(here, bags, *few, "--tune", "lr=1e-9,0.01", "--tune", "hidden=0")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((bags.parent / "run" / "metrics.json").read_text())
     assert [fold["settings"] for fold in metrics["tuned"]] == [{"lr": 0.01, "hidden": 0}] * 3
-    bad = train(cytofm, bags, "--tune", "lr")
+    bad = train(here, bags, "--tune", "lr")
     assert bad.returncode == 2
     assert "--tune lr: must be KEY=VALUE,VALUE" in bad.stderr
 
 
-def test_mil_score__slide_that_does_not_fit_and_model_of_another_head(cytofm, bags: Path) -> None:
-    assert train(cytofm, bags).returncode == 0
+def test_mil_score__slide_that_does_not_fit_and_model_of_another_head(here, bags: Path) -> None:
+    assert train(here, bags).returncode == 0
     run, table = bags.parent / "run", bags.parent / "s.csv"
     for values, said in (
         (plain(0), "s00: empty bag"),
@@ -370,7 +370,7 @@ def test_mil_score__slide_that_does_not_fit_and_model_of_another_head(cytofm, ba
         (plain(width=5), "s00: features are 5 wide, the models read 8"),
     ):
         write_bag(bags / "s00.pt", values)
-        done = cytofm("mil", "score", run, bags / "s00.pt", "-o", table)
+        done = here("mil", "score", run, bags / "s00.pt", "-o", table)
         assert done.returncode == 3, done.stderr
         assert "s00" in done.stderr
         assert said.removeprefix("s00: ") in done.stderr
@@ -380,10 +380,10 @@ def test_mil_score__slide_that_does_not_fit_and_model_of_another_head(cytofm, ba
     other = bags.parent / "other"
     words = ("--bags", bags, "--labels", bags.parent / "labels.csv", "-o", other)
     few = ("--folds", 3, "--seeds", 1, "--epochs", 1, "--method", "mean")
-    assert cytofm("mil", "train", *words, *few).returncode == 0
+    assert here("mil", "train", *words, *few).returncode == 0
     name = "fold0_seed0.safetensors"
     shutil.copy(other / "models" / name, run / "models" / name)
-    done = cytofm("mil", "score", run, bags, "-o", table)
+    done = here("mil", "score", run, bags, "-o", table)
     assert done.returncode == 3, done.stderr
     assert "is of head 'abmil'" in done.stderr
     assert "the RUN is of 'mean'" in done.stderr

@@ -8,16 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cytofm_cli.__main__ import main
 from cytofm_cli.encoders.base import load_encoder
 from cytofm_cli.pretrain import checkpoint, loop
 
@@ -49,26 +46,6 @@ def whole(cytofm, detected: Path, tmp_path_factory) -> Path:
     done = cytofm("pretrain", detected, "-o", run, *TINY)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(run / "encoder.safetensors")
-    return run
-
-
-class Said(NamedTuple):
-    code: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def here(capfd, monkeypatch) -> Callable[..., Said]:
-    """Return a function that runs `cytofm WORDS…` in this process: torch is loaded already."""
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-
-    def run(*words: object) -> Said:
-        with pytest.raises(SystemExit) as done:
-            main([str(word) for word in words])
-        said = capfd.readouterr()
-        return Said(int(done.value.code or 0), said.out, said.err)
-
     return run
 
 
@@ -148,7 +125,7 @@ def test_pretrain__exports_an_encoder_that_embeds(whole, detected, here):
     encoder = load_encoder(str(whole / "encoder.safetensors"), device="cpu")
     assert (encoder.spec.name, encoder.spec.dim) == ("sr-vit-tiny-dino", 192)
     words = ("--encoder", whole / "encoder.safetensors", "--unit", "cell", "--dry-run")
-    assert here("embed", detected, *words).code == 0
+    assert here("embed", detected, *words).returncode == 0
     pixels_BHWC = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     values_BD = encoder.encode(encoder.prepare(pixels_BHWC))
     assert np.isfinite(values_BD).all() and not np.allclose(values_BD[0], values_BD[1])
@@ -156,10 +133,10 @@ def test_pretrain__exports_an_encoder_that_embeds(whole, detected, here):
 
 def test_pretrain__finished_run_is_skipped_and_other_settings_are_named(here, detected, whole):
     before = (whole / "encoder.safetensors").stat().st_mtime_ns
-    assert here("pretrain", detected, "-o", whole, *TINY).code == 0
+    assert here("pretrain", detected, "-o", whole, *TINY).returncode == 0
     assert (whole / "encoder.safetensors").stat().st_mtime_ns == before
     other = here("pretrain", detected, "-o", whole, *TINY, "--seed", 3, "--set", "prototypes=32")
-    assert other.code == 2
+    assert other.returncode == 2
     assert "dino.prototypes: 64 → 32; pretrain.seed: 0 → 3" in other.stderr
 
 
@@ -184,7 +161,7 @@ def test_pretrain__finished_run_is_skipped_and_other_settings_are_named(here, de
 )
 def test_pretrain__bad_input_is_one_clear_line(here, detected, tmp_path, more, code, said):
     done = here("pretrain", detected, "-o", tmp_path / "run", *TINY, *more)
-    assert done.code == code, done.stderr
+    assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -192,10 +169,10 @@ def test_pretrain__bad_input_is_one_clear_line(here, detected, tmp_path, more, c
 
 def test_pretrain__stores_without_nuclei_are_refused_unless_asked_for(here, stores, tmp_path):
     done = here("pretrain", stores, "-o", tmp_path / "run", *TINY)
-    assert done.code == 3 and "cytofm detect" in done.stderr
+    assert done.returncode == 3 and "cytofm detect" in done.stderr
     assert not (tmp_path / "run").exists()
     plain = here("pretrain", stores, "-o", tmp_path / "run", *TINY, "--no-ncp", "--steps", 1)
-    assert plain.code == 0, plain.stderr
+    assert plain.returncode == 0, plain.stderr
 
 
 def test_pretrain__diverged_run_keeps_its_last_checkpoint(here, detected, tmp_path, monkeypatch):
@@ -209,7 +186,7 @@ def test_pretrain__diverged_run_keeps_its_last_checkpoint(here, detected, tmp_pa
 
     monkeypatch.setattr(loop.Trainer, "update", poisoned)
     done = here("pretrain", detected, "-o", tmp_path / "run", *TINY)
-    assert done.code == 3
+    assert done.returncode == 3
     assert "the loss is not finite at step 5" in done.stderr
     assert "checkpoint of step 4 is kept" in done.stderr
     assert checkpoint.saved_steps(tmp_path / "run") == [4]
@@ -221,7 +198,7 @@ def test_pretrain__accumulated_parts_see_the_same_tiles(here, detected, tmp_path
     for parts in (1, 2):
         run = tmp_path / str(parts)
         words = ("--steps", 1, "--log-every", 1, "--accumulate", parts, "--set", "drop_path=0")
-        assert here("pretrain", detected, "-o", run, *TINY, *words).code == 0
+        assert here("pretrain", detected, "-o", run, *TINY, *words).returncode == 0
         found.append(lines_of(run)[0])
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-3)
     assert found[0]["gradient_norm"] == pytest.approx(found[1]["gradient_norm"], rel=2e-2)
@@ -235,4 +212,4 @@ def test_methods__lists_both_kinds_and_the_settings_of_one(here):
     }
     assert settings["prototypes"] == "65536" and settings["teacher_temp"] == "0.07"
     wrong = here("methods", "dimo")
-    assert wrong.code == 2 and "did you mean dino" in wrong.stderr
+    assert wrong.returncode == 2 and "did you mean dino" in wrong.stderr

@@ -82,7 +82,7 @@ def test_groups__other_methods_have_one_rate() -> None:
 
 def test_groups__lr_scale_of_a_trunk_without_blocks_is_one() -> None:
     method = make_method("dino", "conv")
-    method.config = dataclasses.make_dataclass("C", [("layer_decay", float, 0.5)])()
+    method.config = dataclasses.replace(method.config, layer_decay=0.5)
     assert {group["lr_scale"] for group in parameter_groups(method)} == {1.0}
 
 
