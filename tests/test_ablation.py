@@ -1,0 +1,74 @@
+"""The ablation of `examples/ablation`: its arms exist, and its differences are paired."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from cytofm_cli.cli.pretrain import PretrainViews
+from cytofm_cli.config import field_types, resolve
+from cytofm_cli.pretrain.config import PretrainConfig
+from cytofm_cli.registry import pretrain_methods
+
+FILE = Path(__file__).resolve().parents[1] / "examples" / "ablation" / "ablation.py"
+
+
+@pytest.fixture(scope="module")
+def ablation() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablation", FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings_of(flags: tuple[str, ...]) -> PretrainConfig:
+    values: dict[str, object] = {}
+    words = list(flags)
+    while words:
+        name = words.pop(0).removeprefix("--")
+        if name in ("ncp", "irpe", "no-ncp", "no-irpe"):
+            values[name.removeprefix("no-")] = not name.startswith("no-")
+        else:
+            values[name] = words.pop(0)
+    assert values.keys() <= field_types(PretrainConfig).keys() | field_types(PretrainViews).keys()
+    return resolve(PretrainConfig, "pretrain", values)
+
+
+def test_arms__add_one_part_each_and_then_all(ablation):
+    arms = {name: settings_of(flags) for name, flags in ablation.arms(8).items()}
+    parts = {name: (a.ncp, a.h, a.irpe) for name, a in arms.items()}
+    assert parts["dino"] == (False, 0, False)
+    assert parts["dino+ncp"] == (True, 0, False)
+    assert parts["dino+top-h"] == (False, 8, False)
+    assert parts["dino+irpe"] == (False, 0, True)
+    for method in ("simclr", "moco", "byol", "dino", "ibot"):
+        assert method in pretrain_methods.names()
+        assert arms[method].method == arms[f"{method}+all"].method == method
+        assert parts[method] == (False, 0, False)
+        assert parts[f"{method}+all"] == (True, 8, True)
+    assert len(arms) == 13
+    assert set(ablation.BASELINES) | set(ablation.BASELINES.values()) == set(arms)
+
+
+def test_judge__difference_is_paired_and_averaged_over_seeds(ablation):
+    slides = [f"s{i // 6:02}" for i in range(120)]
+    y_N = np.arange(120) % 2
+    noise = np.random.default_rng(0).normal(size=(3, 120))
+
+    def read(name: str, seed: int):
+        strength = {"dino": 0.5, "dino+ncp": 3.0, "dino+irpe": 0.5}[name]
+        return slides, y_N, strength * y_N + noise[seed]
+
+    table = ablation.judge(read, ["dino", "dino+ncp", "dino+irpe"], 3, replicates=200)
+    assert table["dino"]["auc"] == pytest.approx(np.mean(table["dino"]["seeds"]))
+    gap = table["dino+ncp"]["against"]
+    assert gap["difference"] == pytest.approx(table["dino+ncp"]["auc"] - table["dino"]["auc"])
+    assert gap["low"] > 0.1 and gap["p_holm"] < 0.05
+    same = table["dino+irpe"]["against"]  # the same predictions: no difference in any replicate
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    assert "| dino+ncp |" in ablation.markdown({"cells": table})
