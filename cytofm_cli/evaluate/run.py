@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli import __version__, provenance
+from cytofm_cli import __version__, provenance, run_record
 from cytofm_cli.config import as_record, digest
 from cytofm_cli.encoders.base import EncoderSpec
 from cytofm_cli.evaluate import features, judge, probe, run_folder, tables
@@ -121,12 +121,12 @@ def probe_run(
         (out / METRICS).unlink(missing_ok=True)
         with stop_requests() as stop:
             found, answers, folds = _judge_all(plan, out / FEATURES, progress, note, stop)
-        run_folder.write_text(out / CONFIG, run_folder.record_toml(plan.record))
-        run_folder.write_text(
+        run_record.write_text(out / CONFIG, run_record.to_text(plan.record))
+        run_record.write_text(
             out / PREDICTIONS, tables.predictions_csv(plan.points, plan.tasks, folds, answers)
         )
-        run_folder.write_text(out / TABLE, tables.markdown(found))
-        run_folder.write_text(
+        run_record.write_text(out / TABLE, tables.markdown(found))
+        run_record.write_text(
             out / METRICS, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
         )
     return ProbeReport(out, found, skipped=False)

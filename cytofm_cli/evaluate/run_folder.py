@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import differences, to_toml
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
+from cytofm_cli.run_record import changes
 
 METRICS, CONFIG, FEATURES = "metrics.json", "config.toml", "features"
 
@@ -68,32 +67,10 @@ def may_write(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: 
         raise InputError(f"{out / CONFIG}: damaged ({error}).", hint="choose another -o") from error
     if "evaluate" not in former:
         raise ConfigMismatchError(f"{out}: is a RUN of another command.", hint="choose another -o")
-    wanted = tomllib.loads(record_toml(record))
-    flat = [
-        {f"{name}.{key}": value for name, section in of.items() for key, value in section.items()}
-        for of in (former, wanted)
-    ]
-    changed = differences(*flat)
+    changed = changes(former, record)
     if changed and not overwrite:
         raise ConfigMismatchError(
             f"{out}: was made with other settings ({'; '.join(changed)}).",
             hint="`--overwrite` replaces it and keeps the features; or choose another -o",
         )
     return overwrite or not (out / METRICS).is_file()
-
-
-def record_toml(record: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write the sections of config.toml."""
-    return to_toml(
-        {
-            name: make_dataclass(name, list(section), frozen=True)(*section.values())
-            for name, section in record.items()
-        }
-    )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, visible only when complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

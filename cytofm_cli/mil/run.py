@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from cytofm_cli import __version__
-from cytofm_cli.config import differences, to_toml
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError, UsageError
 from cytofm_cli.mil import splits, summary
 from cytofm_cli.mil.bags import Bag, fingerprint, load_bags
@@ -29,6 +28,7 @@ from cytofm_cli.mil.labels import BETHESDA, Cohort, build_cohort, read_labels
 from cytofm_cli.mil.pool import stop_requests
 from cytofm_cli.mil.splits import Fold
 from cytofm_cli.mil.tune import Candidate, make_candidates
+from cytofm_cli.run_record import changes, to_text, write_text
 from cytofm_cli.signals import StopFlag
 from cytofm_cli.store.claim import claim
 from cytofm_cli.store.io import output_errors
@@ -256,26 +256,6 @@ def _record(
     }
 
 
-def _to_toml(record: Mapping[str, Mapping[str, Any]]) -> str:
-    from dataclasses import make_dataclass
-
-    return to_toml(
-        {
-            name: make_dataclass(name, list(section), frozen=True)(*section.values())
-            for name, section in record.items()
-        }
-    )
-
-
-def _mismatch(found: Mapping[str, Any], plan: Plan) -> list[str]:
-    wanted = tomllib.loads(_to_toml(plan.record))
-    flat = [
-        {f"{name}.{key}": v for name, section in of.items() for key, v in section.items()}
-        for of in (found, wanted)
-    ]
-    return differences(*flat)
-
-
 def _may_write(out: Path, plan: Plan, *, overwrite: bool) -> bool:
     """Tell whether a RUN must be made although `out` exists; False: it is done already."""
     if not out.is_dir():
@@ -286,7 +266,7 @@ def _may_write(out: Path, plan: Plan, *, overwrite: bool) -> bool:
                 f"{out}: exists and is not a RUN of `cytofm mil train`.", hint="choose another -o"
             )
         return True
-    changed = _mismatch(read_config(out), plan)
+    changed = changes(read_config(out), plan.record)
     if not changed and not overwrite:
         log.info("%s: done already", out)
         return False
@@ -302,7 +282,7 @@ def _prepare(staging: Path, plan: Plan) -> None:
     """Make the staging folder, or keep what an interrupted run with the same settings left."""
     if staging.exists():
         try:
-            same = not _mismatch(read_config(staging), plan)
+            same = not changes(read_config(staging), plan.record)
         except InputError:
             same = False
         if not same:
@@ -310,8 +290,8 @@ def _prepare(staging: Path, plan: Plan) -> None:
     for folder in (MODELS, CELLS):
         (staging / folder).mkdir(parents=True, exist_ok=True)
     layout = splits.to_csv(plan.folds, plan.cohort.slide_ids, plan.cohort.groups)
-    _write(staging / SPLITS, layout)
-    _write(staging / CONFIG, _to_toml(plan.record))
+    write_text(staging / SPLITS, layout)
+    write_text(staging / CONFIG, to_text(plan.record))
 
 
 def _run_cells(plan: Plan, staging: Path, progress: Progress | None, stop: StopFlag) -> None:
@@ -333,16 +313,16 @@ def _finish(plan: Plan, staging: Path) -> dict[str, Any]:
     found = _metrics_record(plan, cells, decisions)
     if len(plan.candidates) > 1:
         found["tuned"] = [fold_choice(plan, staging, fold) for fold in range(len(plan.folds))]
-    _write(staging / PREDICTIONS, summary.predictions_csv(models, decisions, cohort))
-    _write(staging / MODELS / "decisions.json", _json([d.__dict__ for d in decisions]))
+    write_text(staging / PREDICTIONS, summary.predictions_csv(models, decisions, cohort))
+    write_text(staging / MODELS / "decisions.json", _json([d.__dict__ for d in decisions]))
     lines = [
         json.dumps({"fold": cell.fold, "seed": cell.seed, "best_epoch": cell.best_epoch, **row})
         for cell in cells
         for row in cell.history
     ]
     stamp = json.dumps({"event": "finished", "utc": datetime.now(UTC).isoformat("T", "seconds")})
-    _write(staging / LOG, "\n".join([*lines, stamp]) + "\n")
-    _write(staging / METRICS, _json(found))
+    write_text(staging / LOG, "\n".join([*lines, stamp]) + "\n")
+    write_text(staging / METRICS, _json(found))
     shutil.rmtree(staging / CELLS)
     return found
 
@@ -387,9 +367,3 @@ def _metrics_record(
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(path)

@@ -214,6 +214,8 @@ class Trainer:
             score = next(iter(found.values()))
             if score > self.meters.best_score:
                 self.meters.best_step, self.meters.best_score, due = step, score, True
+        if self.config.probe and (last or step % self.config.probe_every == 0):
+            due = distributed.any_process(due, self.device)  # rank 0 alone knows the score
         if self.hooks.picture and (last or step % self.config.attention_every == 0):
             self.hooks.picture(step)
         if due:

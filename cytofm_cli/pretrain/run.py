@@ -24,6 +24,7 @@ from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, find_device, make_plan, share_of
+from cytofm_cli.run_record import write_text
 from cytofm_cli.signals import StopFlag, catch_signals
 from cytofm_cli.store.claim import claim
 from cytofm_cli.store.io import output_errors
@@ -109,7 +110,7 @@ def pretrain(
                 summary = _train(plan, out, world, device, stop, say, progress, slides)
             except StoppedError as error:
                 if world.is_main:  # torchrun hides exit codes: batch scripts look at this
-                    run_folder.write_text(out / run_folder.STOPPED, f"{error.message}\n")
+                    write_text(out / run_folder.STOPPED, f"{error.message}\n")
                 raise
     encoder = out / run_folder.ENCODER
     return PretrainReport(out, encoder, summary, skipped=False, is_main=world.is_main)
@@ -236,7 +237,7 @@ def _finish(
             "best_step": None if best.best_step < 0 else best.best_step,
             "best_score": None if best.best_step < 0 else best.best_score,
         }
-        run_folder.write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
 

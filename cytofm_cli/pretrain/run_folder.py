@@ -16,7 +16,6 @@ import json
 import shutil
 import tomllib
 from collections.abc import Mapping
-from dataclasses import make_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,9 +23,9 @@ from typing import Any, Final
 import torch
 
 from cytofm_cli import __version__
-from cytofm_cli.config import differences, to_toml
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
 from cytofm_cli.pretrain import checkpoint
+from cytofm_cli.run_record import changes, to_text, write_text
 
 CONFIG: Final = "config.toml"
 SUMMARY: Final = "summary.json"
@@ -48,40 +47,18 @@ def read_summary(run: Path) -> dict[str, Any]:
     return found
 
 
-def _to_toml(record: Mapping[str, Mapping[str, Any]]) -> str:
-    return to_toml(
-        {
-            name: make_dataclass(name, list(section), frozen=True)(*section.values())
-            for name, section in record.items()
-        }
-    )
-
-
-def _changes(out: Path, record: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Name the settings in which a RUN differs from what is asked for."""
-    found = tomllib.loads((out / CONFIG).read_text(encoding="utf-8"))
-    found.pop("made", None)
-    wanted = tomllib.loads(_to_toml(record))
-    flat = [
-        {f"{name}.{key}": v for name, section in of.items() for key, v in section.items()}
-        for of in (found, wanted)
-    ]
-    return differences(*flat)
-
-
 def is_done(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> bool:
-    """Tell whether a RUN is finished; refuse what may not be written over."""
-    if not out.exists() or overwrite:
+    """Tell whether a RUN is finished; refuse what may not be written over.
+
+    Raises:
+        ConfigMismatchError: begun with other settings, or something else lies there.
+        OutputError: `out` is a file.
+        InputError: its config.toml is damaged.
+    """
+    former = _former(out)
+    if former is None or overwrite:
         return False
-    if not out.is_dir():
-        raise OutputError(f"{out}: is a file, no folder.", hint="choose another -o")
-    if not (out / CONFIG).is_file():
-        if any(out.iterdir()):
-            raise ConfigMismatchError(
-                f"{out}: exists and is no RUN of `cytofm pretrain`.", hint="choose another -o"
-            )
-        return False
-    changed = _changes(out, record)
+    changed = changes({name: of for name, of in former.items() if name != "made"}, record)
     if changed:
         raise ConfigMismatchError(
             f"{out}: was begun with other settings ({'; '.join(changed)}).",
@@ -91,24 +68,36 @@ def is_done(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bo
 
 
 def prepare(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> None:
+    """Make the folder, or clear away what may not stay; `is_done` has looked at it."""
     if overwrite and out.exists():
-        if any(out.iterdir()) and not (out / CONFIG).is_file():
-            raise ConfigMismatchError(
-                f"{out}: exists and is no RUN of `cytofm pretrain`.", hint="choose another -o"
-            )
         shutil.rmtree(out)
     (out / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
     checkpoint.tidy(out)
     (out / STOPPED).unlink(missing_ok=True)
     if not (out / CONFIG).is_file():
         made = {"cytofm": __version__, "torch": torch.__version__, "utc": _now()}
-        write_text(out / CONFIG, _to_toml({**record, "made": made}))
+        write_text(out / CONFIG, to_text({**record, "made": made}))
 
 
-def write_text(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(path)
+def _former(out: Path) -> dict[str, Any] | None:
+    """Read the record of a RUN of this command; None: there is nothing yet."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise OutputError(f"{out}: is a file, no folder.", hint="choose another -o")
+    if not any(out.iterdir()):
+        return None
+    found: dict[str, Any] = {}
+    if (out / CONFIG).is_file():
+        try:
+            found = tomllib.loads((out / CONFIG).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{out / CONFIG}: damaged.", hint="choose another -o") from error
+    if "pretrain" not in found:  # --overwrite must not remove it either
+        raise ConfigMismatchError(
+            f"{out}: exists and is no RUN of `cytofm pretrain`.", hint="choose another -o"
+        )
+    return found
 
 
 def _now() -> str:

@@ -213,3 +213,13 @@ def test_methods__lists_both_kinds_and_the_settings_of_one(here):
     assert settings["prototypes"] == "65536" and settings["teacher_temp"] == "0.07"
     wrong = here("methods", "dimo")
     assert wrong.returncode == 2 and "did you mean dino" in wrong.stderr
+
+
+def test_pretrain__overwrite_never_removes_a_run_of_another_command(here, detected, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text('[mil]\nmethod = "abmil"\n')
+    (run / "precious").write_text("models")
+    done = here("pretrain", detected, "-o", run, *TINY, "--overwrite")
+    assert done.returncode == 2 and "no RUN of `cytofm pretrain`" in done.stderr
+    assert (run / "precious").read_text() == "models"
