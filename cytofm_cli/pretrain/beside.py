@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cytofm_cli.evaluate.online import CellProbe
     from cytofm_cli.pretrain.plan import Plan
 
-_CELL_UM = 32.0  # side of the probe's crops, the default of `cytofm embed --unit cell`
 _SHOWN = 4  # tiles in a picture
 
 
@@ -83,7 +82,7 @@ class Beside:
         cells = CellProbe.load(
             config.probe,
             {slide.slide_id: slide.store.path for slide in index.slides},
-            crop_um=_CELL_UM,
+            crop_um=config.probe_um,
             px=recipe.views[0].size_px,
             mean=_triple(recipe.mean),
             std=_triple(recipe.std),

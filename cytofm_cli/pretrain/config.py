@@ -30,8 +30,15 @@ class PretrainConfig:
         0.0, "Share of the steps in which h falls from all keys to --h.", low=0, high=1
     )
     detector: str | None = option(None, "Whose nuclei [default: the only ones].")
+    unit: str = option(
+        "tile", "What a view shows: a part of a tile, or of one cell.", choices=("tile", "cell")
+    )
+    cell_um: float = option(40.0, "Side of the square around a nucleus (--unit cell), µm.", low=1)
     balance: str = option(
         "slides", "Every slide as often, or every tile as often.", choices=("slides", "tiles")
+    )
+    per_slide: int = option(
+        1, "Tiles of a slide that come in a row (--balance slides): contrast within slides.", low=1
     )
     steps: int | None = option(None, "Updates [default: from --epochs].", low=1)
     epochs: float = option(100.0, "Passes over the tiles, without --steps.", low=0)
@@ -72,6 +79,7 @@ class PretrainConfig:
     probe_groups: Path | None = option(
         None, "Table slide_id,group for the probe's folds.", affects_result=False
     )
+    probe_um: float = option(32.0, "Side of the probe's crops, µm.", low=1, affects_result=False)
     probe_every: int = option(500, "Steps between probes.", low=1, affects_result=False)
     attention_every: int = option(
         0, "Steps between attention pictures; 0: none.", low=0, affects_result=False

@@ -52,8 +52,13 @@ def make_plan(
     ncp = ncp_of(views)
     if ncp.without_nuclei == "drop":
         raise UsageError("--without-nuclei drop leaves gaps in batches.", hint="plain")
-    guided = ncp.fill != "none" or ncp.centred
-    index = open_index(stores, config.detector, need_nuclei=guided, slides=slides)
+    index = open_index(
+        stores,
+        config.detector,
+        need_nuclei=ncp.fill != "none" or ncp.centred or config.unit == "cell",
+        cell_um=config.cell_um if config.unit == "cell" else None,
+        slides=slides,
+    )
     length = make_length(config, index.n_tiles)
     record = {
         "pretrain": as_record(config, results_only=True),

@@ -194,7 +194,7 @@ def _batches(plan: Plan, trainer: Trainer) -> Batches:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Batches(
         plan.index,
-        plan.index.schedule(config.seed, config.balance),
+        plan.index.schedule(config.seed, config.balance, config.per_slide),
         recipe=plan.recipe,
         ncp=plan.ncp,
         batch=config.batch,

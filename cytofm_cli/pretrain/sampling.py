@@ -6,6 +6,9 @@ An endless row of slots is dealt out, `batch` of them a step. Of n tiles on S sl
     balance="slides"  each run of S slots holds every slide once, in an order of its own; a slide
                       gives its tiles in full permutations, one after the other
 
+With `per_slide` m, balance="slides" gives each slide m slots in a row: a batch then holds several
+tiles of each of its slides, and contrast has to tell tiles apart by more than their stain.
+
 An epoch is n slots in both. Letters: B slots, S slides, N all tiles.
 """
 
@@ -36,21 +39,30 @@ class Schedule:
         sizes: tiles of each, at least 1.
         seed: of the run.
         balance: "slides" or "tiles".
+        per_slide: slots in a row that a slide gets, with balance="slides".
+
+    Raises:
+        UsageError: no such balance.
     """
 
     def __init__(
-        self, slide_ids: Sequence[str], sizes: Sequence[int], seed: int, balance: str
+        self,
+        slide_ids: Sequence[str],
+        sizes: Sequence[int],
+        seed: int,
+        balance: str,
+        per_slide: int = 1,
     ) -> None:
         if balance not in ("slides", "tiles"):
             raise UsageError(f"no balance {balance!r}.", hint="slides, tiles")
-        self.balance = balance
+        self.balance, self.per_slide = balance, per_slide
         self.first_S = np.cumsum([0, *sizes])
         self.n_tiles = int(self.first_S[-1])
-        per_slide = [
+        keys = [
             tile_keys(seed, name, np.arange(n)) for name, n in zip(slide_ids, sizes, strict=True)
         ]
-        self.keys_N = np.concatenate(per_slide)
-        self._keys_S = np.array([keys[0] for keys in per_slide])
+        self.keys_N = np.concatenate(keys)
+        self._keys_S = np.array([some[0] for some in keys])
         self._orders: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
 
     def at(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], draws.Keys]:
@@ -87,12 +99,13 @@ class Schedule:
         return tiles, epoch
 
     def _by_slide(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        turn, place = np.divmod(slots, len(self._keys_S))
+        stay, nth = np.divmod(slots, self.per_slide)
+        turn, place = np.divmod(stay, len(self._keys_S))
         turns, row = np.unique(turn, return_inverse=True)
         slides = draws.fold(self._keys_S, _DEAL + turns[:, None]).argsort(axis=1)[row, place]
         sizes = np.diff(self.first_S)[slides]
-        # Its turns number the visits to a slide: they go through its tiles again and again.
-        round_, within = np.divmod(turn, sizes)
+        # Its visits to a slide are numbered: they go through its tiles again and again.
+        round_, within = np.divmod(turn * self.per_slide + nth, sizes)
         tiles = np.empty_like(slots)
         for number, (slide, r, w) in enumerate(
             zip(slides.tolist(), round_.tolist(), within.tolist(), strict=True)

@@ -1,4 +1,6 @@
-"""The tiles of many stores under one numbering, with their nuclei; any thread may read.
+"""The tiles, or cells, of many stores under one numbering, with their nuclei; any thread may read.
+
+A cell is a square around a nucleus (`pretrain.cells`) and counts as a tile in all that follows.
 
 Letters: B tiles, M nuclei, C H W an image.
 """
@@ -20,10 +22,11 @@ from numpy.typing import NDArray
 from cytofm_cli.config import digest
 from cytofm_cli.errors import InputError, StoreError
 from cytofm_cli.nuclei.base import make_table
+from cytofm_cli.pretrain.cells import CellNuclei, open_squares
 from cytofm_cli.pretrain.sampling import Schedule
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, open_store
-from cytofm_cli.tiles.source import TileSource, open_tiles, plan_of
+from cytofm_cli.tiles.source import open_tiles, plan_of
 from cytofm_cli.views import stored
 from cytofm_cli.views.make import pad_nuclei
 from cytofm_cli.views.perturb import NcpConfig
@@ -41,6 +44,7 @@ class IndexedSlide:
     """The tiles of one slide, with their nuclei.
 
     Attributes:
+        nuclei: of each tile; `CellNuclei` where the tiles are cells.
         bare_N: bool, the tiles in which no nucleus lies; none where nuclei are not used.
         mark: changes with the tiles and the nuclei.
     """
@@ -66,6 +70,7 @@ class TileIndex:
 
     Attributes:
         slides: in the order of their names.
+        unit: "tile" or "cell".
         tile_px: side of a tile.
         mpp: µm/px of the tiles, the median over the slides.
         detector: whose nuclei; None: none are used.
@@ -75,15 +80,20 @@ class TileIndex:
     """
 
     def __init__(
-        self, slides: Sequence[IndexedSlide], detector: str | None, folder: Path | None
+        self,
+        slides: Sequence[IndexedSlide],
+        detector: str | None,
+        folder: Path | None,
+        cell_px: int | None = None,
     ) -> None:
         self.slides, self.detector = tuple(slides), detector
-        self.tile_px = plan_of(slides[0].store).tile_px
+        self.unit = "tile" if cell_px is None else "cell"
+        self.tile_px = cell_px or plan_of(slides[0].store).tile_px
         self.mpp = float(np.median([plan_of(slide.store).mpp for slide in slides]))
         self.n_tiles = sum(slide.n_tiles for slide in slides)
         self.n_without_nuclei = sum(int(slide.bare_N.sum()) for slide in slides)
         self._first = np.cumsum([0, *(slide.n_tiles for slide in slides)])
-        self._sources = _Sources([slide.store for slide in slides], folder)
+        self._sources = _Sources(slides, self.tile_px, folder)
         self.notes = tuple(self._notes())
 
     def facts(self) -> dict[str, Any]:
@@ -91,6 +101,7 @@ class TileIndex:
         marks = {slide.slide_id: slide.mark for slide in self.slides}
         return {
             "n_slides": len(self.slides),
+            "unit": self.unit,
             "n_tiles": self.n_tiles,
             "n_without_nuclei": self.n_without_nuclei,
             "tile_px": self.tile_px,
@@ -99,10 +110,10 @@ class TileIndex:
             "digest": digest(marks),
         }
 
-    def schedule(self, seed: int, balance: str) -> Schedule:
+    def schedule(self, seed: int, balance: str, per_slide: int = 1) -> Schedule:
         """Return which tile each slot of a run takes."""
         names, sizes = [s.slide_id for s in self.slides], [s.n_tiles for s in self.slides]
-        return Schedule(names, sizes, seed, balance)
+        return Schedule(names, sizes, seed, balance, per_slide)
 
     def locate(self, tile: int) -> tuple[int, int]:
         """Return a tile's slide and its number in there."""
@@ -131,8 +142,8 @@ class TileIndex:
         repeats = self.n_tiles / len(self.slides) / small.n_tiles
         if repeats >= _REPEATS_NOTED:
             yield (
-                f"slide {small.slide_id} has {small.n_tiles} tiles: balanced over slides, each "
-                f"is seen {repeats:.0f} times an epoch"
+                f"slide {small.slide_id} has {small.n_tiles} {self.unit}s: balanced over slides, "
+                f"each is seen {repeats:.0f} times an epoch"
             )
 
 
@@ -141,6 +152,7 @@ def open_index(
     detector: str | None = None,
     *,
     need_nuclei: bool = True,
+    cell_um: float | None = None,
     slides: Path | None = None,
 ) -> TileIndex:
     """Open stores for pretraining and count their tiles.
@@ -149,10 +161,12 @@ def open_index(
         stores: with tiles; their order does not matter.
         detector: whose nuclei; None takes the only ones there are.
         need_nuclei: False leaves the nuclei out.
+        cell_um: side of a square around each nucleus, µm: these are the tiles then.
         slides: folder where the slides lie now, for stores without pixels.
 
     Raises:
-        InputError: no stores, two of one slide, or tiles that do not go together.
+        InputError: no stores, two of one slide, tiles that do not go together, or no nuclei
+            where cells are wanted.
         StoreError: a store without tiles or without nuclei.
     """
     found: dict[str, IndexedSlide] = {}
@@ -180,7 +194,24 @@ def open_index(
         )
     ordered = [found[key] for key in sorted(found)]
     _check_alike(ordered)
-    return TileIndex(ordered, next(iter(names), None), slides)
+    name = next(iter(names), None)
+    if cell_um is None:
+        return TileIndex(ordered, name, slides)
+    mpp = float(np.median([plan_of(slide.store).mpp for slide in ordered]))
+    side_px = max(1, round(cell_um / mpp))
+    cells = [_cells(slide, side_px) for slide in ordered if len(slide.nuclei.table)]
+    if not cells:
+        raise InputError(
+            f"{name} found no nuclei in the stores, so there are no cells.", hint="--unit tile"
+        )
+    return TileIndex(cells, name, slides, side_px)
+
+
+def _cells(slide: IndexedSlide, side_px: int) -> IndexedSlide:
+    """Return the cells of a slide as its tiles."""
+    table = slide.nuclei.table
+    nuclei = CellNuclei(table, plan_of(slide.store), side_px)
+    return IndexedSlide(slide.store, nuclei, np.zeros(len(table), bool), slide.mark)
 
 
 def _index(
@@ -239,24 +270,24 @@ class _Open:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    source: TileSource | None = None
+    source: stored.Readable | None = None
     users: int = 0
 
 
 class _Sources:
-    """The pixels of many stores, opened when needed; those longest unused are closed again."""
+    """The pixels of many slides, opened when needed; those longest unused are closed again."""
 
-    def __init__(self, stores: Sequence[Store], slides: Path | None) -> None:
-        self._stores, self._slides = stores, slides
+    def __init__(self, indexed: Sequence[IndexedSlide], side_px: int, folder: Path | None) -> None:
+        self._indexed, self._side_px, self._folder = indexed, side_px, folder
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Open] = OrderedDict()
-        stored_pixels = all(store.has(schema.TILE_PIXELS.path) for store in stores)
+        stored_pixels = all(one.store.has(schema.TILE_PIXELS.path) for one in indexed)
         self._most = min(
             _MOST_OPEN if stored_pixels else _MOST_OPEN_SLIDES, _files() // (2 * _FILES_A_STORE)
         )
 
     @contextlib.contextmanager
-    def use(self, number: int) -> Iterator[TileSource]:
+    def use(self, number: int) -> Iterator[stored.Readable]:
         """Give the tiles of one store."""
         with self._lock:
             one = self._open.setdefault(number, _Open())
@@ -265,13 +296,18 @@ class _Sources:
         try:
             with one.lock:
                 if one.source is None:
-                    opened = open_tiles(self._stores[number], slides=self._slides)
-                    one.source = one.stack.enter_context(opened)
+                    one.source = one.stack.enter_context(self._opened(number))
             yield one.source
         finally:
             with self._lock:
                 one.users -= 1
             self._close(keep=self._most)
+
+    def _opened(self, number: int) -> contextlib.AbstractContextManager[stored.Readable]:
+        store, nuclei = self._indexed[number].store, self._indexed[number].nuclei
+        if isinstance(nuclei, CellNuclei):
+            return open_squares(store, nuclei, self._side_px, slides=self._folder)
+        return open_tiles(store, slides=self._folder)
 
     def close(self) -> None:
         """Close what nobody reads."""

@@ -25,6 +25,12 @@ class ViewsConfig:
         "safe", "Algorithm 1 as printed, made safe, or no nuclei", choices=PRESET_NAMES
     )
     colours: str = option("cytology", "colour changes", choices=("cytology", "natural", "none"))
+    colour_strength: float = option(
+        1.0, "how far colours and sharpness change, share of the recipe's", low=0, high=1
+    )
+    aspect: tuple[float, ...] | None = option(
+        None, "range of a view's width / height before it is made square (default: 0.75,1.333)"
+    )
     patch_px: int = option(16, "the encoder's patch; views are whole patches", low=1)
     global_px: int = option(224, "side of a global view", low=14)
     global_scale: tuple[float, ...] | None = option(

@@ -113,11 +113,14 @@ def recipe_of(config: ViewsConfig) -> Recipe:
                 hint=f"{name} = {near}",
             )
     first, second, local = _augments(config)
+    aspect = ViewSpec.aspect if config.aspect is None else _aspect(config.aspect)
     views = [
-        ViewSpec(size_px=config.global_px, scale=global_scale, augment=a) for a in (first, second)
+        ViewSpec(size_px=config.global_px, scale=global_scale, aspect=aspect, augment=augment)
+        for augment in (first, second)
     ]
     if local_scale is not None:
-        views += [ViewSpec(size_px=local_px, scale=local_scale, augment=local)] * n_local
+        one = ViewSpec(size_px=local_px, scale=local_scale, aspect=aspect, augment=local)
+        views += [one] * n_local
     return Recipe(name=config.recipe, views=tuple(views))
 
 
@@ -141,10 +144,38 @@ def _range(name: str, given: tuple[float, ...] | None) -> tuple[float, float] | 
     return given[0], given[1]
 
 
+def _aspect(given: tuple[float, ...]) -> tuple[float, float]:
+    if len(given) != 2 or not 0 < given[0] <= given[1]:
+        raise UsageError(
+            f"[views] aspect = {given}: two ratios, 0 < low ≤ high.", hint="aspect = 0.9,1.1"
+        )
+    return given[0], given[1]
+
+
 def _augments(config: ViewsConfig) -> tuple[Augment, Augment, Augment]:
     """Return the augmentations of the first and second global view and of local views."""
     if config.colours == "none":
         return (Augment(flip=(0.5, 0.5), transpose=0.5),) * 3
+    first, second, local = _full_augments(config)
+    strength = config.colour_strength
+    return _weakened(first, strength), _weakened(second, strength), _weakened(local, strength)
+
+
+def _weakened(full: Augment, strength: float) -> Augment:
+    """Shrink the ranges of jitter and stain, and the chances of blur, grey and solarising."""
+    brightness, contrast, saturation, hue = (value * strength for value in full.jitter)
+    factor, shift = (value * strength for value in full.stain)
+    return dataclasses.replace(
+        full,
+        jitter=(brightness, contrast, saturation, hue),
+        stain=(factor, shift),
+        blur_p=full.blur_p * strength,
+        grey_p=full.grey_p * strength,
+        solarise_p=full.solarise_p * strength,
+    )
+
+
+def _full_augments(config: ViewsConfig) -> tuple[Augment, Augment, Augment]:
     strong = config.recipe == "simclr"
     jitter = (0.8, 0.8, 0.8, 0.2) if strong else (0.4, 0.4, 0.2, 0.1)
     base = Augment(flip=(0.5, 0.0), jitter=jitter, jitter_p=0.8, grey_p=0.2, blur_p=0.5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -21,12 +21,20 @@ from cytofm_cli.nuclei.run import read_nuclei
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.read import ReadPlan
-from cytofm_cli.tiles.source import TileSource, plan_of
+from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views import draws, masks
 from cytofm_cli.views.make import pad_nuclei
 from cytofm_cli.views.perturb import NcpConfig
 
 _CHOICE: Final = 500  # what a key is folded with, beside `draws.Stream`, to choose tiles
+
+
+class Readable(Protocol):
+    """Squares of pixels by number."""
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return one, (side, side, 3) uint8 RGB."""
+        ...
 
 
 class TileNuclei:
@@ -111,9 +119,7 @@ def draw_lots(seed: int, slide_id: str, tiles: NDArray[np.int64]) -> NDArray[np.
     return draws.uniform(draws.fold(tile_keys(seed, slide_id, tiles), _CHOICE), 1)[:, 0]
 
 
-def read_batch(
-    source: TileSource, nuclei: TileNuclei, tiles: Sequence[int], ncp: NcpConfig
-) -> Batch:
+def read_batch(source: Readable, nuclei: TileNuclei, tiles: Sequence[int], ncp: NcpConfig) -> Batch:
     """Read some tiles, and paint label maps where there are outlines and `ncp` uses them."""
     rows = [nuclei.rows(tile) for tile in tiles]
     points = [

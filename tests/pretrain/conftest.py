@@ -55,7 +55,7 @@ def make_store(tmp_path: Path) -> MakeStore:
             "fingerprint": "f",
             "levels": [{"size_px": [n * side, side], "downsample": 1.0}],
         }
-        facts = {"n_tiles": n, "tile_px": side, "mpp": mpp, "level": 0, "scale": 1.0}
+        facts = {"n_tiles": n, "tile_px": side, "mpp": mpp, "level": 0, "scale": 1.0, "fill": 255}
         record = provenance.record({}, input_fingerprint=name, **facts)
         with io.staging(stores, name, "tile") as staged:
             write_array(staged / schema.TILE_XY.path, xy, axes=schema.TILE_XY.axes)

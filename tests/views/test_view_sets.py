@@ -278,6 +278,24 @@ def test_recipe__cytology_has_no_grey_solarise_or_hue():
         assert how.grey_p == how.solarise_p == how.jitter[3] == 0 and how.stain_p > 0
         assert how.flip == (0.5, 0.5) and how.transpose == 0.5
 
+def test_recipe__colour_strength_shrinks_every_change_and_leaves_turns():
+    full, weak = (recipe_of(ViewsConfig(colour_strength=s)).views[0].augment for s in (1.0, 0.25))
+    assert weak.jitter == pytest.approx((0.1, 0.1, 0.05, 0.0)) and full.jitter[0] == 0.4
+    assert weak.stain == pytest.approx((0.0375, 0.005)) and weak.blur_p == full.blur_p * 0.25
+    assert (weak.flip, weak.transpose, weak.stain_p) == (full.flip, full.transpose, full.stain_p)
+    natural = ViewsConfig(colours="natural", colour_strength=0.5)
+    assert recipe_of(natural).views[1].augment.solarise_p == 0.1
+    assert recipe_of(natural).views[0].augment.grey_p == 0.1
+
+
+def test_recipe__aspect_is_of_all_views_and_checked():
+    views = recipe_of(ViewsConfig(aspect=(0.9, 1.1))).views
+    assert {view.aspect for view in views} == {(0.9, 1.1)}
+    for bad in ((1.1, 0.9), (0.0, 1.0), (1.0,)):
+        with pytest.raises(UsageError, match="aspect"):
+            recipe_of(ViewsConfig(aspect=bad))
+
+
 
 def test_recipe__patch_14_takes_98_px():
     sizes = {spec.size_px for spec in recipe_of(ViewsConfig(recipe="dinov2", patch_px=14)).views}
