@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ Interpolation = Literal["bicubic", "bilinear"]
 # of the patch tokens. pool: the network's own pooling (convolutional networks, attention
 # pooling). none: the encoder computes its vector directly.
 Pooling = Literal["cls", "cls+mean", "mean", "pool", "none"]
+# Side of the crop around a nucleus where neither the user nor the encoder names one: the nucleus
+# and the cytoplasm next to it.
+CELL_UM: Final = 32.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class EncoderSpec:
         resize_px: side to which images are resized before the centre `input_px` is cut out;
             None: the same as `input_px`.
         mpp: µm/px that the weights were trained at; None: no particular one.
+        cell_um: side of the crop around a nucleus that they were trained on; None: no such crop.
         mean: per RGB channel, in [0, 1], subtracted from pixels / 255.
         std: per RGB channel, what the difference is divided by.
         interpolation: how images are resized, always with antialiasing.
@@ -49,6 +53,7 @@ class EncoderSpec:
     input_px: int | None
     resize_px: int | None = None
     mpp: float | None = None
+    cell_um: float | None = None
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     interpolation: Interpolation = "bicubic"

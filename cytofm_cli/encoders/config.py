@@ -32,9 +32,10 @@ class EmbedConfig:
     detector: str | None = option(
         None, "Whose nuclei, with --unit cell [default: the only ones there are]."
     )
-    cell_um: float = option(
-        32.0,
-        "Side of the crop around a nucleus, µm: nucleus and the cytoplasm next to it.",
+    cell_um: float | None = option(
+        None,
+        "Side of the crop around a nucleus, µm [default: what the encoder was trained on, "
+        "else 32].",
         low=4.0,
         high=512.0,
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cytofm_cli import provenance
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, differences
-from cytofm_cli.encoders.base import Encoder, load_encoder, store_key
+from cytofm_cli.encoders.base import CELL_UM, Encoder, load_encoder, store_key
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.errors import (
     ConfigMismatchError,
@@ -134,7 +134,8 @@ class Embedder:
         encoder = self._load(job.config)
         spec = encoder.spec
         tile = store.steps[schema.TILE_STEP]
-        with _open_instances(store, job.config) as instances:
+        cell_um = job.config.cell_um or spec.cell_um or CELL_UM
+        with _open_instances(store, job.config, cell_um) as instances:
             values, batch_size = embed_tiles(
                 instances,
                 encoder,
@@ -145,7 +146,7 @@ class Embedder:
             xy_px0 = instances.xy_px0
         side_px = tile["tile_px"]
         if job.config.unit == "cell":
-            side_px = job.config.cell_um / tile["mpp"]
+            side_px = cell_um / tile["mpp"]
         seen_mpp = tile["mpp"] * side_px / (spec.input_px or side_px)
         if spec.mpp is not None and abs(seen_mpp / spec.mpp - 1) > 0.25:
             note(
@@ -163,6 +164,7 @@ class Embedder:
             unit=job.config.unit,
             input_px=spec.input_px,
             seen_mpp=seen_mpp,
+            cell_um=cell_um if job.config.unit == "cell" else None,
             pooling=spec.pooling,
             licence=spec.licence,
             weights_sha256=spec.weights_sha256,
@@ -259,15 +261,13 @@ def _prepare(tiles: TileSource, encoder: Encoder, n: int, batch_size: int, start
 
 
 @contextlib.contextmanager
-def _open_instances(store: io.Store, config: EmbedConfig) -> Iterator[TileSource]:
+def _open_instances(store: io.Store, config: EmbedConfig, cell_um: float) -> Iterator[TileSource]:
     """Open what a row of the bag is made of: tiles, or crops around nuclei."""
     if config.unit == "tile":
         with open_tiles(store, slides=config.slides) as tiles:
             yield tiles
         return
-    cells = open_cells(
-        store, detector=config.detector, cell_um=config.cell_um, slides=config.slides
-    )
+    cells = open_cells(store, detector=config.detector, cell_um=cell_um, slides=config.slides)
     with cells as crops:
         yield crops
 

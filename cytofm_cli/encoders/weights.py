@@ -12,6 +12,7 @@ A file that `cytofm pretrain` writes names its own architecture in its safetenso
     config         JSON: keyword arguments for the architecture
     mean, std      JSON: three numbers each, RGB in [0, 1]
     input_px, resize_px, mpp   JSON: a number or null
+    cell_um        likewise; absent in files before it was known
     interpolation, pooling, licence
 """
 
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "cytofm-encoder-1"
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
-_JSON_FIELDS: Final = ("mean", "std", "input_px", "resize_px", "mpp")
+_JSON_FIELDS: Final = ("mean", "std", "input_px", "resize_px", "mpp", "cell_um")
+_LENGTHS: Final = ("input_px", "resize_px", "mpp", "cell_um")
 _TEXT_FIELDS: Final = ("interpolation", "pooling", "licence")
 # Where training scripts put the weights, best first: of a pair the teacher is the one to use.
 _HOLDERS: Final = ("teacher", "model_ema", "state_dict", "model_state_dict", "model", "student")
@@ -67,6 +69,7 @@ def read_description(path: Path) -> SelfDescription:
         )
     try:
         config = json.loads(metadata["config"])
+        metadata = {"cell_um": "null"} | metadata
         expects = {key: json.loads(metadata[key]) for key in _JSON_FIELDS}
         expects |= {key: metadata[key] for key in _TEXT_FIELDS}
         for key in ("mean", "std"):
@@ -86,8 +89,8 @@ def _check_description(name: str, config: Any, expects: Mapping[str, Any]) -> No
         raise ValueError(f"name {name!r}")
     if not isinstance(config, dict):
         raise TypeError("config is not an object")
-    for key in ("input_px", "resize_px", "mpp"):
-        kinds = (int, float) if key == "mpp" else (int,)
+    for key in _LENGTHS:
+        kinds = (int,) if key.endswith("_px") else (int, float)
         if expects[key] is not None and not (type(expects[key]) in kinds and expects[key] > 0):
             raise ValueError(f"{key} {expects[key]!r}")
     for key, choices in (("interpolation", Interpolation), ("pooling", Pooling)):

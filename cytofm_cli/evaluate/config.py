@@ -16,8 +16,12 @@ class ProbeConfig:
     SECTION: ClassVar[str] = "evaluate"
 
     unit: str = option("cell", "A crop around each point, or the tiles.", choices=("cell", "tile"))
-    crop_um: float = option(
-        32.0, "Side of the crop around a point, µm, with --unit cell.", low=2.0, high=512.0
+    crop_um: float | None = option(
+        None,
+        "Side of the crop around a point, µm, with --unit cell [default: what the encoder was "
+        "trained on, else 32].",
+        low=2.0,
+        high=512.0,
     )
     tile_label: str = option(
         "worst",

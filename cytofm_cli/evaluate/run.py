@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli import __version__, provenance, run_record
 from cytofm_cli.config import as_record, digest
-from cytofm_cli.encoders.base import EncoderSpec
+from cytofm_cli.encoders.base import CELL_UM, EncoderSpec
 from cytofm_cli.evaluate import features, judge, probe, run_folder, tables
 from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
@@ -210,13 +210,15 @@ def features_of(
     if config.unit == "tile":
         values = features.tile_features(points, plan.sources, encoder, **how)
     else:
-        _check_scale(encoder.spec, config.crop_um, note)
-        how |= {"crop_um": config.crop_um, "mpp": config.mpp}
+        crop_um = config.crop_um or encoder.spec.cell_um or CELL_UM
+        _check_scale(encoder.spec, crop_um, note)
+        how |= {"crop_um": crop_um, "mpp": config.mpp}
         values = features.cell_features(points, plan.sources, encoder, **how)
     spec = encoder.spec
     facts = {
         "dim": spec.dim,
         "input_px": spec.input_px,
+        "crop_um": how.get("crop_um"),
         "pooling": spec.pooling,
         "licence": spec.licence,
         "weights_sha256": spec.weights_sha256,

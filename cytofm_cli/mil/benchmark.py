@@ -22,6 +22,7 @@ from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import build_cohort, read_labels
 from cytofm_cli.mil.pool import in_processes, stop_requests
 from cytofm_cli.mil.run import SPLITS, make_folds, read_metrics, train_run
+from cytofm_cli.run_record import write_text
 from cytofm_cli.store.io import output_errors
 
 RUNS, FAILURES = "runs", "failures.jsonl"
@@ -125,7 +126,7 @@ def benchmark(
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         _write_splits(config, sources[0], labels, out)
         failures = _run_all(jobs, folder_of, labels, out, overwrite, progress or _silent)
-        _write(out / FAILURES, "".join(_line(n, why) for n, why in failures.items()))
+        write_text(out / FAILURES, "".join(_line(n, why) for n, why in failures.items()))
         if len(failures) == len(jobs):
             raise InputError(f"every run failed; the first: {next(iter(failures.values()))}")
         table = write_tables(out, [s.name for s in sources], methods, config)
@@ -147,10 +148,10 @@ def write_tables(out: Path, rows: Sequence[str], methods: Sequence[str], config:
         pairs = compare_runs(list(answers.values()), replicates=config.bootstrap, seed=config.seed)
     table = tables.Table(tuple(rows), tuple(methods), cells, pairs)
     markdown = tables.markdown(table)
-    _write(out / "table.md", markdown)
-    _write(out / "table.csv", tables.as_csv(table))
-    _write(out / "table.tex", tables.latex(table))
-    _write(out / "comparisons.json", json.dumps([p.record() for p in pairs], indent=2) + "\n")
+    write_text(out / "table.md", markdown)
+    write_text(out / "table.csv", tables.as_csv(table))
+    write_text(out / "table.tex", tables.latex(table))
+    write_text(out / "comparisons.json", json.dumps([p.record() for p in pairs], indent=2) + "\n")
     return markdown
 
 
@@ -166,7 +167,7 @@ def _write_splits(config: MilConfig, source: Source, labels: Path, out: Path) ->
             allow_missing=config.allow_missing,
         )
         folds = make_folds(config, cohort)
-    _write(out / SPLITS, splits.to_csv(folds, cohort.slide_ids, cohort.groups))
+    write_text(out / SPLITS, splits.to_csv(folds, cohort.slide_ids, cohort.groups))
 
 
 def _run_all(
@@ -232,9 +233,3 @@ def _line(name: str, reason: str) -> str:
 
 def _silent(done: int, total: int, name: str) -> None:
     pass
-
-
-def _write(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(path)

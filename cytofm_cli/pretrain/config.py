@@ -29,6 +29,15 @@ class PretrainConfig:
     h_anneal: float = option(
         0.0, "Share of the steps in which h falls from all keys to --h.", low=0, high=1
     )
+    pooling: str = option(
+        "cls",
+        "How the written encoder turns tokens into a vector.",
+        choices=("cls", "cls+mean"),
+        affects_result=False,
+    )
+    licence: str = option(
+        "not stated", "Licence that the written encoder states.", affects_result=False
+    )
     detector: str | None = option(None, "Whose nuclei [default: the only ones].")
     unit: str = option(
         "tile", "What a view shows: a part of a tile, or of one cell.", choices=("tile", "cell")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import torch
 from cytofm_cli import registry
 from cytofm_cli.errors import StoppedError
 from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel, run_folder
-from cytofm_cli.pretrain.backbone import TrunkInfo, VitTrunk, export, h_at, make_backbones
+from cytofm_cli.pretrain.backbone import TrunkInfo, VitTrunk, h_at, make_backbones
 from cytofm_cli.pretrain.base import Method
 from cytofm_cli.pretrain.beside import Beside
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
+from cytofm_cli.pretrain.export import export
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, find_device, make_plan, share_of
 from cytofm_cli.run_record import write_text
@@ -220,6 +222,9 @@ def _finish(
         "std": plan.recipe.std,
         "input_px": plan.recipe.views[0].size_px,
         "mpp": None,  # views are crops of many scales
+        "cell_um": _seen_um(plan),
+        "pooling": config.pooling,
+        "licence": config.licence,
     }
     with output_errors(out):
         export(out / run_folder.ENCODER, encoder, state=state, **how)
@@ -239,6 +244,14 @@ def _finish(
         }
         write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _seen_um(plan: Plan) -> float | None:
+    """Return the side of the middling global view of a cell, µm; None: views are of tiles."""
+    if plan.index.unit != "cell":
+        return None
+    share = sum(plan.recipe.views[0].scale) / 2
+    return round(plan.config.cell_um * math.sqrt(share), 1)
 
 
 def _prefix(method: Method) -> str:

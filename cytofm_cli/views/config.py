@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from cytofm_cli.config import option
 
-RECIPES: Final = ("simclr", "moco", "byol", "dino", "ibot", "dinov2")
+RECIPES: Final = ("simclr", "moco", "byol", "dino", "ibot", "dinov2", "distill")
 PRESET_NAMES: Final = ("paper", "safe", "none")  # the keys of `perturb.PRESETS`
 
 

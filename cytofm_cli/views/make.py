@@ -138,6 +138,10 @@ def draw_plan(
     u_BV = draws.uniform(draws.fold(keys_BV, Stream.CLEAN), 1)[..., 0]
     clean_BV = (u_BV < ncp.clean_probability) | ~has_nuclei_B[:, None]
     clean_BV |= ncp.fill == "none"
+    for number, spec in enumerate(recipe.views):
+        if spec.crop_of is not None:
+            for drawn in (boxes, centre_BV2, kept_BVM, clean_BV):
+                drawn[:, number] = drawn[:, spec.crop_of]
     return ViewPlan(keys_B, boxes, centre_BV2, kept_BVM, clean_BV, has_nuclei_B)
 
 

@@ -7,6 +7,7 @@
 | `dinov2` | 2 × 224 (0.32 – 1) + 8 × 96 (0.05 – 0.32); 98 px for patches of 14 | same |
 | `moco` (v3), `byol` | 2 × 224 (0.08 – 1) | same, first two columns |
 | `simclr` | 2 × 224 (0.08 – 1) | jitter .8/.8/.8/.2, grey .2, blur .5 |
+| `distill` | 2 × 224 (0.4 – 1), and the first one's crop unchanged, for the teacher | as `dino`; none |
 
 Scales are shares of the tile's area. `cytology` colours, the default, keep brightness, contrast,
 saturation and blur; they leave out greyscale, solarise and hue, which stains do not do, and
@@ -36,12 +37,14 @@ class ViewSpec:
         scale: range of the crop's area, as a share of the tile's.
         aspect: range of the crop's width / height, drawn log-uniformly.
         augment: what happens to it.
+        crop_of: the number of another view, whose crop this one shows.
     """
 
     size_px: int
     scale: tuple[float, float]
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     augment: Augment = IDENTITY
+    crop_of: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +124,14 @@ def recipe_of(config: ViewsConfig) -> Recipe:
     if local_scale is not None:
         one = ViewSpec(size_px=local_px, scale=local_scale, aspect=aspect, augment=local)
         views += [one] * n_local
+    if config.recipe == "distill":
+        views.append(ViewSpec(size_px=config.global_px, scale=global_scale, crop_of=0))
     return Recipe(name=config.recipe, views=tuple(views))
 
 
 _SCALES: Final[dict[str, tuple[tuple[float, float], tuple[float, float] | None, int]]] = {
     "simclr": ((0.08, 1.0), None, 0),
+    "distill": ((0.4, 1.0), None, 0),
     "moco": ((0.08, 1.0), None, 0),
     "byol": ((0.08, 1.0), None, 0),
     "dino": ((0.4, 1.0), (0.05, 0.4), 8),

@@ -16,7 +16,9 @@ import torch
 from safetensors.numpy import load_file
 
 from cytofm_cli.encoders.base import load_encoder
+from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.pretrain import checkpoint, loop
+from cytofm_cli.store.io import open_store, read_embeddings
 
 TINY = (
     "--method", "dino", "--global-px", 32, "--local-px", 16, "--n-local", 2, "--batch", 4,
@@ -223,3 +225,28 @@ def test_pretrain__overwrite_never_removes_a_run_of_another_command(here, detect
     done = here("pretrain", detected, "-o", run, *TINY, "--overwrite")
     assert done.returncode == 2 and "no RUN of `cytofm pretrain`" in done.stderr
     assert (run / "precious").read_text() == "models"
+
+
+def test_pretrain__cells__embed_cuts_the_crops_that_were_seen(here, detected, tmp_path):
+    run = tmp_path / "run"
+    words = ("--unit", "cell", "--cell-um", 28, "--global-px", 32, "--global-scale", "0.35,0.47",
+             "--per-slide", 2, "--fill", "none", "--batch", 4, "--steps", 2, "--log-every", 1,
+             "--device", "cpu", "--threads", 1, "--pooling", "cls+mean", "--licence", "CC0",
+             "--name", "small")  # fmt: skip
+    done = here("pretrain", detected, "-o", run, "--method", "distill", *words)
+    assert done.returncode == 0, done.stderr
+    first = lines_of(run)[0]
+    assert first["loss"] == pytest.approx(first["regression"] + 0.3 * first["contrast"], rel=1e-5)
+    encoder = load_encoder(str(run / "encoder.safetensors"), device="cpu")
+    spec = encoder.spec
+    assert (spec.cell_um, spec.pooling, spec.licence, spec.dim) == (17.9, "cls+mean", "CC0", 384)
+    path = sorted(detected.glob("*.zarr"))[0]
+    for more, cell_um in (((), 17.9), (("--cell-um", 24, "--overwrite"), 24.0)):
+        words = ("--encoder", run / "encoder.safetensors", "--unit", "cell", "--workers", 1)
+        assert here("embed", path, *words, *more).returncode == 0
+        store = open_store(path)
+        assert store.steps["embeddings/small/cell"]["cell_um"] == cell_um
+        with open_cells(store, detector=None, cell_um=cell_um) as cells:
+            pixels = np.stack([cells.read(0), cells.read(1)])
+        values = read_embeddings(path, "small", "cell").values
+        np.testing.assert_allclose(values[:2], encoder.encode(encoder.prepare(pixels)), atol=1e-4)

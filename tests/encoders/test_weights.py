@@ -412,6 +412,7 @@ _SPEC = EncoderSpec(
     dim=192,
     input_px=96,
     mpp=0.25,
+    cell_um=17.9,
     mean=(0.1, 0.2, 0.3),
     std=(0.4, 0.5, 0.6),
     pooling="cls+mean",
@@ -459,6 +460,9 @@ def test_write_encoder__opens_by_its_file_alone(tmp_path):
     assert encoder.model.config == model.config
     assert encoder.report.added == ()
     assert [p.name for p in tmp_path.iterdir()] == ["encoder.safetensors"]
+    assert spec.cell_um == 17.9
+    older, _ = _exported(tmp_path, name="older")  # from before crops were written down
+    assert load_encoder(str(older), device="cpu").spec.cell_um is None
 
 
 @pytest.mark.parametrize(
@@ -477,6 +481,8 @@ def test_write_encoder__opens_by_its_file_alone(tmp_path):
         {"input_px": "-3"},
         {"input_px": "95"},
         {"mpp": "true"},
+        {"cell_um": "-1"},
+        {"cell_um": '"18"'},
         {"pooling": "everything"},
         {"interpolation": "nearest"},
     ],

@@ -17,8 +17,9 @@ from timm.models.vision_transformer import VisionTransformer
 from cytofm_cli.encoders.base import load_encoder
 from cytofm_cli.encoders.sr_vit import SIZES
 from cytofm_cli.errors import UsageError, WeightsError
-from cytofm_cli.pretrain.backbone import export, h_at, make_backbones
+from cytofm_cli.pretrain.backbone import h_at, make_backbones
 from cytofm_cli.pretrain.config import PretrainConfig
+from cytofm_cli.pretrain.export import export
 
 SR, VIT, CONV = "sr-vit-tiny", "timm/test_vit", "timm/test_resnet"
 NO_CLASS_TOKEN, ATTENTION_POOL = "timm/test_vit2", "timm/test_vit3"

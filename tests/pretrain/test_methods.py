@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 import socket
@@ -10,11 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cytofm_cli.config import resolve
+from cytofm_cli.encoders.handcrafted import describe
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.base import Method
 from cytofm_cli.pretrain.losses import Centre, Sinkhorn
@@ -22,6 +25,7 @@ from cytofm_cli.pretrain.optim import build_optimizer
 from cytofm_cli.pretrain.schedules import cosine
 from cytofm_cli.pretrain.teacher import TeacherMethod, encode
 from cytofm_cli.registry import pretrain_methods
+from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 from .toys import Backbones, ToyVit, length, make_batch, make_method, rows
 
@@ -70,7 +74,7 @@ def teacher_of(method: Method) -> nn.Module | None:
 
 
 def test_registry__has_the_methods() -> None:
-    assert METHODS == ["byol", "dino", "dinov2", "ibot", "moco", "simclr"]
+    assert METHODS == ["byol", "dino", "dinov2", "distill", "ibot", "moco", "simclr"]
     for name in METHODS:
         plugin = pretrain_methods.load(name)
         assert resolve(plugin.config, name) == plugin.config()  # defaults lie in their ranges
@@ -174,7 +178,7 @@ def test_method__asks_for_a_student_and_a_teacher(name) -> None:
     plugin, backbones = pretrain_methods.load(name), Backbones()
     plugin.make(backbones, plugin.config(), length())
     masks = name in MASKED
-    expected = [("student", masks)] + [("teacher", False)] * (name != "simclr")
+    expected = [("student", masks)] + [("teacher", False)] * (name not in ("simclr", "distill"))
     assert backbones.asked == expected
 
 
@@ -298,6 +302,38 @@ def test_ibot__without_masks_is_dino() -> None:
     torch.testing.assert_close(ibot(batch, 0).loss, dino(batch, 0).loss)
 
 
+# ---------------------------------------------------------------- distillation
+
+
+def test_distill__regresses_the_teachers_features_of_the_very_pixels() -> None:
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    plain = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    method, batch = make_method("distill", contrast=0.0), make_batch("distill")
+    batch = dataclasses.replace(batch, views=[*batch.views[:2], plain])
+    out = method(batch, 0)
+    said = np.array([list(describe(image).values()) for image in pixels.numpy()])
+    scaled = (said - said.mean(0)) / np.sqrt(said.var(0) + 1e-5)
+    target = torch.tensor(scaled.clip(-4, 4), dtype=torch.float32)
+    losses = []
+    for view in batch.views[:2]:
+        difference = (method.head(method.trunk(view).cls_BD) - target).abs()
+        losses.append(torch.where(difference < 1, difference**2 / 2, difference - 0.5).mean())
+    torch.testing.assert_close(out.loss, sum(losses) / 2, atol=2e-4, rtol=2e-4)
+    assert out.parts["regression"] == out.loss
+
+
+def test_distill__refuses_other_views_and_unknown_teachers() -> None:
+    with pytest.raises(UsageError, match="two global views and the teacher's") as found:
+        make_method("distill")(make_batch("simclr"), 0)
+    assert found.value.hint == "--recipe distill"
+    with pytest.raises(UsageError, match="single tile"):
+        make_method("distill")(make_batch("distill", n=1), 0)
+    with pytest.raises(UsageError, match="no encoder is called 'nobody'"):
+        make_method("distill", teacher="nobody")
+
+
 # ---------------------------------------------------------------- settings
 
 
@@ -321,13 +357,14 @@ def test_config__refuses_what_cannot_work(name, settings) -> None:
 def test_config__published_values() -> None:
     default = {name: pretrain_methods.load(name).config() for name in METHODS}
     assert (default["dino"].prototypes, default["ibot"].prototypes) == (65536, 8192)
-    assert {n: c.momentum for n, c in default.items() if n != "simclr"} == {
+    assert {n: c.momentum for n, c in default.items() if n not in ("simclr", "distill")} == {
         "byol": 0.996,
         "dino": 0.996,
         "dinov2": 0.992,
         "ibot": 0.996,
         "moco": 0.99,
     }
+    del default["distill"]  # ours
     assert {n: (c.lr, c.weight_decay, c.weight_decay_end) for n, c in default.items()} == {
         "byol": (1e-4, 0.03, 0.03),
         "dino": (5e-4, 0.04, 0.4),

@@ -118,6 +118,8 @@ def make_batch(
         tile + 0.5 * torch.randn(n, 3, size, size, generator=generator)
         for size in [16, 16, *[8] * n_local]
     ]
+    if method == "distill":  # the teacher's
+        views.append(tile + 0.5 * torch.randn(n, 3, 16, 16, generator=generator))
     return Batch(views=views, n_global=2, keys_B=sample_keys(seed, np.arange(n)))
 
 

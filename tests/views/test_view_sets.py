@@ -272,11 +272,32 @@ def test_recipe__has_the_published_numbers(name, scales, n_local):
     assert all(spec.augment.grey_p == 0.2 for spec in recipe.views)
 
 
+@pytest.mark.parametrize("sliced", [True, False])
+@pytest.mark.parametrize("preset", ["safe", "none"])
+def test_distill__last_view_is_the_first_ones_crop_unchanged(sliced, preset):
+    tiles, xy, valid = batch()
+    config = ViewsConfig(recipe="distill", global_px=48, preset=preset, radius_um=4.0)
+    plain = dataclasses.replace(config, colours="none", colour_strength=0.0)
+    found = run(tiles, xy, valid, config, sliced=sliced)
+    assert [view.shape[-1] for view in found.views] == [48] * 3
+    plan = found.plan
+    for drawn in (plan.boxes_BV4, plan.kept_BVM, plan.clean_BV):
+        assert np.array_equal(drawn[:, 0], drawn[:, 2])
+    assert not np.array_equal(plan.boxes_BV4[:, 0], plan.boxes_BV4[:, 1])
+    again = run(tiles, xy, valid, plain, sliced=sliced).views
+    assert torch.equal(found.views[2], again[2])  # no colour was drawn for it
+    if preset == "none":  # the first view, up to a turn of the square
+        quarter = [again[2][0].rot90(k, (1, 2)) for k in range(4)]
+        turns = [*quarter, *(turned.flip(1) for turned in quarter)]
+        assert min((turn - again[0][0]).abs().max() for turn in turns) == 0
+
+
 def test_recipe__cytology_has_no_grey_solarise_or_hue():
     for spec in recipe_of(ViewsConfig()).views:
         how = spec.augment
         assert how.grey_p == how.solarise_p == how.jitter[3] == 0 and how.stain_p > 0
         assert how.flip == (0.5, 0.5) and how.transpose == 0.5
+
 
 def test_recipe__colour_strength_shrinks_every_change_and_leaves_turns():
     full, weak = (recipe_of(ViewsConfig(colour_strength=s)).views[0].augment for s in (1.0, 0.25))
@@ -294,7 +315,6 @@ def test_recipe__aspect_is_of_all_views_and_checked():
     for bad in ((1.1, 0.9), (0.0, 1.0), (1.0,)):
         with pytest.raises(UsageError, match="aspect"):
             recipe_of(ViewsConfig(aspect=bad))
-
 
 
 def test_recipe__patch_14_takes_98_px():

@@ -1,0 +1,94 @@
+"""A trained trunk as a file that `--encoder FILE` opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from cytofm_cli.encoders import weights
+from cytofm_cli.encoders.base import EncoderSpec, Pooling
+from cytofm_cli.encoders.sr_vit import SrVit
+from cytofm_cli.errors import UsageError
+from cytofm_cli.pretrain import lora
+from cytofm_cli.pretrain.backbone import Trunk, VitTrunk
+from cytofm_cli.pretrain.base import Backbone
+
+
+def export(
+    path: Path,
+    backbone: Backbone,
+    *,
+    name: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    input_px: int,
+    mpp: float | None,
+    cell_um: float | None = None,
+    licence: str = "not stated",
+    pooling: Pooling = "cls",
+    dtype: torch.dtype = torch.float16,
+    state: Mapping[str, Tensor] | None = None,
+) -> EncoderSpec:
+    """Write a trunk as an encoder: updates of low rank folded in, mask token left out.
+
+    Args:
+        path: ends in `.safetensors`; replaced atomically.
+        backbone: made by `make_backbones`; it stays as it is.
+        name: what the encoder is called in stores.
+        mean: that the views were normalised with, RGB in 0 … 1.
+        std: likewise.
+        input_px: side of the image that the encoder is to see.
+        mpp: µm/px of the tiles; None: no particular one.
+        cell_um: side of the crops around nuclei that the views showed; None: they showed others.
+        licence: of the weights.
+        pooling: cls, or cls+mean (Vision Transformers with a class token).
+        dtype: of the stored weights.
+        state: the backbone's state dict, where its own weights are sharded.
+
+    Raises:
+        UsageError: the trunk has no such pooling, or its weights do not fit the type.
+    """
+    if not isinstance(backbone, Trunk):
+        raise UsageError(f"{type(backbone).__name__} is no trunk of cytofm.")
+    own = _own_pooling(backbone)
+    if pooling != "cls" and own != "cls":
+        raise UsageError(f"{backbone.arch} has no class token to join with the mean.")
+    pooling = pooling if own == "cls" else own
+    prefix = "trunk."
+    whole = backbone.state_dict() if state is None else state
+    plain = lora.plain_state(whole, lora.scale_of(backbone))
+    kept = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
+    parameters = {name for name, _ in backbone.trunk.named_parameters()}
+    # Buffers keep their type: a running variance may leave the range of float16.
+    kept = {key: x.to(dtype) if key in parameters else x for key, x in kept.items()}
+    if any(not bool(torch.isfinite(x).all()) for x in kept.values()):
+        raise UsageError(f"{path}: the weights are not finite in {dtype}.", hint="write float32")
+    builder = backbone.builder
+    if isinstance(backbone.trunk, SrVit):
+        builder = builder | {"h": backbone.trunk.config.h}
+    elif isinstance(backbone, VitTrunk):
+        builder = builder | {"img_size": input_px}  # positions are resized on loading
+    triple = cast("Any", (tuple(mean), tuple(std)))
+    spec = EncoderSpec(
+        name=name,
+        dim=backbone.dim * (2 if pooling == "cls+mean" else 1),
+        input_px=input_px,
+        mpp=mpp,
+        cell_um=cell_um,
+        mean=triple[0],
+        std=triple[1],
+        pooling=pooling,
+        licence=licence,
+    )
+    weights.write_encoder(path, kept, spec, arch=backbone.arch, config=builder)
+    return spec
+
+
+def _own_pooling(backbone: Trunk) -> Pooling:
+    if not isinstance(backbone, VitTrunk):
+        return "pool"
+    return "cls" if backbone.trunk.cls_token is not None else "mean"

@@ -1,0 +1,127 @@
+"""Distillation: regress what a frozen encoder says of a crop, and tell crops apart.
+
+The teacher is any encoder of cytofm, a foundation model (as H0-mini has H-optimus-0) or the
+hand-made features. It sees the first view's crop with its colours unchanged; the student sees
+both augmented views. Its features are standardised over the batch and regressed by a linear
+head with smooth L1, near to AM-RADIO (Ranzinger et al., CVPR 2024, which adds a cosine); a
+contrastive loss as SimCLR's finds what the teacher does not know. Our combination, not a
+published recipe.
+
+Letters: B tiles, D features of the student, E features of the teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cytofm_cli.config import option
+from cytofm_cli.encoders.base import Encoder, load_encoder
+from cytofm_cli.errors import UsageError
+from cytofm_cli.pretrain.base import (
+    Backbone,
+    Backbones,
+    Batch,
+    Length,
+    Method,
+    MethodConfig,
+    StepOutput,
+)
+from cytofm_cli.pretrain.heads import projector
+from cytofm_cli.pretrain.losses import nt_xent
+from cytofm_cli.pretrain.teacher import encode, require_temperature
+from cytofm_cli.registry import Plugin
+from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
+
+_LARGEST = 4.0  # standard deviations: hand-made features have long tails
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(MethodConfig):
+    """Settings of the distillation."""
+
+    lr: float = option(2e-3, "learning rate at batch 256", low=0)
+    min_lr: float = option(0.0, "learning rate at the end", low=0)
+    weight_decay: float = option(0.05, "weight decay at the start", low=0)
+    weight_decay_end: float = option(0.05, "weight decay at the end (cosine)", low=0)
+    drop_path: float = option(0.0, "largest rate of dropped residual branches", low=0, high=1)
+    teacher: str = option("handcrafted", "encoder to learn from: a name or a weight file")
+    contrast: float = option(0.3, "weight of the contrastive loss beside the regression", low=0)
+    hidden: int = option(512, "width of the projector's hidden layer", low=1)
+    out: int = option(128, "length of a projection", low=1)
+    temperature: float = option(0.2, "temperature of the contrast", low=0)
+
+    def __post_init__(self) -> None:
+        require_temperature(self, "temperature")
+
+
+class Distill(Method):
+    """A student of a frozen encoder. Any trunk will do."""
+
+    config: Config
+
+    def __init__(self, backbones: Backbones, config: Config, length: Length) -> None:
+        super().__init__()
+        self.config = config
+        self.teacher: Encoder = load_encoder(config.teacher)  # no part of the run's state
+        self.trunk = backbones(role="student")
+        dim, teacher_dim = self.trunk.dim, self.teacher.spec.dim
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, teacher_dim))
+        self.standardise = nn.BatchNorm1d(teacher_dim, affine=False)
+        self.projector = projector((dim, config.hidden, config.out), bias=False, last_norm=True)
+
+    def forward(self, batch: Batch, step: int) -> StepOutput:
+        """Regress the teacher's features of each tile from both of its views."""
+        *views, plain_BCHW = _three_views(batch)
+        target_BE = self.standardise(self._ask(plain_BCHW)).clamp(-_LARGEST, _LARGEST)
+        x_BD, y_BD = (tokens.cls_BD for tokens in encode(self.trunk, views))
+        said = self.head(torch.cat([x_BD, y_BD]))
+        regression = functional.smooth_l1_loss(said, target_BE.repeat(2, 1))
+        first, second = self.projector(torch.cat([x_BD, y_BD])).chunk(2)
+        contrast = nt_xent(first, second, self.config.temperature)
+        parts = {"regression": regression.detach(), "contrast": contrast.detach()}
+        return StepOutput(regression + self.config.contrast * contrast, x_BD.detach(), parts)
+
+    @torch.no_grad()
+    def _ask(self, plain_BCHW: Tensor) -> Tensor:
+        """Return the teacher's features of unchanged crops, float32 (B, E)."""
+        mean, std = (
+            torch.tensor(values, device=plain_BCHW.device).view(1, 3, 1, 1)
+            for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
+        grey = ((plain_BCHW.float() * std + mean) * 255).round().clamp(0, 255)
+        pixels_BHWC = grey.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        said = self.teacher.encode(self.teacher.prepare(pixels_BHWC))
+        return torch.from_numpy(said).to(plain_BCHW)
+
+    def encoder(self) -> Backbone:
+        """Return the trunk."""
+        return self.trunk
+
+    def student(self) -> Backbone:
+        """Return the trunk."""
+        return self.trunk
+
+
+def _three_views(batch: Batch) -> list[Tensor]:
+    """Return two global views and the teacher's.
+
+    Raises:
+        UsageError: the batch has others, or a single tile.
+    """
+    if batch.n_global != 2 or len(batch.views) != 3:
+        raise UsageError(
+            f"distillation takes two global views and the teacher's, not {len(batch.views)}.",
+            hint="--recipe distill",
+        )
+    if len(batch.keys_B) < 2:
+        raise UsageError("a process has a single tile, and nothing to compare it with.")
+    return list(batch.views)
+
+
+PLUGIN = Plugin(
+    make=Distill, config=Config, summary="distillation from a frozen encoder, with contrast"
+)
