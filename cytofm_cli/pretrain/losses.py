@@ -218,6 +218,48 @@ class Centre(nn.Module):
         self.centre_K.lerp_(mean_K.to(self.centre_K.dtype), 1 - self.momentum)
 
 
+class Standardise(nn.Module):
+    """Features of zero mean and unit spread, by all rows that were seen before.
+
+    Not by the batch: one of few slides would take away what sets them apart from others. The
+    first batch, of all processes, is standardised by itself. `forward` remembers the batch and
+    `move` counts it in, as in `Centre`.
+
+    Args:
+        dim: E.
+        largest: features are cut at so many standard deviations.
+    """
+
+    moments_3E: Tensor
+
+    def __init__(self, dim: int, largest: float = 4.0) -> None:
+        super().__init__()
+        self.largest = largest
+        # Number of rows, sums, sums of squares; float64, for they grow all run long.
+        self.register_buffer("moments_3E", torch.zeros(3, dim, dtype=torch.float64))
+        self._seen: Tensor | None = None
+
+    @torch.no_grad()
+    def forward(self, x_BE: Tensor) -> Tensor:
+        """Return standardised features, (B, E), of the given type."""
+        rows = x_BE.double()
+        seen = torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(0), (rows**2).sum(0)])
+        self._seen = seen if self._seen is None else self._seen + seen
+        first = not bool(self.moments_3E[0, 0])
+        n_E, sum_E, square_E = distributed.sum_(seen.clone()) if first else self.moments_3E
+        mean_E = sum_E / n_E
+        spread_E = (square_E / n_E - mean_E**2).clamp(min=0).sqrt()
+        standard = (rows - mean_E) / spread_E.clamp(min=1e-6)
+        return standard.clamp(-self.largest, self.largest).to(x_BE.dtype)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Count in the rows since the last call, of all processes."""
+        if self._seen is not None:
+            self.moments_3E += distributed.sum_(self._seen)
+            self._seen = None
+
+
 class Sinkhorn(nn.Module):
     """`sinkhorn_knopp` in the place of `Centre`.
 

@@ -252,3 +252,27 @@ def test_loss__half_precision_is_computed_in_float32(name: str) -> None:
         found = loss(*(x, y, 0.1)[:arguments])
     assert found.dtype == torch.float32
     equal(found, loss(*(x.double(), y.double(), 0.1)[:arguments]), 1e-5)
+
+
+def test_standardise__first_batch_by_itself_later_ones_by_all_rows_before():
+    standardise = losses.Standardise(1, largest=2.0)
+    first = torch.tensor([[1.0], [3.0], [5.0]])  # mean 3, variance 8/3
+    expected = torch.tensor([-2.0, 0.0, 2.0]) / math.sqrt(8 / 3)
+    torch.testing.assert_close(standardise(first)[:, 0], expected)
+    torch.testing.assert_close(standardise(first)[:, 0], expected)  # nothing moved yet
+    standardise._seen = None
+    standardise(first)
+    standardise.move()
+    second = torch.tensor([[7.0], [4.0]])
+    shown = standardise(second)[:, 0].tolist()
+    assert shown == pytest.approx([2.0, 1 / math.sqrt(8 / 3)])  # 4 / 1.63 is cut at 2
+    standardise.move()
+    assert standardise.moments_3E[:, 0].tolist() == [5.0, 20.0, 100.0]
+    third = standardise(torch.tensor([[4.0]])).item()
+    assert third == pytest.approx(0.0)  # mean of the five rows
+
+
+def test_standardise__a_feature_that_never_changes_is_zero():
+    standardise = losses.Standardise(2)
+    shown = standardise(torch.tensor([[5.0, 1.0], [5.0, 2.0]]))
+    assert shown[:, 0].tolist() == [0.0, 0.0] and shown[:, 1].tolist() == [-1.0, 1.0]

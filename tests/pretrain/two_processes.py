@@ -17,7 +17,7 @@ from cytofm_cli.pretrain.base import Batch, Method
 
 from .toys import make_batch, make_method, rows
 
-CASES = ("dino", "dino sinkhorn", "ibot", "dinov2", "simclr", "moco", "byol")
+CASES = ("dino", "dino sinkhorn", "ibot", "dinov2", "simclr", "moco", "byol", "distill")
 STEPS = 3
 
 

@@ -2,9 +2,9 @@
 
 The teacher is any encoder of cytofm, a foundation model (as H0-mini has H-optimus-0) or the
 hand-made features. It sees the first view's crop with its colours unchanged; the student sees
-both augmented views. Its features are standardised over the batch and regressed by a linear
-head with smooth L1, near to AM-RADIO (Ranzinger et al., CVPR 2024, which adds a cosine); a
-contrastive loss as SimCLR's finds what the teacher does not know. Our combination, not a
+both augmented views. Its features are standardised (`losses.Standardise`) and regressed by a
+linear head with smooth L1, near to AM-RADIO (Ranzinger et al., CVPR 2024, which adds a cosine);
+a contrastive loss as SimCLR's finds what the teacher does not know. Our combination, not a
 published recipe.
 
 Letters: B tiles, D features of the student, E features of the teacher.
@@ -31,12 +31,10 @@ from cytofm_cli.pretrain.base import (
     StepOutput,
 )
 from cytofm_cli.pretrain.heads import projector
-from cytofm_cli.pretrain.losses import nt_xent
+from cytofm_cli.pretrain.losses import Standardise, nt_xent
 from cytofm_cli.pretrain.teacher import encode, require_temperature
 from cytofm_cli.registry import Plugin
 from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
-
-_LARGEST = 4.0  # standard deviations: hand-made features have long tails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +68,13 @@ class Distill(Method):
         self.trunk = backbones(role="student")
         dim, teacher_dim = self.trunk.dim, self.teacher.spec.dim
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, teacher_dim))
-        self.standardise = nn.BatchNorm1d(teacher_dim, affine=False)
+        self.standardise = Standardise(teacher_dim)
         self.projector = projector((dim, config.hidden, config.out), bias=False, last_norm=True)
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Regress the teacher's features of each tile from both of its views."""
         *views, plain_BCHW = _three_views(batch)
-        target_BE = self.standardise(self._ask(plain_BCHW)).clamp(-_LARGEST, _LARGEST)
+        target_BE = self.standardise(self._ask(plain_BCHW))
         x_BD, y_BD = (tokens.cls_BD for tokens in encode(self.trunk, views))
         said = self.head(torch.cat([x_BD, y_BD]))
         regression = functional.smooth_l1_loss(said, target_BE.repeat(2, 1))
@@ -84,6 +82,10 @@ class Distill(Method):
         contrast = nt_xent(first, second, self.config.temperature)
         parts = {"regression": regression.detach(), "contrast": contrast.detach()}
         return StepOutput(regression + self.config.contrast * contrast, x_BD.detach(), parts)
+
+    def after_update(self, step: int) -> None:
+        """Count in the teacher's features."""
+        self.standardise.move()
 
     @torch.no_grad()
     def _ask(self, plain_BCHW: Tensor) -> Tensor:
