@@ -249,7 +249,7 @@ class Standardise(nn.Module):
         n_E, sum_E, square_E = distributed.sum_(seen.clone()) if first else self.moments_3E
         mean_E = sum_E / n_E
         spread_E = (square_E / n_E - mean_E**2).clamp(min=0).sqrt()
-        standard = (rows - mean_E) / spread_E.clamp(min=1e-6)
+        standard: Tensor = (rows - mean_E) / spread_E.clamp(min=1e-6)
         return standard.clamp(-self.largest, self.largest).to(x_BE.dtype)
 
     @torch.no_grad()
