@@ -54,10 +54,7 @@ def export(
     """
     if not isinstance(backbone, Trunk):
         raise UsageError(f"{type(backbone).__name__} is no trunk of cytofm.")
-    own = _own_pooling(backbone)
-    if pooling != "cls" and own != "cls":
-        raise UsageError(f"{backbone.arch} has no class token to join with the mean.")
-    pooling = pooling if own == "cls" else own
+    pooling = pooling_of(backbone, pooling)
     prefix = "trunk."
     whole = backbone.state_dict() if state is None else state
     plain = lora.plain_state(whole, lora.scale_of(backbone))
@@ -86,6 +83,20 @@ def export(
     )
     weights.write_encoder(path, kept, spec, arch=backbone.arch, config=builder)
     return spec
+
+
+def pooling_of(backbone: Trunk, wanted: Pooling) -> Pooling:
+    """Return how a trunk's tokens are pooled: as wanted, or its only way if it has no class token.
+
+    Raises:
+        UsageError: it has no class token to join with the mean.
+    """
+    own = _own_pooling(backbone)
+    if wanted != "cls" and own != "cls":
+        raise UsageError(
+            f"{backbone.arch} has no class token to join with the mean.", hint="--pooling cls"
+        )
+    return wanted if own == "cls" else own
 
 
 def _own_pooling(backbone: Trunk) -> Pooling:

@@ -23,7 +23,7 @@ from cytofm_cli.pretrain.beside import Beside
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
-from cytofm_cli.pretrain.export import export
+from cytofm_cli.pretrain.export import export, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, find_device, make_plan, share_of
 from cytofm_cli.run_record import write_text
@@ -165,6 +165,7 @@ def _trainer(
         patch_px=plan.views.patch_px,
         img_px=plan.recipe.views[0].size_px,
     )
+    pooling_of(backbones(role="student"), config.pooling)  # type: ignore[arg-type]
     torch.manual_seed(config.seed)
     make = registry.pretrain_methods.load(config.method).make
     method: Method = make(backbones, plan.method, plan.length)

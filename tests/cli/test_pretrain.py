@@ -148,6 +148,11 @@ def test_pretrain__finished_run_is_skipped_and_other_settings_are_named(here, de
         (("--batch", 1000), 3, "tiles are too few for batches of 1000"),
         (("--accumulate", 3), 2, "does not divide"),
         (("--method", "dinno"), 2, "did you mean dino"),
+        (
+            ("--encoder", "timm/test_resnet", "--no-ncp", "--pooling", "cls+mean"),
+            2,
+            "no class token to join",
+        ),
         (("--encoder", "sr-vit-huge"), 2, "sr-vit-huge"),
         (
             ("--recipe", "ibot", "--method", "ibot", "--encoder", "resnet50"),
