@@ -41,6 +41,11 @@ class ViewsConfig:
     )
     n_local: int | None = option(None, "number of local views (default: the recipe's)", low=0)
     local_px: int | None = option(None, "side of a local view (default: near 96)", low=14)
+    teacher_px: int | None = option(
+        None,
+        "distill: side of whole tiles for its teacher, instead of the first crop",
+        low=14,
+    )
     keep: str | None = option(None, "subset, all, single or piece (METHODS D9)")
     keep_fraction: float | None = option(None, "probability that a nucleus survives")
     region: str | None = option(None, "disk or boundary (D10)")

@@ -142,6 +142,7 @@ def draw_plan(
         if spec.crop_of is not None:
             for drawn in (boxes, centre_BV2, kept_BVM, clean_BV):
                 drawn[:, number] = drawn[:, spec.crop_of]
+        clean_BV[:, number] |= spec.untouched
     return ViewPlan(keys_B, boxes, centre_BV2, kept_BVM, clean_BV, has_nuclei_B)
 
 

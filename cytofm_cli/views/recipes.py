@@ -7,7 +7,7 @@
 | `dinov2` | 2 × 224 (0.32 – 1) + 8 × 96 (0.05 – 0.32); 98 px for patches of 14 | same |
 | `moco` (v3), `byol` | 2 × 224 (0.08 – 1) | same, first two columns |
 | `simclr` | 2 × 224 (0.08 – 1) | jitter .8/.8/.8/.2, grey .2, blur .5 |
-| `distill` | 2 × 224 (0.4 – 1), and the first one's crop unchanged, for the teacher | as `dino`; none |
+| `distill` | 2 × 224 (0.4 – 1), and the first one's crop (or the whole tile) unchanged, for the teacher | as `dino`; none |
 
 Scales are shares of the tile's area. `cytology` colours, the default, keep brightness, contrast,
 saturation and blur; they leave out greyscale, solarise and hue, which stains do not do, and
@@ -38,6 +38,7 @@ class ViewSpec:
         aspect: range of the crop's width / height, drawn log-uniformly.
         augment: what happens to it.
         crop_of: the number of another view, whose crop this one shows.
+        untouched: nothing around nuclei is perturbed.
     """
 
     size_px: int
@@ -45,6 +46,7 @@ class ViewSpec:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     augment: Augment = IDENTITY
     crop_of: int | None = None
+    untouched: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +127,19 @@ def recipe_of(config: ViewsConfig) -> Recipe:
         one = ViewSpec(size_px=local_px, scale=local_scale, aspect=aspect, augment=local)
         views += [one] * n_local
     if config.recipe == "distill":
-        views.append(ViewSpec(size_px=config.global_px, scale=global_scale, crop_of=0))
+        views.append(_of_teacher(config, global_scale))
+    elif config.teacher_px is not None:
+        raise UsageError(
+            f"recipe {config.recipe!r} has no view for a frozen teacher.", hint="use distill"
+        )
     return Recipe(name=config.recipe, views=tuple(views))
+
+
+def _of_teacher(config: ViewsConfig, global_scale: tuple[float, float]) -> ViewSpec:
+    """Return what the frozen teacher of a distillation sees."""
+    if config.teacher_px is None:
+        return ViewSpec(size_px=config.global_px, scale=global_scale, crop_of=0)
+    return ViewSpec(size_px=config.teacher_px, scale=(1, 1), aspect=(1, 1), untouched=True)
 
 
 _SCALES: Final[dict[str, tuple[tuple[float, float], tuple[float, float] | None, int]]] = {

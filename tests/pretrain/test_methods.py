@@ -324,6 +324,22 @@ def test_distill__regresses_the_teachers_features_of_the_very_pixels() -> None:
     assert out.parts["regression"] == out.loss
 
 
+def test_distill__teacher_describes_squares_about_the_middle() -> None:
+    generator = torch.Generator().manual_seed(4)
+    pixels = torch.randint(0, 256, (8, 20, 20, 3), dtype=torch.uint8, generator=generator)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    plain = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    method = make_method("distill", teacher_crops=(0.5, 1.0))
+    whole = np.array([list(describe(image).values()) for image in pixels.numpy()])
+    inner = np.array([list(describe(image).values()) for image in pixels[:, 5:15, 5:15].numpy()])
+    assert method.head[1].out_features == 2 * whole.shape[1]
+    expected = torch.tensor(np.concatenate([inner, whole], 1), dtype=torch.float32)
+    torch.testing.assert_close(method._ask(plain), expected, atol=1e-4, rtol=1e-4)
+    for shares in ((), (0.0,), (1.5,)):
+        with pytest.raises(UsageError, match="teacher_crops"):
+            make_method("distill", teacher_crops=shares)
+
+
 def test_distill__refuses_other_views_and_unknown_teachers() -> None:
     with pytest.raises(UsageError, match="two global views and the teacher's") as found:
         make_method("distill")(make_batch("simclr"), 0)

@@ -14,7 +14,7 @@ from PIL import Image
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import UsageError
 from cytofm_cli.views import perturb, pixels
-from cytofm_cli.views.augment import IDENTITY
+from cytofm_cli.views.augment import IDENTITY, IMAGENET_MEAN, IMAGENET_STD
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.draws import sample_keys
 from cytofm_cli.views.make import make_views, pad_nuclei, perturbation_of
@@ -290,6 +290,21 @@ def test_distill__last_view_is_the_first_ones_crop_unchanged(sliced, preset):
         quarter = [again[2][0].rot90(k, (1, 2)) for k in range(4)]
         turns = [*quarter, *(turned.flip(1) for turned in quarter)]
         assert min((turn - again[0][0]).abs().max() for turn in turns) == 0
+
+
+@pytest.mark.parametrize("sliced", [True, False])
+def test_distill__teacher_px_shows_the_whole_tile_untouched(sliced):
+    tiles, xy, valid = batch(height=96, width=96)
+    config = ViewsConfig(recipe="distill", global_px=48, teacher_px=96, radius_um=4.0)
+    found = run(tiles, xy, valid, config, sliced=sliced)
+    assert not found.plan.clean_BV[:, :2].all()  # the student's are perturbed
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    torch.testing.assert_close(found.views[2], (tiles / 255 - mean) / std, atol=1e-4, rtol=0)
+
+
+def test_distill__teacher_px_needs_a_teacher():
+    with pytest.raises(UsageError, match="'simclr' has no view for a frozen teacher"):
+        recipe_of(ViewsConfig(recipe="simclr", teacher_px=64))
 
 
 def test_recipe__cytology_has_no_grey_solarise_or_hue():

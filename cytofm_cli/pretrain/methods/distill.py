@@ -1,11 +1,11 @@
 """Distillation: regress what a frozen encoder says of a crop, and tell crops apart.
 
 The teacher is any encoder of cytofm, a foundation model (as H0-mini has H-optimus-0) or the
-hand-made features. It sees the first view's crop with its colours unchanged; the student sees
-both augmented views. Its features are standardised (`losses.Standardise`) and regressed by a
-linear head with smooth L1, near to AM-RADIO (Ranzinger et al., CVPR 2024, which adds a cosine);
-a contrastive loss as SimCLR's finds what the teacher does not know. Our combination, not a
-published recipe.
+hand-made features. It sees the first view's crop, or the whole tile (`teacher_px`), with colours
+unchanged; the student sees both augmented views. Its features are standardised
+(`losses.Standardise`) and regressed by a linear head with smooth L1, near to AM-RADIO (Ranzinger
+et al., CVPR 2024, which adds a cosine); a contrastive loss as SimCLR's finds what the teacher
+does not know. Our combination, not a published recipe.
 
 Letters: B tiles, D features of the student, E features of the teacher.
 """
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,6 +49,9 @@ class Config(MethodConfig):
     weight_decay_end: float = option(0.05, "weight decay at the end (cosine)", low=0)
     drop_path: float = option(0.0, "largest rate of dropped residual branches", low=0, high=1)
     teacher: str = option("handcrafted", "encoder to learn from: a name or a weight file")
+    teacher_crops: tuple[float, ...] = option(
+        (1.0,), "squares about the middle of its view that the teacher describes, shares of a side"
+    )
     contrast: float = option(0.3, "weight of the contrastive loss beside the regression", low=0)
     hidden: int = option(512, "width of the projector's hidden layer", low=1)
     out: int = option(128, "length of a projection", low=1)
@@ -54,6 +59,11 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         require_temperature(self, "temperature")
+        if not self.teacher_crops or not all(0 < share <= 1 for share in self.teacher_crops):
+            raise UsageError(
+                f"[distill] teacher_crops = {self.teacher_crops}: shares above 0, up to 1.",
+                hint="teacher_crops = 0.5,1",
+            )
 
 
 class Distill(Method):
@@ -66,7 +76,7 @@ class Distill(Method):
         self.config = config
         self.teacher: Encoder = load_encoder(config.teacher)  # no part of the run's state
         self.trunk = backbones(role="student")
-        dim, teacher_dim = self.trunk.dim, self.teacher.spec.dim
+        dim, teacher_dim = self.trunk.dim, self.teacher.spec.dim * len(config.teacher_crops)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, teacher_dim))
         self.standardise = Standardise(teacher_dim)
         self.projector = projector((dim, config.hidden, config.out), bias=False, last_norm=True)
@@ -89,15 +99,18 @@ class Distill(Method):
 
     @torch.no_grad()
     def _ask(self, plain_BCHW: Tensor) -> Tensor:
-        """Return the teacher's features of unchanged crops, float32 (B, E)."""
+        """Return the teacher's features of unchanged views, all crops of one in a row, (B, E)."""
         mean, std = (
             torch.tensor(values, device=plain_BCHW.device).view(1, 3, 1, 1)
             for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
         grey = ((plain_BCHW.float() * std + mean) * 255).round().clamp(0, 255)
         pixels_BHWC = grey.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        said = self.teacher.encode(self.teacher.prepare(pixels_BHWC))
-        return torch.from_numpy(said).to(plain_BCHW)
+        said = [
+            self.teacher.encode(self.teacher.prepare(_middle(pixels_BHWC, share)))
+            for share in self.config.teacher_crops
+        ]
+        return torch.from_numpy(np.concatenate(said, 1)).to(plain_BCHW)
 
     def encoder(self) -> Backbone:
         """Return the trunk."""
@@ -106,6 +119,14 @@ class Distill(Method):
     def student(self) -> Backbone:
         """Return the trunk."""
         return self.trunk
+
+
+def _middle(pixels_BHWC: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+    """Cut the square about the middle whose side is a share of the images'."""
+    side = pixels_BHWC.shape[1]
+    px = max(1, round(share * side))
+    first = (side - px) // 2
+    return np.ascontiguousarray(pixels_BHWC[:, first : first + px, first : first + px])
 
 
 def _three_views(batch: Batch) -> list[Tensor]:
