@@ -55,6 +55,25 @@ def test_arms__add_one_part_each_and_then_all(ablation):
     assert set(ablation.BASELINES) | set(ablation.BASELINES.values()) == set(arms)
 
 
+def test_arms__flags_for_dino_go_to_dino_and_ibot_alone(ablation):
+    plain, more = ablation.arms(8), ablation.arms(8, ("--n-local", "4"))
+    changed = {name for name in plain if plain[name] != more[name]}
+    assert changed == {name for name in plain if name.startswith(("dino", "ibot"))}
+    assert more["ibot+all"] == (*plain["ibot+all"], "--n-local", "4")
+
+
+def test_parse__what_follows_two_dashes_is_for_pretrain(ablation):
+    words = ["stores", "-o", "out", "--points", "p.csv", "--groups", "g.csv", "--labels",
+             "abnormal=a.csv:2", "--labels", "lsil_plus=l.csv", "--dino-flags",
+             "--set prototypes=64 --n-local 2", "--", "--steps", "3"]  # fmt: skip
+    a = ablation.parse(words)
+    assert a.pretrain == ["--steps", "3"]
+    assert a.labels == {"abnormal": "a.csv", "lsil_plus": "l.csv"}
+    assert a.folds == {"abnormal": 2, "lsil_plus": 5}
+    assert a.dino_flags == ["--set", "prototypes=64", "--n-local", "2"]
+    assert ablation.parse(words[:-3]).pretrain == []
+
+
 def test_judge__difference_is_paired_and_averaged_over_seeds(ablation):
     slides = [f"s{i // 6:02}" for i in range(120)]
     y_N = np.arange(120) % 2

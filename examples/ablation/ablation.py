@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 import zlib
@@ -32,10 +33,11 @@ from cytofm_cli.mil import metrics, statistics
 
 PLAIN = ("--no-ncp", "--h", "0", "--no-irpe")
 METHODS = ("simclr", "moco", "byol", "dino", "ibot")
+WITH_PROTOTYPES = ("dino", "ibot")
 Floats = NDArray[np.float64]
 
 
-def arms(h: int) -> dict[str, tuple[str, ...]]:
+def arms(h: int, dino_flags: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
     """Return the arms: name → flags of `cytofm pretrain`."""
     dino, full = ("--method", "dino"), ("--ncp", "--h", str(h), "--irpe")
     found = {
@@ -48,7 +50,10 @@ def arms(h: int) -> dict[str, tuple[str, ...]]:
     for method in METHODS:
         found.setdefault(method, ("--method", method, *PLAIN))
         found.setdefault(f"{method}+all", ("--method", method, *full))
-    return found
+    return {
+        name: (*flags, *dino_flags) if flags[1] in WITH_PROTOTYPES else flags
+        for name, flags in found.items()
+    }
 
 
 # Each row of the table is compared with this one.
@@ -83,15 +88,16 @@ def one(a: argparse.Namespace, arm: str, flags: Sequence[str], seed: int) -> Non
     encoder = folder / "encoder.safetensors"
     cytofm(
         ["evaluate", "probe", a.stores, "--points", a.points, "--groups", a.groups,
-         "--encoder", f"{name}={encoder}", "--task", "abnormal", "--crop-um", a.crop_um,
+         "--encoder", encoder, "--task", "abnormal", "--crop-um", a.crop_um,
          "--k", 20, "--shots", 16, "--draws", 2, "--replicates", 100, "--threads", 1,
          "-o", a.out / "probes" / name],
         log,
     )  # fmt: skip
     if a.labels:
         cytofm(
-            ["embed", a.bags or a.stores, "--encoder", encoder, "--unit", "cell", "--workers", 1,
-             "--cell-um", a.crop_um, "--threads", 1, "--no-progress"],
+            ["embed", a.bags or a.stores, "--encoder", encoder, "--unit", a.unit, "--workers", 1,
+             *(["--cell-um", a.crop_um] if a.unit == "cell" else []),
+             "--threads", 1, "--no-progress"],
             log,
         )  # fmt: skip
 
@@ -103,7 +109,7 @@ def slide_level(a: argparse.Namespace, arm: str, seed: int, task: str, labels: s
     folds = a.folds.get(task, 5)
     cytofm(
         ["mil", "train", "--bags", a.bags or a.stores, "--labels", labels, "--encoder", name,
-         "--unit", "cell", "--method", "abmil", "--folds", folds, "--seeds", 1,
+         "--unit", a.unit, "--method", "abmil", "--folds", folds, "--seeds", 1,
          "--bootstrap", 100, "-o", a.out / "mil" / task / name, "--no-progress"],
         log,
     )  # fmt: skip
@@ -190,7 +196,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str]) -> argparse.Namespace:
     """Read the command line; what follows `--` goes to `cytofm pretrain`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -199,17 +205,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--points", type=Path, required=True, help="labelled cells")
     parser.add_argument("--groups", type=Path, required=True)
-    parser.add_argument("--bags", type=Path, help="stores whose cells are the bags [the same]")
+    parser.add_argument("--bags", type=Path, help="stores of the bags [the same]")
+    parser.add_argument("--unit", choices=("tile", "cell"), default="tile", help="of the bags")
     parser.add_argument("--labels", action="append", default=[], metavar="TASK=FILE[:FOLDS]")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--h", type=int, default=16)
     parser.add_argument("--crop-um", type=float, default=32.0)
+    parser.add_argument("--dino-flags", type=shlex.split, default=[],
+                        help="flags of `cytofm pretrain` for DINO and iBOT alone")  # fmt: skip
     parser.add_argument("--only", help="arms, comma-separated")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("pretrain", nargs="*", help="after --: flags of `cytofm pretrain`")
-    a = parser.parse_args()
-    a.folds, files = {}, {}
+    words = [*words, "--"]  # argparse itself leaves what follows `--` to the first position
+    end = words.index("--")
+    a = parser.parse_args(words[:end])
+    a.pretrain, a.folds, files = words[end + 1 : -1], {}, {}
     for word in a.labels:
         task, _, file = word.partition("=")
         path, _, folds = file.partition(":")
@@ -221,8 +231,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Run everything that is not there yet, and write table.md and results.json."""
-    a = parse()
-    chosen = arms(a.h)
+    a = parse(sys.argv[1:])
+    chosen = arms(a.h, a.dino_flags)
     if a.only:
         chosen = {name: chosen[name] for name in a.only.split(",")}
     with ThreadPoolExecutor(a.jobs) as pool:
