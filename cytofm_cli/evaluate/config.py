@@ -45,6 +45,11 @@ class ProbeConfig:
     folds: int | None = option(
         None, "Folds of whole groups [default: one a group up to 10 groups, else 5].", low=2
     )
+    judged: tuple[str, ...] | None = option(
+        None,
+        "Groups that are judged, comma-separated; the others only train probes: for an encoder "
+        "that was pretrained on those [default: all].",
+    )
     inner_folds: int = option(3, "Folds that choose the linear probe's penalty.", low=2)
     shots: tuple[int, ...] = option((1, 2, 4, 8, 16), "Examples a class of the few-shot probes.")
     draws: int = option(20, "Random choices of those examples.", low=2)

@@ -60,13 +60,14 @@ def out_of_fold(
     """Fit on all folds but one, answer for that one, for every fold.
 
     A class that a training part lacks gets probability 0 there: nothing could be learnt of it.
+    Instances of a negative fold only train; their rows stay 0.
 
     Returns:
         float64 (N, C) by name, rows sum to 1.
     """
     n_classes = int(y_N.max()) + 1
     found: dict[str, Floats] = {}
-    for fold in np.unique(fold_N):
+    for fold in np.unique(fold_N[fold_N >= 0]):
         train, test = fold_N != fold, fold_N == fold
         present, y = np.unique(y_N[train], return_inverse=True)
         answers = probe(
@@ -314,7 +315,8 @@ def few_shot(
     Args:
         features_ND: frozen features.
         y_N: class indices.
-        fold_N: the fold that tests each instance; examples come from the others.
+        fold_N: the fold that tests each instance, negative for none; examples come from the
+            others.
         shots: examples a class.
         draws_R: random choices of examples.
         seed: of the choices.
@@ -326,7 +328,7 @@ def few_shot(
     found = {n: np.zeros((draws_R, len(y_N), n_classes)) for n in shots}
     keys_RN = draws.fold(draws.sample_keys(seed, np.arange(draws_R))[:, None], np.arange(len(y_N)))
     order_RN = draws.uniform(keys_RN, 1)[..., 0]
-    for fold in np.unique(fold_N):
+    for fold in np.unique(fold_N[fold_N >= 0]):
         train, test = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
         centre_D = features_ND[train].mean(0, dtype=np.float64)
         z_ND, z_MD = _unit(features_ND[train] - centre_D), _unit(features_ND[test] - centre_D)

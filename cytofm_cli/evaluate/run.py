@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cytofm_cli import __version__, provenance, run_record
 from cytofm_cli.config import as_record, digest
 from cytofm_cli.encoders.base import CELL_UM, EncoderSpec
+from cytofm_cli.errors import LabelError
 from cytofm_cli.evaluate import features, judge, probe, run_folder, tables
 from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
@@ -143,7 +144,7 @@ def make_plan(
     """Read and check everything but pixels.
 
     Raises:
-        LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`.
+        LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`, `is_judged`.
     """
     ids = {source.slide_id for source in sources}
     found, unknown = read_points(points, ids, groups)
@@ -152,6 +153,8 @@ def make_plan(
     if config.unit == "tile":
         found = features.label_tiles(found, used, rule=config.tile_label, positive=config.positive)
     tasks = make_tasks(found, config.task, config.positive)
+    for task in tasks:
+        is_judged(found, task, config.judged)
     marks = {
         "points": digest({"slides": found.slides, "xy": found.xy_px0.tolist()}),
         "sources": digest({source.slide_id: _mark(source) for source in used}),
@@ -240,19 +243,15 @@ def _judge_all(
 
     group_N = np.unique(points.groups, return_inverse=True)[1].astype(np.int64)
     n_folds = config.folds or judge.default_folds(points.groups)
-    folds = {
-        task.name: probe.grouped_folds(task.y_N, group_N[task.rows_N], n_folds, config.seed)
-        for task in plan.tasks
-    }
-    slides = {task.name: [points.slides[i] for i in task.rows_N] for task in plan.tasks}
-    truth = {
-        task.name: (
-            task.y_N,
-            slides[task.name],
-            judge.slide_weights(slides[task.name], task.y_N, config.replicates, config.seed),
-        )
-        for task in plan.tasks
-    }
+    folds: dict[str, NDArray[np.int64]] = {}
+    truth: dict[str, tuple[NDArray[np.int64], list[str], NDArray[np.float64]]] = {}
+    for task in plan.tasks:
+        fold_N = probe.grouped_folds(task.y_N, group_N[task.rows_N], n_folds, config.seed)
+        tested_N = is_judged(points, task, config.judged)
+        folds[task.name] = np.where(tested_N, fold_N, -1)
+        y, slides = task.y_N[tested_N], [points.slides[i] for i in task.rows_N[tested_N]]
+        weight_RS = judge.slide_weights(slides, y, config.replicates, config.seed)
+        truth[task.name] = y, slides, weight_RS
     found = _head(plan, folds)
     answers: Answers = {}
     for choice in plan.choices:
@@ -277,7 +276,7 @@ def _judge_task(
     fold_N: NDArray[np.int64],
     truth: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-    """Return the metrics of one encoder on one task, and its answers by probe."""
+    """Return the metrics of one encoder on one task, and its answers by probe, where judged."""
     config = plan.config
     x_ND, y_N, of_group = values_ND[task.rows_N], task.y_N, group_N[task.rows_N]
     said: dict[str, NDArray[np.float64]] = {}
@@ -286,21 +285,49 @@ def _judge_task(
         probe.knn(config.k, temperature=config.temperature, balanced=config.balanced),
     ):
         said |= probe.out_of_fold(x_ND, y_N, of_group, fold_N, one)
-    groups = [plan.points.groups[i] for i in task.rows_N]
-    _, slides, weight_RS = truth[task.name]
+    tested_N = fold_N >= 0
+    said = {name: p_NC[tested_N] for name, p_NC in said.items()}
+    groups = [plan.points.groups[i] for i in task.rows_N[tested_N]]
+    y, slides, weight_RS = truth[task.name]
     judged: dict[str, Any] = {}
     for name, p_NC in said.items():
-        estimates = judge.judge(y_N, p_NC, slides, weight_RS)
+        estimates = judge.judge(y, p_NC, slides, weight_RS)
         judged[name] = {key: value.record() for key, value in estimates.items()}
-        judged[name]["groups"] = judge.per_group(y_N, p_NC, groups)
+        judged[name]["groups"] = judge.per_group(y, p_NC, groups)
     few = probe.few_shot(
         x_ND, y_N, fold_N, shots=config.shots, draws_R=config.draws, seed=config.seed
     )
     shots = {
-        str(n): {key: value.record() for key, value in judge.over_draws(y_N, p_RNC).items()}
+        str(n): {
+            key: value.record() for key, value in judge.over_draws(y, p_RNC[:, tested_N]).items()
+        }
         for n, p_RNC in few.items()
     }
     return {"probes": judged, "few_shot": shots}, said
+
+
+def is_judged(points: Points, task: Task, wanted: Sequence[str] | None) -> NDArray[np.bool_]:
+    """Tell which instances of a task are judged, bool (N,); None wants all groups.
+
+    Raises:
+        LabelError: a judged group is not there, or together they lack a class.
+    """
+    if wanted is None:
+        return np.ones(len(task.rows_N), dtype=bool)
+    groups = sorted({points.groups[i] for i in task.rows_N})
+    if absent := sorted(set(wanted) - set(groups)):
+        raise LabelError(
+            f"task {task.name}: no instance is of group {', '.join(absent)}.",
+            hint=f"groups: {', '.join(groups)}",
+        )
+    tested_N = np.array([points.groups[i] in wanted for i in task.rows_N])
+    there = set(task.y_N[tested_N].tolist())
+    if lacking := [name for c, name in enumerate(task.classes) if c not in there]:
+        raise LabelError(
+            f"task {task.name}: the judged groups have no {', '.join(lacking)}.",
+            hint="judge more groups",
+        )
+    return tested_N
 
 
 def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
@@ -315,6 +342,7 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
         "labels": count_labels(points.labels),
         "points_without_pixels": plan.unread,
         "slides_not_given": plan.unknown,
+        "judged": None if config.judged is None else list(config.judged),
         "interval": f"95 % bootstrap over slides, {config.replicates} replicates",
         "draws": config.draws,
         "probes": ["linear", f"knn{k}"],
@@ -324,7 +352,7 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
                 "classes": list(task.classes),
                 "counts": {name: int((task.y_N == c).sum()) for c, name in enumerate(task.classes)},
                 "left_out": task.left_out,
-                "folds": len(np.unique(folds[task.name])),
+                "folds": len(set(folds[task.name].tolist()) - {-1}),
                 "encoders": {},
             }
             for task in plan.tasks

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.evaluate.points import Points, Task
@@ -43,8 +44,8 @@ def predictions_csv(
     Args:
         points: the instances.
         tasks: what was asked.
-        folds: by task, the fold that tested each instance.
-        answers: probabilities (N, C) by (encoder, task, probe).
+        folds: by task, the fold that tested each instance; negative: none did.
+        answers: probabilities (M, C) of those tested, by (encoder, task, probe).
     """
     classes = list(dict.fromkeys(name for task in tasks for name in task.classes))
     text = io.StringIO()
@@ -55,11 +56,13 @@ def predictions_csv(
     for (encoder, name, probe), p_NC in answers.items():
         task = by_name[name]
         at = {label: i for i, label in enumerate(task.classes)}
-        for i, row in enumerate(task.rows_N.tolist()):
+        tested = np.flatnonzero(folds[name] >= 0).tolist()
+        for i, p_C in zip(tested, p_NC, strict=True):
+            row = task.rows_N[i]
             x, y = points.xy_px0[row].tolist()
             place = [points.slides[row], f"{x:g}", f"{y:g}", points.groups[row], folds[name][i]]
-            said = [task.classes[task.y_N[i]], task.classes[int(p_NC[i].argmax())]]
-            numbers = [f"{p_NC[i, at[c]]:.6g}" if c in at else "" for c in classes]
+            said = [task.classes[task.y_N[i]], task.classes[int(p_C.argmax())]]
+            numbers = [f"{p_C[at[c]]:.6g}" if c in at else "" for c in classes]
             writer.writerow([encoder, name, probe, *place, *said, *numbers])
     return text.getvalue()
 
@@ -119,9 +122,10 @@ def _legend(found: Mapping[str, Any]) -> str:
         "Shots: nearest class mean of so many examples a class, mean of "
         f"{found['draws']} draws and where 95 % of them lie. "
     )
+    only = f", {', '.join(found['judged'])} judged" if found["judged"] else ""
     return (
         f"{found['instances']} {found['unit']}s of {found['slides']} slides in {found['groups']} "
-        f"groups; whole groups are held out. Brackets: {found['interval']}. {shots}"
+        f"groups; whole groups are held out{only}. Brackets: {found['interval']}. {shots}"
         "AUC of more than two classes is the mean one-vs-rest. "
         "p: paired bootstrap over slides, corrected for all comparisons (Holm)."
     )

@@ -75,6 +75,16 @@ def test_evaluate__judges_compares_and_keeps_features(here, few: Path, tmp_path:
     table = (run / "table.md").read_text()
     assert "timm/test_vit-random0 − handcrafted" in table
 
+    # The other groups still train: what is said of the judged one does not change.
+    part = probe(here, few, run, *task, "--judged", "g2", "--overwrite")
+    assert part.returncode == 0, part.stderr
+    assert kept.stat().st_mtime_ns == age
+    left = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
+    assert left == [row for row in rows if row["group"] == "g2"]
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["tasks"]["abnormal"]["folds"] == 1
+    assert "held out, g2 judged." in (run / "table.md").read_text()
+
 
 def test_evaluate__tiles_of_stores_by_their_stored_embeddings(
     here, stores: Path, tmp_path: Path
@@ -105,6 +115,7 @@ def test_evaluate__tiles_of_stores_by_their_stored_embeddings(
         (("--task", "malignant"), 2, "abnormal"),
         (("--positive", "LSYL"), 3, "LSYL"),
         (("--unit", "tile"), 2, "stores"),
+        (("--judged", "g1,g9", "--task", "abnormal"), 3, "no instance is of group g9"),
         (("--groups", FIELDS / "README.md"), 3, "no column"),
     ],
 )
