@@ -44,6 +44,8 @@ def embed(
 
       cytofm embed stores --encoder handcrafted
 
+      cytofm embed stores --encoder cytofm-tiny --unit cell
+
       cytofm embed stores --encoder timm/vit_small_patch16_224 --weights vits.safetensors
 
       cytofm embed slides/ -o stores --encoder uni --weights uni.bin --tile-px 512
@@ -94,9 +96,7 @@ def _check_encoder(config: EmbedConfig) -> None:
 
     request = catalogue.resolve(config.encoder, weights=config.weights)
     rows = {row.name: row for row in catalogue.describe()}
-    needs = request.plugin != "handcrafted" and (
-        request.name not in rows or rows[request.name].needs_weights
-    )
+    needs = request.name not in rows or rows[request.name].needs_weights
     given = request.weights is not None or config.download or config.random_weights
     if needs and not given and request.plugin in ("timm", "sr_vit"):
         raise WeightsError(

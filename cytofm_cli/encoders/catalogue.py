@@ -1,10 +1,10 @@
 """The encoders known by name: what they are built from and what they expect.
 
 An entry carries what the published weights need (architecture, normalisation, size, resize,
-resolution, pooling) and under what licence they come. No weights are shipped, and none fetched
-unless asked: the user passes the file. Only models whose structure timm rebuilds to the
-published number of parameters are listed; numeric parity with the authors' own code is not
-tested here.
+resolution, pooling) and under what licence they come. One, cytofm-tiny, ships with its weights;
+of the others none are fetched unless asked: the user passes the file. Only models whose
+structure timm rebuilds to the published number of parameters are listed; numeric parity with
+the authors' own code is not tested here.
 
 Sources: model cards; timm; the normalisation constants are the authors'.
 """
@@ -31,6 +31,7 @@ BIOPTIMUS: Final[tuple[Triple, Triple]] = (
     (0.211883, 0.230117, 0.177517),
 )
 _NC_ND: Final = "CC-BY-NC-ND-4.0"
+SHIPPED: Final = Path(__file__).parent / "shipped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ class Entry:
         norm: mean and std, RGB in [0, 1].
         source: where its weights are published.
         gated: whether one must be granted access to them.
-        needs_weights: whether it works at all without a file.
+        needs_weights: whether the user must pass a file.
+        shipped: the file of its weights, in `encoders/shipped/`; it describes itself.
         (others: see `EncoderSpec`)
     """
 
@@ -65,6 +67,7 @@ class Entry:
     source: str = ""
     gated: bool = False
     needs_weights: bool = True
+    shipped: str | None = None
 
     def expects(self) -> dict[str, Any]:
         """Return the fields of `EncoderSpec` that the entry fixes."""
@@ -196,6 +199,19 @@ def _own() -> Iterable[Entry]:
         licence="Apache-2.0",
         needs_weights=False,
     )
+    yield Entry(
+        name="cytofm-tiny",
+        plugin="sr_vit",
+        model="tiny",
+        dim=384,
+        input_px=64,
+        mpp=None,
+        pooling="cls+mean",
+        licence="Apache-2.0",
+        source="ships with cytofm; for single cells",
+        needs_weights=False,
+        shipped="cytofm-tiny.safetensors",
+    )
     for size, dim in (("tiny", 192), ("small", 384), ("base", 768)):
         for patch_px, suffix in ((16, ""), (14, "-p14")):
             yield Entry(
@@ -265,6 +281,13 @@ def resolve(name_or_file: str, *, weights: Path | None = None) -> Resolved:
             )
         return _resolve_file(Path(name_or_file))
     entry = ENTRIES.get(name_or_file)
+    if entry is not None and entry.shipped is not None:
+        if weights is not None:
+            raise UsageError(
+                f"{entry.name} ships with its weights, and {weights} are others.",
+                hint=f"--encoder {weights}",
+            )
+        return _resolve_file(SHIPPED / entry.shipped)
     if entry is not None:
         return Resolved(
             name=entry.name,

@@ -21,6 +21,7 @@ from cytofm_cli import provenance
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, differences
 from cytofm_cli.encoders.base import CELL_UM, Encoder, load_encoder, store_key
+from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.errors import (
     ConfigMismatchError,
@@ -242,12 +243,12 @@ def default_batch(device: str) -> int:
 
 
 def digest_of_weights(config: EmbedConfig) -> str | None:
-    """Return the SHA-256 of the weight file that the settings name, None without one.
+    """Return the SHA-256 of the weights that the settings name, None without a file.
 
     Raises:
         WeightsError: it is not there.
     """
-    named = config.weights or (Path(config.encoder) if Path(config.encoder).is_file() else None)
+    named = resolve(config.encoder, weights=config.weights).weights
     if named is None:
         return None
     if not named.is_file():
