@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +20,9 @@ from cytofm_cli.config import field_types, resolve
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.registry import pretrain_methods
 
-FILE = Path(__file__).resolve().parents[1] / "examples" / "ablation" / "ablation.py"
+ROOT = Path(__file__).resolve().parents[1]
+FILE = ROOT / "examples" / "ablation" / "ablation.py"
+FIELDS = ROOT / "examples" / "pap_fields"
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +99,41 @@ def test_judge__difference_is_paired_and_averaged_over_seeds(ablation):
     same = table["dino+irpe"]["against"]  # the same predictions: no difference in any replicate
     assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
     assert "| dino+ncp |" in ablation.markdown({"cells": table})
+
+
+def run(*words: object) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_ablation__two_arms_from_fields_to_the_table(tmp_path: Path) -> None:
+    """Run what the README says, small: two fields of each of four groups, two steps."""
+    fields, groups = tmp_path / "fields", ("g1", "g2", "g5", "g7")
+    fields.mkdir()
+    rows = list(csv.DictReader((FIELDS / "labels.csv").read_text().splitlines()))
+    chosen = [row for g in groups for row in [r for r in rows if r["group"] == g][:2]]
+    labels = ["slide_id,label,group"]
+    for number, row in enumerate(chosen):
+        shutil.copy(FIELDS / f"{row['slide_id']}.jpg", fields)
+        labels.append(f"{row['slide_id']},{number % 2},{row['group']}")
+    (tmp_path / "labels.csv").write_text("\n".join(labels) + "\n")
+    stores, out = tmp_path / "stores", tmp_path / "out"
+    tile = ("--mpp", 0.25, "--tile-px", 256, "--max-tiles", 4)
+    run("-m", "cytofm_cli", "tile", fields, "-o", stores, *tile)
+    run("-m", "cytofm_cli", "detect", stores)
+    words = (FILE, stores, "-o", out, "--points", FIELDS / "nuclei.csv", "--groups",
+             FIELDS / "labels.csv", "--labels", f"odd={tmp_path / 'labels.csv'}:2", "--seeds", 1,
+             "--h", 4, "--only", "simclr,simclr+all", "--crop-um", 16)  # fmt: skip
+    run(*words, "--", "--global-px", 32, "--batch", 4, "--steps", 2)
+    found = json.loads((out / "results.json").read_text())
+    assert list(found) == ["cells, linear", "cells, knn20", "odd, ABMIL"]
+    for task in found.values():
+        assert set(task) == {"simclr", "simclr+all"}
+        assert task["simclr+all"]["against"]["arm"] == "simclr"
+        assert 0 <= task["simclr"]["auc"] <= 1
+    table = (out / "table.md").read_text()
+    assert len(table.splitlines()) == 4
