@@ -62,6 +62,11 @@ BASELINES = {f"dino+{part}": "dino" for part in ("ncp", "top-h", "irpe", "all")}
 }
 
 
+def name_of(arm: str, seed: int) -> str:
+    """Return the name of an arm's encoder."""
+    return f"{arm.replace('+', '-')}-s{seed}"
+
+
 def cytofm(words: Iterable[object], log: Path) -> None:
     """Run `cytofm` on one thread; its messages go to a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -76,7 +81,7 @@ def cytofm(words: Iterable[object], log: Path) -> None:
 
 def one(a: argparse.Namespace, arm: str, flags: Sequence[str], seed: int) -> None:
     """Pretrain, probe and embed one arm with one seed."""
-    name = f"{arm.replace('+', '-')}-s{seed}"
+    name = name_of(arm, seed)
     folder = a.out / "runs" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
@@ -102,16 +107,14 @@ def one(a: argparse.Namespace, arm: str, flags: Sequence[str], seed: int) -> Non
         )  # fmt: skip
 
 
-def slide_level(a: argparse.Namespace, arm: str, seed: int, task: str, labels: str) -> None:
-    """Train ABMIL on the bags of one arm and seed."""
-    name = f"{arm.replace('+', '-')}-s{seed}"
-    log = a.out / "runs" / f"{name}.log"
-    folds = a.folds.get(task, 5)
+def slide_level(a: argparse.Namespace, names: Sequence[str], task: str, labels: str) -> None:
+    """Train ABMIL on the bags of all arms and seeds."""
     cytofm(
-        ["mil", "train", "--bags", a.bags or a.stores, "--labels", labels, "--encoder", name,
-         "--unit", a.unit, "--method", "abmil", "--folds", folds, "--seeds", 1,
-         "--bootstrap", 100, "-o", a.out / "mil" / task / name, "--no-progress"],
-        log,
+        ["mil", "benchmark", "--bags", a.bags or a.stores, "--labels", labels, "--units", a.unit,
+         "--encoders", ",".join(names), "--methods", "abmil", "--folds", a.folds[task],
+         "--seeds", 1, "--bootstrap", 100, "--workers", a.jobs, "-o", a.out / "mil" / task,
+         "--no-progress"],
+        a.out / "runs" / f"{task}.log",
     )  # fmt: skip
 
 
@@ -239,23 +242,20 @@ def main() -> None:
         list(pool.map(lambda job: one(a, *job), [
             (arm, flags, seed) for seed in range(a.seeds) for arm, flags in chosen.items()
         ]))  # fmt: skip
-        list(pool.map(lambda job: slide_level(a, *job), [
-            (arm, seed, task, file)
-            for task, file in a.labels.items() for seed in range(a.seeds) for arm in chosen
-        ]))  # fmt: skip
+    names = [name_of(arm, seed) for seed in range(a.seeds) for arm in chosen]
+    for task, file in a.labels.items():
+        slide_level(a, names, task, file)
     results = {}
     for probe in ("linear", "knn20"):
         results[f"cells, {probe}"] = judge(
-            lambda arm, s, probe=probe: read_cells(
-                a.out / "probes" / f"{arm.replace('+', '-')}-s{s}", probe
-            ),
+            lambda arm, s, probe=probe: read_cells(a.out / "probes" / name_of(arm, s), probe),
             list(chosen),
             a.seeds,
         )
     for task in a.labels:
         results[f"{task}, ABMIL"] = judge(
             lambda arm, s, task=task: read_slides(
-                a.out / "mil" / task / f"{arm.replace('+', '-')}-s{s}"
+                a.out / "mil" / task / "runs" / f"{name_of(arm, s).replace('-', '_')}-abmil"
             ),
             list(chosen),
             a.seeds,
