@@ -128,6 +128,13 @@ def benchmark(
         str | None, typer.Option(help="Encoders, comma-separated: rows of the table.")
     ] = None,
     units: Annotated[str, typer.Option(help="tile, cell or tile,cell.")] = "tile",
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE",
+            help="Choose a setting of the recipe within each training part; repeat for more.",
+        ),
+    ] = None,
     *,
     config: MilConfig,
     run: CommonOptions,
@@ -147,6 +154,7 @@ def benchmark(
     heads = mil_methods.names() if methods == "all" else _words(methods)
     for head in heads:
         mil_methods.load(head)
+    values = _values_to_try(tune)
     sources = make_sources(bags, _words(encoders or config.encoder or ""), _words(units))
     if run.dry_run:
         out.note(
@@ -161,6 +169,7 @@ def benchmark(
             heads,
             labels,
             folder,
+            tune=values,
             overwrite=run.overwrite,
             progress=lambda _done, _total, name: bar.finish(name),
         )

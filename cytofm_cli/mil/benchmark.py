@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cytofm_cli.config import field_types
 from cytofm_cli.errors import CytofmError, InputError, StoppedError, UsageError
 from cytofm_cli.mil import splits, tables
 from cytofm_cli.mil.bags import load_bags
@@ -91,6 +92,7 @@ def benchmark(
     labels: Path,
     out: Path,
     *,
+    tune: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> BenchmarkReport:
@@ -102,12 +104,16 @@ def benchmark(
         methods: columns of the table.
         labels: table of labels.
         out: folder for runs and tables.
+        tune: values to try for settings of the recipe, in every run; see `train_run`.
         overwrite: make runs with other settings anew.
         progress: called with (runs done, of how many, name of the last).
 
     Raises:
         InputError: every run failed.
+        UsageError: a setting to tune that not every head has.
     """
+    if tune:
+        _refuse_settings_of_one_head(tune)
     jobs = {
         f"{_slug(source.name)}-{method}": replace(
             config,
@@ -125,7 +131,7 @@ def benchmark(
     with output_errors(out):
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         _write_splits(config, sources[0], labels, out)
-        failures = _run_all(jobs, folder_of, labels, out, overwrite, progress or _silent)
+        failures = _run_all(jobs, folder_of, labels, out, tune, overwrite, progress or _silent)
         write_text(out / FAILURES, "".join(_line(n, why) for n, why in failures.items()))
         if len(failures) == len(jobs):
             raise InputError(f"every run failed; the first: {next(iter(failures.values()))}")
@@ -155,6 +161,17 @@ def write_tables(out: Path, rows: Sequence[str], methods: Sequence[str], config:
     return markdown
 
 
+def _refuse_settings_of_one_head(tune: Mapping[str, Sequence[str]]) -> None:
+    from cytofm_cli.mil.base import Recipe
+
+    shared = field_types(Recipe)
+    if own := [key for key in tune if key not in shared]:
+        raise UsageError(
+            f"--tune {own[0]}: not a setting that all heads share.",
+            hint=f"tune one of {', '.join(shared)} here, others by `cytofm mil train`",
+        )
+
+
 def _write_splits(config: MilConfig, source: Source, labels: Path, out: Path) -> None:
     """Draw the folds once, from the first kind of bags; all others must hold the same slides."""
     if (out / SPLITS).is_file():
@@ -175,6 +192,7 @@ def _run_all(
     folder_of: Mapping[str, Path],
     labels: Path,
     out: Path,
+    tune: Mapping[str, Sequence[str]] | None,
     overwrite: bool,
     progress: Callable[[int, int, str], None],
 ) -> dict[str, str]:
@@ -190,6 +208,7 @@ def _run_all(
             folder_of[name],
             labels,
             out / RUNS / name,
+            dict(tune or {}),
             overwrite,
         )
         for i, (name, job) in enumerate(jobs.items())
@@ -206,11 +225,13 @@ def _run_all(
     return {name: failures[name] for name in jobs if name in failures}
 
 
-def _run_one(task: tuple[str, dict[str, Any], Path, Path, Path, bool]) -> str | None:
+def _run_one(
+    task: tuple[str, dict[str, Any], Path, Path, Path, dict[str, Sequence[str]], bool],
+) -> str | None:
     """Train one cell of the table; return why it failed, if it did."""
-    _, settings, bags, labels, run, overwrite = task
+    _, settings, bags, labels, run, tune, overwrite = task
     try:
-        train_run(MilConfig(**settings), bags, labels, run, overwrite=overwrite)
+        train_run(MilConfig(**settings), bags, labels, run, tune=tune, overwrite=overwrite)
     except StoppedError:
         raise
     except CytofmError as error:

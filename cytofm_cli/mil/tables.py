@@ -140,10 +140,12 @@ def _cell(table: Table, row: str, column: str, bold: str, end: str, newline: str
 
 def _legend(table: Table) -> list[str]:
     one = next(iter(table.cells.values()))
+    tuned = " and ".join(one["tuned"][0]["settings"]) if "tuned" in one else ""
+    search = f" with {tuned} chosen within each training part" if tuned else ""
     return [
         "Each cell: AUC [95 % interval], then accuracy / recall, of out-of-fold answers of "
         f"{one['slides']} slides from {one['groups']} groups; {one['folds']} folds × "
-        f"{one['seeds']} seeds, {one['preset']} preset. Interval: {one['interval']}.",
+        f"{one['seeds']} seeds, {one['preset']} preset{search}. Interval: {one['interval']}.",
         "Bold: highest AUC. †: lower than it beyond chance (paired bootstrap over groups, Holm, "
         f"{len(table.pairs)} comparisons, 5 %). Mean rank of AUC over the columns; 1 is best.",
     ]

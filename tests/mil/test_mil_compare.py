@@ -12,7 +12,7 @@ import pytest
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import InputError, UsageError
-from cytofm_cli.mil.benchmark import benchmark, make_sources, write_tables
+from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, make_sources, write_tables
 from cytofm_cli.mil.compare import Answers, compare_runs, read_answers, share_splits
 from cytofm_cli.mil.config import MilConfig
 
@@ -74,11 +74,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_benchmark(folder: Path, methods: tuple[str, ...] = ("mean", "max")) -> object:
-    settings = {"folds": 3, "seeds": 1, "epochs": 15, "lr": 0.02, "bootstrap": 300, "workers": 1}
+def run_benchmark(
+    folder: Path,
+    methods: tuple[str, ...] = ("mean", "max"),
+    tune: dict[str, list[str]] | None = None,
+) -> BenchmarkReport:
+    settings = {"folds": 3, "seeds": 1, "epochs": 15, "bootstrap": 300, "workers": 1}
+    if not tune:
+        settings["lr"] = 0.02
     config = resolve(MilConfig, "mil", settings)
     sources = make_sources([folder / "sharp", folder / "blurred"], [], ["tile"])
-    return benchmark(config, sources, methods, folder / "labels.csv", folder / "out")
+    return benchmark(config, sources, methods, folder / "labels.csv", folder / "out", tune=tune)
 
 
 def test_benchmark__all_runs_share_the_folds(made: Path) -> None:
@@ -122,6 +128,24 @@ def test_benchmark__again_is_skipped_and_a_lost_run_is_made_again_alike(made: Pa
     run_benchmark(made)
     assert (out / "runs" / "sharp-max" / "metrics.json").stat().st_mtime_ns == stamp
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+
+
+def test_benchmark__settings_are_tuned_in_every_run(made: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
+    report = run_benchmark(tmp_path, ("mean",), {"lr": ["1e-9", "0.02"]})
+    assert "with lr chosen within each training part" in report.table
+    for run in (tmp_path / "out" / "runs").iterdir():
+        tuned = json.loads((run / "metrics.json").read_text())["tuned"]
+        assert [len(fold["tried"]) for fold in tuned] == [2, 2, 2]
+        if run.name == "sharp-mean":
+            assert {fold["settings"]["lr"] for fold in tuned} == {0.02}  # 1e-9 learns nothing
+
+
+def test_benchmark__a_setting_of_one_head_is_not_tuned_for_all(made: Path) -> None:
+    with pytest.raises(UsageError, match="hidden: not a setting that all heads share"):
+        run_benchmark(made, ("abmil",), {"hidden": ["8", "16"]})
 
 
 def test_benchmark__one_bad_encoder_is_recorded_and_the_rest_is_done(
