@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,25 +74,19 @@ def test_log__says_once_that_tensorboard_is_missing(tmp_path, monkeypatch):
         assert log.notes == []
 
 
-@pytest.mark.parametrize(("step", "purge"), [(0, None), (25, 26)])
-def test_log__goes_to_tensorboard_too(tmp_path, monkeypatch, step, purge):
-    found = []
-    writer = SimpleNamespace(
-        add_scalar=lambda *values: found.append(values), close=lambda: found.append("closed")
-    )
+def test_log__goes_to_tensorboard_too_and_a_resumed_run_leaves_no_step_twice(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def make(folder, purge_step):
-        found.append((folder, purge_step))
-        return writer
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorboard")
-    module = SimpleNamespace(SummaryWriter=make)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    with RunLog(tmp_path / "log.jsonl", step=step, tensorboard=tmp_path / "board") as log:
-        log.write(30, {"loss": 1.0, "lr": 0.5})
-    assert found == [
-        (str(tmp_path / "board"), purge), ("loss", 1.0, 30), ("lr", 0.5, 30), "closed",
-    ]  # fmt: skip
+    board = tmp_path / "board"
+    with RunLog(tmp_path / "log.jsonl", tensorboard=board) as log:
+        log.write(10, {"loss": 4.0, "lr": 0.5})
+        log.write(20, {"loss": 3.0, "lr": 0.25})  # after the checkpoint of step 10: lost
+    with RunLog(tmp_path / "log.jsonl", step=10, tensorboard=board) as log:
+        log.write(20, {"loss": 2.0, "lr": 0.125})
+    found = EventAccumulator(str(board)).Reload()
+    assert sorted(found.Tags()["scalars"]) == ["loss", "lr"]
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(10, 4.0), (20, 2.0)]
+    assert [(e.step, e.value) for e in found.Scalars("lr")] == [(10, 0.5), (20, 0.125)]
 
 
 def test_collapse__by_hand():
