@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,8 @@ from torch.nn import functional
 class DinoHead(nn.Module):
     """Three layers with GELU, a unit vector, and its cosines with prototypes.
 
-    Caron et al., ICCV 2021, appendix C. The prototypes are normalised in `forward`, which is
-    weight normalisation with the length fixed at 1, without its second parameter and hooks.
+    Caron et al., ICCV 2021, appendix C. `cosines` stands for weight normalisation with the length
+    fixed at 1, without its second parameter and hooks.
 
     Args:
         dim: D.
@@ -50,7 +51,49 @@ class DinoHead(nn.Module):
     def forward(self, x_BD: Tensor) -> Tensor:
         """Return cosines in [-1, 1], (…, K), of features (…, D); no rows are fine."""
         z = functional.normalize(self.mlp(x_BD), dim=-1, eps=1e-6)
-        return functional.linear(z, functional.normalize(self.prototypes, dim=-1))
+        return cosines(z, self.prototypes)
+
+
+def cosines(z_ND: Tensor, prototypes_KD: Tensor) -> Tensor:
+    """Multiply unit vectors (…, D) with prototypes of any length, by direction alone: (…, K).
+
+    The scores are scaled, not the prototypes: K · D numbers are read once on the way forth and
+    once on the way back, where autograd through a normalised copy makes some ten passes. With
+    autocast the scores are rounded once, and float32.
+    """
+    found: Tensor = _Cosines.apply(z_ND, prototypes_KD)
+    return found
+
+
+class _Cosines(torch.autograd.Function):
+    """out = (z · vᵀ) / |v|;  dv = (g / |v|)ᵀ · z - v · Σ(g · out) / |v|²."""
+
+    @staticmethod
+    def forward(ctx: Any, z_ND: Tensor, v_KD: Tensor) -> Tensor:
+        inverse_K = 1 / torch.linalg.vector_norm(v_KD, dim=1).clamp_min(1e-12)
+        out_NK: Tensor = functional.linear(z_ND, v_KD) * inverse_K
+        ctx.save_for_backward(z_ND, v_KD, inverse_K, out_NK)
+        device = z_ND.device.type
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        return out_NK
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        z_ND, v_KD, inverse_K, out_NK = ctx.saved_tensors
+        device, dtype, enabled = ctx.autocast
+        (grad_NK,) = gradients
+        scaled_NK = grad_NK * inverse_K
+        dz_ND = dv_KD = None
+        with torch.autocast(device, dtype=dtype, enabled=enabled):
+            if ctx.needs_input_grad[0]:
+                dz_ND = (scaled_NK @ v_KD).to(z_ND.dtype)
+            if ctx.needs_input_grad[1]:
+                n_prototypes, dim = v_KD.shape
+                rows_NK = scaled_NK.reshape(-1, n_prototypes)
+                dv_KD = (rows_NK.T @ z_ND.reshape(-1, dim)).to(v_KD.dtype)
+                along_K = inverse_K * (scaled_NK * out_NK).reshape(-1, n_prototypes).sum(0)
+                dv_KD.addcmul_(v_KD, along_K[:, None].to(v_KD.dtype), value=-1)
+        return dz_ND, dv_KD
 
 
 def projector(widths: tuple[int, ...], *, bias: bool, last_norm: bool) -> nn.Sequential:

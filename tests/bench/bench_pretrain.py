@@ -154,7 +154,9 @@ def ours(
         method="dino", encoder=f"timm/{ARCH}", ncp=ncp, batch=a.batch, steps=10**6, threads=1,
         device=a.device, amp="off",
     )  # fmt: skip
-    plan = plans.make_plan(config, views, stores, {"prototypes": str(a.prototypes)})
+    # The published loop's prototypes rest in the first epoch; here both sides move them.
+    settings = {"prototypes": str(a.prototypes), "freeze_last": "0"}
+    plan = plans.make_plan(config, views, stores, settings)
     device = plans.find_device(a.device, World())
     trainer, _ = runs._trainer(plan, folder, World(), device)
     batches = runs._batches(plan, trainer)

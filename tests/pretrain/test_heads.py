@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cytofm_cli.pretrain.heads import DinoHead, projector
+from cytofm_cli.pretrain.heads import DinoHead, cosines, projector
 
 
 def test_dino_head__gives_cosines_with_the_prototypes() -> None:
@@ -29,6 +29,37 @@ def test_dino_head__gradient_of_a_prototype_is_orthogonal_to_it() -> None:
     along_K = (head.prototypes * head.prototypes.grad).sum(1)
     torch.testing.assert_close(along_K, torch.zeros_like(along_K))
     assert (head.prototypes.grad.norm(dim=1) > 1e-6).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (4,)])
+def test_cosines__equal_autograd_through_normalised_prototypes(shape: tuple[int, ...]) -> None:
+    own = torch.Generator().manual_seed(0)
+    z = torch.randn(shape, generator=own, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(5, 4, generator=own, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(*shape[:-1], 5, generator=own, dtype=torch.float64)
+    expected = nn.functional.linear(z, nn.functional.normalize(v, dim=-1))
+    found = cosines(z, v)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    for a, b in zip(
+        torch.autograd.grad((found * weight).sum(), (z, v)),
+        torch.autograd.grad((expected * weight).sum(), (z, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_cosines__of_autocast_are_float32_and_their_gradients_as_the_inputs() -> None:
+    z = nn.functional.normalize(torch.randn(6, 16), dim=1).requires_grad_()
+    v = torch.randn(9, 16, requires_grad=True)
+    exact = cosines(z, v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = cosines(z, v)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, atol=0.01, rtol=0)
+    rounded.square().sum().backward()
+    assert z.grad.dtype == v.grad.dtype == torch.float32
+    (dv,) = torch.autograd.grad(exact.square().sum(), v)
+    torch.testing.assert_close(v.grad, dv, atol=0.05, rtol=0)
 
 
 def test_dino_head__any_leading_shape_and_no_rows() -> None:
