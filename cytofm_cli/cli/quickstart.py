@@ -62,7 +62,7 @@ def quickstart(
     )
     _run("detect", stores)
     for unit in _UNITS:
-        _run("embed", stores, "--encoder", "handcrafted", "--unit", unit)
+        _run("embed", stores, "--unit", unit)
     runs = {f"{head}, {unit} bags": (head, unit) for unit in _UNITS for head in _HEADS}
     for head, unit in runs.values():
         _run(

@@ -15,7 +15,11 @@ class EmbedConfig:
 
     SECTION: ClassVar[str] = "embed"
 
-    encoder: str = option("handcrafted", "Name (see `cytofm encoders`) or weight file.")
+    encoder: str = option(
+        "auto",
+        "Name (see `cytofm encoders`) or weight file; auto: cytofm-tiny for cells, handcrafted "
+        "for tiles.",
+    )
     weights: Path | None = option(
         None, "Local weight file: safetensors, or a pickle that holds only tensors."
     )
@@ -53,3 +57,8 @@ class EmbedConfig:
     slides: Path | None = option(
         None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
     )
+
+    def __post_init__(self) -> None:
+        if self.encoder == "auto":  # what is recorded has to say what made the values
+            chosen = "cytofm-tiny" if self.unit == "cell" else "handcrafted"
+            object.__setattr__(self, "encoder", chosen)

@@ -49,10 +49,10 @@ def _covered(xy: np.ndarray, tiles: np.ndarray) -> bool:
 def test_embed__cell_bag_has_a_row_a_nucleus(detected: Path) -> None:
     for store in detected.glob("*.zarr"):
         group = zarr.open_group(store, mode="r")
-        centres = group["embeddings/handcrafted/cell/xy_px0"][:]
+        centres = group["embeddings/cytofm-tiny/cell/xy_px0"][:]
         np.testing.assert_array_equal(centres, np.round(group["nuclei/classical/xy_px0"][:]))
-        assert group["embeddings/handcrafted/cell/values"].shape[0] == len(centres)
-        assert group.attrs["cytofm"]["steps"]["embeddings/handcrafted/cell"]["unit"] == "cell"
+        assert group["embeddings/cytofm-tiny/cell/values"].shape[0] == len(centres)
+        assert group.attrs["cytofm"]["steps"]["embeddings/cytofm-tiny/cell"]["unit"] == "cell"
 
 
 def test_embed__cells_without_nuclei_say_what_to_run(cytofm, stores: Path) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from cytofm_cli.config import resolve
 from cytofm_cli.encoders import catalogue
 from cytofm_cli.encoders.base import load_encoder, store_key
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.run import digest_of_weights
 from cytofm_cli.errors import UsageError
 
-EXPECTED = [[-0.784, 1.302, 0.724, 1.335], [-0.426, 1.428, 1.021, 1.370]]
+EXPECTED = [[1.203, -0.998, 0.629, -0.883], [1.076, 0.311, 1.173, -0.389]]
 FILE = catalogue.SHIPPED / "cytofm-tiny.safetensors"
 
 
@@ -53,6 +54,13 @@ def test_shipped__gives_the_vectors_it_gave() -> None:
     said = encoder.encode(encoder.prepare(_cells()))
     assert said.shape == (2, 384)
     np.testing.assert_allclose(said[:, ::96], EXPECTED, atol=5e-3)
+
+
+@pytest.mark.parametrize(("unit", "encoder"), [("cell", "cytofm-tiny"), ("tile", "handcrafted")])
+def test_shipped__is_what_embeds_cells_unless_another_is_named(unit: str, encoder: str) -> None:
+    assert EmbedConfig(unit=unit).encoder == encoder
+    assert resolve(EmbedConfig, "embed", {"unit": unit}).encoder == encoder
+    assert EmbedConfig(unit=unit, encoder="uni").encoder == "uni"
 
 
 def test_shipped__the_store_knows_it_by_the_digest_of_its_file() -> None:
