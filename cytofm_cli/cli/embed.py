@@ -44,7 +44,7 @@ def embed(
 
       cytofm embed stores --encoder handcrafted
 
-      cytofm embed stores --encoder cytofm-tiny --unit cell
+      cytofm embed stores --unit cell
 
       cytofm embed stores --encoder timm/vit_small_patch16_224 --weights vits.safetensors
 
