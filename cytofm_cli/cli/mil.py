@@ -148,13 +148,14 @@ def benchmark(
       cytofm mil benchmark --bags stores --encoders handcrafted,uni --labels labels.csv -o bench
     """
     from cytofm_cli.mil.benchmark import benchmark as run_benchmark
-    from cytofm_cli.mil.benchmark import make_sources
+    from cytofm_cli.mil.benchmark import check_tuned, make_sources
     from cytofm_cli.registry import mil_methods
 
     heads = mil_methods.names() if methods == "all" else _words(methods)
     for head in heads:
         mil_methods.load(head)
     values = _values_to_try(tune)
+    check_tuned(values)
     sources = make_sources(bags, _words(encoders or config.encoder or ""), _words(units))
     if run.dry_run:
         out.note(

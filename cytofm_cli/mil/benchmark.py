@@ -112,8 +112,7 @@ def benchmark(
         InputError: every run failed.
         UsageError: a setting to tune that not every head has.
     """
-    if tune:
-        _refuse_settings_of_one_head(tune)
+    check_tuned(tune or {})
     jobs = {
         f"{_slug(source.name)}-{method}": replace(
             config,
@@ -161,14 +160,21 @@ def write_tables(out: Path, rows: Sequence[str], methods: Sequence[str], config:
     return markdown
 
 
-def _refuse_settings_of_one_head(tune: Mapping[str, Sequence[str]]) -> None:
+def check_tuned(tune: Mapping[str, Sequence[str]]) -> None:
+    """Refuse to tune a setting that not every head has.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if not tune:
+        return  # what follows imports torch
     from cytofm_cli.mil.base import Recipe
 
     shared = field_types(Recipe)
     if own := [key for key in tune if key not in shared]:
         raise UsageError(
             f"--tune {own[0]}: not a setting that all heads share.",
-            hint=f"tune one of {', '.join(shared)} here, others by `cytofm mil train`",
+            hint="tune lr, weight_decay or epochs here, those of a head by `cytofm mil train`",
         )
 
 

@@ -58,7 +58,7 @@ def cosines(z_ND: Tensor, prototypes_KD: Tensor) -> Tensor:
     """Multiply unit vectors (…, D) with prototypes of any length, by direction alone: (…, K).
 
     The scores are scaled, not the prototypes: K · D numbers are read once on the way forth and
-    once on the way back, where autograd through a normalised copy makes some ten passes. With
+    once on the way back, where autograd through a normalised copy takes several passes. With
     autocast the scores are rounded once, and float32.
     """
     found: Tensor = _Cosines.apply(z_ND, prototypes_KD)
