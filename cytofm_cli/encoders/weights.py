@@ -114,6 +114,9 @@ def write_encoder(
         spec: `name`, normalisation, sizes, pooling and licence are kept.
         arch: a name that `load_encoder` knows.
         config: keyword arguments for the architecture, plain JSON values.
+
+    Equal weights and descriptions give equal bytes, in every process: a digest of the file then
+    stands for its content.
     """
     from safetensors.torch import save_file
 
@@ -124,10 +127,24 @@ def write_encoder(
     try:
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, staged, metadata=metadata)
+        _sort_metadata(staged)
         staged.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which its library writes in a random order."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:  # the tensors behind it would be overwritten
+            raise AssertionError("a sorted header is longer than the header")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _umask() -> int:
