@@ -80,6 +80,7 @@ def _run_once(
     workers: int,
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
+    said: set[str] = set()
     with (
         out.progress_bar(command, len(tasks)) as bar,
         contextlib.closing(
@@ -90,7 +91,9 @@ def _run_once(
             if isinstance(event, Progress):
                 bar.part(event.slide_id, event.done, event.total)
             elif isinstance(event, Note):
-                out.note(event.text)
+                if event.text not in said:  # what is true of all slides, each child says
+                    out.note(event.text)
+                said.add(event.text)
             else:
                 bar.finish(event.slide_id)
                 outcomes.append(event)

@@ -203,6 +203,8 @@ def features_of(
     if kept is not None and (known := run_folder.read_features(kept, len(points))) is not None:
         return known
     encoder = choice.load(device=config.device, seed=config.seed, pooling=config.pooling)
+    for line in getattr(encoder, "notes", ()):
+        note(line)
     how: dict[str, Any] = {
         "slides": config.slides,
         "device": config.device,
@@ -220,11 +222,8 @@ def features_of(
     spec = encoder.spec
     facts = {
         "dim": spec.dim,
-        "input_px": spec.input_px,
         "crop_um": how.get("crop_um"),
-        "pooling": spec.pooling,
-        "licence": spec.licence,
-        "weights_sha256": spec.weights_sha256,
+        **spec.facts(),
     }
     if kept is not None:
         run_folder.keep_features(kept, values, facts)
