@@ -141,6 +141,9 @@ def _former(out: Path) -> dict[str, Any] | None:
         raise ConfigMismatchError(
             f"{out}: exists and is no RUN of `cytofm pretrain`.", hint="choose another -o"
         )
+    method = found.get(found["pretrain"].get("method"))
+    if method is not None:  # before there was a choice, tokens and positions did not decay
+        method.setdefault("decayed", "matrices")
     return found
 
 
