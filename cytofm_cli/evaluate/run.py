@@ -23,14 +23,13 @@ from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.points import Points, Task, count_labels, make_tasks, read_points
-from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS
+from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS, PREDICTIONS, TABLE
 from cytofm_cli.mil.pool import stop_requests
 from cytofm_cli.resources import cpu_count
 from cytofm_cli.signals import StopFlag
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import output_errors
 
-PREDICTIONS, TABLE = "predictions.csv", "table.md"
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
 Answers = dict[tuple[str, str, str], NDArray[np.float64]]
