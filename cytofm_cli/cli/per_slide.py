@@ -96,6 +96,8 @@ def _run_once(
                 said.add(event.text)
             else:
                 bar.finish(event.slide_id)
+                if event.error is not None and event.error.of_all_slides:
+                    raise event.error
                 outcomes.append(event)
                 _report(event, run, alone=len(tasks) == 1)
                 if not run.dry_run:

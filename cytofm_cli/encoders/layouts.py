@@ -135,7 +135,8 @@ def _problems(
         for word, keys in (("missing", missing), ("unexpected", surplus), ("misfit", misfits))
         if keys
     ]
-    return "; ".join(said), len(wanted) - len(missing) - len(misfits)
+    n_fit = sum(key in found and found[key].shape == wanted[key].shape for key in wanted)
+    return "; ".join(said), n_fit
 
 
 def positions_side(

@@ -113,19 +113,23 @@ class Embedder:
 
     def _load(self, config: EmbedConfig, note: Note) -> Encoder:
         if self._encoder is None:
-            self._encoder = load_encoder(
-                config.encoder,
-                weights=config.weights,
-                device=config.device,
-                download=config.download,
-                seed=config.seed,
-                random_weights=config.random_weights,
-                pooling=config.pooling,  # type: ignore[arg-type]  # checked by its choices
-                input_px=config.input_px,
-                mean=config.mean,
-                std=config.std,
-                weights_key=config.weights_key,
-            )
+            try:
+                self._encoder = load_encoder(
+                    config.encoder,
+                    weights=config.weights,
+                    device=config.device,
+                    download=config.download,
+                    seed=config.seed,
+                    random_weights=config.random_weights,
+                    pooling=config.pooling,  # type: ignore[arg-type]  # checked by its choices
+                    input_px=config.input_px,
+                    mean=config.mean,
+                    std=config.std,
+                    weights_key=config.weights_key,
+                )
+            except (UsageError, WeightsError) as error:
+                error.of_all_slides = True
+                raise
             for line in getattr(self._encoder, "notes", ()):
                 note(line)
         return self._encoder

@@ -185,6 +185,11 @@ def _train(
         note(line)
     if trainer.step:
         note(f"{out}: goes on at step {trainer.step} of {length.n_steps}")
+    if trainer.begun_processes not in (None, world.size):
+        note(
+            f"warning: {out}: had {trainer.begun_processes} processes and goes on with "
+            f"{world.size}: the weights will not be those of an undisturbed run."
+        )
     with Beside(plan, trainer, writes=world.is_main, slides=slides, note=note) as beside:
         trainer.hooks = beside.hooks(lambda step, loss: progress(step, length.n_steps, loss))
         with _batches(plan, trainer) as batches:

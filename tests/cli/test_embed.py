@@ -119,6 +119,23 @@ def test_embed__weights_from_elsewhere_are_seen_as_laid_out_and_what_is_assumed_
     assert f"did you mean {name}" in misspelt.stderr
 
 
+def test_embed__weights_that_fit_no_slides_encoder_end_the_run_once(
+    cytofm, stores: Path, tmp_path: Path
+) -> None:
+    small = timm.create_model("test_vit", num_classes=0).state_dict()
+    torch.save({f"net.{k}": v for k, v in small.items()}, tmp_path / "w.pth")
+    assert len(list(stores.glob("*.zarr"))) > 1
+    words = ("embed", stores, "--encoder", "sr-vit-tiny", "--weights", tmp_path / "w.pth")
+    done = cytofm(*words)
+    assert done.returncode == 3
+    assert done.stderr.count("error:") == 1
+    assert "The file has net. (" in done.stderr
+    patches = cytofm(
+        "embed", stores, "--encoder", "sr-vit-tiny", "--random-weights", "--input-px", 225
+    )
+    assert (patches.returncode, patches.stderr.count("error:")) == (2, 1)
+
+
 def test_export__h5_files_hold_the_bags(cytofm, stores: Path, tmp_path: Path) -> None:
     done = cytofm("export", stores, "-o", tmp_path, "--to", "h5")
     assert done.returncode == 0, done.stderr

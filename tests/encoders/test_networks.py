@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from cytofm_cli.encoders import layouts, weights
+from cytofm_cli.encoders import layouts, likeness, weights
 from cytofm_cli.encoders.base import load_encoder
 from cytofm_cli.errors import WeightsError
 
@@ -124,3 +124,23 @@ def test_load_encoder__a_file_of_another_architecture_is_told_what_it_looks_like
     assert caught.value.hint == "it looks like timm/vit_small_patch16_224"
     held = "The file has state_dict.module.base_encoder. (150 entries, 0 of 150 fit)."
     assert held in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {}),
+        ("vit_small_patch14_dinov2", {"img_size": 224}),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": 224}),
+        ("vit_tiny_patch16_224", {"img_size": 96}),
+    ],
+)
+def test_guess__tells_common_architectures_apart(name, options):
+    state = timm.create_model(name, num_classes=3, **options).state_dict()
+    found = likeness.guess({f"a.b.{k}": v for k, v in state.items()}, layouts.timm_name)
+    assert found == name
+
+
+def test_guess__says_nothing_of_what_it_does_not_know():
+    assert likeness.guess(_filled(1), layouts.timm_name) is None
+    assert likeness.guess({"x": torch.ones(2)}, layouts.timm_name) is None
