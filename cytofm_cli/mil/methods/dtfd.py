@@ -82,7 +82,8 @@ class Dtfd(MilHead):
         "step_factor": 0.2,
         "clip_norm": 5.0,
         "select": "auc",
-        "select_from": 0.8,
+        "select_from": 0.805,  # after, not from, the 160th of 200
+        "ties": "first",
     }
     OFFICIAL_HEAD: ClassVar[Mapping[str, Any]] = {"draws": 1, "keep_empty": True}
     CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {"hidden": 128, "attention": 64}
@@ -127,26 +128,28 @@ class Dtfd(MilHead):
         labels = y_B.repeat_interleave(tier1_BGC.shape[1])
         return bag_loss(tier1_BGC.flatten(0, 1), labels) + bag_loss(out.logits_BC, y_B)
 
+    def clip_parts(self) -> list[list[nn.Parameter]]:
+        """Bound the gradient norm of tier 2 as a whole, as the official code does."""
+        tier2 = [*self.attention2.parameters(), *self.classifier2.parameters()]
+        tier1 = (self.project, self.attention, self.classifier)
+        return [*(list(module.parameters()) for module in tier1), tier2]
+
     def tiers(
         self, h_NH: Tensor, raw_N: Tensor, permutation_N: Tensor, n_parts: int | None = None
     ) -> Tiers:
         """Run both tiers on one partition: `permutation_N` cut into near-equal parts in order."""
         n_parts = n_parts or self._parts(len(h_NH))
         parts = torch.tensor_split(permutation_N, n_parts)
-        attention_N = torch.zeros_like(raw_N)
-        cam_CN = raw_N.new_zeros((self.classifier.out_features, len(raw_N)))
-        bags, indices = [], []
-        for part_M in parts:
-            attention_M = raw_N[part_M].softmax(-1)
-            weighted_MH = attention_M[:, None] * h_NH[part_M]
-            bags.append(weighted_MH.sum(0))
-            cam_MC = (weighted_MH @ self.classifier.weight.T).softmax(-1)
-            attention_N = attention_N.index_put((part_M,), attention_M)
-            cam_CN = cam_CN.index_put((torch.arange(len(cam_CN))[:, None], part_M), cam_MC.T)
-            indices.append(self._ends(part_M, cam_MC.detach()[:, -1]))
-        bags_GH = torch.stack(bags)
-        indices_S = torch.cat(indices)
+        # One matrix of attention for all pseudo-bags: their vectors are one product with the bag
+        # where it lies, instead of a copy of each part.
+        attention_GN = _attend_within(raw_N, parts)
+        bags_GH = attention_GN @ h_NH
+        attention_N = attention_GN.sum(0)
+        cam_NC = (attention_N[:, None] * (h_NH @ self.classifier.weight.T)).softmax(-1)
         afs = self.config.distill == "AFS"
+        last_class_N = cam_NC.detach()[:, -1]
+        ends = [part_M[:0] if afs else self._ends(part_M, last_class_N) for part_M in parts]
+        indices_S = torch.cat(ends)
         distilled_SH = (bags_GH if afs else h_NH[indices_S]).detach()
         attention_S = self.attention2(distilled_SH[None])[0, 0].softmax(-1)
         bag_H = attention_S @ distilled_SH
@@ -154,7 +157,7 @@ class Dtfd(MilHead):
             self.classifier(bags_GH),
             self.classifier2(bag_H),
             attention_N,
-            cam_CN,
+            cam_NC.T,
             distilled_SH,
             indices_S,
             attention_S,
@@ -165,10 +168,8 @@ class Dtfd(MilHead):
         wanted = self.config.pseudo_bags
         return wanted if self.config.keep_empty else min(wanted, n)
 
-    def _ends(self, part_M: Tensor, last_class_M: Tensor) -> Tensor:
-        if self.config.distill == "AFS":
-            return part_M[:0]
-        order = part_M[last_class_M.argsort(descending=True, stable=True)]
+    def _ends(self, part_M: Tensor, last_class_N: Tensor) -> Tensor:
+        order = part_M[last_class_N[part_M].argsort(descending=True, stable=True)]
         top, bottom = order[: self.config.per_end], order[-self.config.per_end :]
         return top if self.config.distill == "MaxS" else torch.cat([top, bottom])
 
@@ -193,6 +194,17 @@ class Dtfd(MilHead):
         cam_CN[:, where_N] = torch.stack([t.cam_CN for t in drawn]).mean(0).detach()
         bag_H = torch.stack([t.bag_H for t in drawn]).mean(0)
         return drawn[0].tier1_GC, logits_C, bag_H, cam_CN
+
+
+def _attend_within(raw_N: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Return softmax inside each part, (G, N), zero outside it; an empty part is a zero row."""
+    part_of_N = torch.empty_like(raw_N, dtype=torch.long)
+    for g, part_M in enumerate(parts):
+        part_of_N[part_M] = g
+    outside_GN = part_of_N != torch.arange(len(parts), device=raw_N.device)[:, None]
+    attention_GN = raw_N.masked_fill(outside_GN, -torch.inf).softmax(-1)
+    empty_G1 = torch.tensor([[not len(part_M)] for part_M in parts], device=raw_N.device)
+    return attention_GN.masked_fill(empty_G1, 0.0)
 
 
 PLUGIN = Plugin(make=Dtfd, config=DtfdConfig, summary="double-tier distillation (Zhang 2022)")

@@ -72,7 +72,7 @@ class Less(MilHead):
         "epochs": 100,
         "patience": 0,
         "schedule": "cosine",
-        "warmup_epochs": 1,
+        "hold_epochs": 2,
         "select": "accuracy",
         "shuffle": False,
     }
