@@ -32,14 +32,16 @@ def test_learning_rate__official_less_holds_three_passes_then_falls() -> None:
 
 def test_dtfd__tiers_equal_pseudo_bags_one_by_one() -> None:
     with seeded(0):
-        head = make_head("dtfd", 5, 3, {"distill": "MaxMinS", "hidden": 6, "attention": 4})[0]
+        head = make_head("dtfd", 5, 3, {"distill": "MaxMinS", "hidden": 6, "pseudo_bags": 3})[0]
     head = head.double()
-    h_NH, raw_N = torch.randn(11, 6).double().requires_grad_(), torch.randn(11).double()
-    permutation_N = torch.randperm(11)
-    found = head.tiers(h_NH, raw_N, permutation_N, 3)
+    h_NH, permutation_N = torch.randn(11, 6).double(), torch.randperm(11)
+    parts, outside_GN = head.split(permutation_N)
+    bags_GH, attention_GN, raw_1N = head.attention.pool_parts(h_NH, outside_GN)
+    found = head.tiers(h_NH, bags_GH, attention_GN, parts)
+    torch.testing.assert_close(raw_1N, head.attention(h_NH[None])[0])
     ends = []
     for g, part in enumerate(torch.tensor_split(permutation_N, 3)):
-        weight = raw_N[part].softmax(-1)
+        weight = raw_1N[0, part].softmax(-1)
         torch.testing.assert_close(found.attention_N[part], weight)
         torch.testing.assert_close(found.tier1_GC[g], head.classifier(weight @ h_NH[part]))
         cam = (weight[:, None] * h_NH[part] @ head.classifier.weight.T).softmax(-1)
@@ -47,6 +49,19 @@ def test_dtfd__tiers_equal_pseudo_bags_one_by_one() -> None:
         order = part[cam[:, -1].argsort(descending=True)]
         ends += [order[0], order[-1]]
     assert found.indices_S.tolist() == [int(i) for i in ends]
+
+
+def test_dtfd__written_out_gradient_equals_autograd() -> None:
+    head = make_head("dtfd", 5, 2, {"hidden": 6, "pseudo_bags": 3})[0].double().train()
+    h_NH, target = torch.randn(11, 6).double().requires_grad_(), torch.randn(3, 6).double()
+    parts, outside_GN = head.split(torch.randperm(11))
+    raw_N = head.attention(h_NH[None])[0, 0]
+    loops = torch.stack([raw_N[part].softmax(-1) @ h_NH[part] for part in parts])
+    leaves = [h_NH, *head.attention.parameters()]
+    wanted = torch.autograd.grad((loops * target).sum(), leaves)
+    bags_GH, *_ = head.attention.pool_parts(h_NH, outside_GN)
+    found = torch.autograd.grad((bags_GH * target).sum(), leaves)
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-10)
 
 
 def test_dtfd__empty_pseudo_bags_are_zero_vectors_and_keep_gradients_finite() -> None:
