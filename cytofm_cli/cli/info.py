@@ -82,7 +82,19 @@ def _step_line(step: str, record: dict[str, Any]) -> str:
             f"{record['mpp']:.4g} µm/px, pixels {record['store_codec']} "
             f"({human_bytes(record['pixel_bytes'])}); {when}"
         )
-    return f"{record.get('n', '?')} × {record.get('dim', '?')}; {when}"
+    return f"{_held(step, record)}; {when}"
+
+
+def _held(step: str, record: dict[str, Any]) -> str:
+    """Say what a step's arrays hold, in its own words."""
+    kind, n = step.partition("/")[0], record.get("n")
+    if n is None:
+        return "a count is not recorded"
+    if kind == "nuclei":
+        classes = ", ".join(record.get("classes") or ())
+        return f"{n} nuclei" + (f" of classes {classes}" if classes else "")
+    what = {"embeddings": "embeddings", "attention": "rows of attention"}.get(kind, "rows")
+    return f"{n} {what}" + (f" of {record['dim']} numbers" if record.get("dim") else "")
 
 
 def _arrays(store: Store) -> list[dict[str, Any]]:

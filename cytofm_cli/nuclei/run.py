@@ -25,8 +25,6 @@ from cytofm_cli.tiles.read import ordered_map
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
-# Flags that read better than the module's name.
-_ALIASES = {"import": "imported"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +54,7 @@ class DetectJob:
     @property
     def detector(self) -> str:
         """Name of the plug-in, and of the group in the store."""
-        name = self.config.detector.replace("-", "_")
-        return _ALIASES.get(name, name)
+        return registry.detectors.key(self.config.detector)
 
 
 class Detection:
