@@ -93,7 +93,7 @@ def _try_create(path: Path, token: str) -> bool:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -10,6 +10,8 @@ in level-0 pixels. Root attributes, under the key `cytofm`:
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -116,6 +118,7 @@ UNITS: Final = ("tile", "cell")
 TILES_PER_SHARD: Final = 64
 MOST_SHARDS: Final = 40
 ROWS_PER_CHUNK: Final = 1024
+_NAME_BYTES: Final = 200
 
 
 def tiles_per_shard(n_tiles: int) -> int:
@@ -123,16 +126,32 @@ def tiles_per_shard(n_tiles: int) -> int:
     return TILES_PER_SHARD * max(1, -(-n_tiles // (TILES_PER_SHARD * MOST_SHARDS)))
 
 
+def node_name(text: str) -> str:
+    """Return a name of an encoder, detector or RUN as that of one group of a store.
+
+    `timm/x` becomes `timm.x`. What Zarr or a file system does not take (control characters,
+    a leading dot or two underscores, more bytes than a file's name may have) is replaced.
+    """
+    name = re.sub(r"[/\x00-\x1f\x7f]", ".", text)
+    if not name or name.startswith((".", "__")) or name == "zarr.json":
+        name = f"x{name}"
+    raw = name.encode("utf-8", "surrogateescape")
+    if len(raw) > _NAME_BYTES:
+        digest = hashlib.sha256(raw).hexdigest()[:8]
+        name = f"{raw[: _NAME_BYTES - 9].decode('utf-8', 'ignore')}~{digest}"
+    return name
+
+
 def embedding_step(encoder: str, unit: str) -> str:
     """Return the name of an embedding step, which is also the path of its group."""
-    return f"embeddings/{encoder.replace('/', '.')}/{unit}"
+    return f"embeddings/{node_name(encoder)}/{unit}"
 
 
 def nuclei_step(detector: str) -> str:
     """Return the name of a detection step, which is also the path of its group."""
-    return f"nuclei/{detector}"
+    return f"nuclei/{node_name(detector)}"
 
 
 def attention_step(run: str, unit: str) -> str:
     """Return the name of an attention step, which is also the path of its group."""
-    return f"attention/{run}/{unit}"
+    return f"attention/{node_name(run)}/{unit}"

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ ZSTD: Codec = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
 JPEG: Codec = {"name": "imagecodecs_jpeg"}
 _CRC32C: Codec = {"name": "crc32c"}
 _MISSING = 2**64 - 1
+_BLOCK_BYTES = 2**20
 
 
 def zstd_encode(data: bytes) -> bytes:
@@ -46,7 +47,9 @@ def zstd_decode(data: bytes) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # What is no UTF-8 in a path becomes \udcXX, which is how JSON spells it too.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
 
 
@@ -94,6 +97,32 @@ def _write_array_node(
         "dimension_names": list(axes),
     }
     write_json(path / "zarr.json", node)
+
+
+def hash_array(path: Path, hasher: Hasher) -> None:
+    """Feed shape, dtype and values to a hash; how they were compressed does not count.
+
+    Raises:
+        OSError, ValueError: a file is missing or damaged.
+    """
+    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    hasher.update(json.dumps([node["shape"], node["data_type"]]).encode())
+    compressed = node["codecs"][-1]["name"] == ZSTD["name"]
+    for chunk in sorted(path.glob("c.*")):
+        hasher.update(f"\0{chunk.name}\0".encode())
+        if compressed:
+            hasher.update(zstd_decode(chunk.read_bytes()))
+            continue
+        with chunk.open("rb") as handle:
+            while block := handle.read(_BLOCK_BYTES):
+                hasher.update(block)
+
+
+class Hasher(Protocol):
+    """A hash of the standard library."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes."""
 
 
 class ShardedArrayWriter:
@@ -177,7 +206,7 @@ class ShardedArrayReader:
     """
 
     def __init__(self, path: Path) -> None:
-        node = json.loads((path / "zarr.json").read_text())
+        node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
         sharding = node["codecs"][0]
         if sharding["name"] != "sharding_indexed":
             raise ValueError(f"{path}: not a sharded array")

@@ -109,6 +109,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
     Raises:
         CytofmError: the slide cannot be tiled; no part of a store is left.
     """
+    io.check_slide_id(job.stores, job.slide_id)
     path = io.store_path(job.stores, job.slide_id)
     settings = as_record(job.config, results_only=True) | {"manifest_mpp": job.mpp}
     mark = _fingerprint(job.path)

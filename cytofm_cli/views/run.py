@@ -38,7 +38,7 @@ from cytofm_cli import provenance
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, differences
 from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError
-from cytofm_cli.store import io, schema
+from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.zarr3 import (
     BYTES,
     ZSTD,
@@ -114,13 +114,14 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
     settings = _settings(job, detector)
     found = store.steps[schema.nuclei_step(detector)]
     mark = f"{found['config_hash']}-{found['input_fingerprint']}"
-    if _is_done(job, settings, mark):
+    made_from = lineage.made_from(store.steps, schema.TILE_STEP, schema.nuclei_step(detector))
+    if _is_done(job, settings, mark, made_from):
         return "skipped", _facts(job)
     tiles, n_without = _choose(job, nuclei, store.steps[schema.TILE_STEP]["n_tiles"])
     if job.dry_run:
         return "done", {"store": str(job.target), "n_tiles": len(tiles)}
     with io.claim_step(job.folder, job.slide_id, _STEP):
-        if _is_done(job, settings, mark):
+        if _is_done(job, settings, mark, made_from):
             return "skipped", _facts(job)
         record = provenance.record(
             settings,
@@ -130,6 +131,7 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
             n_tiles=len(tiles),
             n_without_nuclei=n_without,
             n_views=len(recipe_of(job.config).views),
+            made_from=made_from,
         )
         with io.staging(job.folder, job.slide_id, _STEP) as staged:
             _write(staged, job, store, nuclei, tiles, report)
@@ -150,12 +152,13 @@ def _settings(job: ViewsJob, detector: str) -> dict[str, Any]:
     }
 
 
-def _is_done(job: ViewsJob, settings: dict[str, Any], mark: str) -> bool:
+def _is_done(job: ViewsJob, settings: dict[str, Any], mark: str, made_from: dict[str, str]) -> bool:
     if job.overwrite or not job.target.exists():
         return False
     done = _record(job)
     differing = differences(done["config"], settings)
-    if done["input_fingerprint"] != mark:
+    # Dumps of earlier versions do not say what they were made from.
+    if done["input_fingerprint"] != mark or done.get("made_from", made_from) != made_from:
         differing.append("the nuclei themselves have changed")
     if differing:
         raise ConfigMismatchError(
