@@ -222,5 +222,7 @@ def _write_attention(
         io.claim_step(store.parent, bag.slide_id, step),
         io.staging(store.parent, bag.slide_id, step) as staged,
     ):
-        write_array(staged / "values", result.instances_NK, axes=schema.ATTENTION.axes)
+        kind = schema.ATTENTION
+        told = kind.attributes | {"columns": list(result.columns)}
+        write_array(staged / "values", result.instances_NK, axes=kind.axes, attributes=told)
         io.commit_group(staged, store, step, record)

@@ -183,8 +183,11 @@ class Embedder:
                 rows,
                 axes=schema.EMBEDDINGS.axes,
                 rows_per_chunk=schema.ROWS_PER_CHUNK,
+                attributes=schema.EMBEDDINGS.attributes,
             )
-            write_array(staged / "xy_px0", xy_px0, axes=schema.EMBEDDINGS_XY.axes)
+            on_tiles = job.config.unit == "tile"
+            kind = schema.EMBEDDINGS_XY if on_tiles else schema.CELL_EMBEDDINGS_XY
+            write_array(staged / "xy_px0", xy_px0, axes=kind.axes, attributes=kind.attributes)
             gone = io.commit_group(staged, job.store, step, record)
         if gone:
             note(loss_note(job.store, step, gone))

@@ -176,7 +176,8 @@ def write_nuclei(folder: Path, table: NucleusTable) -> None:
         (schema.NUCLEI_CONTOUR, table.contour_px0),
         (schema.NUCLEI_CONTOUR_START, table.contour_start),
     ):
-        write_array(folder / kind.path.rpartition("/")[2], values, axes=kind.axes)
+        name = kind.path.rpartition("/")[2]
+        write_array(folder / name, values, axes=kind.axes, attributes=kind.attributes)
 
 
 def read_nuclei(store: io.Store, detector: str | None) -> tuple[str, NucleusTable]:

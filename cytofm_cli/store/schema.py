@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 SCHEMA_VERSION: Final = 1
@@ -20,6 +20,7 @@ ATTRIBUTES_KEY: Final = "cytofm"
 STORE_SUFFIX: Final = ".zarr"
 
 TILE_STEP: Final = "tile"
+_PX0: Final = "pixel of level 0, counted from the outer corner of its first pixel"
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,10 @@ class ArrayKind:
         path: path inside the store; `<name>` parts vary.
         dtype: NumPy dtypes allowed.
         axes: dimension names.
-        unit: unit of the values.
-        doc: one line for `cytofm info`.
+        unit: unit of the values; `px0` is a pixel of level 0, counted from the corner of the
+            first one.
+        doc: what a value is.
+        anchor: which point of a tile, nucleus or cell a place names: `corner` or `centre`.
     """
 
     path: str
@@ -39,6 +42,17 @@ class ArrayKind:
     axes: tuple[str, ...]
     unit: str
     doc: str
+    anchor: str = ""
+
+    @property
+    def attributes(self) -> dict[str, object]:
+        """Return what the array says of itself, as attributes of its Zarr node."""
+        told: dict[str, object] = {"description": self.doc}
+        if self.unit:
+            told["unit"] = _PX0 if self.unit == "px0" else self.unit
+        if self.axes[-1] == "xy":
+            told |= {"columns": ["x", "y"], "level": 0}
+        return told | ({"anchor": self.anchor} if self.anchor else {})
 
 
 THUMBNAIL: Final = ArrayKind(
@@ -48,7 +62,7 @@ FOREGROUND: Final = ArrayKind(
     "foreground", ("uint8",), ("y", "x"), "0 or 1", "foreground mask at the thumbnail's scale"
 )
 TILE_XY: Final = ArrayKind(
-    "tiles/xy_px0", ("int32",), ("tile", "xy"), "px0", "top-left corner of each tile"
+    "tiles/xy_px0", ("int32",), ("tile", "xy"), "px0", "top-left corner of each tile", "corner"
 )
 TILE_FOREGROUND: Final = ArrayKind(
     "tiles/foreground", ("float32",), ("tile",), "0..1", "foreground fraction of each tile"
@@ -58,7 +72,12 @@ TILE_PIXELS: Final = ArrayKind(
     "tiles/pixels", ("uint8",), ("tile", "y", "x", "c"), "RGB", "pixels of each tile"
 )
 NUCLEI_XY: Final = ArrayKind(
-    "nuclei/<detector>/xy_px0", ("float32",), ("nucleus", "xy"), "px0", "centroid"
+    "nuclei/<detector>/xy_px0",
+    ("float32",),
+    ("nucleus", "xy"),
+    "px0",
+    "centroid of each nucleus",
+    "centre",
 )
 NUCLEI_AREA: Final = ArrayKind(
     "nuclei/<detector>/area_um2", ("float32",), ("nucleus",), "µm²", "area"
@@ -87,7 +106,11 @@ EMBEDDINGS_XY: Final = ArrayKind(
     ("int32",),
     ("instance", "xy"),
     "px0",
-    "corner of a tile, centre of a cell",
+    "top-left corner of each tile",
+    "corner",
+)
+CELL_EMBEDDINGS_XY: Final = replace(
+    EMBEDDINGS_XY, doc="centre of each cell, rounded", anchor="centre"
 )
 ATTENTION: Final = ArrayKind(
     "attention/<run>/<unit>/values", ("float32",), ("instance", "map"), "", "attention of a head"
@@ -108,6 +131,7 @@ ARRAYS: Final = (
     NUCLEI_CONTOUR_START,
     EMBEDDINGS,
     EMBEDDINGS_XY,
+    CELL_EMBEDDINGS_XY,
     ATTENTION,
 )
 

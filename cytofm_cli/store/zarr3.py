@@ -61,13 +61,18 @@ def write_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None
 
 
 def write_array(
-    path: Path, values: NDArray[Any], *, axes: Sequence[str], compress: bool = True
+    path: Path,
+    values: NDArray[Any],
+    *,
+    axes: Sequence[str],
+    compress: bool = True,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a small array as one chunk in one file."""
     codecs = [BYTES, ZSTD] if compress else [BYTES]
     path.mkdir(parents=True, exist_ok=True)
     chunk = tuple(max(1, side) for side in values.shape)
-    _write_array_node(path, values.shape, values.dtype, chunk, codecs, axes)
+    _write_array_node(path, values.shape, values.dtype, chunk, codecs, axes, attributes)
     if values.size:
         data = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False)
         raw = data.tobytes()
@@ -82,6 +87,7 @@ def _write_array_node(
     chunk: Sequence[int],
     codecs: Sequence[Codec],
     axes: Sequence[str],
+    attributes: Mapping[str, Any] | None,
 ) -> None:
     node = {
         "zarr_format": 3,
@@ -93,7 +99,7 @@ def _write_array_node(
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": 0,
         "codecs": list(codecs),
-        "attributes": {},
+        "attributes": dict(attributes or {}),
         "dimension_names": list(axes),
     }
     write_json(path / "zarr.json", node)
@@ -136,6 +142,7 @@ class ShardedArrayWriter:
         chunk: shape of an inner chunk; divides `(rows_per_shard, *shape[1:])`.
         codecs: inner codecs, as Zarr metadata, by which each chunk was encoded.
         axes: dimension names.
+        attributes: what the array says of itself.
     """
 
     def __init__(
@@ -148,6 +155,7 @@ class ShardedArrayWriter:
         chunk: Sequence[int],
         codecs: Sequence[Codec],
         axes: Sequence[str],
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         shard_shape = (rows_per_shard, *(max(1, side) for side in shape[1:]))
@@ -165,7 +173,8 @@ class ShardedArrayWriter:
                 "index_location": "end",
             },
         }
-        _write_array_node(path, shape, np.dtype(dtype), shard_shape, [sharding], axes)
+        kind = np.dtype(dtype)
+        _write_array_node(path, shape, kind, shard_shape, [sharding], axes, attributes)
 
     def write_shard(self, index: int, chunks: Iterable[bytes | None]) -> int:
         """Stream one shard to disk.
@@ -273,7 +282,12 @@ class ShardedArrayReader:
 
 
 def write_rows(
-    path: Path, values: NDArray[Any], *, axes: Sequence[str], rows_per_chunk: int
+    path: Path,
+    values: NDArray[Any],
+    *,
+    axes: Sequence[str],
+    rows_per_chunk: int,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a table (n, d) as one shard of uncompressed row blocks: one file, read by block."""
     n_rows = max(1, values.shape[0])
@@ -288,6 +302,7 @@ def write_rows(
         chunk=chunk,
         codecs=[BYTES],
         axes=axes,
+        attributes=attributes,
     )
 
     def encoded() -> Iterable[bytes]:

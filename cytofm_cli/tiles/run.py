@@ -356,7 +356,7 @@ def _write(
 
 
 def _write_kind(folder: Path, kind: schema.ArrayKind, values: NDArray[Any]) -> None:
-    write_array(folder / kind.path, values, axes=kind.axes)
+    write_array(folder / kind.path, values, axes=kind.axes, attributes=kind.attributes)
 
 
 def _thumbnail(plan: TilePlan) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:

@@ -61,6 +61,7 @@ Note = Callable[[str], None]
 SUFFIX: Final = ".views.zarr"
 ATTRIBUTES_KEY: Final = "cytofm_views"
 _STEP: Final = "views"
+_CENTRES: Final = "nucleus a view is centred on; whole numbers are centres of pixels; NaN: none"
 _BATCH: Final = 8  # tiles a thread works on at a time: their views take 17 MB as float32
 
 
@@ -300,16 +301,21 @@ def _write_plan(folder: Path, tiles: NDArray[np.int64], drawn: Sequence[_Made]) 
         for b, some in enumerate(made.rows)
     ]
     start = np.cumsum([0, *(len(some) for some in rows)])
-    for name, values, axes in (
-        ("tile", tiles.astype(np.int32), ("row",)),
-        ("boxes_px", boxes.astype(np.int32), ("row", "view", "xywh")),
-        ("centres_px", centres.astype(np.float32), ("row", "view", "xy")),
-        ("clean", clean.astype(np.uint8), ("row", "view")),
-        ("nucleus_start", start.astype(np.int64), ("row+1",)),
-        ("nucleus", np.concatenate(rows).astype(np.int32), ("nucleus",)),
-        ("kept", np.concatenate(kept).astype(np.uint8), ("nucleus", "view")),
+    for name, values, axes, doc in (
+        ("tile", tiles.astype(np.int32), ("row",), "row of the tile in the store"),
+        (
+            "boxes_px",
+            boxes.astype(np.int32),
+            ("row", "view", "xywh"),
+            "crop, pixels of the tile",
+        ),
+        ("centres_px", centres.astype(np.float32), ("row", "view", "xy"), _CENTRES),
+        ("clean", clean.astype(np.uint8), ("row", "view"), "1 where a view is not perturbed"),
+        ("nucleus_start", start.astype(np.int64), ("row+1",), "start of each tile in `nucleus`"),
+        ("nucleus", np.concatenate(rows).astype(np.int32), ("nucleus",), "row in the store"),
+        ("kept", np.concatenate(kept).astype(np.uint8), ("nucleus", "view"), "1 where it survives"),
     ):
-        write_array(folder / name, values, axes=axes)
+        write_array(folder / name, values, axes=axes, attributes={"description": doc})
 
 
 def _commit(staged: Path, target: Path) -> None:
