@@ -181,7 +181,8 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
         raise NoForegroundError(
             f"{info.path}: none of {n_grid} tiles holds {config.min_foreground:.1%} foreground"
             f"{'; ' + found.unsure if found and found.unsure else ''}.",
-            hint="look at it with --preview DIR; lower --min-foreground, or --foreground none.",
+            hint="look at it with `cytofm tile --preview DIR`; "
+            "lower --min-foreground, or --foreground none.",
         )
     focus = measure_focus(reader, slide_mpp, mask, job.threads).score(xy, read.tile_px0)
     taken = choose(
