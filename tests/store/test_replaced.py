@@ -14,7 +14,9 @@ from PIL import Image
 
 from cytofm_cli.cli.mil_score import _write_attention
 from cytofm_cli.encoders.config import EmbedConfig
-from cytofm_cli.encoders.run import Embedder, EmbedJob, to_dtype
+from cytofm_cli.encoders.dtype import to_dtype
+from cytofm_cli.encoders.models.handcrafted import HandcraftedEncoder
+from cytofm_cli.encoders.run import Embedder, EmbedJob
 from cytofm_cli.errors import StoreError
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.config import DetectConfig
@@ -139,3 +141,19 @@ def test_to_dtype__what_float16_holds_is_rounded(values: list[list[float]]) -> N
 def test_to_dtype__float32_keeps_what_it_is_given() -> None:
     values = np.array([[1e30, 1e-30]], np.float32)
     np.testing.assert_array_equal(to_dtype(values, "float32", "s"), values)
+
+
+def test_embed__stops_at_the_first_batch_that_float16_cannot_hold(
+    tiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def huge(_self: Any, batch: np.ndarray) -> np.ndarray:
+        seen.append(len(batch))
+        return np.full((len(batch), _self.spec.dim), 7e4, np.float32)
+
+    detect(tiled)
+    monkeypatch.setattr(HandcraftedEncoder, "encode", huge)
+    with pytest.raises(StoreError, match="handcrafted gave values up to 70000; float16 holds"):
+        embed(tiled, overwrite=True, dtype="float16", batch_size=2)
+    assert seen == [2]
