@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,11 @@ def test_cells_of_former_nuclei__are_refused_wherever_they_are_used(
     store = io.open_store(tiled)
     assert why_stale(store, CELLS) is not None
     said = f"{CELLS} is out of date: it was made from other nuclei/classical"
+    command = [sys.executable, "-m", "cytofm_cli", "info", str(tiled), "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert told["out_of_date"] == {
+        CELLS: "it was made from other nuclei/classical than the store holds now"
+    }
     with pytest.raises(StoreError, match=said):
         load_bags(tiled, None, "cell")
     with pytest.raises(StoreError, match=said) as caught:
