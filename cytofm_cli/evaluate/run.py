@@ -198,7 +198,7 @@ def features_of(
         "seed": config.seed if choice.random else None,
         "cytofm": __version__,
     }
-    name = choice.label.replace("/", ".").replace(" ", "-")
+    name = schema.node_name(choice.label).replace(" ", "-")
     kept = None if folder is None else folder / f"{name}-{digest(settings)}.safetensors"
     if kept is not None and (known := run_folder.read_features(kept, len(points))) is not None:
         return known
