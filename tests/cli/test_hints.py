@@ -28,6 +28,7 @@ RAISED_BY = {
     "cli/tile.py": {"tile"},
     "cli/views.py": {"views"},
     "encoders/": {"embed", "evaluate probe"},
+    "encoders/dtype.py": {"embed"},
     "encoders/run.py": {"embed"},
     "evaluate/": {"evaluate probe"},
     "nuclei/": {"detect"},
