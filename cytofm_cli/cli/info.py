@@ -11,6 +11,7 @@ import typer
 from cytofm_cli.cli.inputs import find_slides
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
+from cytofm_cli.store.fresh import why_stale
 from cytofm_cli.store.io import Store, is_store, open_store
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.units import human_bytes
@@ -66,9 +67,11 @@ def _tell_store(store: Store) -> None:
         f"  slide   {slide['path']}  {w} × {h} px  {slide['mpp']:.4g} µm/px ({slide['mpp_source']})"
         f"  {slide['format']}, {slide['codec']}, read by {slide['reader']}"
     )
+    why = {step: told for step in store.steps if (told := why_stale(store, step)) is not None}
     for step, record in sorted(store.steps.items()):
-        lines.append(f"  {step}  {_step_line(step, record)}")
-    record = {"store": str(store.path), "slide": slide, "steps": store.steps}
+        stale = f"; out of date: {why[step]}" if step in why else ""
+        lines.append(f"  {step}  {_step_line(step, record)}{stale}")
+    record = {"store": str(store.path), "slide": slide, "steps": store.steps, "out_of_date": why}
     record["arrays"] = _arrays(store)
     lines += [f"    {a['path']}  {a['dtype']} {tuple(a['shape'])}" for a in record["arrays"]]
     out.data("\n".join(lines), record)
