@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli import provenance
 from cytofm_cli.batch import Status
-from cytofm_cli.config import as_record, differences
+from cytofm_cli.config import as_record
 from cytofm_cli.encoders.base import CELL_UM, Encoder, load_encoder, store_key
 from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
@@ -34,8 +34,10 @@ from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.nuclei.run import name_of_nuclei
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array, write_rows
+from cytofm_cli.tiles.config import TileJob
+from cytofm_cli.tiles.finished import is_done
 from cytofm_cli.tiles.read import ordered_map
-from cytofm_cli.tiles.run import TileJob, tile_slide
+from cytofm_cli.tiles.run import fingerprint_of, tile_slide
 from cytofm_cli.tiles.source import TileSource, open_tiles
 
 _CPU_BATCH = 16  # larger ones fall out of the caches
@@ -313,19 +315,15 @@ def _find_finished(
 
 def _ensure_tiles(job: TileJob, path: Path, report: Report, note: Note) -> None:
     """Tile a slide unless it is; a store with or without pixels serves alike."""
-    if path.exists():
-        done = io.open_store(path).steps[schema.TILE_STEP]["config"]
-        wanted = as_record(job.config, results_only=True) | {"manifest_mpp": job.mpp}
-        about_pixels = {"pixels": done["pixels"], "jpeg_quality": done["jpeg_quality"]}
-        differing = differences(done, wanted | about_pixels)
-        if not differing:
-            return
+    as_it_is = replace(job, overwrite=False)  # new embeddings need no new tiles
+    try:
+        done = is_done(as_it_is, path, fingerprint_of(job.path), pixels_count=False)
+    except ConfigMismatchError:
         if not job.overwrite:
-            raise ConfigMismatchError(
-                f"{path}: was tiled with other settings: {'; '.join(differing)}.",
-                hint="--overwrite tiles it anew, another -o keeps both.",
-            )
-    tile_slide(job, report, note)
+            raise
+        done = False
+    if not done:
+        tile_slide(job, report, note)
 
 
 def _facts(store: io.Store, step: str) -> dict[str, Any]:

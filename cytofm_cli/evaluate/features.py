@@ -79,7 +79,7 @@ def open_source(
         return
     reader = open_slide(source.path)
     try:
-        slide_mpp, _ = resolve_mpp(reader.info, manifest_mpp=source.mpp, flag_mpp=mpp)
+        slide_mpp = resolve_mpp(reader.info, manifest_mpp=source.mpp, slide_mpp=mpp).mpp
         plan = plan_reading(
             reader.info, slide_mpp=slide_mpp, target_mpp=slide_mpp, tile_px=1, tolerance=0.0
         )

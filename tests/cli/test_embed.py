@@ -19,7 +19,7 @@ def bag(store: Path, encoder: str = "handcrafted") -> np.ndarray:
 def test_embed__slides_in_one_pass_give_the_same_bags_and_store_no_pixels(
     cytofm, fields: Path, stores: Path, tmp_path: Path
 ) -> None:
-    words = ("embed", fields, "-o", tmp_path, "--mpp", 0.25, "--tile-px", 256)
+    words = ("embed", fields, "-o", tmp_path, "--slide-mpp", 0.25, "--tile-px", 256)
     done = cytofm(*words)
     assert done.returncode == 0, done.stderr
     for store in sorted(stores.glob("*.zarr")):
@@ -46,7 +46,7 @@ def test_embed__a_moved_slide_is_found_with_slides(cytofm, fields: Path, tmp_pat
     folder.mkdir()
     field = sorted(fields.iterdir())[0]
     (folder / field.name).write_bytes(field.read_bytes())
-    words = ("tile", folder, "-o", tmp_path / "s", "--mpp", 0.25, "--pixels", "none")
+    words = ("tile", folder, "-o", tmp_path / "s", "--slide-mpp", 0.25, "--pixels", "none")
     assert cytofm(*words).returncode == 0
     folder.rename(tmp_path / "after")
     lost = cytofm("embed", tmp_path / "s")
