@@ -205,9 +205,13 @@ def digest(record: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name the settings that differ: `key: old → new`."""
+    """Name the settings that differ: `key: old → new`; what is not set is the default."""
+
+    def shown(of: Mapping[str, Any], key: str) -> str:
+        return "default" if of.get(key) is None else repr(of[key])
+
     return [
-        f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+        f"{key}: {shown(old, key)} → {shown(new, key)}"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]

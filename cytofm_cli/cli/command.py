@@ -113,7 +113,7 @@ def _check_environment(ctx: Any, command: Any) -> None:
     """
     words = ctx.command_path.split()
     known = _known_variables(ctx, command)
-    ours = {name.split("_")[1] for name in known}
+    ours = {name.split("_")[1] for name in known} | {words[1].upper()}
     sections = {name.upper() for name in (*SECTIONS, *_siblings(ctx.find_root()))}
     for name in sorted(os.environ):
         if not name.startswith("CYTOFM_") or name in known or name in OTHER_VARIABLES:

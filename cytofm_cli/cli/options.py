@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -202,6 +202,7 @@ def _merge(
             layers, unused = _only(configs.field_types(kind), section, layers)
             notes += unused
         modern = [_modern(kind, section, layer) for layer in (*layers, explicit[name])]
+        _refuse_misplaced(modern[0], section, [kind, *sections.values(), RunOptions])
         merged[name] = configs.resolve(kind, section, *modern)
     return merged, notes
 
@@ -211,6 +212,17 @@ def _from_file(file: object, table: dict[str, Any]) -> Layer:
     return Layer(table, form=place + "[{section}] {key} = {value!r}", place=f"{file}: ")
 
 
+def _refuse_misplaced(table: Layer, section: str, kinds: Sequence[Any]) -> None:
+    """Refuse a setting that stands in the table of another step, and say where it belongs."""
+    for key in table:
+        homes = [k.SECTION for k in kinds if key.replace("-", "_") in configs.field_types(k)]
+        if homes and section not in homes:
+            raise UsageError(
+                f"{table.place}[{section}] has no setting {key!r}.",
+                hint=f"it belongs to [{homes[0]}].",
+            )
+
+
 def _modern(kind: type, section: str, layer: Layer) -> Layer:
     """Call settings by the names that they have now, and say so."""
     formers = configs.former_names(kind)
@@ -218,7 +230,7 @@ def _modern(kind: type, section: str, layer: Layer) -> Layer:
         return layer
     for name in formers.keys() & layer.keys():
         now = formers[name]
-        out.warn(f"{layer.written(section, name)}: is called {now.replace('_', '-')} now")
+        out.warn(f"{layer.written(section, name)}: the setting is called {now} now")
     return Layer({formers.get(k, k): v for k, v in layer.items()}, layer.form, layer.place)
 
 

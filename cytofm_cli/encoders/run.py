@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cytofm_cli import provenance
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record
-from cytofm_cli.encoders.base import CELL_UM, Encoder, load_encoder, store_key
+from cytofm_cli.encoders.base import CELL_UM, Encoder, EncoderSpec, load_encoder, store_key
 from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.errors import (
@@ -105,7 +105,10 @@ class Embedder:
         step = schema.embedding_step(store_key(encoder.spec), job.config.unit)
         with io.claim_step(job.store.parent, job.slide_id, step):
             if not job.overwrite and io.is_finished(
-                job.store, step, config=settings, input_fingerprint=mark
+                job.store,
+                step,
+                config=_in_words_of(store.steps.get(step), settings, encoder.spec),
+                input_fingerprint=mark,
             ):
                 return "skipped", _facts(io.open_store(job.store), step)
             self._write(job, store, step, settings, mark, report, note)
@@ -306,11 +309,45 @@ def _find_finished(
         if (
             step.startswith("embeddings/")
             and step.endswith(f"/{unit}")
-            and record["config"] == settings
+            and record["config"] == _in_words_of(record, settings)
             and record["input_fingerprint"] == mark
         ):
             return step
     return None
+
+
+def _in_words_of(
+    record: Mapping[str, Any] | None, settings: Mapping[str, Any], spec: EncoderSpec | None = None
+) -> dict[str, Any]:
+    """Return settings in the words of a finished step, where both come to the same.
+
+    A record keeps what was typed, and beside it what that came to (`cell_um`, `pooling`).
+
+    Args:
+        record: of the finished step, if there is one.
+        settings: as typed now.
+        spec: of the encoder, which supplies what is not typed; None while it is not loaded.
+    """
+    words = dict(settings)
+    if record is None:
+        return words
+    defaults = {} if spec is None else asdict(spec) | {"cell_um": spec.cell_um or CELL_UM}
+    for key in {*settings, *record["config"]}:
+        then, now = record["config"].get(key), settings.get(key)
+        was = record.get(key) if then is None else then
+        wanted = defaults.get(key) if now is None else now
+        acts = {
+            "seed": settings["random_weights"],
+            "detector": then is not None and now is not None,  # else the input tells
+            "encoder": spec is None or record["encoder"] != spec.name,
+        }
+        if not acts.get(key, True) or (was is not None and _plain(was) == _plain(wanted)):
+            words[key] = then
+    return {key: value for key, value in words.items() if key in record["config"] or value}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _ensure_tiles(job: TileJob, path: Path, report: Report, note: Note) -> None:

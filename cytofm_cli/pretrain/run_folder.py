@@ -26,6 +26,7 @@ from cytofm_cli import __version__
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
 from cytofm_cli.pretrain import checkpoint
 from cytofm_cli.run_record import changes, to_text, write_text
+from cytofm_cli.views.recipes import same_views
 
 CONFIG: Final = "config.toml"
 SUMMARY: Final = "summary.json"
@@ -58,7 +59,7 @@ def is_done(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bo
     former = _former(out)
     if former is None or overwrite:
         return False
-    changed = changes({name: of for name, of in former.items() if name != "made"}, record)
+    changed = changes(*_unsettled(former, record))
     if changed:
         raise ConfigMismatchError(
             f"{out}: was begun with other settings ({'; '.join(changed)}).",
@@ -77,6 +78,24 @@ def prepare(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bo
     if not (out / CONFIG).is_file():
         made = {"cytofm": __version__, "torch": torch.__version__, "utc": _now()}
         write_text(out / CONFIG, to_text({**record, "made": made}))
+
+
+def _unsettled(
+    former: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, dict[str, Any]]]:
+    """Return two records without the words that cannot differ in what they come to."""
+    pair = [{n: dict(of) for n, of in one.items() if n != "made"} for one in (former, wanted)]
+    drop = []
+    if all("n_steps" in one.get("data", {}) for one in pair):
+        drop += ["steps", "epochs"]  # which of the two was typed
+    if all(one["pretrain"].get("unit") == "tile" for one in pair):
+        drop.append("cell_um")
+    for one in pair:
+        one["pretrain"] = {k: v for k, v in one["pretrain"].items() if k not in drop}
+    if all("views" in one for one in pair) and same_views(pair[0]["views"], pair[1]["views"]):
+        for one in pair:
+            del one["views"]
+    return pair
 
 
 def _former(out: Path) -> dict[str, Any] | None:

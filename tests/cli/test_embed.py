@@ -9,6 +9,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 import zarr
 
 
@@ -100,3 +101,41 @@ def test_info__tells_slides_and_stores(cytofm, fields: Path, stores: Path) -> No
     assert "tiles/pixels" in paths
     slide = cytofm("info", sorted(fields.iterdir())[0])
     assert "resolution not stated" in slide.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--encoder", "handcrafted"),
+        ("--seed", 4),
+        ("--unit", "tile", "--cell-um", 64, "--detector", "classical"),
+    ],
+)
+def test_embed__other_words_for_the_same_bag_are_skipped(
+    cytofm, stores: Path, words: tuple[object, ...]
+) -> None:
+    done = cytofm("embed", stores, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert {json.loads(line)["status"] for line in done.stdout.splitlines()} == {"skipped"}
+
+
+def test_embed__defaults_of_the_encoder_spelt_out_are_the_same_bag(
+    cytofm, stores: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / sorted(stores.glob("*.zarr"))[0].name
+    shutil.copytree(sorted(stores.glob("*.zarr"))[0], store)
+    assert cytofm("detect", store).returncode == 0
+    cells = ("embed", store, "--unit", "cell", "--encoder", "handcrafted")
+    assert cytofm(*cells).returncode == 0
+    spelt = cytofm(*cells, "--cell-um", 32, "--detector", "classical", "--json")
+    assert '"skipped"' in spelt.stdout, spelt.stderr
+    other = cytofm(*cells, "--cell-um", 40)
+    assert other.returncode == 2
+    assert "cell_um: default → 40.0" in other.stderr
+    assert not (tmp_path / "failures.jsonl").exists()
+    assert cytofm(*cells, "--cell-um", 40, "--overwrite").returncode == 0
+    back = cytofm(*cells, "--json")
+    assert back.returncode == 2  # what was asked for then is not the default
+    assert "cell_um: 40.0 → default" in back.stderr
+    assert cytofm(*cells, "--cell-um", 32, "--overwrite").returncode == 0
+    assert '"skipped"' in cytofm(*cells, "--json").stdout
