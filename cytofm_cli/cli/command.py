@@ -1,14 +1,14 @@
 """What every command has, however it was declared: headings, environment, completion.
 
 `improve` gives this class to all commands of the tree, so that an option of any of them may
-also stand in the environment, as CYTOFM_<STEP>_<OPTION>.
+also stand in the environment, as CYTOFM_<COMMAND>_<OPTION>.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -39,7 +39,7 @@ class Command(TyperCommand):
                 continue
             flag = long_flag(param)
             if param.show_envvar and param.envvar is None and len(words) > 1:
-                param.envvar = variable("run" if flag in SHARED else words[1], flag)
+                param.envvar = _variable(words, flag)
             param._custom_shell_complete = param._custom_shell_complete or offer(
                 words[-1], flag, param.metavar
             )
@@ -98,6 +98,11 @@ def long_flag(param: Any) -> str:
     return str(max(param.opts, key=len)).lstrip("-")
 
 
+def _variable(words: Sequence[str], flag: str) -> str:
+    """Return the variable of an option that is no setting of a step: `mil score -o` has its own."""
+    return variable("run" if flag in SHARED else "_".join(words[1:]), flag)
+
+
 def _panel(param: Any) -> str:
     named = getattr(param, "rich_help_panel", None)
     if named:
@@ -135,14 +140,13 @@ def _known_variables(ctx: Any, command: Any) -> set[str]:
     commands = [command]
     if ctx.parent is not None and ctx.parent.parent is not None:
         commands += _siblings(ctx.parent).values()
+    above = ctx.command_path.split()[:-1]
     known = {variable("run", name) for name in field_types(RunOptions)}
     for one in commands:
         known |= set(getattr(one.callback, "variables", ()))
         for param in one.params:
             if param.param_type_name == "option" and param.show_envvar:
-                flag = long_flag(param)
-                section = "run" if flag in SHARED else ctx.command_path.split()[1]
-                known.add(variable(section, flag))
+                known.add(_variable([*above, one.name], long_flag(param)))
     return known
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -89,9 +89,7 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
         if name not in sections
     ]
     flags = {name: _flags(typing.cast("type", kind)) for name, kind in sections.items()}
-    # Two steps may share a setting by name (seed): one flag then speaks to both.
-    once = {parameter.name: parameter for group in flags.values() for parameter in group}
-    spread = [*plain, *once.values()]
+    spread = [*plain, *_once(flags.values())]
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
@@ -123,6 +121,17 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     del command.__wrapped__  # typer would look through it at the unspread signature
     return command
+
+
+def _once(groups: Iterable[list[inspect.Parameter]]) -> list[inspect.Parameter]:
+    """Join settings that two steps share by name (seed): one flag then speaks to both."""
+    found: dict[str, inspect.Parameter] = {}
+    for parameter in (one for group in groups for one in group):
+        first = found.setdefault(parameter.name, parameter)
+        if first is not parameter:
+            one, other = (typing.get_args(p.annotation)[1] for p in (first, parameter))
+            one.help = f"{one.help} {other.help}"
+    return list(found.values())
 
 
 def _flags(kind: type) -> list[inspect.Parameter]:

@@ -68,8 +68,8 @@ def test_every_option__has_help_and_a_variable_that_the_help_names(
     for option in options(command, context):
         _, text = option.get_help_record(context)
         assert text.strip()[:1] not in ("", "["), f"{name} --{long_flag(option)} has no help"
-        section = name.split(maxsplit=1)[0]
-        mine = {variable(s, long_flag(option)) for s in (section, "run", "tile", "views")}
+        sections = (*name.split()[:1], "_".join(name.split()), "run", "tile", "views")
+        mine = {variable(section, long_flag(option)) for section in sections}
         assert any(f"env var: {one}" in text for one in mine), (name, long_flag(option), text)
 
 
@@ -79,8 +79,8 @@ def test_every_command__says_each_thing_once(name: str, command: Command, contex
     flags = [flag for option in found for flag in (*option.opts, *option.secondary_opts)]
     assert len(flags) == len(set(flags))
     longs = {long_flag(option) for option in found}
-    # --seed is the first of the seeds, --seeds how many there are.
-    assert {f"{flag}s" for flag in longs} & longs <= {"seeds"}
+    # --seed is the first of the seeds, --seeds how many; --labels a table, --label its column.
+    assert {f"{flag}s" for flag in longs} & longs <= {"seeds", "labels"}
     helps = [option.help.partition("[env var")[0].strip() for option in found]
     assert len(helps) == len(set(helps)), [text for text in helps if helps.count(text) > 1]
 
