@@ -28,6 +28,16 @@ DELIMITERS: Final = (",", ";", "\t")
 MISSING: Final = frozenset(
     ("", "na", "n/a", "nan", "null", "<na>", "#n/a", "#na", "#nv", "#value!", "#ref!", "#name?")
 )
+# What the columns are called in tables of other tools: CLAM, STAMP, TRIDENT, QuPath, GDC, by hand.
+SLIDE_NAMES: Final = tuple(
+    "slide_id slide slide_name filename file_name file image image_id image_name wsi".split()
+)
+GROUP_NAMES: Final = tuple(
+    "group group_id patient patient_id case case_id case_submitter_id subject subject_id "
+    "participant participant_id donor donor_id individual individual_id".split()
+)
+LABEL_NAMES: Final = ("label", "class", "target", "diagnosis", "category", "ground_truth")
+_SUFFIX = re.compile(r"(\.ome)?\.[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
 _SAMPLE_CHARS = 1 << 16
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -196,6 +206,14 @@ def plain_name(name: str) -> str:
 def is_missing(cell: str) -> bool:
     """Tell whether a cell says that nothing is known: empty, `NA`, `nan`, `null`, `#N/A`."""
     return cell.strip().casefold() in MISSING
+
+
+def match_slide(name: str, slide_ids: Collection[str]) -> str | None:
+    """Find the slide that a cell names: by its id, or by a file with folders or a suffix."""
+    file = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    suffix = _SUFFIX.search(file)
+    stem = file[: suffix.start()] if suffix else file
+    return next((word for word in (name, file, stem) if word in slide_ids), None)
 
 
 def _read_text(path: Path, error: type[InputError]) -> tuple[str, list[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cytofm_cli.errors import InputError, LabelError
-from cytofm_cli.tables import Table, is_missing, plain_name, read_table
+from cytofm_cli.tables import Table, is_missing, match_slide, plain_name, read_table
 
 NAMES = ("slide_id", "label", "x")
 
@@ -189,3 +189,21 @@ def test_plain_name__case_blanks_and_dashes() -> None:
     assert {plain_name(n) for n in ("Patient ID", "patient_id", "PATIENT-ID", " patientId ")} == {
         "patientid"
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "slide"),
+    [
+        ("A", "A"),
+        ("A.svs", "A"),
+        ("scans/A.ome.tif", "A"),
+        ("D:\\scans\\A.ndpi", "A"),
+        ("features/B.1.h5", "B.1"),
+        ("B.1", "B.1"),
+        ("B.2", None),
+        ("C.tif", "C.tif"),
+        ("a", None),
+    ],
+)
+def test_match_slide__id_or_file(name: str, slide: str | None) -> None:
+    assert match_slide(name, {"A", "B", "B.1", "C", "C.tif"}) == slide
