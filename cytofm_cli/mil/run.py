@@ -29,7 +29,7 @@ from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil import run_folder, splits, summary
 from cytofm_cli.mil.bags import Bag, check_bags, fingerprint, load_bags
 from cytofm_cli.mil.cache import bag_file
-from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.config import MilConfig, MilSettings, check_classes
 from cytofm_cli.mil.labels import BETHESDA, Cohort, build_cohort, read_labels
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.mil.pool import stop_requests
@@ -179,6 +179,7 @@ def make_plan(
     else:
         check_bags(bags)
     cohort = build_cohort(bags, table, classes=config.classes, allow_missing=config.allow_missing)
+    check_classes(config, len(cohort.classes))
     origin, mixed = origins.common(cohort.bags, allow_mixed=config.allow_mixed)
     search = partial(
         make_candidates,
@@ -198,7 +199,7 @@ def make_plan(
     return Plan(config, base.recipe, base.head, cohort, folds, candidates, origin, record, notes)
 
 
-def make_folds(config: MilConfig, cohort: Cohort) -> list[Fold]:
+def make_folds(config: MilSettings, cohort: Cohort) -> list[Fold]:
     """Make the outer folds that the settings ask for."""
     y, groups = cohort.y_N, cohort.groups
     if config.splits is not None:
