@@ -185,8 +185,9 @@ def _write_splits(config: MilConfig, source: Source, labels: Path, out: Path) ->
     with bag_file(out / SPLITS) as cache:
         cohort = build_cohort(
             load_bags(source.bags, source.encoder, source.unit, cache),
-            read_labels(labels, label_column=config.label),
+            read_labels(labels, label_column=config.label, group_column=config.group),
             classes=config.classes,
+            positive=config.positive,
             allow_missing=config.allow_missing,
         )
         folds = make_folds(config, cohort)

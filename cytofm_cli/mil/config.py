@@ -27,8 +27,14 @@ class MilConfig:
     encoder: str | None = option(None, "whose embeddings; not needed if a store holds one kind")
     unit: str = option("tile", "what an instance is", choices=("tile", "cell"))
     label: str = option("label", "column of the labels table to learn")
+    group: str | None = option(
+        None, "column of the patients, if not `group`, `patient`, `case_id` or the like"
+    )
     classes: tuple[str, ...] | None = option(
         None, "class names in order, positive or worst last, comma-separated"
+    )
+    positive: str | None = option(
+        None, "the positive one of two classes [default: the last; normal, negative, … come first]"
     )
     allow_missing: bool = option(False, "leave out slides that lack a bag or a label")
     protocol: str = option(

@@ -23,8 +23,9 @@ from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError, Usag
 from cytofm_cli.mil import splits, summary
 from cytofm_cli.mil.bags import Bag, fingerprint, load_bags
 from cytofm_cli.mil.cache import bag_file
+from cytofm_cli.mil.classes import is_bethesda
 from cytofm_cli.mil.config import MilConfig
-from cytofm_cli.mil.labels import BETHESDA, Cohort, build_cohort, read_labels
+from cytofm_cli.mil.labels import Cohort, build_cohort, read_labels
 from cytofm_cli.mil.pool import stop_requests
 from cytofm_cli.mil.splits import Fold
 from cytofm_cli.mil.tune import Candidate, make_candidates
@@ -151,10 +152,16 @@ def make_plan(
     twice = [key for key in tune if key in head or key in config.recipe_overrides()]
     if twice:
         raise UsageError(f"{twice[0]} is both set and tuned.", hint="leave one of the two out")
-    table = read_labels(labels, label_column=config.label)
+    table = read_labels(labels, label_column=config.label, group_column=config.group)
     if isinstance(bags, Path):
         bags = load_bags(bags, config.encoder, config.unit, cache)
-    cohort = build_cohort(bags, table, classes=config.classes, allow_missing=config.allow_missing)
+    cohort = build_cohort(
+        bags,
+        table,
+        classes=config.classes,
+        positive=config.positive,
+        allow_missing=config.allow_missing,
+    )
     search = partial(
         make_candidates,
         config.method,
@@ -230,7 +237,9 @@ def _record(
 
     mil = as_record(config, results_only=True)
     mil["encoder"] = cohort.bags[0].encoder or None  # named or found: the same run
-    mil.pop("splits")  # what counts is what the folds are, not which file they came from
+    # What counts is what the folds, groups and classes are, not which option they came from.
+    for implied in ("splits", "group", "positive"):
+        mil.pop(implied)
     layout = splits.to_csv(folds, cohort.slide_ids, cohort.groups)
     gap = mil_methods.load(config.method).make.gap if config.preset == "official" else ""
     return {
@@ -337,7 +346,7 @@ def _metrics_record(
     plain = [summary.Decision(1.0, d.threshold) for d in decisions]
     models = [cell for cell in cells if cell.seed >= 0]
     retrained = [cell for cell in cells if cell.seed < 0]
-    ordinal = plan.recipe.bag_loss == "ordinal" or (c > 2 and set(cohort.classes) <= set(BETHESDA))
+    ordinal = plan.recipe.bag_loss == "ordinal" or (c > 2 and is_bethesda(cohort.classes))
     pooled = summary.pool(models, decisions, c, n)
     raw = summary.pool(models, plain, c, n)
     found = summary.judge(pooled, raw, cohort, config, ordinal=ordinal)
