@@ -182,7 +182,7 @@ def make_folds(config: MilConfig, cohort: Cohort) -> list[Fold]:
     """Make the outer folds that the settings ask for."""
     y, groups = cohort.y_N, cohort.groups
     if config.splits is not None:
-        folds = splits.read_csv(config.splits, cohort.slide_ids, groups)
+        folds = splits.read_csv(config.splits, cohort.slide_ids, groups, y)
         splits.check_classes(folds, y, cohort.classes, config.splits)
         return folds
     protocol = config.protocol
