@@ -37,6 +37,11 @@ class MilConfig:
         None, "the positive one of two classes [default: the last; normal, negative, … come first]"
     )
     allow_missing: bool = option(False, "leave out slides that lack a bag or a label")
+    allow_mixed: bool = option(
+        False,
+        "go on with bags of several encoders, tile sizes or resolutions",
+        affects_result=False,  # without it such bags are refused; the RUN records what is mixed
+    )
     protocol: str = option(
         "auto",
         "auto: the `split` column if there is one, else cv; holdout: one test part",
