@@ -36,6 +36,8 @@ GROUP_NAMES: Final = tuple(
     "group group_id patient patient_id case case_id case_submitter_id subject subject_id "
     "participant participant_id donor donor_id individual individual_id".split()
 )
+X_NAMES: Final = ("x", "x_px", "x_px0", "centroid_x", "centroid x px")
+Y_NAMES: Final = ("y", "y_px", "y_px0", "centroid_y", "centroid y px")
 LABEL_NAMES: Final = ("label", "class", "target", "diagnosis", "category", "ground_truth")
 _SUFFIX = re.compile(r"(\.ome)?\.[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
 _SAMPLE_CHARS = 1 << 16
@@ -98,6 +100,42 @@ class Table:
                 hint=f"did you mean {close!r}? Rename it {names[0]}" if close else hint,
             )
         return found[0]
+
+    def label_column(self, wanted: str = "label", *, hint: str | None = None) -> str:
+        """Return the column of labels: the one that is wanted, or for "label" another name of it.
+
+        Raises:
+            error: it is not there, or several could be meant.
+        """
+        others = [] if self.find(wanted) or wanted != "label" else self.find(*LABEL_NAMES)
+        if len(others) > 1:
+            raise self.error(
+                f"{self.path}: no column label; {' and '.join(others)} could be meant.",
+                hint=f"--label {others[0]}, or rename one label",
+            )
+        return others[0] if others else self.need(wanted, hint=hint)
+
+    def group_column(self, wanted: str | None = None, *, besides: str = "") -> str | None:
+        """Return the column of patients; None: there is none.
+
+        Args:
+            wanted: the column that the user names.
+            besides: a column that is taken for something else.
+
+        Raises:
+            error: it is not there, or two columns group the rows differently.
+        """
+        if wanted is not None:
+            return self.need(wanted)
+        found = [column for column in self.find(*GROUP_NAMES) if column != besides]
+        for other in found[1:]:
+            if not _same_groups(self.columns[found[0]], self.columns[other]):
+                raise self.error(
+                    f"{self.path}: columns {found[0]} and {other} group the rows differently.",
+                    hint=f"say which is the patient: --group {found[0]} or --group {other}, or "
+                    "leave the other out",
+                )
+        return found[0] if found else None
 
     def place(self, row: int, column: str | None = None) -> str:
         """Name a cell or row in a message: file, line and column."""
@@ -337,6 +375,11 @@ def _ragged_hint(width: int, widths: Sequence[int]) -> str:
     if set(widths) == {width + 1}:
         return "every row has one more: R's row names? Write the table with row.names = FALSE"
     return "put cells that hold the separator into double quotes"
+
+
+def _same_groups(first: Sequence[str], second: Sequence[str]) -> bool:
+    pairs = set(zip(first, second, strict=True))
+    return len(pairs) == len(set(first)) == len(set(second))
 
 
 def _some(names: Collection[str], shown: int = 12) -> str:

@@ -199,7 +199,7 @@ def _check_used(config: MilSettings, labels: Path) -> None:
     from cytofm_cli.mil.config import check_used
     from cytofm_cli.mil.labels import read_labels
 
-    table = read_labels(labels, label_column=config.label)
+    table = read_labels(labels, label_column=config.label, group_column=config.group)
     check_used(config, has_splits=table.splits is not None)
 
 

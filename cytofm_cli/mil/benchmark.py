@@ -279,8 +279,9 @@ def _layout(config: MilSettings, source: Source, labels: Path) -> str:
     nothing = np.zeros((0, 0), np.float32)
     cohort = build_cohort(
         [Bag(path.stem, nothing) for path in find_bags(source.bags, source.encoder)],
-        read_labels(labels, label_column=config.label),
+        read_labels(labels, label_column=config.label, group_column=config.group),
         classes=config.classes,
+        positive=config.positive,
         allow_missing=config.allow_missing,
     )
     return splits.to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)

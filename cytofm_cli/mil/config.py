@@ -26,8 +26,14 @@ class MilSettings:
         choices=("cytofm", "official"),
     )
     label: str = option("label", "column of the labels table to learn")
+    group: str | None = option(
+        None, "column of the patients, if not `group`, `patient`, `case_id` or the like"
+    )
     classes: tuple[str, ...] | None = option(
         None, "class names in order, positive or worst last, comma-separated"
+    )
+    positive: str | None = option(
+        None, "the positive one of two classes [default: the last; normal, negative, … come first]"
     )
     allow_missing: bool = option(False, "leave out slides that lack a bag or a label")
     allow_mixed: bool = option(

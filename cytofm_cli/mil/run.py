@@ -29,8 +29,9 @@ from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil import run_folder, splits, summary
 from cytofm_cli.mil.bags import Bag, check_bags, fingerprint, load_bags
 from cytofm_cli.mil.cache import bag_file
+from cytofm_cli.mil.classes import is_bethesda
 from cytofm_cli.mil.config import MilConfig, MilSettings, check_classes
-from cytofm_cli.mil.labels import BETHESDA, Cohort, build_cohort, read_labels
+from cytofm_cli.mil.labels import Cohort, build_cohort, read_labels
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.mil.pool import stop_requests
 from cytofm_cli.mil.run_folder import (
@@ -173,12 +174,18 @@ def make_plan(
     twice = [key for key in tune if key in head or key in config.recipe_overrides()]
     if twice:
         raise UsageError(f"{twice[0]} is both set and tuned.", hint="leave one of the two out")
-    table = read_labels(labels, label_column=config.label)
+    table = read_labels(labels, label_column=config.label, group_column=config.group)
     if isinstance(bags, Path):
         bags = load_bags(bags, config.encoder, config.unit, cache)
     else:
         check_bags(bags)
-    cohort = build_cohort(bags, table, classes=config.classes, allow_missing=config.allow_missing)
+    cohort = build_cohort(
+        bags,
+        table,
+        classes=config.classes,
+        positive=config.positive,
+        allow_missing=config.allow_missing,
+    )
     check_classes(config, len(cohort.classes))
     origin, mixed = origins.common(cohort.bags, allow_mixed=config.allow_mixed)
     search = partial(
@@ -203,7 +210,7 @@ def make_folds(config: MilSettings, cohort: Cohort) -> list[Fold]:
     """Make the outer folds that the settings ask for."""
     y, groups = cohort.y_N, cohort.groups
     if config.splits is not None:
-        folds = splits.read_csv(config.splits, cohort.slide_ids, groups)
+        folds = splits.read_csv(config.splits, cohort.slide_ids, groups, y)
         splits.check_classes(folds, y, cohort.classes, config.splits)
         return folds
     protocol = config.protocol
@@ -233,7 +240,9 @@ def _record(
 
     mil = as_record(config, results_only=True)
     mil["encoder"] = encoder or None  # named or found: the same run
-    mil.pop("splits")  # what counts is what the folds are, not which file they came from
+    # What counts is what the folds, groups and classes are, not which option they came from.
+    for implied in ("splits", "group", "positive"):
+        mil.pop(implied)
     layout = splits.to_csv(folds, cohort.slide_ids, cohort.groups)
     gap = mil_methods.load(config.method).make.gap if config.preset == "official" else ""
     return {
@@ -351,7 +360,7 @@ def _metrics_record(
     plain = [summary.Decision(1.0, d.threshold) for d in decisions]
     models = [cell for cell in cells if cell.seed >= 0]
     retrained = [cell for cell in cells if cell.seed < 0]
-    ordinal = plan.recipe.bag_loss == "ordinal" or (c > 2 and set(cohort.classes) <= set(BETHESDA))
+    ordinal = plan.recipe.bag_loss == "ordinal" or (c > 2 and is_bethesda(cohort.classes))
     pooled = summary.pool(models, decisions, c, n)
     raw = summary.pool(models, plain, c, n)
     found = summary.judge(pooled, raw, cohort, config, ordinal=ordinal)
