@@ -224,11 +224,10 @@ def _read(path: Path, encoder: str | None, unit: str) -> Bag:
 
 
 def _read_store(path: Path, encoder: str | None, unit: str) -> Bag:
-    from cytofm_cli.store import io, schema
+    from cytofm_cli.store import io
 
     found = io.read_embeddings(path, encoder, unit)
-    tile = io.open_store(path).steps.get(schema.TILE_STEP, {})
-    origin = origins.of_store(tile, {**found.provenance, "unit": unit}, found.encoder)
+    origin = origins.of_store(io.open_store(path).steps, found.encoder, unit)
     return _bag(path, found.values, found.xy_px0, origin)
 
 

@@ -20,7 +20,7 @@ from cytofm_cli.mil.origin import Origin
 from cytofm_cli.mil.run import read_config, read_metrics, train_run
 from cytofm_cli.mil.score import load_run, score_bag, scores_csv
 
-TILES = Origin("uni", "ab" * 32, "cls", "tile", 256, 0.5, None, 0.57)
+TILES = Origin("uni", "ab" * 32, "cls", "tile", 256, 0.5, seen_mpp=0.57)
 QUICK = {"method": "mean", "folds": 2, "seeds": 2, "epochs": 2, "inner_folds": 2, "bootstrap": 100}
 
 
