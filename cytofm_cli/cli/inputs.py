@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import glob
+import math
 import os
 import re
 import sys
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from cytofm_cli.cli.out import out
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import is_store
+from cytofm_cli.tables import read_table
 from cytofm_cli.units import is_plausible_mpp
 
 # What a folder is searched for. A path that is given by name is tried whatever its suffix.
@@ -23,6 +25,9 @@ SLIDE_SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .dicom .czi .qptiff "
     ".jpg .jpeg .png".split()
 )
+
+_ID_NAMES = ("slide_id", "slide", "slide_name", "image_id")
+_PATH_NAMES = ("path", "file", "filename", "file_name", "file_path", "slide_path")
 
 T = TypeVar("T")
 
@@ -124,18 +129,17 @@ def read_manifest(path: Path) -> list[SlideRef]:
     Raises:
         InputError: unreadable, a column missing, an empty field, an impossible mpp.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: the manifest cannot be read ({error}).") from error
-    columns = set(rows[0]) if rows else set()
-    if not {"slide_id", "path"} <= columns:
-        raise InputError(
-            f"{path}: the manifest needs the columns slide_id and path.",
-            hint="first line: slide_id,path,mpp",
-        )
-    return [_manifest_ref(path, number, row) for number, row in enumerate(rows, start=2)]
+    table = read_table(path, (*_ID_NAMES, *_PATH_NAMES, "mpp"))
+    for note in table.notes:
+        out.warn(note)
+    hint = "first line: slide_id,path,mpp"
+    ids, paths = (table.columns[table.need(*of, hint=hint)] for of in (_ID_NAMES, _PATH_NAMES))
+    stated = table.find("mpp")
+    mpps = table.numbers(stated[0], default=math.nan) if stated else [math.nan] * len(table)
+    return [
+        _manifest_ref(path.parent, table.place(row), *of)
+        for row, of in enumerate(zip(ids, paths, mpps, strict=True))
+    ]
 
 
 def take_shard(items: Sequence[T], shard: str | None, *, key: Callable[[T], str]) -> list[T]:
@@ -178,9 +182,7 @@ def _ref(path: str) -> SlideRef:
     return SlideRef(slide_id=slide_id_of(path), path=path)
 
 
-def _manifest_ref(manifest: Path, number: int, row: dict[str, str]) -> SlideRef:
-    slide_id, path, mpp = ((row.get(key) or "").strip() for key in ("slide_id", "path", "mpp"))
-    where = f"{manifest}, line {number}"
+def _manifest_ref(folder: Path, where: str, slide_id: str, path: str, mpp: float) -> SlideRef:
     if not slide_id or not path:
         raise InputError(f"{where}: slide_id and path must not be empty.")
     if "/" in slide_id or slide_id.startswith("."):
@@ -188,14 +190,12 @@ def _manifest_ref(manifest: Path, number: int, row: dict[str, str]) -> SlideRef:
             f"{where}: {slide_id!r} cannot name a slide.", hint="no / and no leading dot."
         )
     if "://" not in path:
-        path = str(manifest.parent / path)
-    try:
-        value = float(mpp) if mpp else None
-    except ValueError:
-        raise InputError(f"{where}: mpp {mpp!r} is no number.") from None
-    if value is not None and not is_plausible_mpp(value):
-        raise InputError(f"{where}: mpp {mpp} is not between 0.05 and 5 µm/px.")
-    return SlideRef(slide_id=slide_id, path=path, mpp=value)
+        path = str(folder / path)
+    if math.isnan(mpp):
+        return SlideRef(slide_id, path)
+    if not is_plausible_mpp(mpp):
+        raise InputError(f"{where}: mpp {mpp:g} is not between 0.05 and 5 µm/px.")
+    return SlideRef(slide_id, path, mpp)
 
 
 def _slides_in_folder(folder: Path) -> list[str]:

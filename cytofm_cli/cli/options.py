@@ -96,7 +96,7 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
         given = {parameter.name: values[parameter.name] for parameter in plain}
         explicit = {
             name: Layer(
-                {p.name: values[p.name] for p in group if values[p.name] is not None},
+                {p.name: v for p in group if (v := _given(values[p.name])) is not None},
                 form="{flag} {value}",
             )
             for name, group in flags.items()
@@ -158,7 +158,7 @@ def _flag(section: str, field: dataclasses.Field[Any], kind: Any, name: str) -> 
         names[-1] = f"{long}/--no-{long[2:]}"
     choices = field.metadata.get("choices")
     if typing.get_origin(target) is tuple:
-        target = str
+        target = list[str]  # repeated, comma-separated, or both
     declared = typer.Option(
         *names,
         help=_help(section, field),
@@ -174,6 +174,11 @@ def _flag(section: str, field: dataclasses.Field[Any], kind: Any, name: str) -> 
         default=None,
         annotation=Annotated[target | None, declared],
     )
+
+
+def _given(value: Any) -> Any:
+    """Return what was typed for a flag, None if nothing was."""
+    return ",".join(value) or None if isinstance(value, list) else value
 
 
 def _help(section: str, field: dataclasses.Field[Any]) -> str:

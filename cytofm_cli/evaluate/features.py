@@ -19,7 +19,7 @@ from cytofm_cli.encoders.run import default_batch, embed_tiles
 from cytofm_cli.errors import InputError, LabelError, StoreError, UsageError
 from cytofm_cli.evaluate.points import Points
 from cytofm_cli.mil.bags import named
-from cytofm_cli.mil.labels import BETHESDA, class_order
+from cytofm_cli.mil.classes import as_found, class_order, is_bethesda
 from cytofm_cli.nuclei.crops import CellCrops
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
@@ -265,6 +265,7 @@ def label_tiles(
         tuple(labels),
         tuple(groups),
         np.array(numbers, dtype=np.int64),
+        points.notes,
     )
 
 
@@ -351,8 +352,9 @@ def _order_of(labels: Sequence[str], rule: str, positive: Sequence[str] | None) 
     if rule == "any":
         if not positive:
             raise UsageError("--tile-label any needs --positive.", hint="--positive LABEL,LABEL")
-        return (*(name for name in found if name not in positive), *positive)
-    if set(found) <= set(BETHESDA) or all(name.lstrip("-").isdigit() for name in found):
+        wanted = as_found(labels, positive, "--positive", what="point", whole=False)
+        return (*(name for name in found if name not in wanted), *wanted)
+    if is_bethesda(found) or all(name.lstrip("-").isdigit() for name in found):
         return found
     raise LabelError(
         f"labels {named(found)} have no order, so a tile has no worst one.",

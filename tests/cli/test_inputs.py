@@ -90,11 +90,31 @@ def test_manifest__relative_paths_and_mpp(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "slide_id;path;mpp\n001;s1.tif;0,25\n002;s2.tif;NA\n",
+        "slide_id, path, mpp\n001, s1.tif, 0.25\n002, s2.tif,\n",
+        "Slide ID\tFile\tMPP\r\n001\ts1.tif\t0,25\r\n002\ts2.tif\t\r\n",
+        "sep=;\nSLIDE_ID;PATH;MPP\n001;s1.tif;0,25\n\n;;\n002;s2.tif;\n",
+    ],
+)
+def test_manifest__dialects_of_excel_and_by_hand(tmp_path: Path, text: str) -> None:
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(text)
+    assert find_slides([], manifest) == [
+        SlideRef("001", str(tmp_path / "s1.tif"), 0.25),
+        SlideRef("002", str(tmp_path / "s2.tif"), None),
+    ]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,file\na,b\n", "needs the columns slide_id and path"),
+        ("id,file\na,b\n", r"no column slide_id \(found: id, file\)"),
+        ("slide_id,pth\na,b\n", "no column path"),
+        ("slide_id,path\na,b.svs,0.5\n", "line 2: 3 cells, but the header has 2"),
         ("slide_id,path\n,b.svs\n", "line 2: slide_id and path must not be empty"),
-        ("slide_id,path,mpp\na,b.svs,half\n", "line 2: mpp 'half' is no number"),
+        ("slide_id,path,mpp\na,b.svs,half\n", "line 2, column mpp: 'half' is no number"),
         ("slide_id,path,mpp\na,b.svs,250\n", "line 2: mpp 250 is not between"),
         ("slide_id,path\n../a,b.svs\n", "cannot name a slide"),
         ("slide_id,path\na,b.svs\na,c.svs\n", "two slides are called 'a'"),
