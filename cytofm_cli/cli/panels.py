@@ -50,7 +50,7 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         RUNNING: "device batch_size threads",
     },
     "mil": {
-        "Data": "encoder unit label classes positive allow_missing allow_mixed",
+        "Data": "encoder unit label group classes positive allow_missing allow_mixed",
         "Head and training": "method preset epochs lr weight_decay patience bag_loss vpu seeds "
         "seed retrain",
         "Splits": "protocol folds inner_folds repeats test_fraction splits",

@@ -293,10 +293,20 @@ def _may_write(out: Path, plan: Plan, *, overwrite: bool) -> bool:
     return bool(run_folder.lost(out))
 
 
+# What decides the folds, and nothing else.
+_ABOUT_FOLDS = ("protocol", "folds", "inner_folds", "repeats", "test_fraction")
+
+
 def _changes(run: Path, plan: Plan) -> list[str]:
     found = read_config(run)
     # A RUN of a version that did not record the origin: the digest of the bags tells enough.
     known = {k: v for k, v in plan.record.items() if k in found or k != origins.SECTION}
+    if found.get("task", {}).get("splits_digest") == plan.record["task"]["splits_digest"]:
+        # The same folds, by whatever words they were drawn.
+        found, known = (
+            {**of, "mil": {k: v for k, v in of["mil"].items() if k not in _ABOUT_FOLDS}}
+            for of in (found, known)
+        )
     return changes(found, known)
 
 

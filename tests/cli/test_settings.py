@@ -296,6 +296,8 @@ def complete(line: str, *, without_torch: bool = True) -> list[str]:
         ("cytofm embed --device cu", ["cuda", "cuda:0"]),
         ("cytofm pretrain stores --method dino", ["dino", "dinov2"]),
         ("cytofm mil train --method cl", ["clam_mb", "clam_sb"]),
+        ("cytofm mil benchmark --method mean,cl", ["mean,clam_mb", "mean,clam_sb"]),
+        ("cytofm mil benchmark --unit c", ["cell"]),
         ("cytofm evaluate probe --unit c", ["cell"]),
         ("cytofm export --to g", ["geojson"]),
     ],
