@@ -240,7 +240,7 @@ def _toml(value: Any) -> str:
 
 def _coerce(written: str, value: Any, kind: Any) -> Any:
     target, optional = base_type(kind)
-    if value is None or (optional and value == "none" and target is not str):
+    if value is None or (optional and value in ("none", "auto") and target is not str):
         if optional:
             return None
         raise UsageError(f"{written} must not be empty.")

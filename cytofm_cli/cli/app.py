@@ -54,8 +54,8 @@ handcrafted  ·  cytofm mil train --bags stores --labels labels.csv -o run
 """
 _EPILOG = (
     "Every setting can also stand in a TOML file (--config) or in the environment "
-    "(CYTOFM_TILE_MPP=0.25). Exit codes: 0 done, 1 our bug, 2 usage, 3 unusable input, "
-    "4 some slides failed, 75 try again, 130 and 143 stopped."
+    "(CYTOFM_TILE_MPP=0.25): docs/settings.md. Exit codes: 0 done, 1 our bug, 2 usage, 3 unusable "
+    "input, 4 some slides failed, 75 try again, 130 and 143 stopped."
 )
 
 

@@ -49,7 +49,7 @@ class Command(TyperCommand):
         """Check the environment; `--print-config` needs nothing else to be given."""
         if not ctx.resilient_parsing:
             _check_environment(ctx, self)
-        if "--print-config" in args:
+        if "--print-config" in args or variable("run", "print_config") in os.environ:
             for param in self.params:
                 param.required = False
         return super().parse_args(ctx, args)

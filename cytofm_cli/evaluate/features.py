@@ -7,6 +7,8 @@ Legend: N instances, D features.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ from cytofm_cli.store.io import Store, is_store, open_store, read_embeddings
 from cytofm_cli.tiles.field import Field, SlideField, TiledField, open_field
 from cytofm_cli.tiles.read import plan_reading, resolve_mpp
 from cytofm_cli.tiles.source import TileSource, open_tiles, plan_of
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[int, int], None]
 WHITE = 255
@@ -50,6 +54,11 @@ class Source:
     def store(self) -> Store | None:
         """The store, opened; None for a slide."""
         return open_store(Path(self.path)) if is_store(Path(self.path)) else None
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 @contextlib.contextmanager
@@ -79,7 +88,10 @@ def open_source(
         return
     reader = open_slide(source.path)
     try:
-        slide_mpp = resolve_mpp(reader.info, manifest_mpp=source.mpp, slide_mpp=mpp).mpp
+        resolution = resolve_mpp(reader.info, manifest_mpp=source.mpp, slide_mpp=mpp)
+        slide_mpp = resolution.mpp
+        if resolution.warning:
+            _warn_once(f"warning: {source.slide_id}: {resolution.warning}")
         plan = plan_reading(
             reader.info, slide_mpp=slide_mpp, target_mpp=slide_mpp, tile_px=1, tolerance=0.0
         )
