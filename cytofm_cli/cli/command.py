@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 from cytofm_cli.cli.completion import offer
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.out import out
-from cytofm_cli.cli.panels import FILES, LAST, OUTPUT
+from cytofm_cli.cli.panels import FILES, FIRST, LAST, OUTPUT
 from cytofm_cli.config import SECTIONS, field_types, variable
 from cytofm_cli.errors import UsageError
 
@@ -66,10 +66,10 @@ class Command(TyperCommand):
                 arguments.append(record)
             else:
                 panels.setdefault(_panel(param), []).append(record)
-        last = {title: panels.pop(title) for title in LAST if title in panels}
-        panels = {"Arguments": arguments} | panels | last
-        for title, records in panels.items():
-            if records:
+        known = [title for title in FIRST if title not in LAST]
+        others = [title for title in panels if title not in (*known, *LAST)]
+        for title in ("Arguments", *known, *others, *LAST):
+            if records := arguments if title == "Arguments" else panels.get(title):
                 with formatter.section(title):
                     formatter.write_dl(records)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cytofm_cli import registry
+from cytofm_cli.errors import CytofmError
 
 Values = Callable[[Mapping[str, Any]], Iterable[str]]
 
@@ -28,7 +30,9 @@ def offer(command: str, option: str, metavar: str | None) -> Callable[..., list[
 
     def complete(context: Any, _parameter: Any, incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")  # lists are comma-separated
-        words = values(context.params)
+        words: Iterable[str] = ()
+        with contextlib.suppress(CytofmError):  # a plug-in that is not there has no settings
+            words = values(context.params)
         return [f"{before}{comma}{word}" for word in words if word.startswith(last)]
 
     return complete

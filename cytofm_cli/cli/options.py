@@ -157,7 +157,9 @@ def _flag(section: str, field: dataclasses.Field[Any], kind: Any, name: str) -> 
     if target is bool and field.default is not False:
         names[-1] = f"{long}/--no-{long[2:]}"
     choices = field.metadata.get("choices")
+    metavar = "|".join(choices) if choices else None
     if typing.get_origin(target) is tuple:
+        metavar = metavar or f"<{typing.get_args(target)[0].__name__},…>"
         target = list[str]  # repeated, comma-separated, or both
     declared = typer.Option(
         *names,
@@ -165,7 +167,7 @@ def _flag(section: str, field: dataclasses.Field[Any], kind: Any, name: str) -> 
         show_default=False,
         show_envvar=False,  # read by `_merge`, which knows a file from a variable
         hidden=name != field.name,
-        metavar="|".join(choices) if choices else None,
+        metavar=metavar,
         rich_help_panel=panel_of(section, field.name),
     )
     return inspect.Parameter(

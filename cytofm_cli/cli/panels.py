@@ -16,11 +16,6 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         RUNNING: "config print_config dry_run overwrite shard workers threads timeout_s fail_fast",
         OUTPUT: "json quiet verbose no_progress",
     },
-    "tile": {
-        "Tiles": "tile_px mpp slide_mpp mpp_tolerance stride_px",
-        "Which tiles": "foreground min_foreground select max_tiles seed",
-        "Pixels": "pixels jpeg_quality reader",
-    },
     "detect": {"Detector": "detector weights", FILES: "slides nuclei", RUNNING: "device"},
     "embed": {
         "Encoder": "encoder weights download random_weights pooling seed",
@@ -28,11 +23,10 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         FILES: "slides",
         RUNNING: "device batch_size",
     },
-    "views": {
-        "Views": "recipe preset colours colour_strength aspect patch_px global_px global_scale "
-        "local_scale n_local local_px teacher_px",
-        "Nuclei": "keep keep_fraction region radius_um fill block_px redraw feather_um "
-        "clean_probability centred centre_jitter without_nuclei",
+    "tile": {
+        "Tiles": "tile_px mpp slide_mpp mpp_tolerance stride_px",
+        "Which tiles": "foreground min_foreground select max_tiles seed",
+        "Pixels": "pixels jpeg_quality reader",
     },
     "pretrain": {
         "Method and encoder": "method encoder name ncp h h_anneal irpe init lora_rank lora_alpha "
@@ -42,6 +36,12 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         "Watching": "log_every save_every keep_every probe probe_groups probe_um probe_every "
         "attention_every",
         RUNNING: "device compile checkpoint_activations threads",
+    },
+    "views": {
+        "Views": "recipe preset colours colour_strength aspect patch_px global_px global_scale "
+        "local_scale n_local local_px teacher_px",
+        "Nuclei": "keep keep_fraction region radius_um fill block_px redraw feather_um "
+        "clean_probability centred centre_jitter without_nuclei",
     },
     "evaluate": {
         "What is judged": "unit crop_um slide_mpp tile_label task positive judged pooling",
@@ -58,6 +58,9 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         RUNNING: "device workers",
     },
 }
+
+# The other headings, in the order in which they stand.
+FIRST: Final = tuple(dict.fromkeys([FILES, *(title for of in PANELS.values() for title in of)]))
 
 
 def panel_of(section: str, setting: str) -> str:

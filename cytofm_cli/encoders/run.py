@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli import provenance
 from cytofm_cli.batch import Status
-from cytofm_cli.config import as_record
+from cytofm_cli.config import as_record, differences
 from cytofm_cli.encoders.base import CELL_UM, Encoder, EncoderSpec, load_encoder, store_key
 from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
@@ -348,7 +348,7 @@ def _find_finished(
         if (
             step.startswith("embeddings/")
             and step.endswith(f"/{unit}")
-            and record["config"] == _in_words_of(record, settings)
+            and not differences(record["config"], _in_words_of(record, settings))
             and record["input_fingerprint"] == mark
             and why_stale(store, step) is None
         ):
