@@ -15,9 +15,13 @@ class CytofmError(Exception):
     Args:
         message: one line: what is wrong, and where.
         hint: one line: what the user can do about it.
+
+    Attributes:
+        of_all_slides: it would meet every slide of a run, which therefore ends at once.
     """
 
     exit_code: ClassVar[int] = 1
+    of_all_slides: bool = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -26,7 +30,7 @@ class CytofmError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel from worker processes to the supervisor by pickle.
-        return _rebuild, (type(self), self.message, self.hint)
+        return _rebuild, (type(self), self.message, self.hint, self.of_all_slides)
 
     def one_line(self) -> str:
         """Return message and hint as the single line that a user reads."""
@@ -34,8 +38,12 @@ class CytofmError(Exception):
         return f"{text} Hint: {' '.join(self.hint.split())}" if self.hint else text
 
 
-def _rebuild(kind: type[CytofmError], message: str, hint: str | None) -> CytofmError:
-    return kind(message, hint=hint)
+def _rebuild(
+    kind: type[CytofmError], message: str, hint: str | None, of_all_slides: bool
+) -> CytofmError:
+    error = kind(message, hint=hint)
+    error.of_all_slides = of_all_slides
+    return error
 
 
 class UsageError(CytofmError, ValueError):

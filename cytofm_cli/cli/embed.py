@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,6 +87,8 @@ def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
 
     if not _embedder:
         os.environ["OMP_NUM_THREADS"] = str(task.payload.threads)
+        if torch := sys.modules.get("torch"):  # loaded before the fork, it looks no more
+            torch.set_num_threads(task.payload.threads)
         _embedder.append(Embedder())
     return _embedder[0].embed(task.payload, report.progress, report.note)
 
@@ -103,6 +106,10 @@ def _check_encoder(config: EmbedConfig) -> None:
             f"encoder {config.encoder!r} needs weights.",
             hint="--weights FILE; --random-weights is a floor to compare with.",
         )
+    if request.name.startswith("timm/"):
+        from cytofm_cli.encoders.models.timm import require_model
+
+        require_model(request.model)
 
 
 def _crew(config: EmbedConfig, run: RunOptions, n: int) -> tuple[int, int]:

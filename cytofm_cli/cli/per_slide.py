@@ -85,6 +85,7 @@ def _run_once(
     workers: int,
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
+    said: set[str] = set()
     with (
         out.progress_bar(command, len(tasks)) as bar,
         contextlib.closing(
@@ -95,9 +96,13 @@ def _run_once(
             if isinstance(event, Progress):
                 bar.part(event.slide_id, event.done, event.total)
             elif isinstance(event, Note):
-                out.note(event.text)
+                if event.text not in said:  # what is true of all slides, each child says
+                    out.note(event.text)
+                said.add(event.text)
             else:
                 bar.finish(event.slide_id)
+                if event.error is not None and event.error.of_all_slides:
+                    raise event.error
                 outcomes.append(event)
                 _report(event, run, alone=len(tasks) == 1)
                 if not run.dry_run:

@@ -47,6 +47,9 @@ class EncoderSpec:
         pooling: how tokens become one vector.
         licence: licence of the weights, or of the features where there are none.
         weights_sha256: digest of the weight file; None: no weights, or random ones.
+        network: prefix of the entries that were taken from the file; None: they have none.
+        positions: how the weights' absolute positions were resized: "16x16 → 37x37"; None: not.
+        assumed: fields of these that neither the user nor the file nor the catalogue states.
     """
 
     name: str
@@ -61,6 +64,15 @@ class EncoderSpec:
     pooling: Pooling = "none"
     licence: str = "not stated"
     weights_sha256: str | None = None
+    network: str | None = None
+    positions: str | None = None
+    assumed: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return how images become vectors, for the record of what was made with it."""
+        names = ("input_px", "resize_px", "mean", "std", "interpolation", "pooling", "licence")
+        facts = {name: getattr(self, name) for name in (*names, "weights_sha256", "network")}
+        return facts | {"pos_embed": self.positions, "assumed": list(self.assumed)}
 
 
 @runtime_checkable
@@ -101,6 +113,8 @@ class EncoderRequest:
         pooling: instead of the encoder's own.
         builder: keyword arguments for the network's constructor.
         expects: fields of `EncoderSpec` known beforehand (from the catalogue or from the file).
+        stated: fields of it that the user states; they go before `expects`.
+        weights_key: which of several networks in the file; None: the one meant for use.
     """
 
     name: str
@@ -113,6 +127,8 @@ class EncoderRequest:
     pooling: Pooling | None = None
     builder: dict[str, Any] = field(default_factory=dict)
     expects: dict[str, Any] = field(default_factory=dict)
+    stated: dict[str, Any] = field(default_factory=dict)
+    weights_key: str | None = None
 
 
 def load_encoder(
@@ -124,6 +140,10 @@ def load_encoder(
     seed: int = 0,
     random_weights: bool = False,
     pooling: Pooling | None = None,
+    input_px: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    weights_key: str | None = None,
 ) -> Encoder:
     """Open an encoder by name, or from a file that `cytofm pretrain` wrote.
 
@@ -140,6 +160,11 @@ def load_encoder(
         seed: of random weights.
         random_weights: take random weights, as a floor or for a test.
         pooling: how tokens become one vector, instead of the encoder's own way.
+        input_px: side of the square that the model is to see; None: what the catalogue or the
+            file says, else what the weights' absolute positions are laid out for.
+        mean: that the weights were trained with, RGB in [0, 1], instead of what is known.
+        std: likewise.
+        weights_key: a part of the prefix of the network to take, where the file holds several.
 
     Raises:
         UsageError: no such encoder, or an impossible combination.
@@ -149,6 +174,7 @@ def load_encoder(
 
     request = resolve(name_or_file, weights=weights)
     plugin = registry.encoders.load(request.plugin)
+    stated = {"input_px": input_px, "mean": mean, "std": std}
     encoder: Encoder = plugin.make(
         EncoderRequest(
             name=request.name,
@@ -161,6 +187,8 @@ def load_encoder(
             pooling=pooling,
             builder=dict(request.builder),
             expects=dict(request.expects),
+            stated={key: value for key, value in stated.items() if value is not None},
+            weights_key=weights_key,
         )
     )
     return encoder

@@ -48,6 +48,7 @@ class Entry:
         source: where its weights are published.
         gated: whether one must be granted access to them.
         needs_weights: whether the user must pass a file.
+        any_weights: an architecture for weights from anywhere: nothing is known of them.
         shipped: the file of its weights, in `encoders/shipped/`; it describes itself.
         (others: see `EncoderSpec`)
     """
@@ -67,10 +68,13 @@ class Entry:
     source: str = ""
     gated: bool = False
     needs_weights: bool = True
+    any_weights: bool = False
     shipped: str | None = None
 
     def expects(self) -> dict[str, Any]:
         """Return the fields of `EncoderSpec` that the entry fixes."""
+        if self.any_weights:
+            return {"dim": self.dim}
         return {
             "dim": self.dim,
             "input_px": self.input_px,
@@ -223,6 +227,7 @@ def _own() -> Iterable[Entry]:
                 mpp=None,
                 licence="that of the weights",
                 source="cytofm pretrain",
+                any_weights=True,
             )
 
 

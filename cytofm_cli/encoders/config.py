@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cytofm_cli.config import option
+from cytofm_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,23 @@ class EmbedConfig:
         None,
         "How tokens become one vector [default: the encoder's own].",
         choices=("cls", "cls+mean", "mean", "pool"),
+    )
+    input_px: int | None = option(
+        None,
+        "Side of the image that the model sees [default: what is known of the encoder, else what "
+        "the weights' positions are laid out for].",
+        low=1,
+    )
+    mean: tuple[float, ...] | None = option(
+        None, "R,G,B in 0..1 that the weights were trained with, subtracted [default: as known]."
+    )
+    std: tuple[float, ...] | None = option(
+        None, "R,G,B that the difference is divided by [default: as known]."
+    )
+    weights_key: str | None = option(
+        None,
+        "Which network of a checkpoint that holds several, e.g. student [default: the teacher or "
+        "running mean].",
     )
     unit: str = option("tile", "A row a tile, or a row a nucleus (cell).", choices=("tile", "cell"))
     detector: str | None = option(
@@ -62,3 +80,12 @@ class EmbedConfig:
         if self.encoder == "auto":  # what is recorded has to say what made the values
             chosen = "cytofm-tiny" if self.unit == "cell" else "handcrafted"
             object.__setattr__(self, "encoder", chosen)
+        for name, lowest in (("mean", 0.0), ("std", 1e-6)):
+            values = getattr(self, name)
+            if values is not None and not (
+                len(values) == 3 and all(lowest <= value <= 1 for value in values)
+            ):
+                raise UsageError(
+                    f"--{name} {','.join(map(str, values))}: three numbers from {lowest:g} to 1.",
+                    hint=f"--{name} 0.485,0.456,0.406; values of 0..255 are divided by 255",
+                )

@@ -43,6 +43,7 @@ from cytofm_cli.tiles.source import TileSource, open_tiles
 
 _CPU_BATCH = 16  # larger ones fall out of the caches
 _GPU_BATCH = 256
+_ABOUT_FOREIGN_WEIGHTS = ("input_px", "mean", "std", "weights_key")
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -100,10 +101,11 @@ class Embedder:
         finished = _find_finished(store, job.config.unit, settings, mark)
         if finished is not None and not job.overwrite:
             io.tidy(job.store.parent, job.slide_id, finished)
+            _warn_of_old_size(job.config, store.steps[finished], note)
             return "skipped", _facts(store, finished)
         if job.dry_run:
             return "done", {"store": str(job.store), "n_tiles": store.steps["tile"]["n_tiles"]}
-        encoder = self._load(job.config)
+        encoder = self._load(job.config, note)
         step = schema.embedding_step(store_key(encoder.spec), job.config.unit)
         with io.claim_step(job.store.parent, job.slide_id, step):
             if not job.overwrite and io.is_finished(
@@ -116,17 +118,27 @@ class Embedder:
             self._write(job, store, step, settings, mark, report, note)
         return "done", _facts(io.open_store(job.store), step)
 
-    def _load(self, config: EmbedConfig) -> Encoder:
+    def _load(self, config: EmbedConfig, note: Note) -> Encoder:
         if self._encoder is None:
-            self._encoder = load_encoder(
-                config.encoder,
-                weights=config.weights,
-                device=config.device,
-                download=config.download,
-                seed=config.seed,
-                random_weights=config.random_weights,
-                pooling=config.pooling,  # type: ignore[arg-type]  # checked by its choices
-            )
+            try:
+                self._encoder = load_encoder(
+                    config.encoder,
+                    weights=config.weights,
+                    device=config.device,
+                    download=config.download,
+                    seed=config.seed,
+                    random_weights=config.random_weights,
+                    pooling=config.pooling,  # type: ignore[arg-type]  # checked by its choices
+                    input_px=config.input_px,
+                    mean=config.mean,
+                    std=config.std,
+                    weights_key=config.weights_key,
+                )
+            except (UsageError, WeightsError) as error:
+                error.of_all_slides = True
+                raise
+            for line in getattr(self._encoder, "notes", ()):
+                note(line)
         return self._encoder
 
     def _write(
@@ -139,7 +151,7 @@ class Embedder:
         report: Report,
         note: Note,
     ) -> None:
-        encoder = self._load(job.config)
+        encoder = self._load(job.config, note)
         spec = encoder.spec
         tile = store.steps[schema.TILE_STEP]
         made_from = lineage.made_from(store.steps, *_sources(store, job.config))
@@ -170,12 +182,9 @@ class Embedder:
             dim=spec.dim,
             n=len(rows),
             unit=job.config.unit,
-            input_px=spec.input_px,
             seen_mpp=seen_mpp,
             cell_um=cell_um if job.config.unit == "cell" else None,
-            pooling=spec.pooling,
-            licence=spec.licence,
-            weights_sha256=spec.weights_sha256,
+            **spec.facts(),
             batch_size=batch_size,
             store_codec=tile["store_codec"],
             source_codec=tile["source_codec"],
@@ -314,12 +323,26 @@ def _settings(job: EmbedJob) -> dict[str, Any]:
     """Return the settings that change a value; the weights count by content, not by path."""
     record = as_record(job.config, results_only=True)
     record.pop("weights")
+    for name in _ABOUT_FOREIGN_WEIGHTS:
+        value = record.pop(name)
+        if value is not None:  # stores from before these settings have no such entry
+            record[name] = list(value) if isinstance(value, tuple) else value
     if job.config.unit == "tile":
         record.pop("cell_um")
         record.pop("detector")
     if Path(job.config.encoder).is_file():
         record["encoder"] = Path(job.config.encoder).name
     return record | {"weights_sha256": job.weights_sha256}
+
+
+def _warn_of_old_size(config: EmbedConfig, record: Mapping[str, Any], note: Note) -> None:
+    """Tell where weights from elsewhere were run at timm's size, as before this was recorded."""
+    foreign = config.encoder.startswith("timm/vit_") and config.weights is not None
+    if foreign and "assumed" not in record and config.input_px is None:
+        note(
+            f"warning: {record['encoder']}: was embedded at {record['input_px']} px before cytofm "
+            "looked at what its weights are laid out for; --overwrite makes it anew."
+        )
 
 
 def _input_mark(store: io.Store, config: EmbedConfig) -> str:

@@ -6,9 +6,8 @@ Letters: B images, C colours, H W pixels, N tokens, D features.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cytofm_cli.encoders import layouts, weights
+from cytofm_cli.encoders import assumptions, layouts, weights
 from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec, Pooling
 from cytofm_cli.errors import OutOfMemoryError, UsageError, WeightsError
 
@@ -30,6 +29,9 @@ class TorchEncoder:
         spec: what the network expects and gives.
         device: where it runs.
         report: what loading the weights did; None without weights.
+
+    Attributes:
+        notes: what the user should be told of it, a line each.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TorchEncoder:
         self.spec = spec
         self.device = device
         self.report = report
+        self.notes = assumptions.notes(spec, report)
         self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
 
@@ -126,6 +129,7 @@ def build(
     make_model: Callable[[], nn.Module],
     spec: EncoderSpec,
     *,
+    state: Mapping[str, Tensor] | None = None,
     may_lack: Callable[[nn.Module], set[str]] = lambda model: set(),
 ) -> TorchEncoder:
     """Build a network and give it the weights that were asked for.
@@ -133,7 +137,8 @@ def build(
     Args:
         request: where the weights come from.
         make_model: builds the network, randomly initialised.
-        spec: of the network; name and digest are filled in here.
+        spec: of the network; name, digest and what loading did are filled in here.
+        state: the entries of the file, if they were read before.
         may_lack: names the entries that a weight file need not have.
 
     Raises:
@@ -144,20 +149,37 @@ def build(
         raise WeightsError(
             f"encoder {request.name!r} needs its weights.", hint="pass --weights FILE"
         )
-    if request.weights is not None and request.random_weights:
-        raise UsageError("weights from a file, or random ones: not both.")
     if request.weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed)
             model = make_model()
         return TorchEncoder(model, replace(spec, name=f"{spec.name}-random{request.seed}"), device)
-    model, report = _load(request.weights, make_model, may_lack)
-    spec = replace(spec, weights_sha256=weights.sha256(request.weights))
+    state = weights.read_state(request.weights) if state is None else state
+    model, report = _load(request, state, make_model, may_lack)
+    spec = replace(
+        spec,
+        weights_sha256=weights.sha256(request.weights),
+        network=report.network.rstrip(".") or None,
+        positions=report.positions,
+    )
     return TorchEncoder(model, spec, device, report)
 
 
+def read_for(request: EncoderRequest) -> dict[str, Tensor] | None:
+    """Read the entries of the weight file that is asked for, None without one.
+
+    Raises:
+        UsageError: random weights are asked for too.
+        WeightsError: see `weights.read_state`.
+    """
+    if request.weights is not None and request.random_weights:
+        raise UsageError("weights from a file, or random ones: not both.")
+    return None if request.weights is None else weights.read_state(request.weights)
+
+
 def _load(
-    path: Path,
+    request: EncoderRequest,
+    state: Mapping[str, Tensor],
     make_model: Callable[[], nn.Module],
     may_lack: Callable[[nn.Module], set[str]],
 ) -> tuple[nn.Module, layouts.LoadReport]:
@@ -166,14 +188,23 @@ def _load(
     Drawing a billion random weights to overwrite them takes a minute, so the network is first
     built without memory; in full only if something in it does not come from the file.
     """
-    state = weights.read_state(path)
+
+    def fill(model: nn.Module) -> layouts.LoadReport:
+        return layouts.load_into(
+            model,
+            state,
+            where=str(request.weights),
+            may_lack=may_lack(model),
+            key=request.weights_key,
+        )
+
     with torch.device("meta"):
         model = make_model()
-    report = layouts.load_into(model, state, where=str(path), may_lack=may_lack(model))
+    report = fill(model)
     if any(x.is_meta for x in (*model.parameters(), *model.buffers())):
         with torch.random.fork_rng(devices=[]):
             model = make_model()
-        report = layouts.load_into(model, state, where=str(path), may_lack=may_lack(model))
+        report = fill(model)
     return model, report
 
 

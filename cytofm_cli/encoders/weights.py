@@ -23,7 +23,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -39,8 +39,9 @@ SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 _JSON_FIELDS: Final = ("mean", "std", "input_px", "resize_px", "mpp", "cell_um")
 _LENGTHS: Final = ("input_px", "resize_px", "mpp", "cell_um")
 _TEXT_FIELDS: Final = ("interpolation", "pooling", "licence")
-# Where training scripts put the weights, best first: of a pair the teacher is the one to use.
-_HOLDERS: Final = ("teacher", "model_ema", "state_dict", "model_state_dict", "model", "student")
+# What training scripts save beside networks.
+_NO_NETWORKS: Final = ("optim", "opt", "scheduler", "lr_scheduler", "scaler", "callbacks", "loops")
+_DEEPEST: Final = 5  # dicts in dicts
 _HEADER_LIMIT_BYTES: Final = 10**8
 
 
@@ -114,6 +115,9 @@ def write_encoder(
         spec: `name`, normalisation, sizes, pooling and licence are kept.
         arch: a name that `load_encoder` knows.
         config: keyword arguments for the architecture, plain JSON values.
+
+    Equal weights and descriptions give equal bytes, in every process: a digest of the file then
+    stands for its content.
     """
     from safetensors.torch import save_file
 
@@ -124,10 +128,24 @@ def write_encoder(
     try:
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, staged, metadata=metadata)
+        _sort_metadata(staged)
         staged.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which its library writes in a random order."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:  # the tensors behind it would be overwritten
+            raise AssertionError("a sorted header is longer than the header")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _umask() -> int:
@@ -138,10 +156,11 @@ def _umask() -> int:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the state dict out of a weight file, on the CPU.
+    """Read all entries of a weight file, on the CPU, under one flat list of names.
 
-    Training checkpoints are searched for the weights; where there are a teacher and a student,
-    the teacher is taken. Nothing in the file is ever executed.
+    The dicts of a training checkpoint become prefixes: `teacher.backbone.norm.weight`; which
+    network to take is for `networks.pick`. Optimisers and the like are left out. Nothing in the
+    file is ever executed.
 
     Raises:
         WeightsError: missing, damaged, unsafe, or without weights.
@@ -155,7 +174,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
-    return _find_state(_read_pickle(path), path)
+    found = _read_pickle(path)
+    state = dict(_entries(found))
+    if not state:
+        held = list(map(str, found))[:6] if isinstance(found, Mapping) else [type(found).__name__]
+        raise WeightsError(
+            f"{path}: no weights among its entries ({', '.join(held)}).",
+            hint="expected plain weights, or a training checkpoint that holds them",
+        )
+    return state
+
+
+def stated_licence(path: Path) -> str | None:
+    """Return the licence that a safetensors file states in its metadata, None if it does not."""
+    if not _looks_like_safetensors(path):
+        return None
+    metadata = _safetensors_metadata(path)
+    return metadata.get("licence") or metadata.get("license")
 
 
 def sha256(path: Path) -> str:
@@ -239,18 +274,15 @@ def _read_pickle(path: Path) -> Any:
         raise WeightsError(f"{path}: not a readable weight file ({reason}).") from error
 
 
-def _find_state(found: Any, path: Path, depth: int = 0) -> dict[str, Tensor]:
+def _entries(found: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested dicts, each under the names that lead to it."""
     import torch
 
-    if not isinstance(found, Mapping) or depth > 3:
-        raise WeightsError(f"{path}: holds no state dict.")
-    if found and all(isinstance(value, torch.Tensor) for value in found.values()):
-        return {str(key): value for key, value in found.items()}
-    for holder in _HOLDERS:
-        if isinstance(found.get(holder), Mapping):
-            return _find_state(found[holder], path, depth + 1)
-    shown = ", ".join(map(str, list(found)[:6]))
-    raise WeightsError(
-        f"{path}: no state dict among its entries ({shown}).",
-        hint=f"expected plain weights, or one of {', '.join(_HOLDERS)}",
-    )
+    if not isinstance(found, Mapping) or depth > _DEEPEST:
+        return
+    for key, value in found.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif not (str(key) in _NO_NETWORKS or str(key).startswith("optim")):
+            yield from _entries(value, f"{name}.", depth + 1)

@@ -23,14 +23,13 @@ from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.points import Points, Task, count_labels, make_tasks, read_points
-from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS
+from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS, PREDICTIONS, TABLE
 from cytofm_cli.mil.pool import stop_requests
 from cytofm_cli.resources import cpu_count
 from cytofm_cli.signals import StopFlag
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import output_errors
 
-PREDICTIONS, TABLE = "predictions.csv", "table.md"
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
 Answers = dict[tuple[str, str, str], NDArray[np.float64]]
@@ -203,6 +202,8 @@ def features_of(
     if kept is not None and (known := run_folder.read_features(kept, len(points))) is not None:
         return known
     encoder = choice.load(device=config.device, seed=config.seed, pooling=config.pooling)
+    for line in getattr(encoder, "notes", ()):
+        note(line)
     how: dict[str, Any] = {
         "slides": config.slides,
         "device": config.device,
@@ -220,11 +221,8 @@ def features_of(
     spec = encoder.spec
     facts = {
         "dim": spec.dim,
-        "input_px": spec.input_px,
         "crop_um": how.get("crop_um"),
-        "pooling": spec.pooling,
-        "licence": spec.licence,
-        "weights_sha256": spec.weights_sha256,
+        **spec.facts(),
     }
     if kept is not None:
         run_folder.keep_features(kept, values, facts)

@@ -20,6 +20,7 @@ from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.run_record import changes
 
 METRICS, CONFIG, FEATURES = "metrics.json", "config.toml", "features"
+PREDICTIONS, TABLE = "predictions.csv", "table.md"
 
 
 def read_features(path: Path, n: int) -> tuple[NDArray[np.float32], dict[str, Any]] | None:
@@ -77,4 +78,14 @@ def may_write(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: 
             f"{out}: was made with other settings ({'; '.join(changed)}).",
             hint="`--overwrite` replaces it and keeps the features; or choose another -o",
         )
-    return overwrite or not (out / METRICS).is_file()
+    return overwrite or not _is_whole(out)
+
+
+def _is_whole(out: Path) -> bool:
+    """Tell whether all results are there; from kept features they are soon made again."""
+    if not all((out / name).is_file() for name in (PREDICTIONS, TABLE)):
+        return False
+    try:
+        return isinstance(json.loads((out / METRICS).read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False

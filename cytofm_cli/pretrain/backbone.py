@@ -373,7 +373,7 @@ def _recompute(made: Trunk) -> None:
 
 
 def _loading_notes(where: str, report: layouts.LoadReport) -> list[str]:
-    notes = [f"{where}: {note}" for note in report.notes]
+    notes = [f"{where}: {note}" for note in (report.choice, *report.notes) if note]
     if report.dropped:
         notes.append(f"{where}: {len(report.dropped)} entries of training heads left out")
     if report.added:

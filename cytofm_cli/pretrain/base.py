@@ -134,6 +134,12 @@ class MethodConfig:
     warmup: float = option(0.1, "share of the steps in which the rate rises", low=0, high=1)
     weight_decay: float = option(0.04, "weight decay at the start", low=0)
     weight_decay_end: float = option(0.4, "weight decay at the end (cosine)", low=0)
+    decayed: str = option(
+        "weights",
+        "what decays: all; weights: all but biases and norms (DINO, iBOT, DINOv2); matrices: "
+        "nor tokens and positions",
+        choices=("all", "weights", "matrices"),
+    )
     clip: float = option(3.0, "largest gradient norm; 0: no clipping", low=0)
     layer_decay: float = option(
         1.0, "learning rate of a block, as a share of the next one's", low=0, high=1

@@ -70,7 +70,8 @@ class PretrainConfig:
     )
     threads: int | None = option(
         None,
-        "Threads that read tiles [default: what the job may use].",
+        "Threads that read tiles and, on a CPU, compute; a RUN on a CPU keeps its number, which "
+        "changes the last digits [default: what it was begun with, or what the job may use].",
         low=1,
         affects_result=False,
     )

@@ -110,6 +110,7 @@ class Trainer:
         method: the method itself.
         wrapped: what is called: the method, or DDP around it.
         before: called before every update with the updates done, e.g. to anneal h.
+        begun_processes: processes that wrote the checkpoint it goes on from; None: it begins.
     """
 
     run: Path
@@ -124,6 +125,7 @@ class Trainer:
     hooks: Hooks = field(default_factory=lambda: Hooks(log=lambda step, line: None))
     meters: Meters = field(default_factory=Meters)
     step: int = 0
+    begun_processes: int | None = None
     features_BD: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     def __post_init__(self) -> None:
@@ -201,6 +203,7 @@ class Trainer:
         """Go back to a checkpoint."""
         state = checkpoint.load(self.run, step, self.method, self.optimiser, self.device)
         self.step, self.meters = step, Meters.from_record(state["meters"])
+        self.begun_processes = state.get("world", self.world.size)
         if self.scaler.is_enabled() and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import torch
@@ -20,22 +20,24 @@ _BLOCK: Final = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 def parameter_groups(method: Method) -> list[dict[str, Any]]:
     """Sort the parameters that take a gradient into groups.
 
-    No weight decay for biases and other one-dimensional parameters, for tokens and absolute
-    positions, and for what a module names in `no_weight_decay()`; the tables of relative
-    positions do decay. A configuration with `layer_decay` or `patch_lr` (DINOv2) slows down
+    `decayed` of the configuration says which of them decay: all (MoCo v3); all but biases and
+    other one-dimensional ones (DINO, iBOT, DINOv2: tokens and absolute positions decay, the
+    mask token too); or only matrices, which leaves out tokens, absolute positions and what a
+    module names in `no_weight_decay()`. The tables of relative positions decay in each case. A
+    configuration with `layer_decay` or `patch_lr` (DINOv2) slows down
     the lower layers of the trunk.
 
     Returns:
         Dicts with `params`, `names`, and what the rates of an update are multiplied by:
         `lr_scale`, and `wd_scale` (0 or 1).
     """
-    undecayed = _undecayed(method)
+    decays_of = _DECAYED[method.config.decayed](method)
     scales = _lr_scales(method)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in undecayed
+        decays = decays_of(name, parameter)
         scale = scales.get(id(parameter), 1.0)
         empty = {"params": [], "names": [], "lr_scale": scale, "wd_scale": float(decays)}
         group = groups.setdefault((decays, scale), empty)
@@ -81,8 +83,28 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return whole
 
 
+def _weights(_: nn.Module) -> Callable[[str, Tensor], bool]:
+    return lambda name, x: _is_token(name) or (x.ndim > 1 and not name.endswith(".bias"))
+
+
+def _matrices(method: nn.Module) -> Callable[[str, Tensor], bool]:
+    undecayed, weights = _undecayed(method), _weights(method)
+    return lambda name, x: weights(name, x) and name not in undecayed
+
+
+_DECAYED: Final[dict[str, Callable[[nn.Module], Callable[[str, Tensor], bool]]]] = {
+    "all": lambda _: lambda name, x: True,
+    "weights": _weights,
+    "matrices": _matrices,
+}
+
+
+def _is_token(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] in _TOKENS
+
+
 def _undecayed(method: nn.Module) -> set[str]:
-    names = {name for name, _ in method.named_parameters() if name.rsplit(".", 1)[-1] in _TOKENS}
+    names = {name for name, _ in method.named_parameters() if _is_token(name)}
     for prefix, module in method.named_modules():
         own = getattr(module, "no_weight_decay", None)
         if callable(own):
@@ -104,8 +126,7 @@ def _lr_scales(method: Method) -> dict[int, float]:
     n_blocks = max(block_of.values(), default=-1) + 1
     scales = {}
     for name, parameter in named:
-        last = name.rsplit(".", 1)[-1]
-        first = "patch_embed" in name or last in _TOKENS
+        first = "patch_embed" in name or _is_token(name)
         level = 0 if first else block_of.get(name, n_blocks) + 1
         scale = decay ** (n_blocks + 1 - level)
         scales[id(parameter)] = scale * (patch_lr if "patch_embed" in name else 1.0)

@@ -8,14 +8,14 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cytofm_cli import registry
-from cytofm_cli.errors import StoppedError
+from cytofm_cli.errors import InputError, StoppedError
 from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel, run_folder
 from cytofm_cli.pretrain.backbone import TrunkInfo, VitTrunk, h_at, make_backbones
 from cytofm_cli.pretrain.base import Method
@@ -95,9 +95,11 @@ def pretrain(
         stop = stack.enter_context(catch_signals())
         plan = make_plan(config, views, stores, settings or {}, slides=slides)
         stack.callback(plan.index.close)
-        _threads(config, world)
+        threads = _threads(config, out, overwrite=overwrite)
+        plan = _with_threads(plan, threads, device)
         with output_errors(out):
-            if run_folder.is_done(out, plan.record, overwrite=overwrite):
+            done = run_folder.is_done(out, plan.record, overwrite=overwrite)
+            if done and not _lost(out, config, note):
                 summary = run_folder.read_summary(out)
                 return PretrainReport(out, out / run_folder.ENCODER, summary, skipped=True)
             if world.is_main:
@@ -118,12 +120,51 @@ def pretrain(
     return PretrainReport(out, encoder, summary, skipped=False, is_main=world.is_main)
 
 
-def _threads(config: PretrainConfig, world: World) -> None:
-    """Share the processors of a node out among its processes."""
+def _threads(config: PretrainConfig, out: Path, *, overwrite: bool) -> int:
+    """Set and return the threads of this process: as asked, as begun, or its share of the node.
+
+    With another number of threads torch adds in another order, so a RUN keeps to its own.
+    """
     from cytofm_cli.resources import cpu_count
 
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(config.threads or max(1, cpu_count() // local))
+    begun = None if overwrite else run_folder.begun_threads(out)
+    threads = config.threads or begun or max(1, cpu_count() // local)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _with_threads(plan: Plan, threads: int, device: torch.device) -> Plan:
+    """Record the threads where they compute."""
+    record = dict(plan.record)
+    if device.type == "cpu":
+        record[run_folder.COMPUTE] = {"threads": threads}
+    return replace(plan, config=replace(plan.config, threads=threads), record=record)
+
+
+def _lost(out: Path, config: PretrainConfig, note: Callable[[str], None]) -> bool:
+    """Tell whether encoders of a finished RUN must be written again, from its checkpoint.
+
+    Raises:
+        InputError: there is no checkpoint to write them from.
+    """
+    lost = run_folder.lost_encoders(out, _exported(config))
+    if not lost:
+        return False
+    names = " and ".join(lost)
+    if not checkpoint.saved_steps(out):
+        raise InputError(
+            f"{out}: is finished, but {names} is gone, was changed or is to state something else, "
+            "and its checkpoints are gone too.",
+            hint="--overwrite trains anew",
+        )
+    note(f"{out}: {names} is gone, was changed or is to state something else: written anew")
+    return True
+
+
+def _exported(config: PretrainConfig) -> dict[str, str]:
+    """Return what the encoder states that is no part of the training."""
+    return {"pooling": config.pooling, "licence": config.licence}
 
 
 def _train(
@@ -144,6 +185,11 @@ def _train(
         note(line)
     if trainer.step:
         note(f"{out}: goes on at step {trainer.step} of {length.n_steps}")
+    if trainer.begun_processes not in (None, world.size):
+        note(
+            f"warning: {out}: had {trainer.begun_processes} processes and goes on with "
+            f"{world.size}: the weights will not be those of an undisturbed run."
+        )
     with Beside(plan, trainer, writes=world.is_main, slides=slides, note=note) as beside:
         trainer.hooks = beside.hooks(lambda step, loss: progress(step, length.n_steps, loss))
         with _batches(plan, trainer) as batches:
@@ -191,10 +237,8 @@ def _trainer(
 
 def _batches(plan: Plan, trainer: Trainer) -> Batches:
     """Return the batches from the trainer's step on."""
-    from cytofm_cli.resources import cpu_count
-
     config, world = plan.config, trainer.world
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    assert config.threads is not None  # see _with_threads
     return Batches(
         plan.index,
         plan.index.schedule(config.seed, config.balance, config.per_slide),
@@ -207,7 +251,7 @@ def _batches(plan: Plan, trainer: Trainer) -> Batches:
         start=trainer.step,
         stop=plan.length.n_steps,
         device=trainer.device,
-        threads=config.threads or max(1, cpu_count() // local),
+        threads=config.threads,
     )
 
 
@@ -230,6 +274,11 @@ def _finish(
     with output_errors(out):
         export(out / run_folder.ENCODER, encoder, state=state, **how)
         if best.best_step >= 0:
+            if best.best_step not in checkpoint.saved_steps(out):
+                raise InputError(
+                    f"{out}: the checkpoint of step {best.best_step}, the best one, is gone.",
+                    hint="--overwrite trains anew",
+                )
             saved = checkpoint.read_part(out, best.best_step, _prefix(trainer.method))
             export(out / run_folder.BEST, encoder, state=saved, **how)
         summary = {
@@ -242,6 +291,8 @@ def _finish(
             "init_sha256": trunk.init_sha256,
             "best_step": None if best.best_step < 0 else best.best_step,
             "best_score": None if best.best_step < 0 else best.best_score,
+            "exported": _exported(config),
+            "sha256": run_folder.digests(out),
         }
         write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

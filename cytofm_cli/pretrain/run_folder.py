@@ -25,6 +25,7 @@ import torch
 from cytofm_cli import __version__
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
 from cytofm_cli.pretrain import checkpoint
+from cytofm_cli.provenance import sha256_file
 from cytofm_cli.run_record import changes, to_text, write_text
 from cytofm_cli.views.recipes import same_views
 
@@ -33,6 +34,7 @@ SUMMARY: Final = "summary.json"
 ENCODER: Final = "encoder.safetensors"
 BEST: Final = "encoder-best.safetensors"
 STOPPED: Final = "stopped"
+COMPUTE: Final = "compute"  # section of what the machine lends that changes the weights
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -59,13 +61,55 @@ def is_done(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bo
     former = _former(out)
     if former is None or overwrite:
         return False
-    changed = changes(*_unsettled(former, record))
+    # On a GPU, and in RUNs from before it was written down, nothing is known of the threads.
+    alone = {"made", COMPUTE} - (former.keys() & record.keys())
+    changed = changes(*_unsettled(_without(former, alone), _without(record, alone)))
     if changed:
         raise ConfigMismatchError(
             f"{out}: was begun with other settings ({'; '.join(changed)}).",
             hint="`--overwrite` begins anew; or choose another -o",
         )
     return (out / SUMMARY).is_file()
+
+
+def begun_threads(out: Path) -> int | None:
+    """Return the threads that a RUN was begun to compute with; None: it does not say."""
+    try:
+        found = tomllib.loads((out / CONFIG).read_text(encoding="utf-8"))
+        return int(found[COMPUTE]["threads"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def lost_encoders(out: Path, exported: Mapping[str, Any]) -> list[str]:
+    """Name the encoders of a finished RUN that are gone, damaged, or describe themselves otherwise.
+
+    Args:
+        out: the RUN.
+        exported: what its encoders are to state, e.g. their licence.
+    """
+    summary = read_summary(out)
+    names = [ENCODER] if summary.get("best_step") is None else [ENCODER, BEST]
+    if exported.items() - summary.get("exported", exported).items():
+        return names
+    digests = summary.get("sha256", {})
+    return [name for name in names if not _is_whole(out / name, digests.get(name))]
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Return the SHA-256 of each encoder of a RUN, by file name."""
+    paths = [path for path in (out / ENCODER, out / BEST) if path.is_file()]
+    return {path.name: sha256_file(path) for path in paths}
+
+
+def _is_whole(path: Path, digest: str | None) -> bool:
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    return digest is None or sha256_file(path) == digest
+
+
+def _without(record: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: of for name, of in record.items() if name not in names}
 
 
 def prepare(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> None:
@@ -116,6 +160,9 @@ def _former(out: Path) -> dict[str, Any] | None:
         raise ConfigMismatchError(
             f"{out}: exists and is no RUN of `cytofm pretrain`.", hint="choose another -o"
         )
+    method = found.get(found["pretrain"].get("method"))
+    if method is not None:  # before there was a choice, tokens and positions did not decay
+        method.setdefault("decayed", "matrices")
     return found
 
 

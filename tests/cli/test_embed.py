@@ -10,6 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import timm
+import torch
 import zarr
 
 
@@ -80,6 +82,59 @@ def test_embed__networks_need_weights_and_unsafe_files_never_run(
     assert not (tmp_path / "executed").exists()
     assert "Traceback" not in evil.stderr
     assert not (store / "embeddings" / "timm.vit_tiny_patch16_224").exists()
+
+
+def test_embed__weights_from_elsewhere_are_seen_as_laid_out_and_what_is_assumed_is_said_once(
+    cytofm, stores: Path, tmp_path: Path
+) -> None:
+    for store in sorted(stores.glob("*.zarr"))[:2]:
+        shutil.copytree(store, tmp_path / "s" / store.name)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=96)
+    state = model.state_dict()
+    nets = {f"teacher_backbone.{k}": v for k, v in state.items()}
+    nets |= {f"student_backbone.{k}": torch.zeros_like(v) for k, v in state.items()}
+    torch.save({"state_dict": nets}, tmp_path / "w.ckpt")
+    name = "timm/vit_tiny_patch16_224"
+    words = ("embed", tmp_path / "s", "--encoder", name, "--weights", tmp_path / "w.ckpt")
+    own = ("--mean", "0.5,0.25,0.75", "--workers", 2)
+    done = cytofm(*words, *own)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("its weight file does not say how images are prepared") == 1
+    assert done.stderr.count("took the network state_dict.teacher_backbone and not") == 1
+    for store in (tmp_path / "s").iterdir():
+        record = zarr.open_group(store, mode="r").attrs["cytofm"]["steps"][
+            "embeddings/timm.vit_tiny_patch16_224/tile"
+        ]
+        assert (record["input_px"], record["mean"]) == (96, [0.5, 0.25, 0.75])
+        assert record["network"] == "state_dict.teacher_backbone"
+        assert record["assumed"] == ["std", "interpolation", "pooling"]
+        assert (record["licence"], record["pos_embed"]) == ("unknown", None)
+        assert np.ptp(bag(store, "timm.vit_tiny_patch16_224")) > 1  # the student is all zeros
+    assert cytofm(*words, *own, "--json").stdout.count('"skipped"') == 2
+    other = cytofm(*words, "--workers", 1)
+    assert other.returncode == 2
+    assert "mean: [0.5, 0.25, 0.75] → None" in other.stderr
+    misspelt = cytofm("embed", tmp_path / "s", "--encoder", f"{name}5", *words[4:])
+    assert misspelt.returncode == 2
+    assert misspelt.stderr.count("error:") == 1  # before any slide, and not for each
+    assert f"did you mean {name}" in misspelt.stderr
+
+
+def test_embed__weights_that_fit_no_slides_encoder_end_the_run_once(
+    cytofm, stores: Path, tmp_path: Path
+) -> None:
+    small = timm.create_model("test_vit", num_classes=0).state_dict()
+    torch.save({f"net.{k}": v for k, v in small.items()}, tmp_path / "w.pth")
+    assert len(list(stores.glob("*.zarr"))) > 1
+    words = ("embed", stores, "--encoder", "sr-vit-tiny", "--weights", tmp_path / "w.pth")
+    done = cytofm(*words)
+    assert done.returncode == 3
+    assert done.stderr.count("error:") == 1
+    assert "The file has net. (" in done.stderr
+    patches = cytofm(
+        "embed", stores, "--encoder", "sr-vit-tiny", "--random-weights", "--input-px", 225
+    )
+    assert (patches.returncode, patches.stderr.count("error:")) == (2, 1)
 
 
 def test_export__h5_files_hold_the_bags(cytofm, stores: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,50 @@ def test_pretrain__finished_run_is_skipped_and_other_settings_are_named(here, de
     other = here("pretrain", detected, "-o", whole, *TINY, "--seed", 3, "--set", "prototypes=32")
     assert other.returncode == 2
     assert "dino.prototypes: 64 → 32; pretrain.seed: 0 → 3" in other.stderr
+
+
+def test_pretrain__a_finished_run_without_its_encoder_writes_the_same_one_again(
+    here, detected, whole, tmp_path
+):
+    run, encoder = tmp_path / "run", tmp_path / "run" / "encoder.safetensors"
+    shutil.copytree(whole, run)
+    bytes_of_it = encoder.read_bytes()
+    for spoil in (encoder.unlink, lambda: encoder.write_bytes(bytes_of_it[:-4] + b"\1\2\3\4")):
+        spoil()
+        again = here("pretrain", detected, "-o", run, *TINY)
+        assert again.returncode == 0, again.stderr
+        assert "encoder.safetensors is gone, was changed" in again.stderr
+        assert encoder.read_bytes() == bytes_of_it
+    stated = here("pretrain", detected, "-o", run, *TINY, "--licence", "CC0")
+    assert stated.returncode == 0, stated.stderr
+    assert load_encoder(str(encoder), device="cpu").spec.licence == "CC0"
+    shutil.rmtree(run / "checkpoints")
+    encoder.unlink()
+    gone = here("pretrain", detected, "-o", run, *TINY, "--licence", "CC0")
+    assert (gone.returncode, gone.stdout) == (3, "")
+    assert "is finished, but encoder.safetensors is gone" in gone.stderr
+
+
+def test_pretrain__a_run_keeps_the_threads_it_was_begun_with(
+    here, detected, whole, tmp_path, monkeypatch
+):
+    other = here("pretrain", detected, "-o", whole, *TINY, "--threads", 3)
+    assert other.returncode == 2
+    assert "compute.threads: 1 → 3" in other.stderr
+    bare = list(TINY)
+    at = bare.index("--threads")
+    del bare[at : at + 2]
+    monkeypatch.setattr("cytofm_cli.resources.cpu_count", lambda: 3)
+    assert here("pretrain", detected, "-o", whole, *bare).returncode == 0
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "summary.json").unlink()
+    done = here("pretrain", detected, "-o", run, *bare)  # as on a node with more processors
+    assert done.returncode == 0, done.stderr
+    assert used[0] == 1
+    assert_same(run, whole)
 
 
 @pytest.mark.parametrize(

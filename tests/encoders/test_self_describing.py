@@ -1,6 +1,10 @@
 """Files that name their own architecture: what `cytofm pretrain` writes opens by itself."""
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -107,3 +111,29 @@ def test_load_encoder__a_file_that_says_nothing_is_refused_with_a_hint(tmp_path)
         assert "--weights" in caught.value.hint
     with pytest.raises(WeightsError, match="no such file"):
         load_encoder(str(tmp_path / "none.safetensors"))
+
+
+_WRITE = """
+import sys, torch
+from pathlib import Path
+from cytofm_cli.encoders import weights
+from cytofm_cli.encoders.base import EncoderSpec
+state = {name: torch.arange(6.0).view(2, 3) * i for i, name in enumerate("cab")}
+spec = EncoderSpec(name="größe/x", dim=3, input_px=32, licence="CC0 \\"quoted\\" \\n", mpp=0.25)
+weights.write_encoder(Path(sys.argv[1]), state, spec, arch="sr-vit-tiny", config={"b": 1, "a": 2})
+"""
+
+
+def test_write_encoder__writes_the_same_bytes_in_every_process(tmp_path):
+    digests = set()
+    for seed in range(5):  # with 14 keys in a random order, five equal ones are no chance
+        path = tmp_path / f"{seed}.safetensors"
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        subprocess.run([sys.executable, "-c", _WRITE, str(path)], env=environment, check=True)
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert len(digests) == 1
+    described = weights.read_description(tmp_path / "0.safetensors")
+    assert (described.name, described.config) == ("größe/x", {"b": 1, "a": 2})
+    assert described.expects["licence"] == 'CC0 "quoted" \n'
+    state = weights.read_state(tmp_path / "0.safetensors")
+    assert {name: value[1, 2].item() for name, value in state.items()} == {"c": 0, "a": 5, "b": 10}

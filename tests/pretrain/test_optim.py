@@ -42,21 +42,60 @@ def test_groups__every_trained_parameter_once_and_no_teacher() -> None:
         assert all(a is b for a, b in zip(group["params"], own, strict=True))
 
 
-def test_groups__decay_matrices_only() -> None:
-    method = make_method("ibot")
+TOKENS = ("pos_embed", "cls_token", "mask_token")
+
+
+def decay_of(method) -> dict[str, float]:
+    """Return what the weight decay of each parameter of the student's trunk is multiplied by."""
     # A table of relative positions is a matrix inside a block.
     method.student().blocks[0].rpe_q = nn.Parameter(torch.zeros(2, 5))
-    scale = {name: group["wd_scale"] for name, group in by_name(method).items()}
-    trunk = "student_net.trunk."
+    prefix = next(n for n, m in method.named_modules() if m is method.student())
+    return {
+        name.removeprefix(f"{prefix}."): group["wd_scale"]
+        for name, group in by_name(method).items()
+    }
+
+
+@pytest.mark.parametrize("name", ["dino", "ibot", "dinov2"])
+def test_groups__as_published_all_but_biases_and_norms_decays(name: str) -> None:
+    scale = decay_of(make_method(name))
+    tokens = TOKENS if name != "dino" else TOKENS[:2]
+    decayed = ("blocks.0.linear1.weight", "blocks.0.rpe_q", "patch_embed.0.weight", *tokens)
+    assert [scale[key] for key in decayed] == [1] * len(decayed)
+    assert [scale[key] for key in ("norm.weight", "norm.bias", "blocks.0.linear1.bias")] == [0] * 3
+    assert scale["student_net.heads.cls.prototypes"] == 1
+    assert scale["student_net.heads.cls.mlp.0.bias"] == 0
+
+
+def test_groups__all_parameters_of_moco_decay_as_published() -> None:
+    assert set(decay_of(make_method("moco")).values()) == {1.0}
+
+
+def test_groups__decay_matrices_only() -> None:
+    scale = decay_of(make_method("ibot", decayed="matrices"))
     for name in ("blocks.0.linear1.weight", "blocks.0.rpe_q", "patch_embed.0.weight"):
-        assert scale[trunk + name] == 1
-    for name in ("pos_embed", "cls_token", "mask_token", "norm.weight", "blocks.0.linear1.bias"):
-        assert scale[trunk + name] == 0
+        assert scale[name] == 1
+    for name in (*TOKENS, "norm.weight", "blocks.0.linear1.bias"):
+        assert scale[name] == 0
     assert scale["student_net.heads.cls.prototypes"] == 1
 
 
-def test_groups__names_of_no_weight_decay_are_relative_to_their_module() -> None:
+def test_groups__a_decayed_token_shrinks_by_rate_times_decay() -> None:
     method = make_method("dino")
+    optimizer = build_optimizer(method)
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = 0.5, 0.1 * group["wd_scale"]
+    named = dict(method.student().named_parameters())
+    before = {name: x.detach().clone() for name, x in named.items()}
+    for parameter in method.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    for name, factor in (("cls_token", 0.95), ("pos_embed", 0.95), ("norm.weight", 1.0)):
+        torch.testing.assert_close(named[name].detach(), factor * before[name])
+
+
+def test_groups__names_of_no_weight_decay_are_relative_to_their_module() -> None:
+    method = make_method("dino", decayed="matrices")
     method.student().no_weight_decay = lambda: {"norm.weight", "blocks.0.linear1.weight"}
     scale = {name: group["wd_scale"] for name, group in by_name(method).items()}
     assert scale["student_net.trunk.blocks.0.linear1.weight"] == 0
@@ -89,7 +128,7 @@ def test_groups__lr_scale_of_a_trunk_without_blocks_is_one() -> None:
 def test_build_optimizer__is_adamw_over_the_groups() -> None:
     optimizer = build_optimizer(make_method("dino"))
     assert type(optimizer) is torch.optim.AdamW
-    assert [group["wd_scale"] for group in optimizer.param_groups] == [0.0, 1.0]
+    assert sorted(group["wd_scale"] for group in optimizer.param_groups) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(("scaling", "batch", "lr"), [("linear", 64, 0.25), ("sqrt", 64, 0.5)])

@@ -22,7 +22,7 @@ def record(n_steps: int = 20, lr: float = 5e-4, **settings: Any) -> dict[str, di
     return {
         "pretrain": as_record(PretrainConfig(**settings), results_only=True),
         "views": as_record(ViewsConfig(**views)),
-        "dino": {"lr": lr},
+        "dino": {"lr": lr, "decayed": "matrices"},
         "data": {"n_steps": n_steps, "detector": "classical", "unit": "tile"},
     }
 

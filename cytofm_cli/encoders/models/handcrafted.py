@@ -35,6 +35,8 @@ def make(request: EncoderRequest) -> HandcraftedEncoder:
     """Open the encoder; it takes no weights."""
     if request.weights is not None or request.random_weights or request.pooling is not None:
         raise UsageError("encoder 'handcrafted' has neither weights nor tokens to pool.")
+    if request.stated or request.weights_key is not None:
+        raise UsageError("encoder 'handcrafted' takes images of any size, as they are.")
     return HandcraftedEncoder()
 
 

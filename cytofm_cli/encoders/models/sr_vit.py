@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec
 from cytofm_cli.errors import UsageError
@@ -19,17 +20,30 @@ def make(request: EncoderRequest) -> TorchEncoder:
         UsageError: impossible settings, or a download, of which there is none.
         WeightsError: no weights, or they do not fit.
     """
-    from cytofm_cli.encoders import sr_vit
-    from cytofm_cli.encoders.torch_encoder import build
+    import torch
+
+    from cytofm_cli.encoders import assumptions, sr_vit
+    from cytofm_cli.encoders.catalogue import IMAGENET
+    from cytofm_cli.encoders.torch_encoder import build, read_for
 
     if request.download:
         raise UsageError(
             f"no weights of {request.name!r} are published.", hint="pass --weights FILE"
         )
     config = sr_vit.SrVitConfig.from_record(request.builder)
-    expects: dict[str, Any] = {"input_px": config.img_px, "pooling": "cls"} | request.expects
-    if request.pooling is not None:
-        expects["pooling"] = request.pooling
+    state = read_for(request)
+    with torch.device("meta"):
+        request = assumptions.with_positions(request, state, sr_vit.SrVit(config))
+    usual = {
+        "input_px": config.img_px,
+        "mean": IMAGENET[0],
+        "std": IMAGENET[1],
+        "interpolation": "bicubic",
+        "pooling": "cls",
+    }
+    expects = assumptions.settle(request, usual)
+    if "img_px" not in request.builder or "input_px" in request.stated:
+        config = replace(config, img_px=expects["input_px"])
     width = sr_vit.SIZES[config.size][0]
     expects["dim"] = 2 * width if expects["pooling"] == "cls+mean" else width
     spec = EncoderSpec(**expects, name=request.name)
@@ -39,6 +53,7 @@ def make(request: EncoderRequest) -> TorchEncoder:
         request,
         lambda: sr_vit.SrVit(config),
         spec,
+        state=state,
         may_lack=sr_vit.relative_keys,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cytofm_cli.encoders import weights
+from cytofm_cli.encoders import assumptions, weights
 from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec, Pooling
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.registry import Plugin
@@ -31,21 +31,19 @@ def make(request: EncoderRequest) -> TorchEncoder:
     """
     import timm
 
-    from cytofm_cli.encoders.torch_encoder import TorchEncoder, build, choose_device
+    from cytofm_cli.encoders.torch_encoder import TorchEncoder, build, choose_device, read_for
 
-    if not timm.is_model(request.model):
-        close = difflib.get_close_matches(request.model, timm.list_models(), n=2)
-        raise UsageError(
-            f"timm has no model {request.model!r}.",
-            hint=f"did you mean {' or '.join(f'timm/{name}' for name in close)}?"
-            if close
-            else "timm.list_models() lists them",
-        )
-    outline = network_outline(request)
-    spec = _spec(request, outline)
-    arguments = network_arguments(request)
+    require_model(request.model)
     if not request.download:
-        return build(request, lambda: timm.create_model(request.model, **arguments), spec)
+        state = read_for(request)
+        request = assumptions.with_positions(request, state, network_outline(request))
+        arguments = network_arguments(request)
+        spec = _spec(request, network_outline(request))
+        return build(
+            request, lambda: timm.create_model(request.model, **arguments), spec, state=state
+        )
+    arguments = network_arguments(request)
+    spec = _spec(request, network_outline(request))
     if request.weights is not None or request.random_weights or request.builder:
         hint = f"download it from {request.name}'s source and pass --weights FILE"
         raise UsageError("a download goes with a plain timm/<name> only.", hint=hint)
@@ -59,6 +57,24 @@ def make(request: EncoderRequest) -> TorchEncoder:
         ) from error
     spec = replace(spec, weights_sha256=weights.state_sha256(model.state_dict()))
     return TorchEncoder(model, spec, choose_device(request.device))
+
+
+def require_model(name: str) -> None:
+    """Refuse a network that timm does not have.
+
+    Raises:
+        UsageError: likely ones are named.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=2)
+        raise UsageError(
+            f"timm has no model {name!r}.",
+            hint=f"did you mean {' or '.join(f'timm/{one}' for one in close)}?"
+            if close
+            else "timm.list_models() lists them",
+        )
 
 
 def network_arguments(request: EncoderRequest) -> dict[str, Any]:
@@ -76,9 +92,11 @@ def network_arguments(request: EncoderRequest) -> dict[str, Any]:
             if arguments[key] not in words:
                 raise UsageError(f"{request.name}: unknown {key} {arguments[key]!r}.")
             arguments[key] = words[arguments[key]]
-    input_px = request.expects.get("input_px")
-    if input_px is not None and _is_vit(request.model):
-        arguments.setdefault("img_size", input_px)
+    if _is_vit(request.model):
+        known = {"img_size": request.expects.get("input_px")} | arguments
+        arguments["img_size"] = request.stated.get("input_px", known["img_size"])
+    if arguments.get("img_size") is None:
+        arguments.pop("img_size", None)
     return arguments | {"num_classes": 0, "pretrained": False}
 
 
@@ -111,14 +129,10 @@ def _spec(request: EncoderRequest, outline: Any) -> EncoderSpec:
     size = stated.get("test_input_size") or stated["input_size"]
     pooling = request.pooling or request.expects.get("pooling") or _own_pooling(outline)
     n_tokens_pooled = 2 if pooling == "cls+mean" else 1
-    known = {
-        "input_px": size[-1],
-        "mean": stated["mean"],
-        "std": stated["std"],
-        "interpolation": stated["interpolation"],
-        "licence": stated.get("license") or "not stated",
-    }
-    known |= request.expects
+    usual = {key: stated[key] for key in ("mean", "std", "interpolation")} | {"input_px": size[-1]}
+    known = assumptions.settle(request, usual)
+    if request.download:  # what timm says is said of these very weights
+        known["licence"] = stated.get("license") or "unknown"
     width = outline.num_features
     if pooling == "pool":  # MobileNet's kind has one more layer behind its pooling
         width = getattr(outline, "head_hidden_size", None) or width
@@ -127,6 +141,12 @@ def _spec(request: EncoderRequest, outline: Any) -> EncoderSpec:
         raise UsageError(f"{request.name} has no tokens: pooling {pooling!r} is impossible.")
     if pooling in ("cls", "cls+mean") and getattr(outline, "cls_token", None) is None:
         raise UsageError(f"{request.name} has no class token: pooling {pooling!r} is impossible.")
+    patch_px = getattr(getattr(outline, "patch_embed", None), "patch_size", (1,))[0]
+    if known["input_px"] % patch_px:
+        raise UsageError(
+            f"{known['input_px']} px cannot be cut into patches of {patch_px} px.",
+            hint=f"--input-px {max(1, round(known['input_px'] / patch_px)) * patch_px}",
+        )
     if known["interpolation"] not in ("bicubic", "bilinear"):
         known["interpolation"] = "bicubic"
     return EncoderSpec(name=request.name, **known)

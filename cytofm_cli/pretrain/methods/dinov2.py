@@ -1,6 +1,8 @@
 """DINOv2: iBOT with Sinkhorn centring, and features spread by KoLeo.
 
-Oquab et al., TMLR 2024, with the settings of its default (ViT-L/16, short) run.
+Oquab et al., TMLR 2024, with the settings of its default (ViT-L/16, short) run, but for two. The
+teacher is centred by Sinkhorn, as in the paper and the ViT-L/14 run (the short run has a running
+mean: `centring = mean`); and LayerScale, 1e-5 in theirs, is the trunk's matter: SR-ViT has none.
 
 Letters: B tiles, V global views, D features.
 """

@@ -47,6 +47,9 @@ class Config(MethodConfig):
     min_lr: float = option(0.0, "learning rate at the end", low=0)
     weight_decay: float = option(0.05, "weight decay at the start", low=0)
     weight_decay_end: float = option(0.05, "weight decay at the end (cosine)", low=0)
+    decayed: str = option(
+        "matrices", "what decays: all, weights or matrices", choices=("all", "weights", "matrices")
+    )
     drop_path: float = option(0.0, "largest rate of dropped residual branches", low=0, high=1)
     teacher: str = option("handcrafted", "encoder to learn from: a name or a weight file")
     teacher_crops: tuple[float, ...] = option(

@@ -1,6 +1,7 @@
 """iBOT: DINO, and prototypes of the patches that the student does not see.
 
-Zhou et al., ICLR 2022, with the settings of its ViT-S run.
+Zhou et al., ICLR 2022, with the settings of its ViT-S run, but that prototypes keep their length
+(`norm_last_layer true`; that run learns it).
 """
 
 from __future__ import annotations

@@ -37,6 +37,9 @@ class Config(TeacherConfig):
     warmup: float = option(0.13, "share of the steps in which the rate rises", low=0, high=1)
     weight_decay: float = option(0.1, "weight decay at the start", low=0)
     weight_decay_end: float = option(0.1, "weight decay at the end (cosine)", low=0)
+    decayed: str = option(
+        "all", "what decays: all, weights or matrices", choices=("all", "weights", "matrices")
+    )
     clip: float = option(0.0, "largest gradient norm; 0: no clipping", low=0)
     drop_path: float = option(0.0, "largest rate of dropped residual branches", low=0, high=1)
     momentum: float = option(0.99, "share of itself the teacher keeps, at the start", low=0, high=1)
