@@ -28,6 +28,7 @@ from cytofm_cli.registry import Plugin
 from cytofm_cli.slides import colour, native_jpeg, pyramid, tiff
 from cytofm_cli.slides.base import (
     Level,
+    NativeJpeg,
     SlideInfo,
     check_box,
     finest_level_for,
@@ -37,7 +38,7 @@ from cytofm_cli.slides.base import (
 )
 from cytofm_cli.slides.blocks import damaged, overview_by_blocks
 from cytofm_cli.slides.content import keep_same
-from cytofm_cli.slides.native_jpeg import TiffJpegTiles
+from cytofm_cli.slides.tile_check import CheckedOnce
 from cytofm_cli.units import Box, Size
 
 _log = logging.getLogger(__name__)
@@ -87,13 +88,13 @@ class VipsReader:
         self._pyramid = channels
         self._lock = threading.Lock()
         self._images: dict[int, Any] = {}
-        self._native: dict[int, tuple[TiffJpegTiles | None, bytearray]] = {}
+        self._checks: dict[int, list[CheckedOnce]] = {}
         self._local = threading.local()
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""
         check_box(self.info, level, box)
-        self._refuse_broken_jpeg(level, box)
+        self._refuse_broken(level, box)
         pyvips = _vips()
         try:
             buffer = self._region(level).fetch(*box)
@@ -123,7 +124,7 @@ class VipsReader:
             _log.info("%s: reading the overview block by block.", self.info.path)
         return overview_by_blocks(self.info, downsample, self.read)
 
-    def native_jpeg(self, level: int) -> TiffJpegTiles | None:
+    def native_jpeg(self, level: int) -> NativeJpeg | None:
         """Return the JPEG tiles of a level; see `SlideReader.native_jpeg`."""
         if self._pyramid is None or not 0 <= level < len(self.info.levels):
             return None
@@ -132,29 +133,23 @@ class VipsReader:
             return None
         return native_jpeg.open_tiles(self.info.path, directories[0])
 
-    def _refuse_broken_jpeg(self, level: int, box: Box) -> None:
-        """Check the JPEG tiles under a box, each once: libvips decodes damaged ones silently."""
-        known = self._native.get(level)
-        if known is None:
-            tiles = self.native_jpeg(level)
-            n_tiles = tiles.grid.w * tiles.grid.h if tiles else 0
-            known = self._native[level] = (tiles, bytearray(n_tiles))
-        tiles, seen = known
-        if tiles is None:
+    def _refuse_broken(self, level: int, box: Box) -> None:
+        """Look at the data under a box, once each: libvips decodes some damage silently."""
+        if self._pyramid is None:
             return
-        (width, height), (x, y, w, h) = tiles.tile_px, box
-        for row in range(y // height, -(-(y + h) // height)):
-            for column in range(x // width, -(-(x + w) // width)):
-                index = row * tiles.grid.w + column
-                if not seen[index]:
-                    tiles.refuse_broken(column, row)
-                    seen[index] = 1
+        checks = self._checks.get(level)
+        if checks is None:
+            directories = self._pyramid.channels[level]
+            checks = [CheckedOnce(self.info.path, each) for each in directories]
+            self._checks[level] = checks
+        for check in checks:
+            check.refuse_broken(box)
 
     def close(self) -> None:
         """Release the file."""
         with self._lock:
             self._images.clear()
-            self._native.clear()
+            self._checks.clear()
             self._local = threading.local()
 
     def _region(self, level: int) -> Any:
