@@ -188,13 +188,14 @@ def _write_attention(
     """
     from cytofm_cli import provenance
     from cytofm_cli.mil.score import run_digest
-    from cytofm_cli.store import io, schema
+    from cytofm_cli.store import io, lineage, schema
     from cytofm_cli.store.zarr3 import write_array
 
     card = ensemble.card
     step = schema.attention_step(run.name, card.unit)
     steps = io.open_store(store).steps
-    source = steps[schema.embedding_step(str(bag.encoder), card.unit)]
+    bag_step = schema.embedding_step(str(bag.encoder), card.unit)
+    source = steps[bag_step]
     mark = f"{source['config_hash']}-{source['input_fingerprint']}"
     facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
     try:
@@ -215,10 +216,13 @@ def _write_attention(
         dim=len(result.columns),
         basis=result.basis,
         predicted=result.predicted,
+        made_from=lineage.made_from(steps, bag_step),
     )
     with (
         io.claim_step(store.parent, bag.slide_id, step),
         io.staging(store.parent, bag.slide_id, step) as staged,
     ):
-        write_array(staged / "values", result.instances_NK, axes=schema.ATTENTION.axes)
+        kind = schema.ATTENTION
+        told = kind.attributes | {"columns": list(result.columns)}
+        write_array(staged / "values", result.instances_NK, axes=kind.axes, attributes=told)
         io.commit_group(staged, store, step, record)

@@ -18,15 +18,14 @@ from cytofm_cli.errors import StoreError, UsageError
 from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles
-from cytofm_cli.store import io, schema
+from cytofm_cli.store import io, lineage, schema
+from cytofm_cli.store.fresh import loss_note, say_risk
 from cytofm_cli.store.zarr3 import write_array
 from cytofm_cli.tiles.field import open_field
 from cytofm_cli.tiles.read import ordered_map
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
-# Flags that read better than the module's name.
-_ALIASES = {"import": "imported"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,7 @@ class DetectJob:
     @property
     def detector(self) -> str:
         """Name of the plug-in, and of the group in the store."""
-        name = self.config.detector.replace("-", "_")
-        return _ALIASES.get(name, name)
+        return registry.detectors.key(self.config.detector)
 
 
 class Detection:
@@ -86,6 +84,7 @@ class Detection:
             io.tidy(store.path.parent, job.slide_id, step)
             return "skipped", _facts(store, step)
         if job.dry_run:
+            say_risk(store, step, note)
             return "done", {"store": job.path, "n_tiles": tile["n_tiles"]}
         with io.claim_step(store.path.parent, job.slide_id, step):
             if self._is_done(job, step, settings, mark):
@@ -103,10 +102,13 @@ class Detection:
                 detector=job.detector,
                 classes=list(table.classes),
                 weights_sha256=job.weights_sha256,
+                made_from=lineage.made_from(store.steps, schema.TILE_STEP),
             )
             with io.staging(store.path.parent, job.slide_id, step) as staged:
                 write_nuclei(staged, table)
-                io.commit_group(staged, store.path, step, record)
+                gone = io.commit_group(staged, store.path, step, record)
+            if gone:
+                note(loss_note(store.path, step, gone))
         return "done", _facts(io.open_store(store.path), step)
 
     def _is_done(self, job: DetectJob, step: str, settings: dict[str, Any], mark: str) -> bool:
@@ -172,7 +174,8 @@ def write_nuclei(folder: Path, table: NucleusTable) -> None:
         (schema.NUCLEI_CONTOUR, table.contour_px0),
         (schema.NUCLEI_CONTOUR_START, table.contour_start),
     ):
-        write_array(folder / kind.path.rpartition("/")[2], values, axes=kind.axes)
+        name = kind.path.rpartition("/")[2]
+        write_array(folder / name, values, axes=kind.axes, attributes=kind.attributes)
 
 
 def read_nuclei(store: io.Store, detector: str | None) -> tuple[str, NucleusTable]:
@@ -186,10 +189,11 @@ def read_nuclei(store: io.Store, detector: str | None) -> tuple[str, NucleusTabl
         (name of the detector, its table).
 
     Raises:
-        StoreError: none, or several and none named.
+        StoreError: none, several and none named, or they were found on other tiles.
     """
     detector = name_of_nuclei(store, detector)
     step = schema.nuclei_step(detector)
+    io.require_fresh(store, step)
     names = ("xy_px0", "area_um2", "probability", "class", "contour_px0", "contour_start")
     columns = [np.asarray(store.read(f"{step}/{name}")) for name in names]
     xy, area, probability, class_id, contour, start = columns
