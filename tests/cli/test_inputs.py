@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytofm_cli.cli import inputs
-from cytofm_cli.cli.inputs import SlideRef, find_slides, slide_id_of, take_shard
+from cytofm_cli.cli.inputs import SlideRef, find_slides, list_slides, slide_id_of, take_shard
 from cytofm_cli.errors import InputError, UsageError
 
 
@@ -31,11 +31,6 @@ def test_find_slides__folder_is_searched_and_sorted_and_stores_are_left_out(tmp_
     ]
 
 
-def test_find_slides__a_folder_of_dicom_files_is_one_slide(tmp_path: Path) -> None:
-    touch(tmp_path, "case/1.dcm", "case/2.dcm", "x.svs")
-    assert [ref.slide_id for ref in find_slides([str(tmp_path)])] == ["case", "x"]
-
-
 def test_find_slides__empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no slides found") as caught:
         find_slides([str(tmp_path)])
@@ -47,6 +42,20 @@ def test_find_slides__two_slides_of_one_name_are_refused(tmp_path: Path) -> None
     touch(tmp_path, "one/a.svs", "two/a.svs")
     with pytest.raises(InputError, match=r"two slides are called 'a'.*one/a\.svs.*two/a\.svs"):
         find_slides([str(tmp_path)])
+
+
+def test_find_slides__a_path_named_twice_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.svs", "b.svs")
+    monkeypatch.chdir(tmp_path)
+    refs = find_slides(["a.svs", str(tmp_path), "./a.svs"])
+    assert [ref.slide_id for ref in refs] == ["a", "b"]
+
+
+def test_list_slides__names_need_not_differ(tmp_path: Path) -> None:
+    touch(tmp_path, "one/a.svs", "two/a.svs")
+    assert [ref.slide_id for ref in list_slides([str(tmp_path)])] == ["a", "a"]
 
 
 def test_find_slides__globs_urls_and_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
