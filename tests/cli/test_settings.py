@@ -115,7 +115,9 @@ def other_value(field: dataclasses.Field[Any], kind: Any) -> str:
         near = (field.default or low) + 1
         return str(near if high is None or near <= high else (low + high) / 2)
     if str(target).startswith("tuple"):
-        return "1,2" if "int" in str(target) else "0.5,0.75" if "float" in str(target) else "a,b"
+        return (
+            "1,2" if "int" in str(target) else "0.25,0.5,0.75" if "float" in str(target) else "a,b"
+        )
     return "word"
 
 
