@@ -113,7 +113,7 @@ def test_embed__weights_from_elsewhere_are_seen_as_laid_out_and_what_is_assumed_
     assert cytofm(*words, *own, "--json").stdout.count('"skipped"') == 2
     other = cytofm(*words, "--workers", 1)
     assert other.returncode == 2
-    assert "mean: [0.5, 0.25, 0.75] → None" in other.stderr
+    assert "mean: [0.5, 0.25, 0.75] → default" in other.stderr
     misspelt = cytofm("embed", tmp_path / "s", "--encoder", f"{name}5", *words[4:])
     assert misspelt.returncode == 2
     assert misspelt.stderr.count("error:") == 1  # before any slide, and not for each
