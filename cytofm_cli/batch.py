@@ -22,11 +22,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any, Literal
 
-from cytofm_cli.errors import CytofmError, SlideError, SlideTimeoutError
+from cytofm_cli.errors import ConfigMismatchError, CytofmError, SlideError, SlideTimeoutError
 from cytofm_cli.signals import catch_signals
 from cytofm_cli.store.claim import ClaimHeldError
 
-Status = Literal["done", "skipped", "held", "failed"]
+Status = Literal["done", "skipped", "held", "refused", "failed"]
 _POLL_S = 0.5
 _STOP_GRACE_S = 5.0
 _BETWEEN_REPORTS_S = 0.2
@@ -46,9 +46,10 @@ class Outcome:
     """What became of one slide.
 
     Attributes:
-        status: done now, skipped (was done before), held by another process, or failed.
+        status: done now, skipped (was done before), held by another process, refused (was done
+            before with other settings, and is kept), or failed.
         facts: what the work returned, as JSON values.
-        error: why it failed.
+        error: why it failed, or is refused.
     """
 
     slide_id: str
@@ -263,6 +264,8 @@ def _attempt(work: Work, task: Task, report: Reporter) -> Outcome:
         status, facts = work(task, report)
     except ClaimHeldError as held:
         status, error = "held", held
+    except ConfigMismatchError as other:
+        status, error = "refused", other
     except CytofmError as known:
         error = known
     except MemoryError:

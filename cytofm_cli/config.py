@@ -34,6 +34,7 @@ def option(
     high: float | None = None,
     affects_result: bool = True,
     short: str | None = None,
+    former: str | None = None,
 ) -> Any:
     """Declare a field of a step's configuration.
 
@@ -46,6 +47,7 @@ def option(
         affects_result: False for speed and resource settings; these are left out of the
             hash that decides whether a finished step may be reused.
         short: one-letter flag, with its dash.
+        former: name that the setting had before; still taken, with a warning.
     """
     return dataclasses.field(
         default=default,
@@ -56,8 +58,38 @@ def option(
             "high": high,
             "affects_result": affects_result,
             "short": short,
+            "former": former,
         },
     )
+
+
+class Layer(dict[str, Any]):
+    """Settings from one place, which knows how a setting is written there.
+
+    Args:
+        values: the settings.
+        form: how one is written; may name {section}, {key}, {variable}, {flag} and {value}.
+        place: what to say before the section of a setting that is not there, e.g. the file.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any] | None = None,
+        form: str = "[{section}] {key} = {value!r}",
+        place: str = "",
+    ) -> None:
+        super().__init__(values or {})
+        self.form, self.place = form, place
+
+    def written(self, section: str, key: str) -> str:
+        """Return a setting as the user wrote it."""
+        return self.form.format(
+            section=section,
+            key=key,
+            variable=variable(section, key),
+            flag=f"--{key}".replace("_", "-"),
+            value=self[key],
+        )
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -84,45 +116,55 @@ def check_sections(tables: Mapping[str, Any], path: Path) -> None:
             raise UsageError(f"{path}: no command has a table [{name}].", hint=hint)
 
 
-def from_environment(cls: type, section: str) -> dict[str, str]:
-    """Collect the `CYTOFM_<SECTION>_<FIELD>` variables that are set.
+def variable(section: str, name: str) -> str:
+    """Return the environment variable of a setting or of a flag."""
+    return f"CYTOFM_{section}_{name}".upper().replace("-", "_")
 
-    Raises:
-        UsageError: one is set for a field that is not there: a misspelling would go unseen.
-    """
-    prefix = f"CYTOFM_{section}_".upper()
-    known = field_types(cls)
-    found = {}
-    for variable, value in os.environ.items():
-        if variable.startswith(prefix):
-            name = variable.removeprefix(prefix).lower()
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {prefix}{close[0].upper()}?" if close else None
-                raise UsageError(f"{variable} is no setting of {section}.", hint=hint)
-            found[name] = value
-    return found
+
+def former_names(cls: type) -> dict[str, str]:
+    """Return the names that settings had before: what they are called now."""
+    fields = dataclasses.fields(typing.cast("Any", cls))
+    return {f.metadata["former"]: f.name for f in fields if f.metadata.get("former")}
+
+
+def from_environment(cls: type, section: str) -> Layer:
+    """Collect the variables that are set, of the fields of `cls`."""
+    found = {
+        name: os.environ[variable(section, name)]
+        for name in (*field_types(cls), *former_names(cls))
+        if variable(section, name) in os.environ
+    }
+    return Layer(found, form="{variable}={value}")
 
 
 def resolve(cls: type[C], section: str, *layers: Mapping[str, Any]) -> C:
     """Merge `layers` (later wins) over the defaults of `cls` and validate.
+
+    Args:
+        cls: a configuration dataclass.
+        section: its name.
+        layers: settings by name; a `Layer` is blamed for what is wrong in it.
 
     Raises:
         UsageError: unknown key, wrong type, value outside its range or choices.
     """
     kinds = field_types(cls)
     merged: dict[str, Any] = {}
+    written: dict[str, str] = {}
     for layer in layers:
+        named = layer if isinstance(layer, Layer) else Layer(layer)
         for raw_key, value in layer.items():
             key = raw_key.replace("-", "_")
             if key not in kinds:
                 close = difflib.get_close_matches(key, kinds, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(kinds)}"
-                raise UsageError(f"[{section}] has no setting {raw_key!r}.", hint=hint)
-            merged[key] = _coerce(section, key, value, kinds[key])
+                raise UsageError(f"{named.place}[{section}] has no setting {raw_key!r}.", hint=hint)
+            written[key] = named.written(section, raw_key)
+            merged[key] = _coerce(written[key], value, kinds[key])
     config = cls(**merged)
     for field in dataclasses.fields(typing.cast("Any", cls)):
-        _check(section, field, getattr(config, field.name))
+        value = getattr(config, field.name)
+        _check(written.get(field.name, f"[{section}] {field.name} = {value!r}"), field, value)
     return config
 
 
@@ -163,9 +205,13 @@ def digest(record: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name the settings that differ: `key: old → new`."""
+    """Name the settings that differ: `key: old → new`; what is not set is the default."""
+
+    def shown(of: Mapping[str, Any], key: str) -> str:
+        return "default" if of.get(key) is None else repr(of[key])
+
     return [
-        f"{key}: {old.get(key)!r} → {new.get(key)!r}"
+        f"{key}: {shown(old, key)} → {shown(new, key)}"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
@@ -192,12 +238,12 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _coerce(section: str, key: str, value: Any, kind: Any) -> Any:
+def _coerce(written: str, value: Any, kind: Any) -> Any:
     target, optional = base_type(kind)
-    if value is None or (optional and value == "none" and target is not str):
+    if value is None or (optional and value in ("none", "auto") and target is not str):
         if optional:
             return None
-        raise UsageError(f"[{section}] {key} must not be empty.")
+        raise UsageError(f"{written} must not be empty.")
     try:
         if target is bool:
             return _boolean(value)
@@ -214,7 +260,7 @@ def _coerce(section: str, key: str, value: Any, kind: Any) -> Any:
     except (TypeError, ValueError):
         pass
     name = getattr(target, "__name__", str(target))
-    raise UsageError(f"[{section}] {key} = {value!r} is not of type {name}.")
+    raise UsageError(f"{written} is not of type {name}.")
 
 
 def _tuple(value: Any, item: type) -> tuple[Any, ...]:
@@ -231,15 +277,17 @@ def _boolean(value: Any) -> bool:
     return words[str(value).lower()]
 
 
-def _check(section: str, field: dataclasses.Field[Any], value: Any) -> None:
+def _check(written: str, field: dataclasses.Field[Any], value: Any) -> None:
     if value is None:
         return
     choices, low, high = (field.metadata.get(key) for key in ("choices", "low", "high"))
     if choices and value not in choices:
-        raise UsageError(f"[{section}] {field.name} = {value!r}: choose {', '.join(choices)}.")
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"did you mean {close[0]}?" if close else None
+        raise UsageError(f"{written}: choose {', '.join(choices)}.", hint=hint)
     for limit, wrong, word in (
         (low, low is not None and not value >= low, "at least"),
         (high, high is not None and not value <= high, "at most"),
     ):
         if wrong:
-            raise UsageError(f"[{section}] {field.name} = {value} must be {word} {limit}.")
+            raise UsageError(f"{written} must be {word} {limit}.")

@@ -24,12 +24,20 @@ def to_text(record: Record) -> str:
 
 
 def changes(found: Record, wanted: Record) -> list[str]:
-    """Name the settings in which a record that was read differs from one that is asked for."""
+    """Name the settings in which a record that was read differs from one that is asked for.
+
+    What a later section states, it states resolved: the learning rate of a recipe counts, not
+    whether it was typed or came from the preset.
+    """
     read_back = tomllib.loads(to_text(wanted))
-    flat = [
-        {f"{name}.{key}": value for name, section in of.items() for key, value in section.items()}
-        for of in (found, read_back)
-    ]
+    names = list(read_back)
+    flat: list[dict[str, Any]] = []
+    for record in (found, read_back):
+        flat.append({})
+        for name, section in record.items():
+            later = names[names.index(name) + 1 :] if name in names else []
+            resolved = {k for of in later for k in {*read_back[of]} & {*found.get(of, {})}}
+            flat[-1] |= {f"{name}.{k}": v for k, v in section.items() if k not in resolved}
     return differences(*flat)
 
 

@@ -122,7 +122,7 @@ def test_ablation__two_arms_from_fields_to_the_table(tmp_path: Path) -> None:
         labels.append(f"{row['slide_id']},{number % 2},{row['group']}")
     (tmp_path / "labels.csv").write_text("\n".join(labels) + "\n")
     stores, out = tmp_path / "stores", tmp_path / "out"
-    tile = ("--mpp", 0.25, "--tile-px", 256)
+    tile = ("--slide-mpp", 0.25, "--tile-px", 256)
     run("-m", "cytofm_cli", "tile", fields, "-o", stores, *tile)
     run("-m", "cytofm_cli", "detect", stores)
     words = (FILE, stores, "-o", out, "--points", FIELDS / "nuclei.csv", "--groups",

@@ -27,6 +27,24 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Check this installation and machine."),
 }
 
+# What stands at the end of a command's help: where there is more to read.
+PAGES: dict[str, str] = {
+    "quickstart": "README.md",
+    "tile": "docs/tiles.md, docs/settings.md",
+    "detect": "docs/nuclei.md",
+    "views": "docs/views.md",
+    "pretrain": "docs/pretraining.md",
+    "embed": "docs/tiles.md, docs/cytofm-tiny.md",
+    "evaluate": "docs/pretraining.md",
+    "mil": "README.md, docs/mil-benchmark.md",
+    "export": "README.md",
+    "info": "docs/tiles.md",
+    "encoders": "README.md, docs/cytofm-tiny.md",
+    "detectors": "docs/nuclei.md",
+    "methods": "README.md, docs/pretraining.md",
+    "doctor": "README.md",
+}
+
 _HELP = """From glass slide to slide-level answer, for cytology.
 
 Start with:  cytofm quickstart
@@ -36,8 +54,8 @@ handcrafted  ·  cytofm mil train --bags stores --labels labels.csv -o run
 """
 _EPILOG = (
     "Every setting can also stand in a TOML file (--config) or in the environment "
-    "(CYTOFM_TILE_MPP=0.25). Exit codes: 0 done, 1 our bug, 2 usage, 3 unusable input, "
-    "4 some slides failed, 75 try again, 130 and 143 stopped."
+    "(CYTOFM_TILE_MPP=0.25): docs/settings.md. Exit codes: 0 done, 1 our bug, 2 usage, 3 unusable "
+    "input, 4 some slides failed, 75 try again, 130 and 143 stopped."
 )
 
 
@@ -49,18 +67,28 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         epilog=_EPILOG,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
         rich_markup_mode=None,
     )
     app.callback(help=_HELP, epilog=_EPILOG)(_root)
-    completing = "_CYTOFM_COMPLETE" in os.environ
-    called = next((word for word in arguments if not word.startswith("-")), None)
+    words = _completed_words() if "_CYTOFM_COMPLETE" in os.environ else arguments
+    called = next((word for word in words if not word.startswith("-")), None)
     for name, (module, line) in COMMANDS.items():
-        if completing or name == called:
+        if name == called:
             importlib.import_module(f"cytofm_cli.cli.{module}").register(app)
         else:
             app.command(name, help=line)(_listed_only)
+    if called in COMMANDS:
+        from cytofm_cli.cli.command import improve
+
+        improve(app, PAGES)
     return app
+
+
+def _completed_words() -> list[str]:
+    """Return the words that the shell asks to complete, without `cytofm` itself."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return line.split()[1:]
 
 
 def _listed_only() -> None:

@@ -155,7 +155,7 @@ def _slide_jobs(
 ) -> list[EmbedJob]:
     from cytofm_cli.encoders.run import EmbedJob, with_tile_defaults
     from cytofm_cli.store.io import store_path
-    from cytofm_cli.tiles.run import TileJob
+    from cytofm_cli.tiles.config import TileJob
 
     return [
         EmbedJob(

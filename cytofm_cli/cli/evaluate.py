@@ -54,7 +54,7 @@ def probe(
 
     Examples:
 
-      cytofm evaluate probe slides/ --points points.csv -o probe --mpp 0.25
+      cytofm evaluate probe slides/ --points points.csv -o probe --slide-mpp 0.25
 
       cytofm evaluate probe stores --points points.csv -o probe --encoder handcrafted --encoder
       sr-vit-tiny=trained.safetensors --encoder sr-vit-tiny --random-weights

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import glob
-import os
+import math
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
+from cytofm_cli.cli.out import out
 from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.slides import folders
+from cytofm_cli.slides.folders import slide_id_of
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import is_store
+from cytofm_cli.tables import read_table
 from cytofm_cli.units import is_plausible_mpp
 
-# What a folder is searched for. A path that is given by name is tried whatever its suffix.
-SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .dicom .czi .qptiff "
-    ".jpg .jpeg .png".split()
-)
+_ID_NAMES = ("slide_id", "slide", "slide_name", "image_id")
+_PATH_NAMES = ("path", "file", "filename", "file_name", "file_path", "slide_path")
 
 T = TypeVar("T")
 
@@ -48,19 +48,27 @@ def find_slides(inputs: Sequence[str], manifest: Path | None = None) -> list[Sli
     """List the slides named by paths, globs, folders, `-` (stdin) and a manifest, sorted by id.
 
     Raises:
-        InputError: nothing found, a path that is not there among only missing ones, a
-            duplicate slide id, or a manifest that cannot be used.
+        InputError: nothing found, a duplicate slide id, or a manifest that cannot be used.
     """
-    refs = [_ref(path) for path in expand_paths(inputs, find_in_folder=_slides_in_folder)]
+    refs = list_slides(inputs)
     if manifest is not None:
         refs.extend(read_manifest(manifest))
     if not refs:
         where = ", ".join([*inputs, *([str(manifest)] if manifest else [])]) or "no input given"
-        raise InputError(
-            f"{where}: no slides found.", hint=f"known suffixes: {' '.join(sorted(SLIDE_SUFFIXES))}"
-        )
+        known = " ".join(sorted(folders.READABLE_SUFFIXES))
+        raise InputError(f"{where}: no slides found.", hint=f"known suffixes: {known}")
     _refuse_duplicates(refs)
     return sorted(refs)
+
+
+def list_slides(inputs: Sequence[str]) -> list[SlideRef]:
+    """List the slides named by paths, globs, folders and `-`; a path that is given twice once.
+
+    Several may have one id.
+    """
+    paths = expand_paths(inputs, find_in_folder=lambda folder: folders.find_slides(str(folder)))
+    once = {path if "://" in path else str(Path(path).absolute()): path for path in reversed(paths)}
+    return [_ref(path) for path in folders.join_series([*reversed(once.values())])]
 
 
 def find_stores(inputs: Sequence[str]) -> list[Path]:
@@ -143,18 +151,17 @@ def read_manifest(path: Path) -> list[SlideRef]:
     Raises:
         InputError: unreadable, a column missing, an empty field, an impossible mpp.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: the manifest cannot be read ({error}).") from error
-    columns = set(rows[0]) if rows else set()
-    if not {"slide_id", "path"} <= columns:
-        raise InputError(
-            f"{path}: the manifest needs the columns slide_id and path.",
-            hint="first line: slide_id,path,mpp",
-        )
-    return [_manifest_ref(path, number, row) for number, row in enumerate(rows, start=2)]
+    table = read_table(path, (*_ID_NAMES, *_PATH_NAMES, "mpp"))
+    for note in table.notes:
+        out.warn(note)
+    hint = "first line: slide_id,path,mpp"
+    ids, paths = (table.columns[table.need(*of, hint=hint)] for of in (_ID_NAMES, _PATH_NAMES))
+    stated = table.find("mpp")
+    mpps = table.numbers(stated[0], default=math.nan) if stated else [math.nan] * len(table)
+    return [
+        _manifest_ref(path.parent, table.place(row), *of)
+        for row, of in enumerate(zip(ids, paths, mpps, strict=True))
+    ]
 
 
 def take_shard(items: Sequence[T], shard: str | None, *, key: Callable[[T], str]) -> list[T]:
@@ -185,21 +192,11 @@ def store_id(path: Path) -> str:
     return path.name.removesuffix(schema.STORE_SUFFIX)
 
 
-def slide_id_of(path: str) -> str:
-    """Return the name of a slide: its file name without the slide suffix."""
-    name = PurePosixPath(path.split("?", maxsplit=1)[0].rstrip("/")).name
-    stem, suffix = os.path.splitext(name)
-    name = stem if suffix.lower() in SLIDE_SUFFIXES and stem else name
-    return name.removesuffix(".ome") or name
-
-
 def _ref(path: str) -> SlideRef:
     return SlideRef(slide_id=slide_id_of(path), path=path)
 
 
-def _manifest_ref(manifest: Path, number: int, row: dict[str, str]) -> SlideRef:
-    slide_id, path, mpp = ((row.get(key) or "").strip() for key in ("slide_id", "path", "mpp"))
-    where = f"{manifest}, line {number}"
+def _manifest_ref(folder: Path, where: str, slide_id: str, path: str, mpp: float) -> SlideRef:
     if not slide_id or not path:
         raise InputError(f"{where}: slide_id and path must not be empty.")
     if "/" in slide_id or slide_id.startswith("."):
@@ -207,34 +204,12 @@ def _manifest_ref(manifest: Path, number: int, row: dict[str, str]) -> SlideRef:
             f"{where}: {slide_id!r} cannot name a slide.", hint="no / and no leading dot."
         )
     if "://" not in path:
-        path = str(manifest.parent / path)
-    try:
-        value = float(mpp) if mpp else None
-    except ValueError:
-        raise InputError(f"{where}: mpp {mpp!r} is no number.") from None
-    if value is not None and not is_plausible_mpp(value):
-        raise InputError(f"{where}: mpp {mpp} is not between 0.05 and 5 µm/px.")
-    return SlideRef(slide_id=slide_id, path=path, mpp=value)
-
-
-def _slides_in_folder(folder: Path) -> list[str]:
-    found: list[str] = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and not name.endswith(schema.STORE_SUFFIX)
-        )
-        names = [name for name in sorted(files) if not name.startswith(".")]
-        if names and all(name.lower().endswith((".dcm", ".dicom")) for name in names):
-            found.append(root)  # a DICOM slide is a folder of files
-            continue
-        found.extend(
-            os.path.join(root, name)
-            for name in names
-            if os.path.splitext(name)[1].lower() in SLIDE_SUFFIXES
-        )
-    return found
+        path = str(folder / path)
+    if math.isnan(mpp):
+        return SlideRef(slide_id, path)
+    if not is_plausible_mpp(mpp):
+        raise InputError(f"{where}: mpp {mpp:g} is not between 0.05 and 5 µm/px.")
+    return SlideRef(slide_id, path, mpp)
 
 
 def _stores_in_folder(folder: Path) -> list[str]:

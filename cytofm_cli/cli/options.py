@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -19,7 +19,8 @@ import typer
 
 from cytofm_cli import config as configs
 from cytofm_cli.cli.out import out
-from cytofm_cli.config import option
+from cytofm_cli.cli.panels import panel_of
+from cytofm_cli.config import Layer, option
 from cytofm_cli.errors import UsageError
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")]
@@ -29,9 +30,9 @@ Settings = Annotated[
 ]
 
 
-def parse_settings(words: list[str] | None) -> dict[str, str]:
+def parse_settings(words: list[str] | None) -> Layer:
     """Parse the KEY=VALUE words of `--set`."""
-    settings = {}
+    settings = Layer(form="--set {key}={value}", place="--set: ")
     for word in words or []:
         key, equals, value = word.partition("=")
         if not equals:
@@ -77,7 +78,7 @@ def register(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
 def expand(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` with every configuration parameter spread into flags."""
     hints = typing.get_type_hints(function, include_extras=True)
-    sections = {
+    sections: dict[str, Any] = {
         name: kind
         for name, kind in hints.items()
         if dataclasses.is_dataclass(kind) and hasattr(kind, "SECTION")
@@ -88,20 +89,23 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
         if name not in sections
     ]
     flags = {name: _flags(typing.cast("type", kind)) for name, kind in sections.items()}
-    # Two steps may share a setting by name (seed): one flag then speaks to both.
-    once = {parameter.name: parameter for group in flags.values() for parameter in group}
-    spread = [*plain, *once.values()]
+    spread = [*plain, *_once(flags.values())]
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
         given = {parameter.name: values[parameter.name] for parameter in plain}
         explicit = {
-            name: {p.name: values[p.name] for p in group if values[p.name] is not None}
+            name: Layer(
+                {p.name: v for p in group if (v := _given(values[p.name])) is not None},
+                form="{flag} {value}",
+            )
             for name, group in flags.items()
         }
-        merged = _merge(sections, explicit)
+        merged, notes = _merge(sections, explicit)
         run = next((c for c in merged.values() if isinstance(c, CommonOptions)), CommonOptions())
         _configure_output(run)
+        for note in notes:
+            out.note(note)
         if run.print_config:
             tables = {c.SECTION: c for c in merged.values() if not isinstance(c, CommonOptions)}
             print(configs.to_toml(tables), end="")
@@ -110,70 +114,156 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
 
     command.__signature__ = inspect.Signature(spread)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in spread}
+    command.variables = frozenset(  # type: ignore[attr-defined]
+        configs.variable(kind.SECTION, name)
+        for kind in sections.values()
+        for name in (*configs.field_types(kind), *configs.former_names(kind))
+    )
     del command.__wrapped__  # typer would look through it at the unspread signature
     return command
 
 
+def _once(groups: Iterable[list[inspect.Parameter]]) -> list[inspect.Parameter]:
+    """Join settings that two steps share by name (seed): one flag then speaks to both."""
+    found: dict[str, inspect.Parameter] = {}
+    for parameter in (one for group in groups for one in group):
+        first = found.setdefault(parameter.name, parameter)
+        if first is not parameter:
+            one, other = (typing.get_args(p.annotation)[1] for p in (first, parameter))
+            one.help = f"{one.help} {other.help}"
+    return list(found.values())
+
+
 def _flags(kind: type) -> list[inspect.Parameter]:
-    types = configs.field_types(kind)
+    types, section = configs.field_types(kind), typing.cast("Any", kind).SECTION
     return [
-        _flag(field, types[field.name]) for field in dataclasses.fields(typing.cast("Any", kind))
+        flag
+        for field in dataclasses.fields(typing.cast("Any", kind))
+        for flag in _names_of(section, field, types[field.name])
     ]
 
 
-def _flag(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
+def _names_of(section: str, field: dataclasses.Field[Any], kind: Any) -> list[inspect.Parameter]:
+    """Return the flag of a setting, and the hidden one of its former name."""
+    former = field.metadata.get("former")
+    made = [_flag(section, field, kind, field.name)]
+    return [*made, _flag(section, field, kind, former)] if former else made
+
+
+def _flag(section: str, field: dataclasses.Field[Any], kind: Any, name: str) -> inspect.Parameter:
     target, _ = configs.base_type(kind)
-    long = "--" + field.name.replace("_", "-")
+    long = "--" + name.replace("_", "-")
     names = [long] if not field.metadata.get("short") else [field.metadata["short"], long]
     if target is bool and field.default is not False:
         names[-1] = f"{long}/--no-{long[2:]}"
     choices = field.metadata.get("choices")
+    metavar = "|".join(choices) if choices else None
     if typing.get_origin(target) is tuple:
-        target = str
+        metavar = metavar or f"<{typing.get_args(target)[0].__name__},…>"
+        target = list[str]  # repeated, comma-separated, or both
     declared = typer.Option(
         *names,
-        help=_help(field),
+        help=_help(section, field),
         show_default=False,
-        metavar="|".join(choices) if choices else None,
+        show_envvar=False,  # read by `_merge`, which knows a file from a variable
+        hidden=name != field.name,
+        metavar=metavar,
+        rich_help_panel=panel_of(section, field.name),
     )
     return inspect.Parameter(
-        field.name,
+        name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[target | None, declared],
     )
 
 
-def _help(field: dataclasses.Field[Any]) -> str:
+def _given(value: Any) -> Any:
+    """Return what was typed for a flag, None if nothing was."""
+    return ",".join(value) or None if isinstance(value, list) else value
+
+
+def _help(section: str, field: dataclasses.Field[Any]) -> str:
     text = str(field.metadata.get("help", ""))
+    facts = f"env var: {configs.variable(section, field.name)}"
     default = field.default
-    if default is None or isinstance(default, bool) or default is dataclasses.MISSING:
-        return text
-    shown = ",".join(str(item) for item in default) if isinstance(default, tuple) else default
-    return f"{text} [default: {shown}]"
+    if default is not None and not isinstance(default, bool) and default != dataclasses.MISSING:
+        shown = ",".join(str(item) for item in default) if isinstance(default, tuple) else default
+        facts += f"; default: {shown}"
+    return f"{text}  [{facts}]"
 
 
-def _merge(sections: dict[str, Any], explicit: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _merge(
+    sections: dict[str, Any], explicit: dict[str, Layer]
+) -> tuple[dict[str, Any], list[str]]:
+    """Merge defaults, file, environment and flags; also say what was given and is not used."""
     shared = configs.from_environment(RunOptions, RunOptions.SECTION)
     given = {key: value for values in explicit.values() for key, value in values.items()}
     file = given.get("config", shared.get("config"))
     tables = configs.read_toml(Path(file)) if file else {}
     configs.check_sections(tables, Path(file or ""))
-    merged = {}
+    merged, notes = {}, []
     for name, kind in sections.items():
-        table = tables.get(kind.SECTION, {})
+        section = kind.SECTION
+        table = tables.get(section, {})
         if not isinstance(table, dict):
-            raise UsageError(f"{file}: [{kind.SECTION}] must be a table.")
+            raise UsageError(f"{file}: [{section}] must be a table.")
+        layers = [
+            _from_file(file, table),
+            shared if section == RunOptions.SECTION else configs.from_environment(kind, section),
+        ]
         if issubclass(kind, CommonOptions):
+            configs.resolve(RunOptions, section, *layers)
             # [run] serves all commands; what this one does not have is not for it.
-            configs.resolve(RunOptions, kind.SECTION, table)
-            known = configs.field_types(kind)
-            table = {key: value for key, value in table.items() if key.replace("-", "_") in known}
-            environment = {key: value for key, value in shared.items() if key in known}
-        else:
-            environment = configs.from_environment(kind, kind.SECTION)
-        merged[name] = configs.resolve(kind, kind.SECTION, table, environment, explicit[name])
-    return merged
+            layers, unused = _only(configs.field_types(kind), section, layers)
+            notes += unused
+        modern = [_modern(kind, section, layer) for layer in (*layers, explicit[name])]
+        _refuse_misplaced(modern[0], section, [kind, *sections.values(), RunOptions])
+        merged[name] = configs.resolve(kind, section, *modern)
+    return merged, notes
+
+
+def _from_file(file: object, table: dict[str, Any]) -> Layer:
+    place = f"{file}: ".replace("{", "{{").replace("}", "}}")
+    return Layer(table, form=place + "[{section}] {key} = {value!r}", place=f"{file}: ")
+
+
+def _refuse_misplaced(table: Layer, section: str, kinds: Sequence[Any]) -> None:
+    """Refuse a setting that stands in the table of another step, and say where it belongs."""
+    for key in table:
+        homes = [k.SECTION for k in kinds if key.replace("-", "_") in configs.field_types(k)]
+        if homes and section not in homes:
+            raise UsageError(
+                f"{table.place}[{section}] has no setting {key!r}.",
+                hint=f"it belongs to [{homes[0]}].",
+            )
+
+
+def _modern(kind: type, section: str, layer: Layer) -> Layer:
+    """Call settings by the names that they have now, and say so."""
+    formers = configs.former_names(kind)
+    if not formers.keys() & layer.keys():
+        return layer
+    for name in formers.keys() & layer.keys():
+        now = formers[name]
+        out.warn(f"{layer.written(section, name)}: the setting is called {now} now")
+    return Layer({formers.get(k, k): v for k, v in layer.items()}, layer.form, layer.place)
+
+
+def _only(
+    known: dict[str, Any], section: str, layers: list[Layer]
+) -> tuple[list[Layer], list[str]]:
+    """Split layers into the settings that a command has, and a note for each that it has not."""
+    kept, notes = [], []
+    for layer in layers:
+        have = {key: value for key, value in layer.items() if key.replace("-", "_") in known}
+        kept.append(Layer(have, layer.form, layer.place))
+        notes += [
+            f"{layer.written(section, key)} is not used: this command has no such option"
+            for key in layer
+            if key not in have
+        ]
+    return kept, notes
 
 
 def _configure_output(run: CommonOptions) -> None:

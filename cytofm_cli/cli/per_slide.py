@@ -14,7 +14,12 @@ from typing import Any, Protocol
 from cytofm_cli.batch import Note, Outcome, Progress, Task, Work, run_batch
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.out import out
-from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, TryAgainError
+from cytofm_cli.errors import (
+    ConfigMismatchError,
+    CytofmError,
+    SomeSlidesFailedError,
+    TryAgainError,
+)
 from cytofm_cli.resources import cpu_count
 from cytofm_cli.store.io import output_errors
 
@@ -212,13 +217,14 @@ def _report(outcome: Outcome, run: RunOptions, *, alone: bool) -> None:
 def _conclude(command: str, outcomes: Sequence[Outcome], log: Path | None) -> None:
     """Sum up; `log` is the file that names the failures, None for a dry run, which writes none."""
     errors = [o.error for o in outcomes if o.status == "failed" and o.error is not None]
-    if len(outcomes) == 1 and errors:
-        raise errors[0]
+    if len(outcomes) == 1 and outcomes[0].status in ("failed", "refused") and outcomes[0].error:
+        raise outcomes[0].error
     counts: Counter[str] = Counter(outcome.status for outcome in outcomes)
     words = {
         "done": "planned" if log is None else "done",
         "skipped": "skipped (done before)",
         "held": "held by other processes",
+        "refused": "kept with other settings",
     }
     told = [f"{counts[key]} {word}" for key, word in words.items() if counts[key]]
     if errors:
@@ -231,6 +237,12 @@ def _conclude(command: str, outcomes: Sequence[Outcome], log: Path | None) -> No
         raise SomeSlidesFailedError(
             f"{len(errors)} of {len(outcomes)} slides failed, the others are done.",
             hint=_where(log),
+        )
+    if counts["refused"]:
+        raise ConfigMismatchError(
+            f"{counts['refused']} of {len(outcomes)} slides are finished with other settings and "
+            "kept as they are; see above.",
+            hint="--overwrite makes them anew.",
         )
     if counts["held"]:
         raise TryAgainError(

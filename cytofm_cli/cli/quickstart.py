@@ -53,7 +53,7 @@ def quickstart(
         fields,
         "-o",
         stores,
-        "--mpp",
+        "--slide-mpp",
         0.25,
         "--tile-px",
         256,
@@ -134,7 +134,8 @@ Done in {seconds:.0f} s. Look at:
 
 On your own slides:
   cytofm info SLIDES/                                   what is there, at which resolution
-  cytofm tile SLIDES/ -o stores                         any format; --mpp 0.25 if a file states none
+  cytofm tile SLIDES/ -o stores                         any format; --slide-mpp 0.25 if a file
+                                                        states no resolution (40×)
   cytofm detect stores                                  nuclei, for cell bags (--unit cell)
   cytofm export stores -o qupath --to geojson           look at them in QuPath
   cytofm embed stores --encoder timm/vit_small_patch16_224 --weights FILE

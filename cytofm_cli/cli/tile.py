@@ -37,11 +37,11 @@ def tile(
 
       cytofm tile slides/ -o stores
 
-      cytofm tile fields/*.jpg -o stores --mpp 0.25 --tile-px 256
+      cytofm tile fields/*.jpg -o stores --slide-mpp 0.25 --tile-px 256
 
       cytofm tile slides/ -o stores --select random --max-tiles 100 --preview pictures
     """
-    from cytofm_cli.tiles.run import TileJob
+    from cytofm_cli.tiles.config import TileJob
 
     if config.max_tiles is not None and config.select == "all":
         raise UsageError("--max-tiles needs a way to choose.", hint="add --select random.")

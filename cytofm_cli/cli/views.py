@@ -19,7 +19,6 @@ from cytofm_cli.resources import cpu_count
 from cytofm_cli.store.io import is_store, output_errors
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.views.config import ViewsConfig
-from cytofm_cli.views.recipes import ncp_of, recipe_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +64,7 @@ def views(
 
       cytofm views stores -o views --recipe dinov2 --preset paper --max-tiles 100
     """
+    from cytofm_cli.views.recipes import ncp_of, recipe_of
     from cytofm_cli.views.run import ViewsJob
 
     dump = not preview if dump is None else dump

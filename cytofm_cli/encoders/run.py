@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cytofm_cli import provenance
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, differences
-from cytofm_cli.encoders.base import CELL_UM, Encoder, load_encoder, store_key
+from cytofm_cli.encoders.base import CELL_UM, Encoder, EncoderSpec, load_encoder, store_key
 from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.dtype import refuse_overflow, to_dtype
@@ -36,8 +36,10 @@ from cytofm_cli.nuclei.run import name_of_nuclei
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk, why_stale
 from cytofm_cli.store.zarr3 import write_array, write_rows
+from cytofm_cli.tiles.config import TileJob
+from cytofm_cli.tiles.finished import is_done
 from cytofm_cli.tiles.read import ordered_map
-from cytofm_cli.tiles.run import TileJob, tile_slide
+from cytofm_cli.tiles.run import fingerprint_of, tile_slide
 from cytofm_cli.tiles.source import TileSource, open_tiles
 
 _CPU_BATCH = 16  # larger ones fall out of the caches
@@ -109,7 +111,10 @@ class Embedder:
         step = schema.embedding_step(store_key(encoder.spec), job.config.unit)
         with io.claim_step(job.store.parent, job.slide_id, step):
             if not job.overwrite and io.is_finished(
-                job.store, step, config=settings, input_fingerprint=mark
+                job.store,
+                step,
+                config=_in_words_of(store.steps.get(step), settings, encoder.spec),
+                input_fingerprint=mark,
             ):
                 return "skipped", _facts(io.open_store(job.store), step)
             self._write(job, store, step, settings, mark, report, note)
@@ -357,7 +362,7 @@ def _find_finished(
         if (
             step.startswith("embeddings/")
             and step.endswith(f"/{unit}")
-            and record["config"] == settings
+            and not differences(record["config"], _in_words_of(record, settings))
             and record["input_fingerprint"] == mark
             and why_stale(store, step) is None
         ):
@@ -365,21 +370,51 @@ def _find_finished(
     return None
 
 
+def _in_words_of(
+    record: Mapping[str, Any] | None, settings: Mapping[str, Any], spec: EncoderSpec | None = None
+) -> dict[str, Any]:
+    """Return settings in the words of a finished step, where both come to the same.
+
+    A record keeps what was typed, and beside it what that came to (`cell_um`, `pooling`).
+
+    Args:
+        record: of the finished step, if there is one.
+        settings: as typed now.
+        spec: of the encoder, which supplies what is not typed; None while it is not loaded.
+    """
+    words = dict(settings)
+    if record is None:
+        return words
+    defaults = {} if spec is None else asdict(spec) | {"cell_um": spec.cell_um or CELL_UM}
+    for key in {*settings, *record["config"]}:
+        then, now = record["config"].get(key), settings.get(key)
+        was = record.get(key) if then is None else then
+        wanted = defaults.get(key) if now is None else now
+        acts = {
+            "seed": settings["random_weights"],
+            "detector": then is not None and now is not None,  # else the input tells
+            "encoder": spec is None or record["encoder"] != spec.name,
+        }
+        if not acts.get(key, True) or (was is not None and _plain(was) == _plain(wanted)):
+            words[key] = then
+    return {key: value for key, value in words.items() if key in record["config"] or value}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _ensure_tiles(job: TileJob, path: Path, report: Report, note: Note) -> None:
     """Tile a slide unless it is; a store with or without pixels serves alike."""
-    if path.exists():
-        done = io.open_store(path).steps[schema.TILE_STEP]["config"]
-        wanted = as_record(job.config, results_only=True) | {"manifest_mpp": job.mpp}
-        about_pixels = {"pixels": done["pixels"], "jpeg_quality": done["jpeg_quality"]}
-        differing = differences(done, wanted | about_pixels)
-        if not differing:
-            return
+    as_it_is = replace(job, overwrite=False)  # new embeddings need no new tiles
+    try:
+        done = is_done(as_it_is, path, fingerprint_of(job.path), pixels_count=False)
+    except ConfigMismatchError:
         if not job.overwrite:
-            raise ConfigMismatchError(
-                f"{path}: was tiled with other settings: {'; '.join(differing)}.",
-                hint="--overwrite tiles it anew, another -o keeps both.",
-            )
-    tile_slide(job, report, note)
+            raise
+        done = False
+    if not done:
+        tile_slide(job, report, note)
 
 
 def _facts(store: io.Store, step: str) -> dict[str, Any]:

@@ -55,8 +55,12 @@ class ProbeConfig:
     draws: int = option(20, "Random choices of those examples.", low=2)
     replicates: int = option(1000, "Bootstrap replicates, over slides.", low=100)
     seed: int = option(0, "Seed of folds, draws, bootstrap and --random-weights.", low=0)
-    mpp: float | None = option(
-        None, "µm/px of slides that state none, e.g. 0.25 at 40×.", low=0.05, high=5.0
+    slide_mpp: float | None = option(
+        None,
+        "Resolution of slides whose file states none, µm/px: 0.25 for 40×.",
+        low=0.05,
+        high=5.0,
+        former="mpp",
     )
     pooling: str | None = option(
         None,

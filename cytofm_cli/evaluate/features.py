@@ -7,6 +7,8 @@ Legend: N instances, D features.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from cytofm_cli.encoders.run import default_batch, embed_tiles
 from cytofm_cli.errors import InputError, LabelError, StoreError, UsageError
 from cytofm_cli.evaluate.points import Points
 from cytofm_cli.mil.bags import named
-from cytofm_cli.mil.labels import BETHESDA, class_order
+from cytofm_cli.mil.classes import as_found, class_order, is_bethesda
 from cytofm_cli.nuclei.crops import CellCrops
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
@@ -27,6 +29,8 @@ from cytofm_cli.store.io import Store, is_store, open_store, read_embeddings
 from cytofm_cli.tiles.field import Field, SlideField, TiledField, open_field
 from cytofm_cli.tiles.read import plan_reading, resolve_mpp
 from cytofm_cli.tiles.source import TileSource, open_tiles, plan_of
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[int, int], None]
 WHITE = 255
@@ -50,6 +54,11 @@ class Source:
     def store(self) -> Store | None:
         """The store, opened; None for a slide."""
         return open_store(Path(self.path)) if is_store(Path(self.path)) else None
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 @contextlib.contextmanager
@@ -79,7 +88,10 @@ def open_source(
         return
     reader = open_slide(source.path)
     try:
-        slide_mpp, _ = resolve_mpp(reader.info, manifest_mpp=source.mpp, flag_mpp=mpp)
+        resolution = resolve_mpp(reader.info, manifest_mpp=source.mpp, slide_mpp=mpp)
+        slide_mpp = resolution.mpp
+        if resolution.warning:
+            _warn_once(f"warning: {source.slide_id}: {resolution.warning}")
         plan = plan_reading(
             reader.info, slide_mpp=slide_mpp, target_mpp=slide_mpp, tile_px=1, tolerance=0.0
         )
@@ -265,6 +277,7 @@ def label_tiles(
         tuple(labels),
         tuple(groups),
         np.array(numbers, dtype=np.int64),
+        points.notes,
     )
 
 
@@ -351,8 +364,9 @@ def _order_of(labels: Sequence[str], rule: str, positive: Sequence[str] | None) 
     if rule == "any":
         if not positive:
             raise UsageError("--tile-label any needs --positive.", hint="--positive LABEL,LABEL")
-        return (*(name for name in found if name not in positive), *positive)
-    if set(found) <= set(BETHESDA) or all(name.lstrip("-").isdigit() for name in found):
+        wanted = as_found(labels, positive, "--positive", what="point", whole=False)
+        return (*(name for name in found if name not in wanted), *wanted)
+    if is_bethesda(found) or all(name.lstrip("-").isdigit() for name in found):
         return found
     raise LabelError(
         f"labels {named(found)} have no order, so a tile has no worst one.",

@@ -5,20 +5,40 @@ Legend: N instances.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import LabelError, UsageError
 from cytofm_cli.mil.bags import named
-from cytofm_cli.mil.labels import BETHESDA, class_order
+from cytofm_cli.mil.classes import (
+    BETHESDA,
+    as_found,
+    bethesda_rank,
+    class_order,
+    is_bethesda,
+    merge_spellings,
+    spelling_key,
+)
+from cytofm_cli.tables import (
+    GROUP_NAMES,
+    LABEL_NAMES,
+    SLIDE_NAMES,
+    X_NAMES,
+    Y_NAMES,
+    Table,
+    is_missing,
+    match_slide,
+    read_table,
+)
 
 Ints = NDArray[np.int64]
+_EXPECTED = (*SLIDE_NAMES, *X_NAMES, *Y_NAMES, *LABEL_NAMES, *GROUP_NAMES)
+_HEADER = "the header must be slide_id,x,y,label[,group]"
 # Tasks by name: the mildest class that is positive, and the names of both sides.
 BETHESDA_TASKS = {
     "abnormal": ("ASC-US", ("NILM", "abnormal")),
@@ -36,6 +56,7 @@ class Points:
         labels: class name of each.
         groups: what never stands on both sides of a split: patient, block of staining.
         tile_N: number of the tile in its store; None for points.
+        notes: what was assumed about the table, to be shown as warnings.
     """
 
     slides: tuple[str, ...]
@@ -43,6 +64,7 @@ class Points:
     labels: tuple[str, ...]
     groups: tuple[str, ...]
     tile_N: Ints | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.slides)
@@ -101,34 +123,35 @@ def read_points(
         LabelError: unreadable, a missing column or cell, a number that is none, no point of
             these slides, or a slide without group.
     """
-    rows, key = _read_rows(path, ("x", "y", "label"))
-    group_of = None if groups is None else _read_groups(groups, slide_ids)
-    known, unknown = [], set()
-    for line, row in enumerate(rows, start=2):
-        slide = _slide_of(row[key], slide_ids)
-        if slide is None:
-            unknown.add(row[key])
-            continue
-        if not row["label"]:
-            raise LabelError(
-                f"{path}, row {line}: empty label.", hint="leave unlabelled points out"
-            )
-        group = row.get("group", slide) if group_of is None else group_of.get(slide, "")
-        known.append((slide, *_xy(path, line, row), row["label"], group))
-    if not known:
+    table = read_table(path, _EXPECTED, error=LabelError)
+    names = table.columns[table.need(*SLIDE_NAMES, hint=_HEADER)]
+    label = table.label_column(hint=_HEADER)
+    slide_of = {name: match_slide(name, slide_ids) for name in set(names)}
+    unknown = sorted(name for name, slide in slide_of.items() if slide is None)
+    rows = [row for row, name in enumerate(names) if slide_of[name] is not None]
+    if not rows:
         raise LabelError(
             f"{path}: none of its {len(unknown)} slide(s) is given ({named(unknown)}).",
             hint=f"the slides given are {named(slide_ids)}: names must agree",
         )
-    without = {point[0] for point in known if not point[4]}
-    if without:
-        raise LabelError(
-            f"{groups or path}: {len(without)} slide(s) have no group: {named(without)}."
-        )
-    known.sort(key=lambda point: point[0])
-    found, xs, ys, labels, of_group = zip(*known, strict=True)
-    xy_px0 = np.stack([np.array(xs), np.array(ys)], 1)
-    return Points(found, xy_px0, labels, of_group), sorted(unknown)
+    given = [table.columns[label][row] for row in rows]
+    for row, cell in zip(rows, given, strict=True):
+        if is_missing(cell):
+            raise LabelError(
+                f"{table.place(row, label)}: empty label ({cell!r}).",
+                hint="leave unlabelled points out",
+            )
+    labels, of_labels = merge_spellings(given, "label")
+    slides = [str(slide_of[names[row]]) for row in rows]
+    of_group, of_groups = _groups_of(table, rows, slides, label, groups)
+    points = Points(
+        tuple(slides),
+        np.stack([_pixels(table, rows, of) for of in (X_NAMES, Y_NAMES)], 1),
+        labels,
+        of_group,
+        notes=(*table.notes, *of_labels, *of_groups),
+    )
+    return points.take(sorted(range(len(rows)), key=slides.__getitem__)), unknown
 
 
 def make_tasks(
@@ -148,19 +171,14 @@ def make_tasks(
         )
     found = set(points.labels)
     if names is None:
-        bethesda = found <= set(BETHESDA) and "NILM" in found and len(found) > 2
+        bethesda = is_bethesda(points.labels) and 0 in map(bethesda_rank, found) and len(found) > 2
         names = ([] if positive else ["labels"]) + (["abnormal"] if bethesda else [])
     wanted = [*names, *(["positive"] if positive else [])]
     made = []
     for name in dict.fromkeys(wanted):
         if name == "positive" and positive:
-            absent = set(positive) - found
-            if absent:
-                raise LabelError(
-                    f"no point has the label {named(absent)}.",
-                    hint=f"labels: {', '.join(class_order(points.labels))}",
-                )
-            made.append(_binary(points, name, set(positive), ("other", "positive")))
+            labels = as_found(points.labels, positive, "--positive", what="point", whole=False)
+            made.append(_binary(points, name, set(labels), ("other", "positive")))
         elif name in BETHESDA_TASKS:
             made.append(_bethesda(points, name))
         elif name == "labels":
@@ -190,14 +208,16 @@ def _as_given(points: Points) -> Task:
 
 
 def _bethesda(points: Points, name: str) -> Task:
-    unknown = set(points.labels) - set(BETHESDA)
+    unknown = {label for label in set(points.labels) if bethesda_rank(label) is None}
     if unknown:
         raise LabelError(
             f"task {name} needs labels of the Bethesda system; these are others: {named(unknown)}.",
             hint=f"{', '.join(BETHESDA)}; or name the positive ones with --positive",
         )
     from_class, classes = BETHESDA_TASKS[name]
-    return _binary(points, name, set(BETHESDA[BETHESDA.index(from_class) :]), classes)
+    mildest = BETHESDA.index(from_class)
+    positive = {label for label in set(points.labels) if (bethesda_rank(label) or 0) >= mildest}
+    return _binary(points, name, positive, classes)
 
 
 def _binary(points: Points, name: str, positive: set[str], classes: tuple[str, str]) -> Task:
@@ -214,61 +234,50 @@ def _binary(points: Points, name: str, positive: set[str], classes: tuple[str, s
     return Task(name, classes, np.arange(len(points)), y_N, {})
 
 
-def _read_rows(path: Path, needed: tuple[str, ...]) -> tuple[list[dict[str, str]], str]:
-    """Return the rows and the name of the column that names the slide."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise LabelError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise LabelError(f"{path}: not UTF-8 text.", hint="save the table as CSV UTF-8") from error
-    delimiter = max(",;\t", key=(lines[0] if lines else "").count)
-    reader = csv.DictReader(lines, delimiter=delimiter)
-    columns = [(name or "").strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = columns
-    key = next((name for name in ("slide_id", "image") if name in columns), None)
-    missing = [name for name in needed if name not in columns]
-    if key is None or missing:
-        raise LabelError(
-            f"{path}: no column {', '.join([*([] if key else ['slide_id']), *missing])} "
-            f"(found: {', '.join(columns) or 'nothing'}).",
-            hint=f"the header must be slide_id,{','.join(needed)}",
-        )
-    rows = []
-    for row in reader:
-        if None in row or any(value is None for value in row.values()):
-            raise LabelError(f"{path}, line {reader.line_num}: not as many cells as the header.")
-        rows.append({name: value.strip() for name, value in row.items()})
-    if not rows:
-        raise LabelError(f"{path}: has a header but no rows.")
-    return rows, key
-
-
-def _read_groups(path: Path, slide_ids: Collection[str]) -> dict[str, str]:
-    rows, key = _read_rows(path, ("group",))
-    found: dict[str, str] = {}
+def _pixels(table: Table, rows: Sequence[int], names: Sequence[str]) -> NDArray[np.float64]:
+    column = table.need(*names, hint=_HEADER)
+    values = table.numbers(column, default=np.nan)
     for row in rows:
-        slide = _slide_of(row[key], slide_ids)
-        if slide is not None and found.setdefault(slide, row["group"]) != row["group"]:
+        if np.isnan(values[row]):
+            cell = table.columns[column][row]
+            raise LabelError(f"{table.place(row, column)}: no number ({cell!r}).")
+    return np.array([values[row] for row in rows])
+
+
+def _groups_of(
+    table: Table, rows: Sequence[int], slides: Sequence[str], label: str, groups: Path | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the group of each row, and what was assumed."""
+    if groups is None:
+        column = table.group_column(besides=label)
+        if column is None:
+            note = f"{table.path}: no column of patients or blocks: slides are taken as groups"
+            return tuple(slides), [note]
+        source, found = table.path, [table.columns[column][row] for row in rows]
+        notes = [] if column == "group" else [f"{table.path}: groups are those of column {column}"]
+    else:
+        source, (group_of, notes) = groups, _read_groups(groups, set(slides))
+        found = [group_of.get(slide, "") for slide in slides]
+    without = {slide for slide, cell in zip(slides, found, strict=True) if is_missing(cell)}
+    if without:
+        raise LabelError(f"{source}: {len(without)} slide(s) have no group: {named(without)}.")
+    merged, remarks = merge_spellings(found, "group")
+    return merged, [*notes, *remarks]
+
+
+def _read_groups(path: Path, slide_ids: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    table = read_table(path, (*SLIDE_NAMES, *GROUP_NAMES), error=LabelError)
+    hint = "the header must be slide_id,group"
+    slide_column = table.need(*SLIDE_NAMES, hint=hint)
+    column = table.group_column() or table.need("group", hint=hint)
+    found: dict[str, str] = {}
+    for name, group in zip(table.columns[slide_column], table.columns[column], strict=True):
+        slide = match_slide(name, slide_ids)
+        if slide is not None and spelling_key(found.setdefault(slide, group)) != spelling_key(
+            group
+        ):
             raise LabelError(f"{path}: slide {slide} is in two groups.")
-    return found
-
-
-def _slide_of(name: str, slide_ids: Collection[str]) -> str | None:
-    """Match a slide id, or a file name with its suffix, or with folders before it."""
-    plain = PurePosixPath(name).name
-    stem = PurePosixPath(plain).stem.removesuffix(".ome")
-    return next((word for word in (name, plain, stem) if word in slide_ids), None)
-
-
-def _xy(path: Path, line: int, row: dict[str, str]) -> tuple[float, float]:
-    try:
-        x, y = float(row["x"]), float(row["y"])
-    except ValueError:
-        x = y = float("nan")
-    if not (np.isfinite(x) and np.isfinite(y)):
-        raise LabelError(f"{path}, row {line}: x {row['x']!r}, y {row['y']!r} are no numbers.")
-    return x, y
+    return found, list(table.notes)
 
 
 def count_labels(labels: Iterable[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.mil import metrics
-from cytofm_cli.mil.splits import balanced_parts
+from cytofm_cli.mil.balance import balanced_parts
 from cytofm_cli.views import draws
 
 Floats = NDArray[np.float64]
@@ -34,7 +34,7 @@ def grouped_folds(y_N: Ints, groups_N: Ints, folds: int, seed: int = 0) -> Ints:
     """Give every instance the fold that tests it; a group is in one fold.
 
     As many folds as groups (or more): each group is held out by itself. Fewer: folds get like
-    shares of every class (`mil.splits.balanced_parts`).
+    shares of every class (`mil.balance.balanced_parts`).
 
     Args:
         y_N: class indices.

@@ -148,7 +148,7 @@ def make_plan(
     ids = {source.slide_id for source in sources}
     found, unknown = read_points(points, ids, groups)
     used = [source for source in sources if source.slide_id in set(found.slides)]
-    found, unread = features.locate(found, used, mpp=config.mpp, slides=config.slides)
+    found, unread = features.locate(found, used, mpp=config.slide_mpp, slides=config.slides)
     if config.unit == "tile":
         found = features.label_tiles(found, used, rule=config.tile_label, positive=config.positive)
     tasks = make_tasks(found, config.task, config.positive)
@@ -192,7 +192,7 @@ def features_of(
         **plan.marks,
         "unit": config.unit,
         "crop_um": config.crop_um if config.unit == "cell" else None,
-        "mpp": config.mpp,
+        "mpp": config.slide_mpp,
         "pooling": config.pooling,
         "seed": config.seed if choice.random else None,
         "cytofm": __version__,
@@ -216,7 +216,7 @@ def features_of(
     else:
         crop_um = config.crop_um or encoder.spec.cell_um or CELL_UM
         _check_scale(encoder.spec, crop_um, note)
-        how |= {"crop_um": crop_um, "mpp": config.mpp}
+        how |= {"crop_um": crop_um, "mpp": config.slide_mpp}
         values = features.cell_features(points, plan.sources, encoder, **how)
     spec = encoder.spec
     facts = {

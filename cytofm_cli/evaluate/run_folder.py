@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.config import former_names
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
+from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.run_record import changes
 
 METRICS, CONFIG, FEATURES = "metrics.json", "config.toml", "features"
@@ -68,6 +70,8 @@ def may_write(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: 
         raise InputError(f"{out / CONFIG}: damaged ({error}).", hint="choose another -o") from error
     if "evaluate" not in former:
         raise ConfigMismatchError(f"{out}: is a RUN of another command.", hint="choose another -o")
+    names = former_names(ProbeConfig)
+    former["evaluate"] = {names.get(key, key): value for key, value in former["evaluate"].items()}
     changed = changes(former, record)
     if changed and not overwrite:
         raise ConfigMismatchError(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,19 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import LabelError
 from cytofm_cli.mil.bags import named
+from cytofm_cli.mil.balance import balanced_parts
+from cytofm_cli.mil.labels import SPLIT_NAMES
+from cytofm_cli.tables import (
+    GROUP_NAMES,
+    SLIDE_NAMES,
+    Table,
+    match_slide,
+    plain_name,
+    read_table,
+)
 
 TEST, TRAIN = -1, -2  # other values of `Fold.part_N` count the validation sets
-RESTARTS = 4
-SWAP_LIMIT = 100  # beyond this many units, single moves balance well enough
+_HEADER = "the header must be slide_id,group,fold0,fold1,…, as `mil train` writes it"
 Ints = NDArray[np.int64]
 
 
@@ -144,29 +154,6 @@ def from_column(
     return [_with_validation(split_N == "test", y_N, groups, inner_folds, rng)]
 
 
-def balanced_parts(
-    counts_UC: Ints, target_P: NDArray[np.float64], rng: np.random.Generator
-) -> Ints:
-    """Assign units to parts so that each part gets its share of every class.
-
-    Greedy from the largest unit, then single moves and swaps while they help; the best of a
-    few random orders. The cost is the squared deviation of each class's share (and of the
-    size) from the target, and a class that a part lacks weighs more than any deviation.
-
-    Args:
-        counts_UC: slides of each class in each unit.
-        target_P: share of each part; sums to 1.
-        rng: decides order and ties.
-
-    Returns:
-        int64 (U,), the part of each unit.
-    """
-    share_UC = np.concatenate([counts_UC, counts_UC.sum(1, keepdims=True)], 1).astype(np.float64)
-    share_UC /= np.maximum(share_UC.sum(0), 1)
-    tries = [_one_assignment(share_UC, target_P, rng) for _ in range(RESTARTS)]
-    return min(tries, key=lambda found: found[0])[1]
-
-
 def check_classes(folds: Sequence[Fold], y_N: Ints, classes: Sequence[str], source: Path) -> None:
     """Refuse folds of a file with a training part that lacks a class.
 
@@ -205,50 +192,94 @@ def to_csv(folds: Sequence[Fold], slide_ids: Sequence[str], groups: Sequence[str
     return text.getvalue()
 
 
-def read_csv(path: Path, slide_ids: Sequence[str], groups: Sequence[str]) -> list[Fold]:
+def read_csv(path: Path, slide_ids: Sequence[str], groups: Sequence[str], y_N: Ints) -> list[Fold]:
     """Read folds written by `to_csv` for these slides, of any encoder.
 
+    A group that alone holds a class of the development part may stand in training and
+    validation, as `cross_validation` puts it; no other.
+
     Raises:
-        LabelError: damaged file, a slide that it lacks, or a group in test and outside it.
+        LabelError: damaged file, a slide that it lacks or names twice, or a group, by these
+            groups or by those of the file, in two parts.
     """
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-        row_of = {row["slide_id"]: row for row in rows}
-        columns = [name for name in rows[0] if name.startswith("fold")]
-    except (OSError, UnicodeDecodeError, KeyError, IndexError) as error:
-        raise LabelError(f"{path}: not a splits.csv ({error}).") from error
+    table = read_table(path, (*SLIDE_NAMES, *GROUP_NAMES, "fold0"), error=LabelError)
+    columns = [name for name in table.columns if plain_name(name).startswith("fold")]
+    row_of = _rows_of(table, slide_ids)
     absent = [name for name in slide_ids if name not in row_of]
     if absent or not columns:
         what = f"lacks {len(absent)} slide(s): {named(absent)}" if absent else "has no fold columns"
         raise LabelError(f"{path}: {what}.", hint="make new splits: leave out `--splits`")
+    rows = [row_of[name] for name in slide_ids]
+    of_file = table.group_column()
+    groupings = [groups]
+    if of_file is not None:
+        groupings.append([table.columns[of_file][row] for row in rows])
     folds = []
     for column in columns:
-        part_N = np.array([_parse(path, row_of[name][column]) for name in slide_ids])
-        in_test = {groups[i] for i in np.flatnonzero(part_N == TEST).tolist()}
-        leaking = in_test & {groups[i] for i in np.flatnonzero(part_N != TEST).tolist()}
-        if leaking:
-            raise LabelError(
-                f"{path}, {column}: group(s) both in test and outside: {named(leaking)}.",
-                hint="put all slides of a patient into one part",
-            )
+        part_N = np.array([_parse(table, row, column) for row in rows], dtype=np.int64)
+        for grouping in groupings:
+            _refuse_leaks(f"{path}, {column}", part_N, grouping, y_N)
         turns = sorted(set(part_N[part_N >= 0].tolist()))
-        if not turns or turns != list(range(len(turns))) or not in_test:
+        if not turns or turns != list(range(len(turns))) or not (part_N == TEST).any():
             raise LabelError(f"{path}, {column}: needs test slides and validation0, 1, … slides.")
-        folds.append(Fold(part_N.astype(np.int64)))
+        folds.append(Fold(part_N))
     return folds
+
+
+def unused(path: Path, slide_ids: Collection[str]) -> list[str]:
+    """Name the slides of a file of folds that are none of these."""
+    table = read_table(path, (*SLIDE_NAMES, "fold0"), error=LabelError)
+    names = table.columns[table.need(*SLIDE_NAMES, hint=_HEADER)]
+    return [name for name in names if match_slide(name, slide_ids) is None]
+
+
+def _rows_of(table: Table, slide_ids: Collection[str]) -> dict[str, int]:
+    row_of: dict[str, int] = {}
+    for row, name in enumerate(table.columns[table.need(*SLIDE_NAMES, hint=_HEADER)]):
+        slide = match_slide(name, slide_ids)
+        if slide is None:
+            continue
+        if slide in row_of:
+            raise LabelError(f"{table.place(row)}: slide {slide} comes twice.")
+        row_of[slide] = row
+    return row_of
+
+
+def _refuse_leaks(where: str, part_N: Ints, groups: Sequence[str], y_N: Ints) -> None:
+    parts_of: dict[str, set[int]] = {}
+    for group, part in zip(groups, part_N.tolist(), strict=True):
+        parts_of.setdefault(group, set()).add(part)
+    development = np.flatnonzero(part_N != TEST).tolist()
+    alone = only_class_carriers(y_N[development], [groups[i] for i in development])
+    torn = {group for group, parts in parts_of.items() if len(parts) > 1}
+    tested = {group for group in torn if TEST in parts_of[group]}
+    hint = "put all slides of a patient into one part"
+    if tested:
+        raise LabelError(f"{where}: group(s) both in test and outside: {named(tested)}.", hint=hint)
+    if torn := torn - set(alone):
+        raise LabelError(
+            f"{where}: group(s) both in training and validation, or in two validation sets: "
+            f"{named(torn)}.",
+            hint=hint,
+        )
 
 
 def _cell(part: int) -> str:
     return {TEST: "test", TRAIN: "train"}.get(part, f"validation{part}")
 
 
-def _parse(path: Path, cell: str) -> int:
+def _parse(table: Table, row: int, column: str) -> int:
+    cell = table.columns[column][row]
+    word = cell.lower()
     known = {"test": TEST, "train": TRAIN, "validation": 0}
-    if cell in known:
-        return known[cell]
-    number = cell.removeprefix("validation")
-    if number == cell or not number.isdigit():
-        raise LabelError(f"{path}: {cell!r} is no part; use test, train, validation0, …")
+    if word in SPLIT_NAMES:
+        return known[SPLIT_NAMES[word]]
+    number = word.removeprefix("validation")
+    if number == word or not re.fullmatch(r"[0-9]{1,6}", number):
+        raise LabelError(
+            f"{table.place(row, column)}: {cell!r} is no part.",
+            hint="use test, train, validation0, validation1, …",
+        )
     return int(number)
 
 
@@ -282,68 +313,3 @@ def _with_validation(
     part_N = np.full(len(y_N), TEST, dtype=np.int64)
     part_N[index] = balanced_parts(counts_UC, np.full(parts, 1 / parts), rng)[unit_of]
     return Fold(part_N)
-
-
-def _cost(have_PC: NDArray[np.float64], target_P: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cost over the last two axes."""
-    deviation = ((have_PC - target_P[:, None]) ** 2).sum((-2, -1))
-    missing = (have_PC < 1e-12).sum((-2, -1))
-    return np.asarray(deviation + 10.0 * missing)
-
-
-def _one_assignment(
-    share_UC: NDArray[np.float64], target_P: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[float, Ints]:
-    n_units, n_parts = len(share_UC), len(target_P)
-    order = np.argsort(-share_UC.max(1) * rng.uniform(0.7, 1.3, n_units), kind="stable")
-    part_U = np.zeros(n_units, dtype=np.int64)
-    have_PC = np.zeros((n_parts, share_UC.shape[1]))
-    into_PPC = np.eye(n_parts)[:, :, None]  # candidate p: the unit goes into part p
-    tie_P = rng.uniform(0, 1e-9, n_parts)
-    for unit in order:
-        cost_P = _cost(have_PC + into_PPC * share_UC[unit], target_P) + tie_P
-        part_U[unit] = int(cost_P.argmin())
-        have_PC[part_U[unit]] += share_UC[unit]
-    best = float(_cost(have_PC, target_P))
-    for _ in range(10):
-        before = best
-        best = _improve(share_UC, target_P, part_U, have_PC, best)
-        if best >= before - 1e-12:
-            break
-    return best, part_U
-
-
-def _improve(
-    share_UC: NDArray[np.float64],
-    target_P: NDArray[np.float64],
-    part_U: Ints,
-    have_PC: NDArray[np.float64],
-    best: float,
-) -> float:
-    """Apply helpful moves and swaps in place; return the new cost."""
-    n_units, n_parts = len(part_U), len(target_P)
-
-    def attempt(changes: tuple[tuple[int, int], ...]) -> bool:
-        nonlocal best
-        trial = have_PC.copy()
-        for unit, part in changes:
-            trial[part_U[unit]] -= share_UC[unit]
-            trial[part] += share_UC[unit]
-        cost = float(_cost(trial, target_P))
-        if cost >= best - 1e-12:
-            return False
-        best, have_PC[:] = cost, trial
-        for unit, part in changes:
-            part_U[unit] = part
-        return True
-
-    for unit in range(n_units):
-        for part in range(n_parts):
-            if part != part_U[unit]:
-                attempt(((unit, part),))
-    if n_units <= SWAP_LIMIT:
-        for a in range(n_units):
-            for b in range(a + 1, n_units):
-                if part_U[a] != part_U[b]:
-                    attempt(((a, int(part_U[b])), (b, int(part_U[a]))))
-    return best

@@ -27,6 +27,7 @@ from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
 from cytofm_cli.pretrain import checkpoint
 from cytofm_cli.provenance import sha256_file
 from cytofm_cli.run_record import changes, to_text, write_text
+from cytofm_cli.views.recipes import same_views
 
 CONFIG: Final = "config.toml"
 SUMMARY: Final = "summary.json"
@@ -62,7 +63,7 @@ def is_done(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bo
         return False
     # On a GPU, and in RUNs from before it was written down, nothing is known of the threads.
     alone = {"made", COMPUTE} - (former.keys() & record.keys())
-    changed = changes(_without(former, alone), _without(record, alone))
+    changed = changes(*_unsettled(_without(former, alone), _without(record, alone)))
     if changed:
         raise ConfigMismatchError(
             f"{out}: was begun with other settings ({'; '.join(changed)}).",
@@ -121,6 +122,24 @@ def prepare(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bo
     if not (out / CONFIG).is_file():
         made = {"cytofm": __version__, "torch": torch.__version__, "utc": _now()}
         write_text(out / CONFIG, to_text({**record, "made": made}))
+
+
+def _unsettled(
+    former: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, dict[str, Any]]]:
+    """Return two records without the words that cannot differ in what they come to."""
+    pair = [{n: dict(of) for n, of in one.items() if n != "made"} for one in (former, wanted)]
+    drop = []
+    if all("n_steps" in one.get("data", {}) for one in pair):
+        drop += ["steps", "epochs"]  # which of the two was typed
+    if all(one["pretrain"].get("unit") == "tile" for one in pair):
+        drop.append("cell_um")
+    for one in pair:
+        one["pretrain"] = {k: v for k, v in one["pretrain"].items() if k not in drop}
+    if all("views" in one for one in pair) and same_views(pair[0]["views"], pair[1]["views"]):
+        for one in pair:
+            del one["views"]
+    return pair
 
 
 def _former(out: Path) -> dict[str, Any] | None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import BinaryIO, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +38,22 @@ X_RESOLUTION: Final = 282
 Y_RESOLUTION: Final = 283
 PLANAR_CONFIGURATION: Final = 284
 RESOLUTION_UNIT: Final = 296
+PAGE_NAME: Final = 285
 SOFTWARE: Final = 305
+PREDICTOR: Final = 317
+COLOR_MAP: Final = 320
 TILE_WIDTH: Final = 322
 TILE_LENGTH: Final = 323
 TILE_OFFSETS: Final = 324
 TILE_BYTE_COUNTS: Final = 325
 SUB_IFDS: Final = 330
+INK_SET: Final = 332
+EXTRA_SAMPLES: Final = 338
+SAMPLE_FORMAT: Final = 339
 JPEG_TABLES: Final = 347
+YCBCR_COEFFICIENTS: Final = 529
+YCBCR_SUBSAMPLING: Final = 530
+REFERENCE_BLACK_WHITE: Final = 532
 XMP: Final = 700
 ICC_PROFILE: Final = 34675
 NDPI_FORMAT: Final = 65420
@@ -72,6 +81,9 @@ CODECS: Final = {
 }
 PHOTOMETRIC_RGB: Final = 2
 PHOTOMETRIC_YCBCR: Final = 6
+# What NewSubfileType says of a directory: a smaller copy of another, or a transparency mask.
+REDUCED: Final = 1
+MASK: Final = 4
 INCH_UM: Final = 25_400.0
 CENTIMETRE_UM: Final = 10_000.0
 
@@ -143,6 +155,11 @@ class Directory:
         return self.number(SAMPLES_PER_PIXEL, 1)
 
     @property
+    def planar(self) -> bool:
+        """Whether each sample has tiles or strips of its own."""
+        return self.samples > 1 and self.number(PLANAR_CONFIGURATION, 1) == 2
+
+    @property
     def grid(self) -> Size:
         """Columns and rows of tiles; strips are one column."""
         width, height = self.size_px
@@ -182,27 +199,45 @@ def is_tiff(head: bytes) -> bool:
 def read_directories(path: str) -> list[Directory]:
     """Read all directories of a TIFF: each page, followed by its SubIFDs.
 
+    Args:
+        path: a local file, or an fsspec URL.
+
     Raises:
         SlideError: not a TIFF, or a directory is damaged or beyond the end of the file.
     """
     try:
-        with open(path, "rb", buffering=0) as handle:  # noqa: PTH123 - unbuffered for pread
-            return _Walk(path, handle.fileno()).directories()
+        with open_file(path) as handle:
+            return _Walk(path, handle).directories()
     except SlideError:
         raise
-    except (struct.error, ValueError, OverflowError, MemoryError) as error:
-        raise slide_error(path, f"damaged TIFF directory ({error}).") from error
     except OSError as error:
-        raise slide_error(path, f"cannot be read ({error.strerror}).") from error
+        raise slide_error(path, f"cannot be read ({error.strerror or error}).") from error
+    except (struct.error, ValueError, OverflowError, MemoryError, ImportError) as error:
+        where = "cannot be read" if "://" in path else "damaged TIFF directory"
+        raise slide_error(path, f"{where} ({error}).") from error
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a local file, or one behind an fsspec URL.
+
+    Raises:
+        OSError: it is not there.
+    """
+    if "://" not in path:
+        return open(path, "rb", buffering=0)  # noqa: PTH123 - a str, as given
+    import fsspec
+
+    handle: BinaryIO = fsspec.open(path, "rb").open()
+    return handle
 
 
 class _Walk:
     """One pass over the directories of an open file."""
 
-    def __init__(self, path: str, descriptor: int) -> None:
+    def __init__(self, path: str, handle: BinaryIO) -> None:
         self.path = path
-        self.descriptor = descriptor
-        self.size_bytes = os.fstat(descriptor).st_size
+        self.handle = handle
+        self.size_bytes = handle.seek(0, os.SEEK_END)
         head = self.read(0, 8)
         if not is_tiff(head):
             raise slide_error(path, "not a TIFF file.")
@@ -216,7 +251,8 @@ class _Walk:
     def read(self, offset: int, n_bytes: int) -> bytes:
         if offset < 0 or n_bytes < 0 or offset + n_bytes > self.size_bytes:
             raise slide_error(self.path, "is truncated: a TIFF directory is beyond its end.")
-        return os.pread(self.descriptor, n_bytes, offset)
+        self.handle.seek(offset)
+        return self.handle.read(n_bytes)
 
     def directories(self) -> list[Directory]:
         found: list[Directory] = []
@@ -286,27 +322,23 @@ _MIN_STORED: Final = 200
 MAX_PX_PER_BYTE: Final = {"jpeg": 1000, "deflate": 8800, "png": 8800}
 
 
-def verify(path: str, directories: list[Directory], size_bytes: int) -> None:
-    """Refuse a file whose table of tiles cannot be true, or whose pixels are wider than 8 bits.
+def verify(path: str, directories: Sequence[Directory], size_bytes: int) -> None:
+    """Refuse a file whose table of tiles cannot be true.
 
     Costs no decoding.
 
-    Checked are the first directory and every tiled one.
+    Args:
+        path: for the message.
+        directories: those that will be read.
+        size_bytes: length of the file.
 
     Raises:
-        SlideError: wider pixels, too few tiles for the size claimed, or tiles beyond the end of
-            the file.
+        SlideError: too few tiles for the size claimed, or tiles beyond the end of the file.
     """
-    bits = directories[0].number(BITS_PER_SAMPLE, 1)
-    if bits > 8:
-        raise slide_error(
-            path, f"has {bits}-bit samples; only 8-bit ones are read.", "scale it to 8 bits."
-        )
     for directory in directories:
-        if directory is directories[0] or directory.tile_px:
-            problem = _problem(directory, size_bytes)
-            if problem:
-                raise SlideError(f"{path}: {problem}", hint="copy the file again from its source.")
+        problem = _problem(directory, size_bytes)
+        if problem:
+            raise SlideError(f"{path}: {problem}", hint="copy the file again from its source.")
 
 
 def _problem(directory: Directory, size_bytes: int) -> str | None:
@@ -315,7 +347,7 @@ def _problem(directory: Directory, size_bytes: int) -> str | None:
     claim = f"claims {width} x {height} px"
     if width < 1 or height < 1:
         return "is a TIFF without a picture size."
-    expected = directory.grid.w * directory.grid.h
+    expected = directory.grid.w * directory.grid.h * (directory.samples if directory.planar else 1)
     offsets, counts = directory.offsets, directory.byte_counts
     if offsets.size < expected or 0 < counts.size < expected:
         return f"{claim} but lists {min(offsets.size, counts.size)} of {expected} {unit}."

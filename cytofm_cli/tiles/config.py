@@ -1,8 +1,9 @@
-"""Settings of the tile step."""
+"""Settings of the tile step, and what it is told about one slide."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Final
 
 from cytofm_cli.config import option
@@ -19,9 +20,12 @@ class TileConfig:
 
     tile_px: int = option(512, "Side of a tile, px at --mpp.", low=16, high=8192)
     mpp: float | None = option(
+        None, "Resolution of the tiles, µm/px [default: 0.25, 40×].", low=0.05, high=5.0
+    )
+    slide_mpp: float | None = option(
         None,
-        "Resolution of the tiles, µm/px; also that of slides whose file states none "
-        "[default: 0.25, 40×].",
+        "Resolution of slides whose file states none, µm/px: 0.25 for 40×, 0.5 for 20×. For "
+        "several, --manifest.",
         low=0.05,
         high=5.0,
     )
@@ -64,3 +68,30 @@ class TileConfig:
     def step_px(self) -> int:
         """Step of the grid, px at the tiles' resolution."""
         return self.tile_px if self.stride_px is None else self.stride_px
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileJob:
+    """What to do with one slide.
+
+    Attributes:
+        slide_id: name of the store.
+        path: path or URL of the slide.
+        mpp: µm/px stated by the manifest.
+        stores: folder of the stores.
+        config: the settings.
+        overwrite: replace a finished store.
+        dry_run: decide everything, write nothing.
+        preview: folder for pictures of the choice, or None.
+        threads: threads for this slide.
+    """
+
+    slide_id: str
+    path: str
+    mpp: float | None
+    stores: Path
+    config: TileConfig
+    overwrite: bool = False
+    dry_run: bool = False
+    preview: Path | None = None
+    threads: int = 1

@@ -6,17 +6,37 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import MissingMppError, SlideError
-from cytofm_cli.slides.base import SlideInfo, SlideReader
-from cytofm_cli.units import Box, Size
+from cytofm_cli.slides.base import SlideInfo
+from cytofm_cli.units import Box, Size, is_plausible_mpp
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+# An objective of 10× has 1 µm/px on the cameras of slide scanners: 40× has 0.25.
+UM_PX_AT_1X = 10.0
+_CONTRADICTION = 0.01  # relative; two ways to write one resolution differ by less
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """The resolution of a slide, and who states it.
+
+    Attributes:
+        mpp: µm/px of level 0.
+        source: "manifest", "file (<property>)", "objective", "--slide-mpp" or "--mpp".
+        warning: what the user should look at; empty if there is nothing.
+    """
+
+    mpp: float
+    source: str
+    warning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +88,17 @@ def plan_reading(
         SlideError: the slide is coarser than the target.
     """
     mpps = [slide_mpp * level.downsample for level in info.levels]
-    usable = [i for i, mpp in enumerate(mpps) if mpp <= target_mpp * (1 + tolerance)]
+    excess = [mpp / target_mpp - 1 for mpp in mpps]
+    usable = [i for i, by in enumerate(excess) if by <= tolerance + _ROUNDING]
     if not usable:
         raise SlideError(
             f"{info.path}: has {slide_mpp:.4g} µm/px, coarser than the wanted {target_mpp:.4g}.",
-            hint=f"--mpp {slide_mpp:.4g} takes its own resolution; nothing is ever enlarged.",
+            hint=f"--mpp {slide_mpp:.4g} for all slides makes them alike, finer ones are reduced "
+            "(nothing is ever enlarged); if it is not the slide's, state its own in the column "
+            "mpp of a --manifest.",
         )
     level = max(usable, key=lambda i: mpps[i])
-    equal = abs(mpps[level] / target_mpp - 1) <= tolerance
+    equal = abs(excess[level]) <= tolerance + _ROUNDING
     return ReadPlan(
         level=level,
         downsample=info.levels[level].downsample,
@@ -87,30 +110,69 @@ def plan_reading(
 
 
 def resolve_mpp(
-    info: SlideInfo, *, manifest_mpp: float | None, flag_mpp: float | None
-) -> tuple[float, str]:
-    """Return the resolution of level 0 and where it comes from: manifest, file, or --mpp.
+    info: SlideInfo,
+    *,
+    manifest_mpp: float | None,
+    slide_mpp: float | None,
+    tile_mpp: float | None = None,
+) -> Resolution:
+    """Return the resolution of level 0: of manifest, file, objective, or the command line.
 
-    The manifest wins over the file: a user who writes it knows that the file is wrong.
+    The manifest wins over the file: a user who writes it knows that the file is wrong. The
+    command line speaks to files that say nothing, so it loses to whatever a file says.
+
+    Args:
+        info: facts of the slide.
+        manifest_mpp: µm/px of this slide in the manifest.
+        slide_mpp: --slide-mpp, for files that state nothing.
+        tile_mpp: --mpp if it was given: the last resort, for scripts from before --slide-mpp.
 
     Raises:
         MissingMppError: nobody states it.
     """
     if manifest_mpp is not None:
-        return manifest_mpp, "manifest"
+        return Resolution(mpp=manifest_mpp, source="manifest")
     if info.mpp is not None:
-        return info.mpp, f"file ({info.mpp_source})"
-    if flag_mpp is not None:
-        return flag_mpp, "--mpp"
-    why = "".join(f" {note}" for note in info.notes if "µm/px" in note)
+        return Resolution(mpp=info.mpp, source=f"file ({info.mpp_source})")
+    unusable = [note for note in info.notes if "µm/px" in note]
+    by_objective = UM_PX_AT_1X / info.objective if info.objective else None
+    if by_objective is not None and is_plausible_mpp(by_objective):
+        warning = " ".join(unusable)
+        if slide_mpp is not None and abs(slide_mpp / by_objective - 1) > _CONTRADICTION:
+            warning = (
+                f"--slide-mpp {slide_mpp:g} is not used: the file states an objective of "
+                f"{info.objective:g}×, {by_objective:.4g} µm/px; a --manifest with a column mpp "
+                "wins over it"
+            )
+        return Resolution(mpp=by_objective, source="objective", warning=warning)
+    if slide_mpp is not None:
+        return Resolution(mpp=slide_mpp, source="--slide-mpp")
+    if tile_mpp is not None:
+        warning = (
+            f"the file states no resolution and is taken at --mpp {tile_mpp:g}; say --slide-mpp "
+            f"{tile_mpp:g} if that is what it has"
+        )
+        return Resolution(mpp=tile_mpp, source="--mpp", warning=warning)
+    why = "".join(f" {note}" for note in unusable)
     raise MissingMppError(
         f"{info.path}: the file states no resolution.{why}",
-        hint="pass --mpp 0.25 if it was taken at 40×, or a manifest with a column mpp.",
+        hint="--slide-mpp 0.25 if all such slides were taken at 40×, 0.5 at 20×; where they "
+        "differ, a --manifest with the columns slide_id,path,mpp.",
     )
 
 
+class Readable(Protocol):
+    """The part of a `SlideReader` that cuts tiles."""
+
+    info: SlideInfo
+
+    def read(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """Read a box; see `SlideReader.read`."""
+        ...
+
+
 def read_tile(
-    reader: SlideReader, plan: ReadPlan, x_px0: int, y_px0: int, *, fill: int = 255
+    reader: Readable, plan: ReadPlan, x_px0: int, y_px0: int, *, fill: int = 255
 ) -> NDArray[np.uint8]:
     """Read one tile as (tile_px, tile_px, 3) uint8 RGB.
 

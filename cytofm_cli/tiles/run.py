@@ -14,18 +14,20 @@ from numpy.typing import NDArray
 
 from cytofm_cli import provenance
 from cytofm_cli.batch import Status
-from cytofm_cli.config import as_record
 from cytofm_cli.errors import DiskFullError, NoForegroundError, SlideError, StoreError
 from cytofm_cli.slides.base import SlideReader, finest_level_for
+from cytofm_cli.slides.blocks import WHITE
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array
-from cytofm_cli.tiles import pixels, preview
-from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.tiles import pixels, preview, settings
+from cytofm_cli.tiles.config import TileJob
+from cytofm_cli.tiles.damage import Damage, LenientReader
+from cytofm_cli.tiles.finished import is_done, read_plan_of, resolution_of
 from cytofm_cli.tiles.focus import BAND_PX, FOCUS_MPP, FocusMap, measure, needs_band
 from cytofm_cli.tiles.foreground import Foreground, find_foreground, overview_mpp, tile_fraction
 from cytofm_cli.tiles.grid import lay_grid
-from cytofm_cli.tiles.read import ReadPlan, ordered_map, plan_reading, resolve_mpp
+from cytofm_cli.tiles.read import ReadPlan, Resolution, ordered_map
 from cytofm_cli.tiles.select import choose
 from cytofm_cli.units import Box, human_bytes
 
@@ -37,44 +39,18 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileJob:
-    """What to do with one slide.
-
-    Attributes:
-        slide_id: name of the store.
-        path: path or URL of the slide.
-        mpp: µm/px stated by the manifest.
-        stores: folder of the stores.
-        config: the settings.
-        overwrite: replace a finished store.
-        dry_run: decide everything, write nothing.
-        preview: folder for pictures of the choice, or None.
-        threads: threads for this slide.
-    """
-
-    slide_id: str
-    path: str
-    mpp: float | None
-    stores: Path
-    config: TileConfig
-    overwrite: bool = False
-    dry_run: bool = False
-    preview: Path | None = None
-    threads: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class TilePlan:
     """Which tiles of a slide are taken, and how they are read.
 
     Attributes:
         read: level and scale.
-        mpp_source: who states the resolution.
+        resolution: of the slide, and who states it.
         overview_HWC: picture of the slide.
         mask_HW: its foreground; all of it with `--foreground none`.
         downsample: level-0 pixels to a pixel of the overview, along x and y.
         found: what was found out about the foreground; None with `--foreground none`.
         n_grid: tiles of the whole grid.
+        n_foreground: those of them that hold foreground, before `--select`.
         xy_px0: int32 (n, 2) of the tiles taken, row-major.
         foreground, focus: float32 (n,) of the tiles taken.
         source: the file's own JPEG tiles, if they will be copied.
@@ -82,12 +58,13 @@ class TilePlan:
     """
 
     read: ReadPlan
-    mpp_source: str
+    resolution: Resolution
     overview_HWC: NDArray[np.uint8]
     mask_HW: NDArray[np.bool_]
     downsample: tuple[float, float]
     found: Foreground | None
     n_grid: int
+    n_foreground: int
     xy_px0: NDArray[np.int32]
     foreground: NDArray[np.float32]
     focus: NDArray[np.float32]
@@ -111,15 +88,14 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
     """
     io.check_slide_id(job.stores, job.slide_id)
     path = io.store_path(job.stores, job.slide_id)
-    settings = as_record(job.config, results_only=True) | {"manifest_mpp": job.mpp}
-    mark = _fingerprint(job.path)
-    if _is_done(job, path, settings, mark):
+    mark = fingerprint_of(job.path)
+    if is_done(job, path, mark):
         io.tidy(job.stores, job.slide_id, schema.TILE_STEP)
         return "skipped", _facts(path)
     with contextlib.ExitStack() as stack:
         if not job.dry_run:
             stack.enter_context(io.claim_step(job.stores, job.slide_id, schema.TILE_STEP))
-            if _is_done(job, path, settings, mark):  # another process did it meanwhile
+            if is_done(job, path, mark):  # another process did it meanwhile
                 return "skipped", _facts(path)
         reader = open_slide(job.path, reader=job.config.reader)
         stack.callback(reader.close)
@@ -133,7 +109,8 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
             return "done", {"n_tiles": len(plan.xy_px0), "bytes": _forecast(job, plan)}
         _check_space(job, plan)
         staged = stack.enter_context(io.staging(job.stores, job.slide_id, schema.TILE_STEP))
-        record = _write(job, reader, plan, staged, settings, mark, report)
+        record = _write(job, reader, plan, staged, mark, report)
+        _announce_damage(job, record, note)
         io.commit_store(staged, path, slide=_slide_facts(job, reader, plan, mark), record=record)
     return "done", _facts(path)
 
@@ -146,14 +123,8 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
         MissingMppError, SlideError: see `resolve_mpp` and `plan_reading`.
     """
     config, info = job.config, reader.info
-    slide_mpp, mpp_source = resolve_mpp(info, manifest_mpp=job.mpp, flag_mpp=config.mpp)
-    read = plan_reading(
-        info,
-        slide_mpp=slide_mpp,
-        target_mpp=config.target_mpp,
-        tile_px=config.tile_px,
-        tolerance=config.mpp_tolerance,
-    )
+    resolution = resolution_of(reader.info, job)
+    read = read_plan_of(reader.info, job, resolution.mpp)
     # The grid follows the file's own tiles whatever becomes of the pixels, so that the bags of
     # a slide do not depend on --pixels.
     source, why_not = pixels.find_source_tiles(reader, read, config)
@@ -164,13 +135,13 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
         align_px0=source.align_px0 if source else 1,
     )
     n_grid = len(xy)
-    overview = reader.overview(overview_mpp(info.size_px0, slide_mpp) / slide_mpp)
+    overview = reader.overview(overview_mpp(info.size_px0, resolution.mpp) / resolution.mpp)
     height, width = overview.shape[:2]
     downsample = (info.size_px0.w / width, info.size_px0.h / height)
     found, mask = None, np.ones((height, width), dtype=bool)
     fraction = np.ones(n_grid, dtype=np.float32)
     if config.foreground == "auto":
-        found = find_foreground(overview, slide_mpp * max(downsample))
+        found = find_foreground(overview, resolution.mpp * max(downsample))
         mask = found.mask_HW
         fraction = tile_fraction(mask, downsample, xy, read.tile_px0)
         kept = np.flatnonzero(fraction >= max(config.min_foreground, 1e-9))
@@ -184,18 +155,19 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
             hint="look at it with `cytofm tile --preview DIR`; "
             "lower --min-foreground, or --foreground none.",
         )
-    focus = measure_focus(reader, slide_mpp, mask, job.threads).score(xy, read.tile_px0)
+    focus = measure_focus(reader, resolution.mpp, mask, job.threads).score(xy, read.tile_px0)
     taken = choose(
         fraction, focus, config.max_tiles, config.select, config.seed, slide_id=job.slide_id
     )
     return TilePlan(
         read=read,
-        mpp_source=mpp_source,
+        resolution=resolution,
         overview_HWC=overview,
         mask_HW=mask,
         downsample=downsample,
         found=found,
         n_grid=n_grid,
+        n_foreground=len(xy),
         xy_px0=xy[taken],
         foreground=fraction[taken],
         focus=focus[taken],
@@ -212,8 +184,10 @@ def measure_focus(
     level = finest_level_for(info.levels, max(1.0, FOCUS_MPP * 1.05 / slide_mpp))
     size = info.levels[level].size_px
 
+    lenient = LenientReader(reader, Damage(), None, WHITE)
+
     def read_band(top: int) -> tuple[int, NDArray[np.uint8]]:
-        return top, reader.read(level, Box(0, top, size.w, min(BAND_PX, size.h - top)))
+        return top, lenient.read(level, Box(0, top, size.w, min(BAND_PX, size.h - top)))
 
     tops = [top for top in range(0, size.h, BAND_PX) if needs_band(top, size, mask_HW)]
     downsample = (info.size_px0.w / size.w, info.size_px0.h / size.h)
@@ -222,13 +196,12 @@ def measure_focus(
         return measure(bands, size, downsample, slide_mpp * max(downsample), mask_HW)
 
 
-def _is_done(job: TileJob, path: Path, settings: dict[str, Any], mark: str) -> bool:
-    return not job.overwrite and io.is_finished(
-        path, schema.TILE_STEP, config=settings, input_fingerprint=mark
-    )
+def fingerprint_of(path: str) -> str:
+    """Identify a slide; a URL is its own name.
 
-
-def _fingerprint(path: str) -> str:
+    Raises:
+        SlideError: it is not there or cannot be read.
+    """
     if "://" in path:
         return path
     if not Path(path).exists():
@@ -253,12 +226,13 @@ def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, note: Note) -> 
         "jpeg": f"JPEG quality {job.config.jpeg_quality}",
         "none": "no pixels",
     }[job.config.pixels]
-    stated = " by --mpp (the file states none)" if plan.mpp_source == "--mpp" else ""
     note(
         f"{job.slide_id}: {n} of {plan.n_grid} tiles of {job.config.tile_px} px at "
-        f"{plan.read.mpp:.4g} µm/px{stated} ({share:.1%} of the slide), {how}, "
-        f"about {human_bytes(_forecast(job, plan))}"
+        f"{plan.read.mpp:.4g} µm/px{_by_whom(reader, plan.resolution)} "
+        f"({share:.1%} of the slide), {how}, about {human_bytes(_forecast(job, plan))}"
     )
+    if plan.resolution.warning:
+        note(f"warning: {job.slide_id}: {plan.resolution.warning}")
     if job.config.pixels == "source" and plan.why_not_source:
         note(f"{job.slide_id}: stored lossless, because {plan.why_not_source}")
     if plan.source is not None:
@@ -270,6 +244,16 @@ def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, note: Note) -> 
             )
     if plan.found is not None and plan.found.unsure:
         note(f"warning: {job.slide_id}: unsure of the foreground: {plan.found.unsure}")
+
+
+def _by_whom(reader: SlideReader, resolution: Resolution) -> str:
+    """Say who states the resolution where it is not the file."""
+    if resolution.source == "objective":
+        objective = f"{reader.info.objective:g}× objective: the file states no µm/px"
+        return f", the slide's {resolution.mpp:.4g} by its {objective}"
+    if resolution.source in ("--slide-mpp", "--mpp"):
+        return f", the slide's {resolution.mpp:.4g} by {resolution.source}: the file states none"
+    return ""
 
 
 def _covered(xy_px0: NDArray[np.int32], side_px0: float, width: int, height: int) -> float:
@@ -291,6 +275,14 @@ def _announce_loss(path: Path, note: Note) -> None:
             note(f"warning: {path.name} is replaced; it drops {', '.join(later)}")
 
 
+def _announce_damage(job: TileJob, record: dict[str, Any], note: Note) -> None:
+    if record["n_damaged"]:
+        note(
+            f"warning: {job.slide_id}: {record['n_damaged']} of {record['n_tiles']} tiles are "
+            "damaged in the file; what is lost of them is stored blank"
+        )
+
+
 def _check_space(job: TileJob, plan: TilePlan) -> None:
     import shutil
 
@@ -309,7 +301,6 @@ def _write(
     reader: SlideReader,
     plan: TilePlan,
     staged: Path,
-    settings: dict[str, Any],
     mark: str,
     report: Report,
 ) -> dict[str, Any]:
@@ -320,9 +311,9 @@ def _write(
     _write_kind(staged, schema.TILE_XY, plan.xy_px0)
     _write_kind(staged, schema.TILE_FOREGROUND, plan.foreground)
     _write_kind(staged, schema.TILE_FOCUS, plan.focus)
-    codec, n_bytes = "none", 0
+    codec, n_bytes, n_damaged = "none", 0, 0
     if job.config.pixels != "none":
-        codec, n_bytes = pixels.write_pixels(
+        codec, n_bytes, n_damaged = pixels.write_pixels(
             reader,
             plan.read,
             plan.xy_px0,
@@ -334,11 +325,22 @@ def _write(
             report=report,
         )
     found = plan.found
+    asked = settings.asked(job.config, job.mpp)
+    acting = settings.resolved(
+        asked,
+        mpp=plan.read.mpp,
+        slide_mpp=plan.read.slide_mpp,
+        reader=reader.info.reader,
+        copies_source=plan.source is not None,
+        n_foreground=plan.n_foreground,
+    )
     return provenance.record(
-        settings,
+        acting,
+        asked=asked,
         input_fingerprint=mark,
         n_tiles=len(plan.xy_px0),
         n_grid=plan.n_grid,
+        n_foreground=plan.n_foreground,
         tile_px=job.config.tile_px,
         tile_px0=plan.read.tile_px0,
         mpp=plan.read.mpp,
@@ -349,6 +351,7 @@ def _write(
         source_codec=reader.info.codec,
         store_codec=codec,
         pixel_bytes=n_bytes,
+        n_damaged=n_damaged,
         seed=job.config.seed,
         illumination=found.illumination if found else None,
         background_rgb=list(found.background_rgb) if found else None,
@@ -380,7 +383,7 @@ def _slide_facts(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) -
             for level in info.levels
         ],
         "mpp": plan.read.slide_mpp,
-        "mpp_source": plan.mpp_source,
+        "mpp_source": plan.resolution.source,
         "codec": info.codec,
         "objective": info.objective,
         "n_focal_planes": info.n_focal_planes,

@@ -19,9 +19,11 @@ arXiv:2002.05709, arXiv:2006.07733.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cytofm_cli.config import field_types, resolve
 from cytofm_cli.errors import UsageError
 from cytofm_cli.views.augment import IDENTITY, IMAGENET_MEAN, IMAGENET_STD, Augment
 from cytofm_cli.views.config import RECIPES, ViewsConfig
@@ -133,6 +135,16 @@ def recipe_of(config: ViewsConfig) -> Recipe:
             f"recipe {config.recipe!r} has no view for a frozen teacher.", hint="use distill"
         )
     return Recipe(name=config.recipe, views=tuple(views))
+
+
+def same_views(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether two records of settings come to the same views, however they were typed."""
+    made = []
+    for record in (one, other):
+        known = {key: value for key, value in record.items() if key in field_types(ViewsConfig)}
+        config = resolve(ViewsConfig, ViewsConfig.SECTION, known)
+        made.append((recipe_of(config), ncp_of(config)))
+    return made[0] == made[1]
 
 
 def _of_teacher(config: ViewsConfig, global_scale: tuple[float, float]) -> ViewSpec:

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli import provenance
 from cytofm_cli.batch import Status
-from cytofm_cli.config import as_record, differences
+from cytofm_cli.config import as_record, differences, field_types
 from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.zarr3 import (
@@ -51,7 +51,7 @@ from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.source import open_tiles, plan_of
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.make import ViewPlan, make_views
-from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
+from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of, same_views
 from cytofm_cli.views.sheet import to_rgb
 from cytofm_cli.views.stored import TileNuclei, draw_lots, open_nuclei, read_batch, tile_keys
 
@@ -157,7 +157,10 @@ def _is_done(job: ViewsJob, settings: dict[str, Any], mark: str, made_from: dict
     if job.overwrite or not job.target.exists():
         return False
     done = _record(job)
-    differing = differences(done["config"], settings)
+    words = settings
+    if same_views(done["config"], settings):
+        words = settings | {key: done["config"].get(key) for key in field_types(ViewsConfig)}
+    differing = differences(done["config"], words)
     # Dumps of earlier versions do not say what they were made from.
     if done["input_fingerprint"] != mark or done.get("made_from", made_from) != made_from:
         differing.append("the nuclei themselves have changed")

@@ -10,7 +10,7 @@ set -euo pipefail
 here=$(realpath "$(dirname "$0")"); cric=$(realpath "$1"); mkdir -p "$2"; cd "$2"
 export OMP_NUM_THREADS=1
 
-cytofm tile "$cric/images" -o stores --tile-px 256 --foreground none --mpp 0.25 --pixels lossless
+cytofm tile "$cric/images" -o stores --tile-px 256 --foreground none --slide-mpp 0.25 --pixels lossless
 cytofm detect stores
 a=g1,g4,g6,g8 b=g2,g3,g5,g7
 python "$here/train.py" "$cric" stores cytofm-tiny.safetensors $a  # the file that ships

@@ -66,7 +66,7 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stores(cytofm: Run, fields: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the stores of those fields, tiled at 256 px and embedded."""
     folder = tmp_path_factory.mktemp("stores")
-    tiled = cytofm("tile", fields, "-o", folder, "--mpp", 0.25, "--tile-px", 256)
+    tiled = cytofm("tile", fields, "-o", folder, "--slide-mpp", 0.25, "--tile-px", 256)
     assert tiled.returncode == 0, tiled.stderr
     embedded = cytofm("embed", folder)
     assert embedded.returncode == 0, embedded.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 import timm
 import torch
 import zarr
@@ -21,7 +22,7 @@ def bag(store: Path, encoder: str = "handcrafted") -> np.ndarray:
 def test_embed__slides_in_one_pass_give_the_same_bags_and_store_no_pixels(
     cytofm, fields: Path, stores: Path, tmp_path: Path
 ) -> None:
-    words = ("embed", fields, "-o", tmp_path, "--mpp", 0.25, "--tile-px", 256)
+    words = ("embed", fields, "-o", tmp_path, "--slide-mpp", 0.25, "--tile-px", 256)
     done = cytofm(*words)
     assert done.returncode == 0, done.stderr
     for store in sorted(stores.glob("*.zarr")):
@@ -48,7 +49,7 @@ def test_embed__a_moved_slide_is_found_with_slides(cytofm, fields: Path, tmp_pat
     folder.mkdir()
     field = sorted(fields.iterdir())[0]
     (folder / field.name).write_bytes(field.read_bytes())
-    words = ("tile", folder, "-o", tmp_path / "s", "--mpp", 0.25, "--pixels", "none")
+    words = ("tile", folder, "-o", tmp_path / "s", "--slide-mpp", 0.25, "--pixels", "none")
     assert cytofm(*words).returncode == 0
     folder.rename(tmp_path / "after")
     lost = cytofm("embed", tmp_path / "s")
@@ -112,7 +113,7 @@ def test_embed__weights_from_elsewhere_are_seen_as_laid_out_and_what_is_assumed_
     assert cytofm(*words, *own, "--json").stdout.count('"skipped"') == 2
     other = cytofm(*words, "--workers", 1)
     assert other.returncode == 2
-    assert "mean: [0.5, 0.25, 0.75] → None" in other.stderr
+    assert "mean: [0.5, 0.25, 0.75] → default" in other.stderr
     misspelt = cytofm("embed", tmp_path / "s", "--encoder", f"{name}5", *words[4:])
     assert misspelt.returncode == 2
     assert misspelt.stderr.count("error:") == 1  # before any slide, and not for each
@@ -155,3 +156,55 @@ def test_info__tells_slides_and_stores(cytofm, fields: Path, stores: Path) -> No
     assert "tiles/pixels" in paths
     slide = cytofm("info", sorted(fields.iterdir())[0])
     assert "resolution not stated" in slide.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--encoder", "handcrafted"),
+        ("--seed", 4),
+        ("--unit", "tile", "--cell-um", 64, "--detector", "classical"),
+    ],
+)
+def test_embed__other_words_for_the_same_bag_are_skipped(
+    cytofm, stores: Path, words: tuple[object, ...]
+) -> None:
+    done = cytofm("embed", stores, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert {json.loads(line)["status"] for line in done.stdout.splitlines()} == {"skipped"}
+
+
+def test_embed__slides_that_are_tiled_in_other_words_are_taken_as_they_are(
+    cytofm, fields: Path, stores: Path
+) -> None:
+    words = ("embed", fields, "-o", stores, "--tile-px", 256, "--mpp", 0.25)
+    done = cytofm(*words, "--slide-mpp", 0.25, "--stride-px", 256, "--json")
+    assert done.returncode == 0, done.stderr
+    assert {json.loads(line)["status"] for line in done.stdout.splitlines()} == {"skipped"}
+    other = cytofm(*words, "--slide-mpp", 0.2, "--json")
+    assert other.returncode == 2
+    assert {json.loads(line)["status"] for line in other.stdout.splitlines()} == {"refused"}
+    assert "slide_mpp: 0.25 → 0.2" in other.stderr
+    assert not (stores / "failures.jsonl").exists()
+
+
+def test_embed__defaults_of_the_encoder_spelt_out_are_the_same_bag(
+    cytofm, stores: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / sorted(stores.glob("*.zarr"))[0].name
+    shutil.copytree(sorted(stores.glob("*.zarr"))[0], store)
+    assert cytofm("detect", store).returncode == 0
+    cells = ("embed", store, "--unit", "cell", "--encoder", "handcrafted")
+    assert cytofm(*cells).returncode == 0
+    spelt = cytofm(*cells, "--cell-um", 32, "--detector", "classical", "--json")
+    assert '"skipped"' in spelt.stdout, spelt.stderr
+    other = cytofm(*cells, "--cell-um", 40)
+    assert other.returncode == 2
+    assert "cell_um: default → 40.0" in other.stderr
+    assert not (tmp_path / "failures.jsonl").exists()
+    assert cytofm(*cells, "--cell-um", 40, "--overwrite").returncode == 0
+    back = cytofm(*cells, "--json")
+    assert back.returncode == 2  # what was asked for then is not the default
+    assert "cell_um: 40.0 → default" in back.stderr
+    assert cytofm(*cells, "--cell-um", 32, "--overwrite").returncode == 0
+    assert '"skipped"' in cytofm(*cells, "--json").stdout

@@ -27,7 +27,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def probe(here, inputs: Path, out: Path, *more: object):
     tables = ("--points", FIELDS / "nuclei.csv", "--groups", FIELDS / "labels.csv")
-    return here("evaluate", "probe", inputs, *tables, "-o", out, "--mpp", 0.25, *QUICK, *more)
+    return here("evaluate", "probe", inputs, *tables, "-o", out, "--slide-mpp", 0.25, *QUICK, *more)
 
 
 def test_evaluate__judges_compares_and_keeps_features(here, few: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytofm_cli.cli import inputs
-from cytofm_cli.cli.inputs import SlideRef, find_slides, slide_id_of, take_shard
+from cytofm_cli.cli.inputs import SlideRef, find_slides, list_slides, slide_id_of, take_shard
 from cytofm_cli.errors import InputError, UsageError
 
 
@@ -31,11 +31,6 @@ def test_find_slides__folder_is_searched_and_sorted_and_stores_are_left_out(tmp_
     ]
 
 
-def test_find_slides__a_folder_of_dicom_files_is_one_slide(tmp_path: Path) -> None:
-    touch(tmp_path, "case/1.dcm", "case/2.dcm", "x.svs")
-    assert [ref.slide_id for ref in find_slides([str(tmp_path)])] == ["case", "x"]
-
-
 def test_find_slides__empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no slides found") as caught:
         find_slides([str(tmp_path)])
@@ -47,6 +42,20 @@ def test_find_slides__two_slides_of_one_name_are_refused(tmp_path: Path) -> None
     touch(tmp_path, "one/a.svs", "two/a.svs")
     with pytest.raises(InputError, match=r"two slides are called 'a'.*one/a\.svs.*two/a\.svs"):
         find_slides([str(tmp_path)])
+
+
+def test_find_slides__a_path_named_twice_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.svs", "b.svs")
+    monkeypatch.chdir(tmp_path)
+    refs = find_slides(["a.svs", str(tmp_path), "./a.svs"])
+    assert [ref.slide_id for ref in refs] == ["a", "b"]
+
+
+def test_list_slides__names_need_not_differ(tmp_path: Path) -> None:
+    touch(tmp_path, "one/a.svs", "two/a.svs")
+    assert [ref.slide_id for ref in list_slides([str(tmp_path)])] == ["a", "a"]
 
 
 def test_find_slides__globs_urls_and_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +99,31 @@ def test_manifest__relative_paths_and_mpp(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "slide_id;path;mpp\n001;s1.tif;0,25\n002;s2.tif;NA\n",
+        "slide_id, path, mpp\n001, s1.tif, 0.25\n002, s2.tif,\n",
+        "Slide ID\tFile\tMPP\r\n001\ts1.tif\t0,25\r\n002\ts2.tif\t\r\n",
+        "sep=;\nSLIDE_ID;PATH;MPP\n001;s1.tif;0,25\n\n;;\n002;s2.tif;\n",
+    ],
+)
+def test_manifest__dialects_of_excel_and_by_hand(tmp_path: Path, text: str) -> None:
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(text)
+    assert find_slides([], manifest) == [
+        SlideRef("001", str(tmp_path / "s1.tif"), 0.25),
+        SlideRef("002", str(tmp_path / "s2.tif"), None),
+    ]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,file\na,b\n", "needs the columns slide_id and path"),
+        ("id,file\na,b\n", r"no column slide_id \(found: id, file\)"),
+        ("slide_id,pth\na,b\n", "no column path"),
+        ("slide_id,path\na,b.svs,0.5\n", "line 2: 3 cells, but the header has 2"),
         ("slide_id,path\n,b.svs\n", "line 2: slide_id and path must not be empty"),
-        ("slide_id,path,mpp\na,b.svs,half\n", "line 2: mpp 'half' is no number"),
+        ("slide_id,path,mpp\na,b.svs,half\n", "line 2, column mpp: 'half' is no number"),
         ("slide_id,path,mpp\na,b.svs,250\n", "line 2: mpp 250 is not between"),
         ("slide_id,path\n../a,b.svs\n", "cannot name a slide"),
         ("slide_id,path\na,b.svs\na,c.svs\n", "two slides are called 'a'"),

@@ -58,7 +58,7 @@ def test_kill__tile_and_embed_end_like_an_undisturbed_run(
     chance = random.Random(seed)
     made = tmp_path / "stores"
     for words in (
-        ["tile", str(fields), "-o", str(made), "--mpp", "0.25", "--tile-px", "256"],
+        ["tile", str(fields), "-o", str(made), "--slide-mpp", "0.25", "--tile-px", "256"],
         ["embed", str(made)],
     ):
         kills = 0
@@ -75,7 +75,7 @@ def test_kill__tile_and_embed_end_like_an_undisturbed_run(
 def test_two_processes__one_does_a_slide_and_the_other_skips_it(
     fields: Path, stores: Path, tmp_path: Path
 ) -> None:
-    words = ["tile", str(fields), "-o", str(tmp_path), "--mpp", "0.25", "--tile-px", "256"]
+    words = ["tile", str(fields), "-o", str(tmp_path), "--slide-mpp", "0.25", "--tile-px", "256"]
     command = [sys.executable, "-m", "cytofm_cli", *words]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
@@ -95,7 +95,7 @@ def test_stop__sigterm_keeps_finished_slides_and_tells(
     for number in range(40):
         shutil.copy(field, many / f"field_{number:02}.jpg")
     made = tmp_path / "stores"
-    command = ["tile", str(many), "-o", str(made), "--mpp", "0.25"]
+    command = ["tile", str(many), "-o", str(made), "--slide-mpp", "0.25"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cytofm_cli", *command], stderr=subprocess.PIPE, text=True
     )

@@ -34,7 +34,7 @@ def detected(cytofm, fields: Path, tmp_path_factory) -> Path:
     """Return stores of four fields, tiled and with nuclei."""
     folder = tmp_path_factory.mktemp("detected")
     for words in (
-        ("tile", fields, "-o", folder, "--mpp", 0.25, "--tile-px", 256),
+        ("tile", fields, "-o", folder, "--slide-mpp", 0.25, "--tile-px", 256),
         ("detect", folder),
     ):
         done = cytofm(*words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pyvips
+import tifffile
 import zarr
 
 
@@ -34,7 +36,7 @@ def test_tile__store_holds_the_slides_own_pixels(cytofm, fields: Path, stores: P
     record = group.attrs["cytofm"]["steps"]["tile"]
     slide = group.attrs["cytofm"]["slide"]
     assert slide["mpp"] == 0.25
-    assert slide["mpp_source"] == "--mpp"
+    assert slide["mpp_source"] == "--slide-mpp"
     assert slide["codec"] == "jpeg"
     assert record["store_codec"] == "zstd (lossless)"
     image = pixels_of(fields / f"{store.stem}.jpg")
@@ -49,7 +51,7 @@ def test_tile__store_holds_the_slides_own_pixels(cytofm, fields: Path, stores: P
 def test_tile__again_is_skipped_and_other_settings_are_refused(
     cytofm, fields: Path, stores: Path
 ) -> None:
-    words = ("tile", fields, "-o", stores, "--mpp", 0.25)
+    words = ("tile", fields, "-o", stores, "--slide-mpp", 0.25)
     before = times(stores)
     again = cytofm(*words, "--tile-px", 256, "--json")
     assert again.returncode == 0
@@ -61,10 +63,114 @@ def test_tile__again_is_skipped_and_other_settings_are_refused(
     assert times(stores) == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),  # who knows the resolution? the store
+        ("--slide-mpp", 0.25, "--mpp", 0.25, "--stride-px", 256),
+        ("--mpp", 0.25),  # as before there was --slide-mpp
+        ("--slide-mpp", 0.25, "--seed", 5, "--jpeg-quality", 10, "--reader", "vips"),
+        ("--slide-mpp", 0.25, "--pixels", "lossless", "--select", "densest", "--max-tiles", 999),
+    ],
+)
+def test_tile__other_words_for_the_same_tiles_are_skipped(
+    cytofm, fields: Path, stores: Path, words: tuple[object, ...]
+) -> None:
+    before = times(stores)
+    again = cytofm("tile", fields, "-o", stores, "--tile-px", 256, *words, "--json")
+    assert again.returncode == 0, again.stderr
+    assert {json.loads(line)["status"] for line in again.stdout.splitlines()} == {"skipped"}
+    assert times(stores) == before
+
+
+def old_store(stores: Path, to: Path) -> Path:
+    """Copy a store and take from its record what version 0.1 did not write."""
+    store = to / sorted(stores.glob("*.zarr"))[0].name
+    shutil.copytree(sorted(stores.glob("*.zarr"))[0], store)
+    for node in (store / "zarr.json", store / "tiles" / "zarr.json"):
+        content = json.loads(node.read_text())
+        facts = content["attributes"]["cytofm"]
+        record = facts.get("steps", {}).get("tile", facts)
+        record["config"] = record.pop("asked") | {"mpp": 0.25}
+        del record["config"]["slide_mpp"], record["n_foreground"]
+        if "slide" in facts:
+            facts["slide"]["mpp_source"] = "--mpp"
+        node.write_text(json.dumps(content))
+    return store
+
+
+def test_tile__stores_of_earlier_versions_are_recognised(
+    cytofm, fields: Path, stores: Path, tmp_path: Path
+) -> None:
+    store = old_store(stores, tmp_path)
+    slide = fields / f"{store.stem}.jpg"
+    for words in (("--mpp", 0.25), ("--slide-mpp", 0.25), ("--slide-mpp", 0.25, "--mpp", 0.25)):
+        done = cytofm("tile", slide, "-o", tmp_path, "--tile-px", 256, *words, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["status"] == "skipped"
+    other = cytofm("tile", slide, "-o", tmp_path, "--tile-px", 256, "--slide-mpp", 0.2)
+    assert other.returncode == 2
+    assert "slide_mpp: 0.25 → 0.2" in other.stderr
+
+
+def test_tile__a_finished_slide_is_never_listed_as_failed(
+    cytofm, fields: Path, stores: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(stores, folder)
+    name = sorted(folder.glob("*.zarr"))[0].stem
+    former = {"command": "tile", "slide_id": name, "error": "an earlier one", "attempts": 1}
+    (folder / "failures.jsonl").write_text(json.dumps(former) + "\n")
+    before = times(folder)
+    words = ("tile", fields, "-o", folder, "--slide-mpp", 0.25, "--tile-px", 128)
+    done = cytofm(*words, "--json")
+    assert done.returncode == 2
+    assert {json.loads(line)["status"] for line in done.stdout.splitlines()} == {"refused"}
+    assert done.stderr.count("tile_px: 256 → 128") == 4
+    assert "4 of 4 slides are finished with other settings" in done.stderr
+    assert not (folder / "failures.jsonl").exists()
+    assert times(folder) == before
+
+
+def test_tile__an_objective_states_the_resolution(cytofm, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    for name, more in (("with", "|MPP = 0.25"), ("without", "")):
+        with tifffile.TiffWriter(tmp_path / f"{name}.svs") as file:
+            file.write(
+                noise,
+                tile=(256, 256),
+                photometric="rgb",
+                metadata=None,
+                description=f"Aperio Image Library v1\r\n512x512|AppMag = 40{more}",
+            )
+    words = ("tile", tmp_path, "-o", tmp_path / "s", "--tile-px", 128, "--foreground", "none")
+    done = cytofm(*words, "--mpp", 0.5, "--slide-mpp", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert "0.25 by its 40× objective" in done.stderr
+    assert "warning: without: --slide-mpp 0.5 is not used" in done.stderr
+    made = {}
+    for name in ("with", "without"):
+        facts = zarr.open_group(tmp_path / "s" / f"{name}.zarr", mode="r").attrs["cytofm"]
+        made[name] = facts["slide"]["mpp_source"], facts["steps"]["tile"]["tile_px0"]
+    assert made == {"with": ("file (aperio.MPP)", 256.0), "without": ("objective", 256.0)}
+
+
+def test_tile__mpp_for_a_file_that_states_none_is_taken_with_a_warning(
+    cytofm, fields: Path, tmp_path: Path
+) -> None:
+    field = sorted(fields.iterdir())[0]
+    done = cytofm("tile", field, "-o", tmp_path, "--mpp", 0.25, "--tile-px", 256)
+    assert done.returncode == 0
+    assert f"warning: {field.stem}: the file states no resolution" in done.stderr
+    assert "--slide-mpp 0.25" in done.stderr
+    quiet = cytofm("tile", field, "-o", tmp_path, "--slide-mpp", 0.25, "--overwrite", "-q")
+    assert quiet.stderr == ""
+
+
 def test_tile__says_tiles_and_bytes_before_and_dry_run_writes_nothing(
     cytofm, fields: Path, tmp_path: Path
 ) -> None:
-    done = cytofm("tile", fields, "-o", tmp_path / "s", "--mpp", 0.25, "--dry-run", "--json")
+    done = cytofm("tile", fields, "-o", tmp_path / "s", "--slide-mpp", 0.25, "--dry-run", "--json")
     assert done.returncode == 0
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(records) == 4
@@ -81,14 +187,14 @@ def test_tile__without_any_resolution_says_what_to_type(
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert "no resolution" in done.stderr
-    assert "--mpp 0.25" in done.stderr
+    assert "--slide-mpp 0.25" in done.stderr
     assert list(failures(tmp_path)) == [field.stem]
 
 
 def test_tile__manifest_states_the_resolution(cytofm, fields: Path, tmp_path: Path) -> None:
     field = sorted(fields.iterdir())[0]
     (tmp_path / "m.csv").write_text(f"slide_id,path,mpp\npatient-1,{field},0.125\n")
-    done = cytofm("tile", "--manifest", tmp_path / "m.csv", "-o", tmp_path, "--mpp", 0.25)
+    done = cytofm("tile", "--manifest", tmp_path / "m.csv", "-o", tmp_path, "--slide-mpp", 0.25)
     assert done.returncode == 0, done.stderr
     group = zarr.open_group(tmp_path / "patient-1.zarr", mode="r")
     facts = group.attrs["cytofm"]
@@ -109,7 +215,7 @@ def test_tile__bad_files_fail_by_themselves_and_the_others_are_done(
     blank = np.full((600, 600, 3), 240, dtype=np.uint8)
     pyvips.Image.new_from_array(blank).write_to_file(str(tmp_path / "blank.png"))
     stores = tmp_path / "stores"
-    done = cytofm("tile", tmp_path, good, tmp_path / "gone.svs", "-o", stores, "--mpp", 0.25)
+    done = cytofm("tile", tmp_path, good, tmp_path / "gone.svs", "-o", stores, "--slide-mpp", 0.25)
     assert done.returncode == 4
     assert "Traceback" not in done.stderr
     told = failures(stores)
@@ -124,10 +230,10 @@ def test_tile__a_repaired_slide_leaves_the_list_of_failures(
 ) -> None:
     slide = tmp_path / "a.jpg"
     slide.write_bytes(b"")
-    assert cytofm("tile", slide, "-o", tmp_path / "s", "--mpp", 0.25).returncode == 3
+    assert cytofm("tile", slide, "-o", tmp_path / "s", "--slide-mpp", 0.25).returncode == 3
     assert failures(tmp_path / "s")["a"]["attempts"] == 1
     slide.write_bytes(sorted(fields.iterdir())[0].read_bytes())
-    assert cytofm("tile", slide, "-o", tmp_path / "s", "--mpp", 0.25).returncode == 0
+    assert cytofm("tile", slide, "-o", tmp_path / "s", "--slide-mpp", 0.25).returncode == 0
     assert not (tmp_path / "s" / "failures.jsonl").exists()
 
 
@@ -135,14 +241,14 @@ def test_tile__a_repaired_slide_leaves_the_list_of_failures(
 def test_tile__read_only_output_is_refused(cytofm, fields: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir()
     (tmp_path / "locked").chmod(stat.S_IRUSR | stat.S_IXUSR)
-    done = cytofm("tile", fields, "-o", tmp_path / "locked" / "s", "--mpp", 0.25)
+    done = cytofm("tile", fields, "-o", tmp_path / "locked" / "s", "--slide-mpp", 0.25)
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
 
 
 def test_tile__output_that_is_a_file_is_refused(cytofm, fields: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = cytofm("tile", fields, "-o", tmp_path / "file", "--mpp", 0.25)
+    done = cytofm("tile", fields, "-o", tmp_path / "file", "--slide-mpp", 0.25)
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
 
@@ -172,7 +278,7 @@ def test_tile__a_reader_that_hangs_is_stopped(
     (entry / "entry_points.txt").write_text("[cytofm.readers]\nhanging = hanging:PLUGIN\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     start = time.monotonic()
-    words = ("tile", sorted(fields.iterdir())[0], "-o", tmp_path / "s", "--mpp", 0.25)
+    words = ("tile", sorted(fields.iterdir())[0], "-o", tmp_path / "s", "--slide-mpp", 0.25)
     done = cytofm(*words, "--reader", "hanging", "--timeout-s", 2)
     assert time.monotonic() - start < 60
     assert done.returncode == 3
@@ -184,7 +290,7 @@ def test_tile__a_reader_that_hangs_is_stopped(
 def test_tile__shards_together_make_every_store_once(cytofm, fields: Path, tmp_path: Path) -> None:
     made = []
     for part in ("0/2", "1/2"):
-        words = ("tile", fields, "-o", tmp_path, "--mpp", 0.25, "--pixels", "none")
+        words = ("tile", fields, "-o", tmp_path, "--slide-mpp", 0.25, "--pixels", "none")
         done = cytofm(*words, "--shard", part)
         assert done.returncode == 0
         made += done.stdout.split()
@@ -204,7 +310,7 @@ def test_tile__print_config_merges_file_environment_and_flags(
 
 def test_tile__preview_draws_a_picture_a_slide(cytofm, fields: Path, tmp_path: Path) -> None:
     field = sorted(fields.iterdir())[0]
-    words = ("tile", field, "-o", tmp_path / "s", "--mpp", 0.25, "--tile-px", 256)
+    words = ("tile", field, "-o", tmp_path / "s", "--slide-mpp", 0.25, "--tile-px", 256)
     done = cytofm(*words, "--preview", tmp_path / "p")
     assert done.returncode == 0
     picture = pixels_of(tmp_path / "p" / f"{field.stem}.png")

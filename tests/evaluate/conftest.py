@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import pyvips
 
-from cytofm_cli.tiles.config import TileConfig
-from cytofm_cli.tiles.run import TileJob, tile_slide
+from cytofm_cli.tiles.config import TileConfig, TileJob
+from cytofm_cli.tiles.run import tile_slide
 
 MPP = 0.25
 RADIUS_PX = 12

@@ -75,6 +75,46 @@ def test_read_points__slide_without_group_is_refused(tmp_path: Path) -> None:
         read_points(path, {"a", "b"}, groups)
 
 
+def test_read_points__table_of_excel_in_europe(tmp_path: Path) -> None:
+    text = "sep=;\r\nImage;Class;X;Y;Patient ID\r\na.tif;lsil;1,5;2,25;p1\r\nb.tif;LSIL;3;4;P1\r\n"
+    path = table(tmp_path, text + "b.tif;LSIL;5,5;6;p1\r\n")
+    points, unknown = read_points(path, {"a", "b"})
+    assert unknown == []
+    assert points.xy_px0.tolist() == [[1.5, 2.25], [3, 4], [5.5, 6]]
+    assert points.labels == ("LSIL",) * 3
+    assert points.groups == ("p1",) * 3
+    said = " ".join(points.notes)
+    assert "label 'LSIL' is also written 'lsil'" in said
+    assert "group 'p1' is also written 'P1'" in said
+    assert "groups are those of column Patient ID" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,x,y,label\na,1,2,NA\n", r"line 2, column label: empty label \('NA'\)"),
+        ("image,x,y,label\n\na,1,NA,p\n", r"line 3, column y: no number \('NA'\)"),
+        ("image,x,y,label,group\na,1,2,p,NA\n", "no group: a"),
+        ("image,x,y,label,case,patient\na,1,2,p,1,2\na,1,2,p,3,2\n", "patient and case group"),
+        ("image,x,y,lable\na,1,2,p\n", "no column label"),
+    ],
+)
+def test_read_points__missing_cells_and_columns_by_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(LabelError, match=said):
+        read_points(table(tmp_path, text), {"a"})
+
+
+def test_make_tasks__bethesda_in_other_spellings_and_positive_in_any_case(tmp_path: Path) -> None:
+    points = bethesda(tmp_path, "nilm/a Ascus/a hsil/b nilm/b Ascus/b hsil/a")
+    labels, abnormal = make_tasks(points, None, None)
+    assert labels.classes == ("nilm", "Ascus", "hsil")
+    assert abnormal.y_N.tolist() == [0, 1, 1, 0, 1, 1]
+    *_, picked = make_tasks(points, None, ["HSIL"])
+    assert picked.y_N.tolist() == [0, 0, 1, 0, 0, 1]
+
+
 def bethesda(tmp_path: Path, rows: str) -> object:
     lines = [f"s{i},1,1,{word.replace('/', ',')}" for i, word in enumerate(rows.split())]
     path = table(tmp_path, "slide_id,x,y,label,group\n" + "\n".join(lines))
@@ -102,7 +142,7 @@ def test_make_tasks__bethesda_presets_and_classes_of_one_group(tmp_path: Path) -
         ("p/a q/b", None, None, "fewer than two labels"),
         ("p/a q/b", ["abnormal"], None, "Bethesda"),
         ("p/a q/b p/b", None, ["q"], r"1 instance\(s\) are positive, in 1 group"),
-        ("p/a q/b", None, ["r"], "no point has the label r"),
+        ("p/a q/b", None, ["r"], "no point has class 'r'"),
     ],
 )
 def test_make_tasks__refuses_what_cannot_be_judged(

@@ -14,7 +14,7 @@ import torch
 from cytofm_cli.errors import InputError, LabelError
 from cytofm_cli.mil.bags import Bag, fingerprint, load_bags, named
 from cytofm_cli.mil.cache import bag_file
-from cytofm_cli.mil.labels import build_cohort, class_order, read_labels
+from cytofm_cli.mil.labels import build_cohort, read_labels
 
 
 def write_h5(path: Path, features: np.ndarray, key: str = "features", coords: bool = True) -> None:
@@ -188,21 +188,21 @@ def test_read_labels__byte_order_mark_semicolons_and_spaces(tmp_path: Path) -> N
     assert table.slide_ids == ("s1", "s2")
     assert table.labels == ("0", "1")
     assert table.groups == ("p1", "p1")
-    assert table.grouped
+    assert table.group_column == "group"
 
 
 def test_read_labels__slide_is_its_own_group_without_the_column(tmp_path: Path) -> None:
     table = read_labels(labels_file(tmp_path, "slide_id,label\na,0\nb,1\n"))
     assert table.groups == ("a", "b")
-    assert not table.grouped
+    assert table.group_column is None
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("slide_id,labels\na,1\n", "no column label"),
-        ("", "no column"),
-        ("slide_id,label\n", "no slides"),
+        ("", "is empty"),
+        ("slide_id,label\n", "no rows"),
         ("slide_id,label\na,1\na,0\n", "1 slide.s. come twice: a"),
         ("slide_id,label\na,1,x\n", "line 2"),
         ("slide_id,label\na\n", "line 2"),
@@ -221,7 +221,7 @@ def test_read_labels__bad_table_says_what_and_where(
 
 def test_read_labels__not_text_and_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
-    path.write_bytes(b"\xff\xfe\x00slide")
+    path.write_bytes(b"slide_id,label\n\x81,1\n")
     with pytest.raises(LabelError, match="UTF-8"):
         read_labels(path)
     with pytest.raises(LabelError, match="cannot be read"):
@@ -240,11 +240,23 @@ def test_build_cohort__unmatched_slides_are_named_and_counted(tmp_path: Path) ->
     assert cohort.y_N.tolist() == [0, 1]
 
 
-def test_build_cohort__hint_when_ids_carry_file_extensions(tmp_path: Path) -> None:
-    table = read_labels(labels_file(tmp_path, "slide_id,label\na.svs,0\nb.svs,1\n"))
+def test_build_cohort__slides_named_by_their_files(tmp_path: Path) -> None:
+    text = "PATIENT,FILENAME,Label\np1,scans/a.svs,0\np2,b.h5,1\n"
+    cohort = build_cohort(bags_of("a", "b"), read_labels(labels_file(tmp_path, text)))
+    assert cohort.slide_ids == ["a", "b"]
+    assert cohort.y_N.tolist() == [0, 1]
+    assert cohort.groups == ("p1", "p2")
+    assert (cohort.label_column, cohort.group_column) == ("Label", "PATIENT")
+    doubled = read_labels(labels_file(tmp_path, "slide_id,label\na.svs,0\na,1\nb,1\n"))
+    with pytest.raises(LabelError, match=r"'a\.svs' and 'a' are one slide, a"):
+        build_cohort(bags_of("a", "b"), doubled)
+
+
+def test_build_cohort__lost_leading_zeros_are_the_hint(tmp_path: Path) -> None:
+    table = read_labels(labels_file(tmp_path, "slide_id,label\n1,0\n2,1\n"))
     with pytest.raises(LabelError) as error:
-        build_cohort(bags_of("a", "b"), table)
-    assert "extension" in (error.value.hint or "")
+        build_cohort(bags_of("001", "002"), table)
+    assert "leading zeros" in (error.value.hint or "")
 
 
 def test_build_cohort__nothing_in_common_is_an_error_even_when_missing_is_allowed(
@@ -269,10 +281,80 @@ def test_build_cohort__unusable_labels(tmp_path: Path, text: str, message: str) 
         build_cohort(bags_of("a", "b"), table)
 
 
-def test_class_order__numbers_bethesda_alphabet() -> None:
-    assert class_order(["10", "9", "2"]) == ("2", "9", "10")
-    assert class_order(["HSIL", "NILM", "LSIL"]) == ("NILM", "LSIL", "HSIL")
-    assert class_order(["pos", "neg"]) == ("neg", "pos")
+@pytest.mark.parametrize(
+    "column",
+    "group Group patient patient_id PATIENT case case_id Subject patient-id PatientID".split(),
+)
+def test_read_labels__patients_by_the_columns_of_other_tools(tmp_path: Path, column: str) -> None:
+    for name in (column, column.replace("_", " ")):
+        text = f"slide_id,label,{name}\na,0,p\nb,1,p\nc,1,q\n"
+        table = read_labels(labels_file(tmp_path, text))
+        assert table.groups == ("p", "p", "q")
+        assert table.group_column == name
+
+
+def test_read_labels__two_columns_of_patients_must_agree(tmp_path: Path) -> None:
+    rows = "slide_id,label,case_id,patient\na,0,c1,p1\nb,1,c2,{}\nc,1,c3,p3\n"
+    assert read_labels(labels_file(tmp_path, rows.format("p2"))).group_column == "patient"
+    path = labels_file(tmp_path, rows.format("p1"))
+    with pytest.raises(LabelError, match="columns patient and case_id group the") as e:
+        read_labels(path)
+    assert "--group patient or --group case_id" in (e.value.hint or "")
+    assert read_labels(path, group_column="Case-ID").groups == ("c1", "c2", "c3")
+    with pytest.raises(LabelError, match="no column donor"):
+        read_labels(path, group_column="donor")
+
+
+def test_read_labels__patient_in_two_spellings_is_one(tmp_path: Path) -> None:
+    text = "slide_id,label,patient\na,0,P1\nb,1,p1\nc,1,7.0\nd,0,7\n"
+    table = read_labels(labels_file(tmp_path, text))
+    assert table.groups == ("P1", "P1", "7.0", "7.0")
+    assert len(table.notes) == 2
+    with pytest.raises(LabelError, match=r"2 slide\(s\) have no patient: b, c"):
+        read_labels(labels_file(tmp_path, "slide_id,label,patient\na,0,p\nb,1,NA\nc,1,\n"))
+
+
+def test_read_labels__label_by_another_name_if_only_one_could_be_meant(tmp_path: Path) -> None:
+    table = read_labels(labels_file(tmp_path, "slide_id,Diagnosis\na,0\nb,1\n"))
+    assert (table.label_column, table.labels) == ("Diagnosis", ("0", "1"))
+    path = labels_file(tmp_path, "slide_id,diagnosis,class\na,0,1\n")
+    with pytest.raises(LabelError, match="no column label; class and diagnosis could be meant"):
+        read_labels(path)
+    assert read_labels(path, label_column="Class").labels == ("1",)
+
+
+@pytest.mark.parametrize("word", ["", "NA", "nan", "NaN", "N/A", "null", "#N/A", " na "])
+def test_read_labels__na_is_no_class(tmp_path: Path, word: str) -> None:
+    text = f"slide_id,label\na,neg\nb,pos\nc,{word}\n"
+    table = read_labels(labels_file(tmp_path, text))
+    assert table.labels == ("neg", "pos", "")
+    with pytest.raises(LabelError, match=r"1 bag\(s\) have no label: c"):
+        build_cohort(bags_of("a", "b", "c"), table)
+    cohort = build_cohort(bags_of("a", "b", "c"), table, allow_missing=True)
+    assert cohort.classes == ("neg", "pos")
+    assert cohort.notes == ("left out: 1 bag(s) have no label: c",)
+
+
+def test_read_labels__none_is_a_class_the_negative_one(tmp_path: Path) -> None:
+    table = read_labels(labels_file(tmp_path, "slide_id,label\na,None\nb,HPV\n"))
+    cohort = build_cohort(bags_of("a", "b"), table)
+    assert cohort.classes == ("None", "HPV")
+    assert cohort.positive == "HPV"
+
+
+def test_build_cohort__positive_class_of_two_is_chosen(tmp_path: Path) -> None:
+    table = read_labels(labels_file(tmp_path, "slide_id,label\na,Normal\nb,Abnormal\n"))
+    bags = bags_of("a", "b")
+    assert build_cohort(bags, table).classes == ("Normal", "Abnormal")
+    assert build_cohort(bags, table, positive="normal").classes == ("Abnormal", "Normal")
+    with pytest.raises(LabelError, match="no slide has class 'tumour'") as error:
+        build_cohort(bags, table, positive="tumour")
+    assert "Normal, Abnormal" in (error.value.hint or "")
+    with pytest.raises(LabelError, match="--classes puts 'Abnormal' last"):
+        build_cohort(bags, table, classes=("normal", "abnormal"), positive="normal")
+    more = read_labels(labels_file(tmp_path, "slide_id,label\na,x\nb,y\nc,z\n"))
+    with pytest.raises(LabelError, match=r"there are 3 classes \(x, y, z\)"):
+        build_cohort(bags_of("a", "b", "c"), more, positive="x")
 
 
 def test_build_cohort__given_class_order_is_kept(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_open__missing_paths_folders_and_devices(tmp_path) -> None:
 def test_open__folder_with_two_dicom_series_is_ambiguous(shared, tmp_path) -> None:
     shutil.copytree(shared / "wsi" / "dicom_boxes", tmp_path / "two")
     shutil.copy(shared / "wsi" / "dicom_jpeg" / "jpeg.dicom", tmp_path / "two" / "other.dcm")
-    assert "holds 2 DICOM series" in failure(tmp_path / "two")
+    assert "holds 2 DICOM slides" in failure(tmp_path / "two")
 
 
 def test_open__dicom_that_claims_more_than_its_frames(shared, tmp_path) -> None:
@@ -148,7 +148,7 @@ def test_open__slide_that_claims_more_than_its_tile(save, patch) -> None:
         assert "claims 54000 x 39000 px but lists 1 of 128710 tiles" in failure(lie, reader=reader)
 
 
-def test_open__urls_go_to_tiffslide_and_file_urls_to_the_file(save) -> None:
+def test_open__urls_and_file_urls(save) -> None:
     import fsspec
 
     path = save("a b.tif", compression="jpeg")
@@ -157,7 +157,7 @@ def test_open__urls_go_to_tiffslide_and_file_urls_to_the_file(save) -> None:
     with fsspec.open("memory://slides/a.tif", "wb") as handle:
         handle.write(Path(path).read_bytes())
     remote = open_slide("memory://slides/a.tif")
-    assert remote.info.reader == "tiffslide"
+    assert remote.info.reader == "tifffile"
     np.testing.assert_array_equal(
         remote.read(1, Box(13, 17, 200, 100)), slide.read(1, Box(13, 17, 200, 100))
     )

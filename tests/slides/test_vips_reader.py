@@ -147,6 +147,30 @@ def test_read__damaged_tile_raises_and_the_rest_still_reads(save, patch, caplog)
         slide.read(0, Box(256, 128, 1, 1))
 
 
+@pytest.mark.parametrize("codec", ["deflate", "lzw", "zstd", "lzma"])
+@pytest.mark.parametrize("tile", [(128, 128), None])
+@pytest.mark.parametrize("junk", [b"\0", b"\xff", b""], ids=["zeros", "ones", "cut"])
+def test_read__damaged_data_of_any_codec_raise(tmp_path, picture, codec, tile, junk) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, picture, tile=tile, rowsperstrip=64, compression=codec, photometric="rgb",
+        metadata=None,
+    )  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        page = tif.pages[0]
+        offset, count = page.dataoffsets[1], page.databytecounts[1]
+        if not junk:
+            tag = page.tags["TileByteCounts" if tile else "StripByteCounts"]
+            tag.overwrite([count // 2 if i == 1 else n for i, n in enumerate(tag.value)])
+    with path.open("r+b") as handle:
+        handle.seek(offset + count // 2)
+        handle.write(junk * (count - count // 2))
+    slide = open_slide(str(path))
+    with pytest.raises(SlideError, match="damaged"):
+        slide.read(0, Box(0, 0, 701, 128))
+    slide.close()
+
+
 def test_overview__damaged_block_is_white_and_reported(tmp_path, caplog) -> None:
     """One bad tile must not cost the slide: the block around it is white, and a warning says so."""
     pixels = np.full((3000, 5000, 3), 90, np.uint8)

@@ -1,0 +1,73 @@
+"""Under which heading of `--help` a setting stands."""
+
+from __future__ import annotations
+
+from typing import Final
+
+FILES: Final = "Input and output"
+RUNNING: Final = "Running"
+OUTPUT: Final = "What is printed"
+# The headings that end every help, in this order.
+LAST: Final = (RUNNING, OUTPUT)
+
+# Section of the settings: heading: settings. What is not named stands under the first heading.
+PANELS: Final[dict[str, dict[str, str]]] = {
+    "run": {
+        RUNNING: "config print_config dry_run overwrite shard workers threads timeout_s fail_fast",
+        OUTPUT: "json quiet verbose no_progress",
+    },
+    "detect": {"Detector": "detector weights", FILES: "slides nuclei", RUNNING: "device"},
+    "embed": {
+        "Encoder": "encoder weights weights_key download random_weights input_px mean std pooling "
+        "seed",
+        "Rows of a bag": "unit detector cell_um dtype",
+        FILES: "slides",
+        RUNNING: "device batch_size",
+    },
+    "tile": {
+        "Tiles": "tile_px mpp slide_mpp mpp_tolerance stride_px",
+        "Which tiles": "foreground min_foreground select max_tiles seed",
+        "Pixels": "pixels jpeg_quality reader",
+    },
+    "pretrain": {
+        "Method and encoder": "method encoder name ncp h h_anneal irpe init lora_rank lora_alpha "
+        "pooling licence",
+        "Data": "detector unit cell_um balance per_slide",
+        "Training": "steps epochs batch lr seed accumulate amp parallel",
+        "Watching": "log_every save_every keep_every probe probe_groups probe_um probe_every "
+        "attention_every",
+        RUNNING: "device compile checkpoint_activations threads",
+    },
+    "views": {
+        "Views": "recipe preset colours colour_strength aspect patch_px global_px global_scale "
+        "local_scale n_local local_px teacher_px",
+        "Nuclei": "keep keep_fraction region radius_um fill block_px redraw feather_um "
+        "clean_probability centred centre_jitter without_nuclei",
+    },
+    "evaluate": {
+        "What is judged": "unit crop_um slide_mpp tile_label task positive judged pooling",
+        "Probes": "k temperature balanced folds inner_folds shots draws replicates seed",
+        FILES: "slides",
+        RUNNING: "device batch_size threads",
+    },
+    "mil": {
+        "Data": "encoder unit label group classes positive allow_missing allow_mixed",
+        "Head and training": "method preset epochs lr weight_decay patience bag_loss vpu seeds "
+        "seed retrain",
+        "Splits": "protocol folds inner_folds repeats test_fraction splits",
+        "Judging": "threshold specificity calibrate bootstrap",
+        RUNNING: "device workers",
+    },
+}
+
+# The other headings, in the order in which they stand.
+FIRST: Final = tuple(dict.fromkeys([FILES, *(title for of in PANELS.values() for title in of)]))
+
+
+def panel_of(section: str, setting: str) -> str:
+    """Return the heading of a setting."""
+    panels = PANELS.get(section, {})
+    for title, names in panels.items():
+        if setting in names.split():
+            return title
+    return next(iter(panels), "Settings")

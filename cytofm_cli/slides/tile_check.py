@@ -1,0 +1,86 @@
+"""Look at the compressed data of a tile where decoders would not notice that they are damaged.
+
+JPEG: markers in the middle (10 µs a tile). Deflate: the checksum at the end, which libtiff does
+not read (one fast decoding). LZW, Zstandard and LZMA fail by themselves; PackBits and WebP have
+nothing to check.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final, Protocol
+
+from cytofm_cli.slides import native_jpeg, tiff
+from cytofm_cli.slides.base import slide_error
+from cytofm_cli.slides.tiff import Directory
+from cytofm_cli.units import Box, Size
+
+# A picture in one strip would be unpacked a second time as a whole.
+_MOST_BYTES: Final = 64_000_000
+
+
+class _Check(Protocol):
+    tile_px: Size
+    grid: Size
+
+    def refuse_broken(self, column: int, row: int) -> None: ...
+
+
+class CheckedOnce:
+    """The tiles of one directory, each looked at when it is first read."""
+
+    def __init__(self, path: str, directory: Directory) -> None:
+        self._check: _Check | None = native_jpeg.open_tiles(path, directory)
+        if directory.codec == "deflate" and not directory.planar:
+            self._check = _DeflateTiles(path, directory)
+        grid = self._check.grid if self._check else Size(0, 0)
+        self._seen = bytearray(grid.w * grid.h)
+
+    def refuse_broken(self, box: Box) -> None:
+        """Refuse a box if data under it are damaged.
+
+        Raises:
+            SlideError: they are.
+        """
+        if self._check is None:
+            return
+        (width, height), (x, y, w, h) = self._check.tile_px, box
+        for row in range(y // height, -(-(y + h) // height)):
+            for column in range(x // width, -(-(x + w) // width)):
+                index = row * self._check.grid.w + column
+                if not self._seen[index]:
+                    self._check.refuse_broken(column, row)
+                    self._seen[index] = 1
+
+
+class _DeflateTiles:
+    """The tiles or strips of a directory whose data end with their Adler-32 checksum."""
+
+    def __init__(self, path: str, directory: Directory) -> None:
+        width, height = directory.size_px
+        rows = min(directory.number(tiff.ROWS_PER_STRIP, height), height)
+        self.tile_px = directory.tile_px or Size(width, rows)
+        self.grid = directory.grid
+        bits = self.tile_px.w * directory.samples * directory.number(tiff.BITS_PER_SAMPLE, 1)
+        self._n_bytes = -(-bits // 8) * self.tile_px.h
+        self._path = path
+        self._offsets, self._counts = directory.offsets, directory.byte_counts
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def refuse_broken(self, column: int, row: int) -> None:
+        import imagecodecs
+
+        index = row * self.grid.w + column
+        count = int(self._counts[index])
+        if not count or self._n_bytes > _MOST_BYTES:
+            return
+        raw = os.pread(self._descriptor, count, int(self._offsets[index]))
+        try:
+            imagecodecs.deflate_decode(raw, out=self._n_bytes)
+        except RuntimeError as error:
+            raise slide_error(
+                self._path, f"damaged data at column {column}, row {row} ({error})."
+            ) from error

@@ -1,0 +1,96 @@
+"""Is a slide tiled already as it is asked for now? Told by what the settings come to."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from cytofm_cli.config import differences
+from cytofm_cli.errors import ConfigMismatchError, MissingMppError, SlideError
+from cytofm_cli.slides.base import SlideInfo
+from cytofm_cli.slides.open import open_slide
+from cytofm_cli.store import io, schema
+from cytofm_cli.tiles import pixels, settings
+from cytofm_cli.tiles.config import TileJob
+from cytofm_cli.tiles.read import ReadPlan, Resolution, plan_reading, resolve_mpp
+
+
+def resolution_of(info: SlideInfo, job: TileJob) -> Resolution:
+    """Return the resolution of a job's slide; see `resolve_mpp`."""
+    config = job.config
+    return resolve_mpp(info, manifest_mpp=job.mpp, slide_mpp=config.slide_mpp, tile_mpp=config.mpp)
+
+
+def read_plan_of(info: SlideInfo, job: TileJob, slide_mpp: float) -> ReadPlan:
+    """Return which level a job reads, at which scale; see `plan_reading`."""
+    return plan_reading(
+        info,
+        slide_mpp=slide_mpp,
+        target_mpp=job.config.target_mpp,
+        tile_px=job.config.tile_px,
+        tolerance=job.config.mpp_tolerance,
+    )
+
+
+def is_done(job: TileJob, path: Path, mark: str, *, pixels_count: bool = True) -> bool:
+    """Tell whether the slide is tiled as the job asks for it.
+
+    Args:
+        job: what is asked for.
+        path: where the store of the slide lies.
+        mark: fingerprint of the slide.
+        pixels_count: False where a store will do whatever pixels it keeps.
+
+    Raises:
+        ConfigMismatchError: it is tiled with settings that come to something else, or from
+            another file; names them.
+    """
+    if job.overwrite or not path.exists():
+        return False
+    store = io.open_store(path)
+    done = store.steps.get(schema.TILE_STEP)
+    if done is None:
+        return False
+    differing = _differing(job, store, pixels_count=pixels_count)
+    if done["input_fingerprint"] != mark:
+        differing.append("the input itself has changed")
+    if differing:
+        raise ConfigMismatchError(
+            f"{path}: was tiled with other settings: {'; '.join(differing)}.",
+            hint="it is kept as it is; --overwrite tiles it anew, another -o keeps both.",
+        )
+    return True
+
+
+def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str]:
+    """Name the settings that would make other tiles than the store holds."""
+    record, slide = store.steps[schema.TILE_STEP], store.slide
+    # Before objectives counted, --mpp stood in for the resolution of files that state one.
+    guessed = slide["mpp_source"] == "--mpp" and slide.get("objective")
+    if settings.same_words(record, settings.asked(job.config, job.mpp)) and not guessed:
+        return []
+    with contextlib.closing(open_slide(job.path, reader=job.config.reader)) as reader:
+        try:
+            resolution = resolution_of(reader.info, job)
+        except MissingMppError:  # nobody contradicts what the store knows
+            resolution = Resolution(mpp=slide["mpp"], source=slide["mpp_source"])
+        try:
+            read = read_plan_of(reader.info, job, resolution.mpp)
+        except SlideError:
+            return [f"mpp: {record['mpp']:.4g} → {job.config.target_mpp:.4g}"]
+        wanted = settings.resolved(
+            settings.asked(job.config, job.mpp),
+            mpp=read.mpp,
+            slide_mpp=read.slide_mpp,
+            reader=reader.info.reader,
+            copies_source=pixels.find_source_tiles(reader, read, job.config)[0] is not None,
+            n_foreground=settings.count_of_foreground(record),
+        )
+    made = settings.of_record(record, slide)
+    if not pixels_count:
+        made |= dict.fromkeys(settings.ABOUT_PIXELS)
+        wanted |= dict.fromkeys(settings.ABOUT_PIXELS)
+    found = differences(made, wanted)
+    if made["slide_mpp"] != wanted["slide_mpp"]:
+        found.append(f"the slide's µm/px now by {resolution.source}, then by {slide['mpp_source']}")
+    return found

@@ -1,0 +1,97 @@
+"""The settings of the tile step as they work on one slide, by which a finished step is judged.
+
+What was typed says little: `--mpp 0.25` is the default, a file may state what `--slide-mpp`
+repeats, `--seed` moves nothing without `--select random`. So settings are compared as resolved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cytofm_cli.config import as_record, differences
+from cytofm_cli.tiles.config import TileConfig
+
+COPIED = "source jpeg"  # the codec of pixels that are the file's own JPEG bytes
+ABOUT_PIXELS = ("pixels", "jpeg_quality")  # which tiles there are does not depend on them
+
+
+def asked(config: TileConfig, manifest_mpp: float | None) -> dict[str, Any]:
+    """Return the settings as typed; the same words on the same slide need no second look."""
+    return as_record(config, results_only=True) | {"manifest_mpp": manifest_mpp}
+
+
+def resolved(
+    settings: Mapping[str, Any],
+    *,
+    mpp: float,
+    slide_mpp: float,
+    reader: str,
+    copies_source: bool,
+    n_foreground: int | None,
+) -> dict[str, Any]:
+    """Return the settings that act on a slide; those that cannot change its tiles are left out.
+
+    Args:
+        settings: as typed, or resolved already.
+        mpp: µm/px of the tiles as they are.
+        slide_mpp: µm/px of level 0.
+        reader: name of the reader that opens the slide.
+        copies_source: the file's own JPEG tiles can be copied.
+        n_foreground: tiles among which `select` chooses; None if nobody knows any more.
+    """
+    found = {
+        "tile_px": settings["tile_px"],
+        "stride_px": settings.get("stride_px") or settings["tile_px"],
+        "mpp": _round(mpp),
+        "slide_mpp": _round(slide_mpp),
+        "reader": reader,
+        "foreground": settings["foreground"],
+        "select": "all",
+        "pixels": settings["pixels"],
+    }
+    if settings["pixels"] == "source" and not copies_source:
+        found["pixels"] = "lossless"
+    if settings["pixels"] == "jpeg":
+        found["jpeg_quality"] = settings["jpeg_quality"]
+    if settings["foreground"] == "auto":
+        found["min_foreground"] = settings["min_foreground"]
+    limit = settings.get("max_tiles")
+    if limit is not None and (n_foreground is None or limit < n_foreground):
+        found |= {"select": settings["select"], "max_tiles": limit}
+        if settings["select"] == "random":
+            found["seed"] = settings["seed"]
+    return found
+
+
+def of_record(record: Mapping[str, Any], slide: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that made a step: of its record and the facts of its slide.
+
+    Stores of earlier versions recorded the words, not what they came to.
+    """
+    return resolved(
+        record["config"],
+        mpp=record["mpp"],
+        slide_mpp=slide["mpp"],
+        reader=slide["reader"],
+        copies_source=record["store_codec"] == COPIED,
+        n_foreground=count_of_foreground(record),
+    )
+
+
+def count_of_foreground(record: Mapping[str, Any]) -> int | None:
+    """Return among how many tiles was chosen; None if an old record cannot tell."""
+    if "n_foreground" in record:
+        return int(record["n_foreground"])
+    limit, n = record["config"].get("max_tiles"), int(record["n_tiles"])
+    return n if limit is None or n < limit else None
+
+
+def same_words(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell whether a step was asked for in the same words."""
+    return not differences(record.get("asked", record["config"]), wanted)
+
+
+def _round(mpp: float) -> float:
+    """Drop what lies below the precision of a division: 10/40 is 0.25 however it was reached."""
+    return float(f"{mpp:.6g}")

@@ -1,0 +1,76 @@
+"""Class names: spellings that are one, the order, and the positive one."""
+
+from __future__ import annotations
+
+import pytest
+
+from cytofm_cli.mil.classes import class_order, is_bethesda, merge_spellings, why_positive
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["10", "9", "2"], ("2", "9", "10")),
+        (["1", "0"], ("0", "1")),
+        (["HSIL", "NILM", "LSIL"], ("NILM", "LSIL", "HSIL")),
+        (["hsil", "Ascus", "nilm"], ("nilm", "Ascus", "hsil")),
+        (["HSIL", "normal", "LSIL"], ("normal", "LSIL", "HSIL")),
+        (["pos", "neg"], ("neg", "pos")),
+        (["abnormal", "normal"], ("normal", "abnormal")),
+        (["adenoma", "Benign"], ("Benign", "adenoma")),
+        (["CASE", "Control"], ("Control", "CASE")),
+        (["HPV", "none"], ("none", "HPV")),
+        (["infected", "uninfected"], ("uninfected", "infected")),
+        (["diseased", "healthy"], ("healthy", "diseased")),
+        (["cancer", "no cancer"], ("no cancer", "cancer")),
+        (["malignant", "non-malignant"], ("non-malignant", "malignant")),
+        (["Carcinoma", "0"], ("0", "Carcinoma")),
+        (["squamous", "adeno"], ("adeno", "squamous")),
+    ],
+)
+def test_class_order__what_says_nothing_comes_first(
+    names: list[str], order: tuple[str, ...]
+) -> None:
+    assert class_order(names) == order
+    assert class_order(names[::-1]) == order
+
+
+def test_merge_spellings__most_frequent_wins_and_the_rest_is_said() -> None:
+    names, notes = merge_spellings(["neg", "Neg", "Neg", " pos", "pos ", "NEG"], "class")
+    assert names == ("Neg", "Neg", "Neg", " pos", " pos", "Neg")
+    assert notes == [
+        "class 'Neg' is also written 'neg', 'NEG': taken as one",
+        "class ' pos' is also written 'pos ': taken as one",
+    ]
+
+
+def test_merge_spellings__numbers_by_value_names_by_letter() -> None:
+    assert merge_spellings(["0", "0.0", "00", "1", "1.50", "1.5"], "class")[0] == (
+        "0",
+        "0",
+        "0",
+        "1",
+        "1.50",
+        "1.50",
+    )
+    distinct = ["HER2", "HER2-", "HER2+", "a b", "ab", "1e3", "1000", "12345678901234567890"]
+    assert merge_spellings([*distinct, "12345678901234567891"], "class")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "why"),
+    [
+        (("normal", "abnormal"), "'normal' says that nothing was found"),
+        (("1", "2"), "the larger number"),
+        (("LSIL", "HSIL"), "the worse of the Bethesda system"),
+        (("adeno", "squamous"), "the last of the alphabet; --positive chooses another"),
+    ],
+)
+def test_why_positive__is_said(classes: tuple[str, str], why: str) -> None:
+    assert why_positive(classes, chosen=False) == why
+    assert why_positive(classes, chosen=True) == "as asked for"
+
+
+def test_is_bethesda__in_any_spelling() -> None:
+    assert is_bethesda(["nilm", "ASC US", "Asc-H"])
+    assert not is_bethesda(["NILM", "other"])

@@ -1,0 +1,204 @@
+"""What a folder holds: each slide once, under one stable name, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cytofm_cli.errors import SlideError
+from cytofm_cli.slides import dicom
+from cytofm_cli.slides.folders import find_slides, join_series, slide_id_of
+from cytofm_cli.slides.open import open_slide
+
+from .dicom_files import REDUCED, write_dicom, write_slide
+
+NAMES = ("l0.dcm", "l1.dcm", "label.dcm", "macro.dcm")
+VMS = (
+    "[Virtual Microscope Specimen]\nNoLayers=1\nImageFile=part.jpg\nImageFile(1,0)=second.JPG\n"
+    "MapFile=map2.jpg\nOptimisationFile=slide.opt\nMacroImage=macro.jpg\n"
+)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def found(folder: Path) -> dict[str, str]:
+    """Return slide id → path below the folder."""
+    paths = find_slides(str(folder))
+    ids = [slide_id_of(path) for path in paths]
+    assert len(set(ids)) == len(ids)
+    return {i: os.path.relpath(p, folder) for i, p in zip(ids, paths, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        NAMES,
+        ("1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4"),
+        ("A", "B", "C", "D"),
+        ("l0.DCM", "l1.Dcm", "LABEL.DCM", "m.dicom"),
+    ],
+    ids=["dcm", "uids", "bare", "upper"],
+)
+@pytest.mark.parametrize(
+    "beside", [(), ("crc.json", "DICOMDIR", "README", "thumb.jpg", "a.png", ".x.dcm")], ids=str
+)
+def test_dicom__a_series_is_one_slide_whatever_its_files_are_called(
+    tmp_path, names, beside
+) -> None:
+    write_slide(tmp_path / "in" / "S1", names, series="1.2.3", seed=1)
+    touch(tmp_path / "in" / "S1", *beside)
+    assert found(tmp_path / "in") == {"S1": "S1"}
+    assert slide_id_of(find_slides(str(tmp_path / "in" / "S1"))[0]) == "S1"
+    info = open_slide(str(tmp_path / "in" / "S1")).info
+    assert (info.size_px0, len(info.levels), info.mpp, info.objective) == ((256, 256), 2, 0.25, 40)
+
+
+def test_dicom__several_series_in_one_folder_are_several_slides(tmp_path) -> None:
+    for n, letter in enumerate("ab"):
+        write_slide(tmp_path, tuple(f"{letter}_{i}.dcm" for i in range(4)), series=f"1.{n}", seed=n)
+    assert found(tmp_path) == {"a_0": "a_0.dcm", "b_0": "b_0.dcm"}
+    both = [open_slide(str(tmp_path / name)).overview(1) for name in ("a_0.dcm", "b_0.dcm")]
+    assert np.abs(both[0].astype(int) - both[1]).mean() > 20
+    with pytest.raises(SlideError, match="holds 2 DICOM slides") as caught:
+        open_slide(str(tmp_path))
+    assert "a_0.dcm, b_0.dcm" in str(caught.value.hint)
+
+
+def test_dicom__beside_a_slide_of_another_format(tmp_path) -> None:
+    write_slide(tmp_path, NAMES, series="1.2.3", seed=1)
+    touch(tmp_path, "x.svs")
+    assert found(tmp_path) == {"l0": "l0.dcm", "x": "x.svs"}
+
+
+def test_dicom__labels_thumbnails_and_other_objects_are_no_slides(tmp_path) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    for kind in ("LABEL", "OVERVIEW", "THUMBNAIL"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write_dicom(folder / "a.dcm", pixels, image_type=("DERIVED", "PRIMARY", kind, "NONE"))
+        assert find_slides(str(folder)) == []
+        for path in (folder, folder / "a.dcm"):
+            with pytest.raises(SlideError, match=f"holds only the {kind.lower()} of a DICOM"):
+                open_slide(str(path))
+    microscopy_bulk = "1.2.840.10008.5.1.4.1.1.91.1"
+    write_dicom(tmp_path / "LABEL" / "ann.dcm", pixels, sop_class=microscopy_bulk)
+    assert find_slides(str(tmp_path)) == []
+
+
+def test_dicom__a_file_that_is_damaged_is_named_not_left_out(tmp_path) -> None:
+    (tmp_path / "cut.dcm").write_bytes(b"not DICOM")
+    assert found(tmp_path) == {"cut": "cut.dcm"}
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_dicom__header_is_read_past_nested_sequences(tmp_path, implicit) -> None:
+    """The series of a referenced object comes first in the file, and is not this one's."""
+    path = tmp_path / "a"
+    pixels = np.zeros((100, 130, 3), np.uint8)
+    write_dicom(path, pixels, series="1.22.333", image_type=REDUCED, implicit=implicit)
+    read = dicom.read(str(path))
+    assert read == dicom.Instance(path=str(path), series="1.22.333", kind="VOLUME", n_px=13_000)
+    whole = path.read_bytes()
+    for cut in range(0, 900, 7):
+        path.write_bytes(whole[:cut])
+        dicom.read(str(path))  # never an error of its own
+
+
+def test_join_series__files_of_one_slide_are_one(tmp_path) -> None:
+    write_slide(tmp_path / "S1", NAMES, series="1.2.3", seed=1)
+    files = [str(tmp_path / "S1" / name) for name in NAMES]
+    assert join_series([*files, "x.svs"]) == [str(tmp_path / "S1"), "x.svs"]
+    assert join_series(files[:1]) == files[:1]
+    write_dicom(tmp_path / "S1" / "other.dcm", np.zeros((64, 64, 3), np.uint8), series="7.7")
+    both = [*files, str(tmp_path / "S1" / "other.dcm")]
+    assert join_series(both) == [files[0], both[-1]]
+
+
+def test_folder__links_are_followed_once(tmp_path) -> None:
+    touch(tmp_path, "store/p1/b.svs", "slides/a.svs", "slides/deep/c.svs")
+    slides = tmp_path / "slides"
+    (slides / "p1").symlink_to(tmp_path / "store" / "p1")
+    (slides / "again").symlink_to(tmp_path / "store" / "p1")
+    (slides / "loop").symlink_to(slides)
+    (slides / "0deep").symlink_to(slides / "deep")
+    (slides / "deep" / "up").symlink_to(tmp_path)
+    assert found(slides) == {"a": "a.svs", "c": "deep/c.svs", "b": "again/b.svs"}
+
+
+def test_folder__a_link_to_a_listed_file_is_no_second_slide(tmp_path) -> None:
+    touch(tmp_path, "z.svs", "far/b.svs")
+    (tmp_path / "a.svs").symlink_to(tmp_path / "z.svs")
+    (tmp_path / "gone.svs").symlink_to(tmp_path / "nowhere.svs")
+    assert found(tmp_path) == {"z": "z.svs", "b": "far/b.svs", "gone": "gone.svs"}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["@eaDir", ".AppleDouble", "__MACOSX", "Thumbs", "#recycle", "$RECYCLE.BIN", "done.zarr"],
+)
+def test_folder__thumbnails_of_file_servers_are_no_slides(tmp_path, folder) -> None:
+    touch(tmp_path, "a.svs", f"{folder}/a.svs/thumb.jpg", f"{folder}/x.jpg", "._a.svs")
+    assert found(tmp_path) == {"a": "a.svs"}
+
+
+@pytest.mark.parametrize("suffix", [".vms", ".VMU"])
+def test_folder__parts_of_a_slide_are_no_slides(tmp_path, suffix) -> None:
+    touch(tmp_path, "part.jpg", "second.JPG", "map2.jpg", "macro.jpg", "field.jpg")
+    (tmp_path / f"slide{suffix}").write_text(VMS)
+    touch(tmp_path, "m.mrxs", "m/Slidedat.ini", "m/Data0001.dat", "m/preview.jpg")
+    touch(tmp_path, "deep.dzi", "deep_files/0/0_0.jpg")
+    assert found(tmp_path) == {"field": "field.jpg", "m": "m.mrxs", "slide": f"slide{suffix}"}
+
+
+def test_folder__slides_that_nothing_reads_are_named(tmp_path) -> None:
+    touch(tmp_path, "a.vsi", "_a_/stack1/frame_t.ets", "b.kfb", "c.sdpc", "d.isyntax", "e.TMAP")
+    assert sorted(found(tmp_path)) == ["a", "b", "c", "d", "e"]
+
+
+def test_slide_id__of_a_folder_named_from_inside(tmp_path, monkeypatch) -> None:
+    (tmp_path / "case7" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "case7")
+    assert [slide_id_of(path) for path in (".", "./", "x/..")] == ["case7"] * 3
+
+
+def test_shells__are_refused_by_name(tmp_path, save) -> None:
+    tiff = save("a.tif")
+    touch(tmp_path, "_s_/stack1/frame_t.ets", "m/readme")
+    for name, told in {
+        "s.vsi": r"Olympus VSI slide: the slide itself is in _s_/stack1/frame_t\.ets",
+        "s.tif": r"Olympus VSI slide: the slide itself is in _s_",  # renamed
+        "alone.vsi": r"Olympus VSI slide: its folder _alone_ .* is not beside it",
+        "a.kfb": "is a KFBIO KFB slide, which no reader here opens",
+        "a.sdpc": "is a Sqray SDPC slide",
+        "a.tmap": "is a UNIC TMAP slide",
+        "a.zvi": "is a Zeiss ZVI slide",
+        "a.ndpis": "only lists the channels",
+        "m.mrxs": "is a MIRAX slide whose folder m with Slidedat.ini is not beside it",
+    }.items():
+        shutil.copy(tiff, tmp_path / name)
+        with pytest.raises(SlideError, match=told) as caught:
+            open_slide(str(tmp_path / name))
+        assert caught.value.hint
+    (tmp_path / "v.vms").write_text(VMS)
+    with pytest.raises(SlideError, match=r"5 of 5 parts are not beside it, part\.jpg among them"):
+        open_slide(str(tmp_path / "v.vms"))
+    (tmp_path / "i.svs").write_bytes(b'<DataObject ObjectType="DPUfsImport">\n' + bytes(200))
+    with pytest.raises(SlideError, match="is a Philips iSyntax slide"):
+        open_slide(str(tmp_path / "i.svs"))
+
+
+@pytest.mark.parametrize("name", ["vsi-ets-test-jpg2k.vsi", "vsi-without-its-ets.vsi"])
+@pytest.mark.parametrize("suffix", [".vsi", ".tif"])
+def test_shells__real_olympus_files_whatever_their_suffix(shared, tmp_path, name, suffix) -> None:
+    shutil.copy(shared / "wsi_extra" / name, tmp_path / f"a{suffix}")
+    with pytest.raises(SlideError, match="is the shell of an Olympus VSI slide"):
+        open_slide(str(tmp_path / f"a{suffix}"))

@@ -1,0 +1,129 @@
+"""Damage in JPEG data: found where it shifts or ends the picture, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from cytofm_cli.errors import SlideError
+from cytofm_cli.slides.jpeg_check import is_sound, refuse_broken_scan
+from cytofm_cli.slides.open import open_slide
+from cytofm_cli.units import Box
+
+SIDE = 256
+
+
+def streams(subsampling: str, quality: int) -> list[bytes]:
+    """Encode pictures of discs with noise, of glass, and of one colour."""
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    found = []
+    for _ in range(4):
+        pixels = np.full((SIDE, SIDE, 3), 235.0)
+        for cx, cy in rng.integers(0, SIDE, (12, 2)):
+            pixels[(x - cx) ** 2 + (y - cy) ** 2 < 400] = rng.uniform(30, 200, 3)
+        found.append(pixels + rng.normal(0, 4, pixels.shape))
+    found += [np.full((SIDE, SIDE, 3), level) for level in (0, 127, 128, 255)]
+    return [
+        imagecodecs.jpeg8_encode(
+            pixels.clip(0, 255).astype(np.uint8), level=quality, subsampling=subsampling
+        )
+        for pixels in found
+    ]
+
+
+def scan_start(stream: bytes) -> int:
+    return stream.index(b"\xff\xda") + 14
+
+
+ALL = [(s, q) for s in ("444", "422", "420") for q in (60, 80, 95)]
+
+
+@pytest.mark.parametrize(("subsampling", "quality"), ALL)
+def test_sound__of_whole_streams(subsampling, quality) -> None:
+    for stream in streams(subsampling, quality):
+        refuse_broken_scan(stream)
+        assert is_sound(stream)
+
+
+@pytest.mark.parametrize(("subsampling", "quality"), ALL)
+@pytest.mark.parametrize("fill", [b"\0", b"\xff\xd9", b"\xa5", None], ids=str)
+def test_sound__not_where_half_the_data_are_overwritten(subsampling, quality, fill) -> None:
+    rng = random.Random(0)
+    for stream in streams(subsampling, quality)[:4]:
+        middle = (scan_start(stream) + len(stream)) // 2
+        n = len(stream) - 2 - middle
+        junk = rng.randbytes(n) if fill is None else (fill * n)[:n]
+        assert not is_sound(stream[:middle] + junk + stream[-2:])
+
+
+@pytest.mark.parametrize(("subsampling", "quality"), ALL)
+def test_sound__not_where_the_data_end_early_or_go_on(subsampling, quality) -> None:
+    one, other = streams(subsampling, quality)[:2]
+    middle = (scan_start(one) + len(one)) // 2
+    assert not is_sound(one[:middle] + one[-2:])
+    assert not is_sound(one[:-2] + other[scan_start(other) :])
+
+
+def test_scan__end_of_image_and_other_markers_in_the_middle_are_named() -> None:
+    stream = streams("420", 80)[0]
+    middle = (scan_start(stream) + len(stream)) // 2
+    for marker, told in ((b"\xff\xd9", "ends in the middle"), (b"\xff\xc4", "marker 0xc4")):
+        with pytest.raises(ValueError, match=told):
+            refuse_broken_scan(stream[:middle] + marker + stream[middle + 2 :])
+
+
+def test_scan__restart_markers_have_an_order(tmp_path) -> None:
+    path = tmp_path / "a.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    Image.fromarray(noise).save(path, quality=80, restart_marker_blocks=7)
+    stream = path.read_bytes()
+    refuse_broken_scan(stream)
+    assert is_sound(stream)
+    third = stream.index(b"\xff\xd2", scan_start(stream))
+    broken = stream[:third] + b"\xff\xd6" + stream[third + 2 :]
+    with pytest.raises(ValueError, match="out of turn"):
+        refuse_broken_scan(broken)
+    assert not is_sound(broken)
+
+
+def test_sound__progressive_streams_are_decoded() -> None:
+    out = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    Image.fromarray(noise).save(out, "jpeg", quality=80, progressive=True)
+    assert is_sound(out.getvalue())
+
+
+def test_sound__not_what_is_no_jpeg() -> None:
+    for stream in (b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", bytes(100)):
+        assert not is_sound(stream)
+
+
+@pytest.fixture
+def corrupt(save: Callable[..., str]) -> str:
+    """Make a slide whose tile of column 2, row 1 ends in the middle of its data."""
+    path = save("a.tif", compression="jpeg", pyramid=False)
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages[0]
+        offset, count = page.dataoffsets[8], page.databytecounts[8]
+    with Path(path).open("r+b") as handle:
+        handle.seek(offset + count // 2)
+        handle.write(b"\xff\xd9" * 20)
+    return path
+
+
+def test_read__of_a_tile_that_ends_early_is_an_error_and_the_rest_reads(corrupt) -> None:
+    slide = open_slide(corrupt)
+    assert slide.info.reader == "vips"
+    for _ in range(2):
+        with pytest.raises(SlideError, match="column 2, row 1: its scan ends in the middle"):
+            slide.read(0, Box(250, 120, 20, 20))
+    assert slide.read(0, Box(0, 0, 256, 128)).shape == (128, 256, 3)
