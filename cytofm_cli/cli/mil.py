@@ -148,8 +148,10 @@ def benchmark(
 
       cytofm mil benchmark --bags stores --encoder handcrafted,uni --labels labels.csv -o bench
     """
+    from cytofm_cli.mil.bags import named
     from cytofm_cli.mil.benchmark import benchmark as run_benchmark
     from cytofm_cli.mil.benchmark import check_folder, check_tuned, make_sources
+    from cytofm_cli.mil.run_folder import lost
     from cytofm_cli.registry import mil_methods
 
     heads = mil_methods.names() if config.method == ("all",) else config.method
@@ -168,6 +170,9 @@ def benchmark(
             f"{len(heads)} heads"
         )
         return
+    for name in [path.parent for path in sorted(folder.glob("runs/*/metrics.json"))]:
+        if gone := lost(name):
+            out.warn(f"{name}: is made again if asked for, because files are gone: {named(gone)}")
     with out.progress_bar("benchmark", len(sources) * len(heads)) as bar:
         report = run_benchmark(
             config,

@@ -49,7 +49,10 @@ def score(
         ),
     ] = None,
     allow_mixed: Annotated[
-        bool, typer.Option(help="Score features of another encoder, tile size or resolution.")
+        bool,
+        typer.Option(
+            "--allow-mixed", help="Score features of another encoder, tile size or resolution."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     attention: Annotated[

@@ -145,7 +145,7 @@ def benchmark(
     """
     check_tuned(tune or {})
     jobs = _jobs(config, sources, methods, out)
-    folder_of = {_run_name(s.name, method): s.bags for s in sources for method in methods}
+    folder_of = {run_name(s.name, method): s.bags for s in sources for method in methods}
     layout = check_folder(config, sources, methods, labels, out, overwrite=overwrite)
     with output_errors(out):
         (out / RUNS).mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ def write_tables(
     answers = {}
     for row in rows:
         for method in methods:
-            run = out / RUNS / _run_name(row, method)
+            run = out / RUNS / run_name(row, method)
             if run.name not in failures and (run / "metrics.json").is_file():
                 cells[row, method] = read_metrics(run)
                 answers[row, method] = read_answers(run, f"{row} {method}")
@@ -266,8 +266,8 @@ def _jobs(
     shared = {field.name: getattr(config, field.name) for field in fields(MilSettings)}
     shared["splits"] = out / SPLITS
     return {
-        _run_name(source.name, method): MilConfig(
-            **shared, method=method, encoder=source.encoder, unit=source.unit
+        run_name(source.name, method): MilConfig(
+            **(shared | {"method": method, "encoder": source.encoder, "unit": source.unit})
         )
         for source in sources
         for method in methods
@@ -370,7 +370,8 @@ def _note(failures: dict[str, str], name: str, reason: str | None) -> None:
         failures[name] = reason
 
 
-def _run_name(row: str, method: str) -> str:
+def run_name(row: str, method: str) -> str:
+    """Return the name of the folder of a cell's RUN, under `OUT/runs/`."""
     return f"{_slug(row)}-{method}"
 
 

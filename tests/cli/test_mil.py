@@ -327,7 +327,7 @@ def test_mil_train__patient_in_two_parts_of_a_splits_file_is_refused(here, bags:
     rows = [f"s{n:02},g{n // 2},{parts[n % 3]}" for n in range(12)]
     splits = bags.parent / "splits.csv"
     splits.write_text("slide_id,group,fold0\n" + "\n".join(rows) + "\n")
-    done = train(here, bags, "--splits", splits)
+    done = train(here, bags, "--splits", splits, "--folds", 5)  # the default: the file says
     assert done.returncode == 3, done.stderr
     assert "group(s) both in test and outside: g0, g1, g3 and 1 more" in done.stderr
     assert "all slides of a patient into one part" in done.stderr
@@ -343,7 +343,7 @@ def test_mil_train__part_of_a_splits_file_without_a_class(here, bags: Path) -> N
     labels.write_text(labels.read_text().replace(",g", ",h"))
     rows = [line.rsplit(",", 1)[0] for line in labels.read_text().splitlines()]
     labels.write_text("\n".join(rows) + "\n")  # every slide its own group
-    done = train(here, bags, "--splits", splits)
+    done = train(here, bags, "--splits", splits, "--folds", 5)  # the default: the file says
     assert done.returncode == 3, done.stderr
     assert "fold0" in done.stderr
     assert "'pos'" in done.stderr
