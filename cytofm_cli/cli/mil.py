@@ -46,10 +46,8 @@ def train(
 
       cytofm mil train --bags stores --labels labels.csv -o tuned --tune lr=1e-4,3e-4
     """
-    from cytofm_cli.mil.bags import named
     from cytofm_cli.mil.cache import bag_file
     from cytofm_cli.mil.run import make_plan, train_run
-    from cytofm_cli.mil.run_folder import lost
 
     head = parse_settings(settings)
     values = _values_to_try(tune)
@@ -60,8 +58,7 @@ def train(
         search = f", after trying {len(plan.candidates)} settings in each" if values else ""
         out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds{search}")
         return
-    if gone := lost(folder):
-        out.warn(f"{folder}: is made again, because files are gone: {named(gone)}")
+    _say_lost(folder)
     with out.progress_bar(f"train {config.method}", 1) as bar:
 
         def progress(done: int, total: int, name: str) -> None:
@@ -148,10 +145,8 @@ def benchmark(
 
       cytofm mil benchmark --bags stores --encoder handcrafted,uni --labels labels.csv -o bench
     """
-    from cytofm_cli.mil.bags import named
+    from cytofm_cli.mil.benchmark import RUNS, check_folder, check_tuned, make_sources, run_name
     from cytofm_cli.mil.benchmark import benchmark as run_benchmark
-    from cytofm_cli.mil.benchmark import check_folder, check_tuned, make_sources
-    from cytofm_cli.mil.run_folder import lost
     from cytofm_cli.registry import mil_methods
 
     heads = mil_methods.names() if config.method == ("all",) else config.method
@@ -170,9 +165,8 @@ def benchmark(
             f"{len(heads)} heads"
         )
         return
-    for name in [path.parent for path in sorted(folder.glob("runs/*/metrics.json"))]:
-        if gone := lost(name):
-            out.warn(f"{name}: is made again if asked for, because files are gone: {named(gone)}")
+    for place in [folder / RUNS / run_name(s.name, head) for s in sources for head in heads]:
+        _say_lost(place)
     with out.progress_bar("benchmark", len(sources) * len(heads)) as bar:
         report = run_benchmark(
             config,
@@ -206,6 +200,14 @@ def _check_used(config: MilSettings, labels: Path) -> None:
 
     table = read_labels(labels, label_column=config.label, group_column=config.group)
     check_used(config, has_splits=table.splits is not None)
+
+
+def _say_lost(run: Path) -> None:
+    from cytofm_cli.mil.bags import named
+    from cytofm_cli.mil.run_folder import lost
+
+    if gone := lost(run):
+        out.warn(f"{run}: is made again, because files are gone: {named(gone)}")
 
 
 def _words(text: str) -> list[str]:

@@ -128,13 +128,15 @@ def _flag(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     if target is bool and field.default is not False:
         names[-1] = f"{long}/--no-{long[2:]}"
     choices = field.metadata.get("choices")
+    metavar = "|".join(choices) if choices else None
     if typing.get_origin(target) is tuple:
         target = list[str]  # repeated, comma-separated, or both
+        metavar = metavar or "VALUE,…"
     declared = typer.Option(
         *names,
         help=_help(field),
         show_default=False,
-        metavar="|".join(choices) if choices else None,
+        metavar=metavar,
     )
     return inspect.Parameter(
         field.name,
