@@ -212,10 +212,21 @@ def _score_all(
 
 
 def _find(words: list[str], encoder: str) -> list[Path]:
-    """List the stores or bag files to score, each once."""
+    """List the stores or bag files to score, each once.
+
+    Raises:
+        UsageError: two of them are of one slide.
+    """
     from cytofm_cli.mil.bags import find_bags
 
     found = {path: None for word in words for path in find_bags(Path(word), encoder or None)}
+    first: dict[str, Path] = {}
+    for path in found:
+        if first.setdefault(path.stem, path) != path:
+            raise UsageError(
+                f"slide {path.stem} comes twice: {first[path.stem]} and {path}.",
+                hint="score them into tables of their own: -o",
+            )
     return list(found)
 
 

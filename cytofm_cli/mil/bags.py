@@ -163,6 +163,14 @@ def largest(bag: Bag) -> float:
     return max(float(x_ND.max()), -float(x_ND.min())) if x_ND.size else 0.0
 
 
+def notes(bags: Iterable[Bag]) -> list[str]:
+    """Say which bags cannot be told from failed embeddings."""
+    alike = [b.slide_id for b in bags if b.features_ND.size > 1 and np.ptp(b.features_ND) == 0]
+    if not alike:
+        return []
+    return [f"{len(alike)} slide(s) hold one number everywhere, as failed ones do: {named(alike)}"]
+
+
 def fingerprint(bags: Iterable[Bag]) -> str:
     """Return a hash of ids and features, to know whether a run saw the same input."""
     state = hashlib.sha256()

@@ -28,6 +28,7 @@ from cytofm_cli.errors import (
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil import run_folder, splits, summary
 from cytofm_cli.mil.bags import Bag, check_bags, fingerprint, load_bags
+from cytofm_cli.mil.bags import notes as bag_notes
 from cytofm_cli.mil.cache import bag_file
 from cytofm_cli.mil.classes import is_bethesda
 from cytofm_cli.mil.config import MilConfig, MilSettings, check_classes
@@ -202,7 +203,7 @@ def make_plan(
     record[origins.SECTION] = {**origin.record(), "mixed": mixed or None}
     if tune:
         record["tune"] = {k: list(dict.fromkeys(c.settings[k] for c in candidates)) for k in tune}
-    notes = origins.notes(cohort.bags, mixed)
+    notes = [*bag_notes(cohort.bags), *origins.notes(cohort.bags, mixed)]
     return Plan(config, base.recipe, base.head, cohort, folds, candidates, origin, record, notes)
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from cytofm_cli.store.io import open_store
+
 
 @pytest.fixture
 def bags(tmp_path: Path) -> Path:
@@ -567,3 +569,47 @@ def test_mil__stores_of_other_tiles_are_refused_and_exports_keep_what_they_are(
     scored = here("mil", "score", run, root.parent, "-o", tmp_path / "s.csv")
     assert scored.returncode == 3, scored.stderr
     assert f"tile size {2 * side} px, the RUN learnt {side} px" in scored.stderr
+
+
+def test_mil_score__slide_that_comes_twice_is_refused(here, bags: Path) -> None:
+    assert train(here, bags, "--epochs", 1).returncode == 0
+    other = bags.parent / "other"
+    other.mkdir()
+    shutil.copy(bags / "s05.pt", other)
+    done = here("mil", "score", bags.parent / "run", bags, other, "-o", bags.parent / "s.csv")
+    assert done.returncode == 2, done.stderr
+    assert f"slide s05 comes twice: {bags / 's05.pt'} and {other / 's05.pt'}." in done.stderr
+
+
+def test_mil_score__attention_follows_the_models_that_may_be_asked(
+    here, stores: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stores"
+    for copy in "123":
+        for path in stores.glob("*.zarr"):
+            shutil.copytree(path, folder / f"{path.stem}-{copy}.zarr")
+    ids = sorted(path.stem for path in folder.glob("*.zarr"))
+    rows = [f"{slide},{'ab'[n % 2]},g{n}" for n, slide in enumerate(ids)]
+    (tmp_path / "labels.csv").write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
+    few = ("--folds", 2, "--seeds", 1, "--epochs", 3, "--inner-folds", 2, "--lr", 0.01)
+    words = ("--bags", folder, "--labels", tmp_path / "labels.csv", "-o", tmp_path / "run", *few)
+    trained = here("mil", "train", *words)
+    assert trained.returncode == 0, trained.stderr
+    new = tmp_path / "again.zarr"
+    shutil.copytree(folder / f"{ids[0]}.zarr", new)
+    groups = tmp_path / "groups.csv"
+    groups.write_text("slide_id,group\nagain,g0\n")
+
+    def attention(*more: object) -> tuple[str, bytes]:
+        scored = here("mil", "score", tmp_path / "run", new, "-o", tmp_path / "s.csv", *more)
+        assert scored.returncode == 0, scored.stderr
+        assert "warning" not in scored.stderr
+        store = open_store(new)
+        values = store.read("attention/run/tile/values")
+        return store.steps["attention/run/tile"]["basis"], values.tobytes()
+
+    blind, told, again = attention(), attention("--groups", groups), attention()
+    assert (blind[0], told[0], again[0]) == ("new", "out-of-fold (patient)", "new")
+    assert blind[1]
+    assert blind[1] != told[1]
+    assert again[1] == blind[1]
