@@ -105,6 +105,9 @@ def test_benchmark__tables_rank_mark_and_agree(made: Path) -> None:
     assert blurred.endswith("| 2.0 |")
     assert blurred.count("†") == 2
     assert "†" not in sharp
+    legend = "\n".join(lines[4:])
+    assert "recall of '1'" in legend
+    assert "intervals rest on 18 groups in the smaller class" in legend
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert [(r["bags"], r["method"]) for r in rows] == [
         ("sharp", "mean"), ("sharp", "max"), ("blurred", "mean"), ("blurred", "max"),
