@@ -87,7 +87,9 @@ def test_mil__train_and_score(here, bags: Path) -> None:
             "group",
         ),
         (lambda text: text + "s00,pos,g0\n", "s00"),
-        (lambda text: text.replace("slide_id", "slide"), "slide_id"),
+        (lambda text: text.replace("slide_id", "scan_no"), "no column slide_id"),
+        (lambda text: text.replace("s03,pos", "s03,NA"), "s03"),
+        (lambda text: text.replace("label,group", "label,label"), "two columns are called"),
     ],
 )
 def test_mil__labels_that_cannot_be_used_are_refused_in_one_line(
@@ -100,6 +102,54 @@ def test_mil__labels_that_cannot_be_used_are_refused_in_one_line(
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (bags.parent / "run").exists()
+
+
+def test_mil_train__says_what_is_learnt_and_what_was_assumed(here, bags: Path) -> None:
+    labels, run = bags.parent / "labels.csv", bags.parent / "run"
+    text = labels.read_text().replace("neg", "normal").replace("pos", "abnormal")
+    labels.write_text(text.replace("group", "case_id").replace("s00,normal", "s00,Normal"))
+    said = [
+        "classes of column 'label': 'normal' 6 slides of 6 groups, 'abnormal' 6 slides of 6 groups",
+        "positive class: 'abnormal' ('normal' says that nothing was found)",
+        "12 slides of 6 groups (column 'case_id'); encoder not stated, unit tile",
+        "warning: class 'normal' is also written 'Normal': taken as one",
+    ]
+    for more in (["--dry-run"], []):
+        done = train(here, bags, *more)
+        assert done.returncode == 0, done.stderr
+        assert set(said) <= set(done.stderr.splitlines())
+    assert "warning: intervals rest on 6 groups in the smaller class" in done.stderr
+    assert "warning: no usable interval of auc" in done.stderr
+    assert "auc 1.000 [no interval]" in done.stderr
+    assert "recall of 'abnormal' 1.000" in done.stderr
+    assert "threshold for 'abnormal'" in done.stderr
+    found = json.loads((run / "metrics.json").read_text())
+    assert (found["positive"], found["group_column"]) == ("abnormal", "case_id")
+    assert found["class_groups"] == {"normal": 6, "abnormal": 6}
+    warned = {line.removeprefix("warning: ") for line in done.stderr.splitlines()}
+    assert set(found["notes"]) <= warned
+    quiet = train(here, bags, "-q", "--overwrite", "--positive", "NORMAL")
+    assert quiet.returncode == 0, quiet.stderr
+    assert all(line.startswith("warning: ") for line in quiet.stderr.splitlines())
+    assert json.loads((run / "metrics.json").read_text())["positive"] == "normal"
+    assert list(rows_of(run / "predictions.csv")[0])[-2:] == ["predicted", "threshold_normal"]
+    unknown = train(here, bags, "--positive", "tumour")
+    assert unknown.returncode == 3
+    assert "the classes are normal, abnormal" in unknown.stderr
+
+
+def test_mil_compare__says_that_intervals_are_too_narrow(here, bags: Path) -> None:
+    runs = []
+    for method in ("mean", "max"):
+        few = ("--folds", 3, "--seeds", 1, "--epochs", 2, "--method", method, "-q")
+        words = ("--bags", bags, "--labels", bags.parent / "labels.csv", "-o", bags.parent / method)
+        assert here("mil", "train", *words, *few).returncode == 0
+        runs.append(bags.parent / method)
+    done = here("mil", "compare", *runs)
+    assert done.returncode == 0, done.stderr
+    assert "positive class: 'pos'" in done.stderr
+    assert "warning: intervals rest on 6 groups in the smaller class" in done.stderr
+    assert "warning: paired tests on 6 groups" in done.stderr
 
 
 def alive_in_session(session: int) -> list[str]:

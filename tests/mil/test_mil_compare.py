@@ -55,8 +55,10 @@ def test_compare_runs__other_slides_labels_or_names_are_refused() -> None:
     with pytest.raises(InputError, match="a and b learnt different labels, s000: 0 and 1"):
         compare_runs([one, answers("b", np.linspace(0, 1, 20), 1 - y)])
     other = dataclasses.replace(one, name="b", classes=("1", "0"))
-    said = r"different classes \(the positive or worst last\): 0, 1 and 1, 0"
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match="a orders the classes 0, 1 and b 1, 0: another one is"):
+        compare_runs([one, other])
+    other = dataclasses.replace(one, name="b", classes=("0", "2"))
+    with pytest.raises(InputError, match="different classes: 0, 1 and 0, 2"):
         compare_runs([one, other])
     with pytest.raises(InputError, match="different groups, s003: p3 and p0"):
         compare_runs([one, answers("b", np.linspace(0, 1, 20), y, n_groups=3)])
@@ -114,6 +116,9 @@ def test_benchmark__tables_rank_mark_and_agree(made: Path) -> None:
     assert blurred.endswith("| 2.0 |")
     assert blurred.count("†") == 2
     assert "†" not in sharp
+    legend = "\n".join(lines[4:])
+    assert "recall of '1'" in legend
+    assert "intervals rest on 18 groups in the smaller class" in legend
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert [(r["bags"], r["method"]) for r in rows] == [
         ("sharp tile", "mean"), ("sharp tile", "max"),
