@@ -12,7 +12,7 @@ from cytofm_cli.cli.options import CommonOptions, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import SomeSlidesFailedError, UsageError
-from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.config import BenchmarkConfig, MilConfig, MilSettings
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.run import Plan
@@ -55,6 +55,7 @@ def train(
 
     head = parse_settings(settings)
     values = _values_to_try(tune)
+    _check_used(config, labels)
     if run.dry_run:
         with bag_file(folder) as cache:
             plan = make_plan(config, bags, labels, head, tune=values, cache=cache)
@@ -62,6 +63,7 @@ def train(
         search = f", after trying {len(plan.candidates)} settings in each" if values else ""
         out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds{search}")
         return
+    _say_lost(folder)
     with out.progress_bar(f"train {config.method}", 1) as bar:
 
         def progress(done: int, total: int, name: str) -> None:
@@ -107,6 +109,9 @@ def compare(
     from cytofm_cli.mil.intervals import interval_text
 
     out.json = as_json
+    places = [run.resolve() for run in runs]
+    if twice := [run for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:
+        raise UsageError(f"{twice[0]}: is named twice.", hint="compare different RUNs")
     names = [run.name for run in runs]
     unique = len(set(names)) == len(names)
     answers = [read_answers(run, run.name if unique else str(run)) for run in runs]
@@ -134,13 +139,6 @@ def benchmark(
     ],
     labels: Annotated[Path, typer.Option(help="Table slide_id,label[,group][,split].")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder for runs and tables.")],
-    methods: Annotated[
-        str, typer.Option(help="Heads, comma-separated; all: every one there is.")
-    ] = "mean,abmil",
-    encoders: Annotated[
-        str | None, typer.Option(help="Encoders, comma-separated: rows of the table.")
-    ] = None,
-    units: Annotated[str, typer.Option(help="tile, cell or tile,cell.")] = "tile",
     tune: Annotated[
         list[str] | None,
         typer.Option(
@@ -149,33 +147,39 @@ def benchmark(
         ),
     ] = None,
     *,
-    config: MilConfig,
+    config: BenchmarkConfig,
     run: CommonOptions,
 ) -> None:
     """Train every head on every encoder's bags, on the same folds; end in a table.
 
     Examples:
 
-      cytofm mil benchmark --bags stores --labels labels.csv -o bench --methods all
+      cytofm mil benchmark --bags stores --labels labels.csv -o bench --method all
 
-      cytofm mil benchmark --bags stores --encoders handcrafted,uni --labels labels.csv -o bench
+      cytofm mil benchmark --bags stores --encoder handcrafted,uni --labels labels.csv -o bench
     """
+    from cytofm_cli.mil.benchmark import RUNS, check_folder, check_tuned, make_sources, run_name
     from cytofm_cli.mil.benchmark import benchmark as run_benchmark
-    from cytofm_cli.mil.benchmark import check_tuned, make_sources
     from cytofm_cli.registry import mil_methods
 
-    heads = mil_methods.names() if methods == "all" else _words(methods)
+    heads = mil_methods.names() if config.method == ("all",) else config.method
     for head in heads:
         mil_methods.load(head)
+    if twice := [head for head in heads if heads.count(head) > 1]:
+        raise UsageError(f"--method {twice[0]} is named twice.")
     values = _values_to_try(tune)
     check_tuned(values)
-    sources = make_sources(bags, _words(encoders or config.encoder or ""), _words(units))
+    _check_used(config, labels)
+    sources = make_sources(bags, config.encoder or (), config.unit)
     if run.dry_run:
+        check_folder(config, sources, heads, labels, folder, overwrite=run.overwrite)
         out.note(
             f"would make {len(sources) * len(heads)} runs: {len(sources)} kinds of bags × "
             f"{len(heads)} heads"
         )
         return
+    for place in [folder / RUNS / run_name(s.name, head) for s in sources for head in heads]:
+        _say_lost(place)
     with out.progress_bar("benchmark", len(sources) * len(heads)) as bar:
         report = run_benchmark(
             config,
@@ -188,13 +192,35 @@ def benchmark(
             progress=lambda _done, _total, name: bar.finish(name),
         )
     out.note(report.table)
-    out.data(str(folder), {"benchmark": str(folder), "failures": report.failures})
+    if report.left_out:
+        out.note(
+            f"{len(report.left_out)} older run(s) in {folder / 'runs'} are not in the table: "
+            f"{', '.join(report.left_out)}"
+        )
+    record = {"benchmark": str(folder), "failures": report.failures, "left_out": report.left_out}
+    out.data(str(folder), record)
     if report.failures:
         name, reason = next(iter(report.failures.items()))
         raise SomeSlidesFailedError(
             f"{len(report.failures)} run(s) failed; {name}: {reason}",
             hint=f"see {folder / 'failures.jsonl'}",
         )
+
+
+def _check_used(config: MilSettings, labels: Path) -> None:
+    from cytofm_cli.mil.config import check_used
+    from cytofm_cli.mil.labels import read_labels
+
+    table = read_labels(labels, label_column=config.label, group_column=config.group)
+    check_used(config, has_splits=table.splits is not None)
+
+
+def _say_lost(run: Path) -> None:
+    from cytofm_cli.mil.bags import named
+    from cytofm_cli.mil.run_folder import lost
+
+    if gone := lost(run):
+        out.warn(f"{run}: is made again, because files are gone: {named(gone)}")
 
 
 def _words(text: str) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,7 +49,10 @@ def score(
         ),
     ] = None,
     allow_mixed: Annotated[
-        bool, typer.Option(help="Score features of another encoder, tile size or resolution.")
+        bool,
+        typer.Option(
+            "--allow-mixed", help="Score features of another encoder, tile size or resolution."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     attention: Annotated[
@@ -209,10 +212,21 @@ def _score_all(
 
 
 def _find(words: list[str], encoder: str) -> list[Path]:
-    """List the stores or bag files to score, each once."""
+    """List the stores or bag files to score, each once.
+
+    Raises:
+        UsageError: two of them are of one slide.
+    """
     from cytofm_cli.mil.bags import find_bags
 
     found = {path: None for word in words for path in find_bags(Path(word), encoder or None)}
+    first: dict[str, Path] = {}
+    for path in found:
+        if first.setdefault(path.stem, path) != path:
+            raise UsageError(
+                f"slide {path.stem} comes twice: {first[path.stem]} and {path}.",
+                hint="score them into tables of their own: -o",
+            )
     return list(found)
 
 
@@ -221,15 +235,17 @@ def _score_one(path: Path, task: _Task) -> SlideScore:
     from cytofm_cli.mil.bags import load_bags
     from cytofm_cli.mil.origin import unstated
     from cytofm_cli.mil.score import score_bag
+    from cytofm_cli.store.io import open_store
 
     is_store, unit = path.suffix == STORE_SUFFIX, task.ensemble.card.unit
     encoder = task.ensemble.origin.encoder if is_store else None  # chooses; the file itself tells
+    steps = open_store(path).steps if is_store else {}
     (bag,) = load_bags(path, task.encoder or encoder or None, unit)
     result = score_bag(task.ensemble, bag, device=task.device, allow_mixed=task.allow_mixed)
     task.unstated.update(unstated(bag.origin))
     if task.attention and is_store:
         try:
-            _write_attention(path, task, bag, result)
+            _write_attention(path, steps, task, bag, result)
         except CytofmError as error:
             out.warn(error.one_line())
     if task.geojson is not None:
@@ -257,21 +273,35 @@ def _all_failed(failures: Sequence[CytofmError]) -> CytofmError:
     return type(first)(f"none of {len(failures)} slides could be scored.", hint=first.hint)
 
 
-def _write_attention(store: Path, task: _Task, bag: Bag, result: SlideScore) -> None:
+def _write_attention(
+    store: Path,
+    steps: Mapping[str, dict[str, Any]],
+    task: _Task,
+    bag: Bag,
+    result: SlideScore,
+) -> None:
     """Put attention and scores of the instances under `/attention/<run>/<unit>`.
+
+    Args:
+        store: where to.
+        steps: the store's records from before the bag was read: if it is embedded anew
+            meanwhile, the attention shows as made from what is gone.
+        task: how slides are scored.
+        bag: what was scored.
+        result: the score.
 
     Raises:
         ConfigMismatchError: another RUN of that name has written there.
     """
     from cytofm_cli import provenance
     from cytofm_cli.mil.score import run_digest
-    from cytofm_cli.store import io, schema
+    from cytofm_cli.store import io, lineage, schema
     from cytofm_cli.store.zarr3 import write_array
 
     run, card = task.run, task.ensemble.card
     step = schema.attention_step(run.name, card.unit)
-    steps = io.open_store(store).steps
-    source = steps[schema.embedding_step(str(bag.encoder), card.unit)]
+    bag_step = schema.embedding_step(str(bag.encoder), card.unit)
+    source = steps[bag_step]
     mark = f"{source['config_hash']}-{source['input_fingerprint']}"
     facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
     try:
@@ -295,10 +325,13 @@ def _write_attention(store: Path, task: _Task, bag: Bag, result: SlideScore) -> 
         basis=result.basis,
         predicted=result.predicted,
         differs=list(result.differs),
+        made_from=lineage.made_from(steps, bag_step),
     )
     with (
         io.claim_step(store.parent, bag.slide_id, step),
         io.staging(store.parent, bag.slide_id, step) as staged,
     ):
-        write_array(staged / "values", result.instances_NK, axes=schema.ATTENTION.axes)
+        kind = schema.ATTENTION
+        told = kind.attributes | {"columns": list(result.columns)}
+        write_array(staged / "values", result.instances_NK, axes=kind.axes, attributes=told)
         io.commit_group(staged, store, step, record)

@@ -96,7 +96,7 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(**values: Any) -> Any:
         given = {parameter.name: values[parameter.name] for parameter in plain}
         explicit = {
-            name: {p.name: values[p.name] for p in group if values[p.name] is not None}
+            name: {p.name: v for p in group if (v := _given(values[p.name])) is not None}
             for name, group in flags.items()
         }
         merged = _merge(sections, explicit)
@@ -128,13 +128,15 @@ def _flag(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     if target is bool and field.default is not False:
         names[-1] = f"{long}/--no-{long[2:]}"
     choices = field.metadata.get("choices")
+    metavar = "|".join(choices) if choices else None
     if typing.get_origin(target) is tuple:
-        target = str
+        target = list[str]  # repeated, comma-separated, or both
+        metavar = metavar or "VALUE,…"
     declared = typer.Option(
         *names,
         help=_help(field),
         show_default=False,
-        metavar="|".join(choices) if choices else None,
+        metavar=metavar,
     )
     return inspect.Parameter(
         field.name,
@@ -142,6 +144,11 @@ def _flag(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
         default=None,
         annotation=Annotated[target | None, declared],
     )
+
+
+def _given(value: Any) -> Any:
+    """Return what was typed for a flag, None if nothing was."""
+    return ",".join(value) or None if isinstance(value, list) else value
 
 
 def _help(field: dataclasses.Field[Any]) -> str:

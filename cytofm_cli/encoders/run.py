@@ -32,7 +32,8 @@ from cytofm_cli.errors import (
 )
 from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.nuclei.run import name_of_nuclei
-from cytofm_cli.store import io, schema
+from cytofm_cli.store import io, lineage, schema
+from cytofm_cli.store.fresh import loss_note, why_stale
 from cytofm_cli.store.zarr3 import write_array, write_rows
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.run import TileJob, tile_slide
@@ -88,6 +89,7 @@ class Embedder:
             CytofmError: the slide cannot be embedded; nothing half-written is left.
         """
         if job.tile is not None:
+            io.check_slide_id(job.store.parent, job.slide_id)
             if job.dry_run and not job.store.exists():
                 return tile_slide(job.tile, report, note)
             _ensure_tiles(job.tile, job.store, report, note)
@@ -135,6 +137,7 @@ class Embedder:
         encoder = self._load(job.config)
         spec = encoder.spec
         tile = store.steps[schema.TILE_STEP]
+        made_from = lineage.made_from(store.steps, *_sources(store, job.config))
         cell_um = job.config.cell_um or spec.cell_um or CELL_UM
         with _open_instances(store, job.config, cell_um) as instances:
             values, batch_size = embed_tiles(
@@ -154,14 +157,13 @@ class Embedder:
                 f"warning: {spec.name} was trained at {spec.mpp:g} µm/px and sees "
                 f"{seen_mpp:.3g}: its input should cover {spec.mpp * (spec.input_px or 0):.0f} µm."
             )
-        if not np.isfinite(values).all():
-            raise StoreError(f"{job.store}: encoder {spec.name} gave values that are not finite.")
+        rows = to_dtype(values, job.config.dtype, f"{job.store}: encoder {spec.name}")
         record = provenance.record(
             settings,
             input_fingerprint=mark,
             encoder=spec.name,
             dim=spec.dim,
-            n=len(values),
+            n=len(rows),
             unit=job.config.unit,
             input_px=spec.input_px,
             seen_mpp=seen_mpp,
@@ -173,17 +175,22 @@ class Embedder:
             store_codec=tile["store_codec"],
             source_codec=tile["source_codec"],
             seed=job.config.seed,
+            made_from=made_from,
         )
         with io.staging(job.store.parent, job.slide_id, step) as staged:
-            rows = values.astype(job.config.dtype)
             write_rows(
                 staged / "values",
                 rows,
                 axes=schema.EMBEDDINGS.axes,
                 rows_per_chunk=schema.ROWS_PER_CHUNK,
+                attributes=schema.EMBEDDINGS.attributes,
             )
-            write_array(staged / "xy_px0", xy_px0, axes=schema.EMBEDDINGS_XY.axes)
-            io.commit_group(staged, job.store, step, record)
+            on_tiles = job.config.unit == "tile"
+            kind = schema.EMBEDDINGS_XY if on_tiles else schema.CELL_EMBEDDINGS_XY
+            write_array(staged / "xy_px0", xy_px0, axes=kind.axes, attributes=kind.attributes)
+            gone = io.commit_group(staged, job.store, step, record)
+        if gone:
+            note(loss_note(job.store, step, gone))
 
 
 def embed_tiles(
@@ -229,6 +236,31 @@ def embed_tiles(
             finally:
                 batches.close()
     return values, batch_size
+
+
+def to_dtype(values: NDArray[np.float32], dtype: str, where: str) -> NDArray[np.floating[Any]]:
+    """Return values as they are stored.
+
+    Args:
+        values: float32 of any shape.
+        dtype: "float16" or "float32".
+        where: the store and who made the values, for the error.
+
+    Raises:
+        StoreError: a value is NaN or infinite, or too large for the dtype; or all are too small.
+    """
+    if not np.isfinite(values).all():
+        raise StoreError(f"{where} gave values that are not finite.")
+    largest, limits = float(np.abs(values).max(initial=0)), np.finfo(dtype)
+    with np.errstate(over="ignore"):  # refused in the next lines
+        rows = values.astype(dtype)
+    if not np.isfinite(rows).all() or 0 < largest < limits.tiny:
+        raise StoreError(
+            f"{where} gave values up to {largest:.6g}; "
+            f"{dtype} holds {limits.tiny:.2g} to {limits.max:.6g}.",
+            hint="--dtype float32",
+        )
+    return rows
 
 
 def default_batch(device: str) -> int:
@@ -292,8 +324,15 @@ def _input_mark(store: io.Store, config: EmbedConfig) -> str:
     mark = f"{tile['config_hash']}-{tile['input_fingerprint']}"
     if config.unit == "tile":
         return mark
-    detector = name_of_nuclei(store, config.detector)
-    return f"{mark}-{store.steps[schema.nuclei_step(detector)]['config_hash']}"
+    (nuclei,) = set(_sources(store, config)) - {schema.TILE_STEP}
+    return f"{mark}-{store.steps[nuclei]['config_hash']}"
+
+
+def _sources(store: io.Store, config: EmbedConfig) -> tuple[str, ...]:
+    """Name the steps that a bag is made from."""
+    if config.unit == "tile":
+        return (schema.TILE_STEP,)
+    return (schema.TILE_STEP, schema.nuclei_step(name_of_nuclei(store, config.detector)))
 
 
 def _find_finished(
@@ -306,6 +345,7 @@ def _find_finished(
             and step.endswith(f"/{unit}")
             and record["config"] == settings
             and record["input_fingerprint"] == mark
+            and why_stale(store, step) is None
         ):
             return step
     return None

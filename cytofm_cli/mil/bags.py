@@ -163,6 +163,14 @@ def largest(bag: Bag) -> float:
     return max(float(x_ND.max()), -float(x_ND.min())) if x_ND.size else 0.0
 
 
+def notes(bags: Iterable[Bag]) -> list[str]:
+    """Say which bags cannot be told from failed embeddings."""
+    alike = [b.slide_id for b in bags if b.features_ND.size > 1 and np.ptp(b.features_ND) == 0]
+    if not alike:
+        return []
+    return [f"{len(alike)} slide(s) hold one number everywhere, as failed ones do: {named(alike)}"]
+
+
 def fingerprint(bags: Iterable[Bag]) -> str:
     """Return a hash of ids and features, to know whether a run saw the same input."""
     state = hashlib.sha256()
@@ -224,11 +232,10 @@ def _read(path: Path, encoder: str | None, unit: str) -> Bag:
 
 
 def _read_store(path: Path, encoder: str | None, unit: str) -> Bag:
-    from cytofm_cli.store import io, schema
+    from cytofm_cli.store import io
 
     found = io.read_embeddings(path, encoder, unit)
-    tile = io.open_store(path).steps.get(schema.TILE_STEP, {})
-    origin = origins.of_store(tile, {**found.provenance, "unit": unit}, found.encoder)
+    origin = origins.of_store(io.open_store(path).steps, found.encoder, unit)
     return _bag(path, found.values, found.xy_px0, origin)
 
 

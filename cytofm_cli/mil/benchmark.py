@@ -5,29 +5,40 @@ Every cell is an ordinary RUN under `OUT/runs/`; a killed benchmark goes on wher
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cytofm_cli.config import field_types
-from cytofm_cli.errors import CytofmError, InputError, StoppedError, UsageError
+import numpy as np
+
+from cytofm_cli.config import as_record, field_types
+from cytofm_cli.errors import (
+    ConfigMismatchError,
+    CytofmError,
+    InputError,
+    StoppedError,
+    UsageError,
+)
 from cytofm_cli.mil import splits, tables
-from cytofm_cli.mil.bags import load_bags
-from cytofm_cli.mil.cache import bag_file
+from cytofm_cli.mil.bags import Bag, find_bags, load_bags, named
 from cytofm_cli.mil.cells import cores
 from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
-from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.config import MilConfig, MilSettings
 from cytofm_cli.mil.labels import build_cohort, read_labels
 from cytofm_cli.mil.pool import in_processes, stop_requests
 from cytofm_cli.mil.run import make_folds, train_run
-from cytofm_cli.mil.run_folder import SPLITS, read_metrics
-from cytofm_cli.run_record import write_text
+from cytofm_cli.mil.run_folder import METRICS, SPLITS, read_config, read_metrics
+from cytofm_cli.run_record import changes, write_text
 from cytofm_cli.store.io import output_errors
+from cytofm_cli.store.schema import UNITS
 
 RUNS, FAILURES = "runs", "failures.jsonl"
+# Settings whose effect each run compares by itself: whose features, and which folds.
+IMPLIED = {"encoder", "splits", "group", "positive"}
 
 
 @dataclass(frozen=True)
@@ -35,16 +46,21 @@ class Source:
     """One kind of bags: a row of the table.
 
     Attributes:
-        name: row label.
         bags: folder of stores or bag files.
-        encoder: whose embeddings; None if there is one kind.
+        encoder: whose embeddings; None if the bags do not say.
         unit: "tile" or "cell".
+        folder: name of the folder, where it is needed to tell rows apart; else "".
     """
 
-    name: str
     bags: Path
     encoder: str | None
     unit: str
+    folder: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the label of the row."""
+        return " ".join(part for part in (self.folder, self.encoder, self.unit) if part)
 
 
 @dataclass(frozen=True)
@@ -55,39 +71,52 @@ class BenchmarkReport:
         path: OUT.
         table: the Markdown table.
         failures: names of the runs that failed, with the reason.
+        left_out: names of older runs in the folder, which are not in the table.
     """
 
     path: Path
     table: str
     failures: dict[str, str]
+    left_out: list[str]
 
 
 def make_sources(
     bags: Sequence[Path], encoders: Sequence[str], units: Sequence[str]
 ) -> list[Source]:
-    """List every folder × encoder × unit, with short names that tell them apart.
+    """List every folder × encoder × unit; without encoders, the one that the bags name.
 
     Raises:
-        UsageError: two would have the same name.
+        UsageError: no such unit, or two rows would have the same name.
     """
+    if wrong := [unit for unit in units if unit not in UNITS]:
+        raise UsageError(f"--unit {wrong[0]}: choose {', '.join(UNITS)}.")
     sources: list[Source] = []
     for folder in bags:
-        for encoder in encoders or (None,):
-            for unit in units:
-                parts = [encoder or folder.name]
-                if encoder and len(bags) > 1:
-                    parts.insert(0, folder.name)
-                if len(units) > 1:
-                    parts.append(unit)
-                sources.append(Source(" ".join(parts), folder, encoder, unit))
+        kinds: list[tuple[str | None, str]] = [(name, unit) for name in encoders for unit in units]
+        for encoder, unit in kinds or [(_only_encoder(folder, unit), unit) for unit in units]:
+            shown = folder.absolute().name if len(bags) > 1 or not encoder else ""
+            sources.append(Source(folder, encoder, unit, shown))
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
-        raise UsageError("two kinds of bags have the same name.", hint="rename a folder of bags")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(
+            f"two kinds of bags have the same name ({twice}).",
+            hint="rename a folder of bags, and name encoders and units once",
+        )
     return sources
 
 
+def _only_encoder(folder: Path, unit: str) -> str | None:
+    """Read whose embeddings the first bag holds; what is wrong with it, its run will tell."""
+    try:
+        (bag,) = load_bags(find_bags(folder)[0], None, unit)
+    except InputError:
+        return None
+    return bag.encoder or None
+
+
 def benchmark(
-    config: MilConfig,
+    config: MilSettings,
     sources: Sequence[Source],
     methods: Sequence[str],
     labels: Path,
@@ -110,49 +139,100 @@ def benchmark(
         progress: called with (runs done, of how many, name of the last).
 
     Raises:
+        ConfigMismatchError: `out` holds folds or runs of these names with other settings.
         InputError: every run failed.
         UsageError: a setting to tune that not every head has.
     """
     check_tuned(tune or {})
-    jobs = {
-        f"{_slug(source.name)}-{method}": replace(
-            config,
-            method=method,
-            encoder=source.encoder,
-            unit=source.unit,
-            splits=out / SPLITS,
-        )
-        for source in sources
-        for method in methods
-    }
-    folder_of = {
-        f"{_slug(source.name)}-{method}": source.bags for source in sources for method in methods
-    }
+    jobs = _jobs(config, sources, methods, out)
+    folder_of = {run_name(s.name, method): s.bags for s in sources for method in methods}
+    layout = check_folder(config, sources, methods, labels, out, overwrite=overwrite)
     with output_errors(out):
         (out / RUNS).mkdir(parents=True, exist_ok=True)
-        _write_splits(config, sources[0], labels, out)
+        write_text(out / SPLITS, layout)
         failures = _run_all(jobs, folder_of, labels, out, tune, overwrite, progress or _silent)
         write_text(out / FAILURES, "".join(_line(n, why) for n, why in failures.items()))
         if len(failures) == len(jobs):
             raise InputError(f"every run failed; the first: {next(iter(failures.values()))}")
-        table = write_tables(out, [s.name for s in sources], methods, config)
-    return BenchmarkReport(out, table, failures)
+        table = write_tables(out, [s.name for s in sources], methods, config, failures)
+    return BenchmarkReport(out, table, failures, left_out(out, jobs))
 
 
-def write_tables(out: Path, rows: Sequence[str], methods: Sequence[str], config: MilConfig) -> str:
-    """Write table.md, table.csv, table.tex and comparisons.json from the finished runs."""
+def check_folder(
+    config: MilSettings,
+    sources: Sequence[Source],
+    methods: Sequence[str],
+    labels: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+) -> str:
+    """Draw the folds, and refuse a folder whose folds or runs are of other settings.
+
+    Arguments are those of `benchmark`.
+
+    Returns:
+        content of splits.csv.
+
+    Raises:
+        ConfigMismatchError: the folder is of other settings; names them.
+        InputError, LabelError: see `build_cohort`, `cross_validation`.
+    """
+    layout = _layout(config, sources[0], labels)
+    if overwrite:
+        return layout
+    found = _other_runs(_jobs(config, sources, methods, out), out)
+    if not found and (out / SPLITS).is_file():
+        old = (out / SPLITS).read_text(encoding="utf-8")
+        found = [] if old == layout else [f"{SPLITS} ({_apart(old, layout)})"]
+    if found:
+        raise ConfigMismatchError(
+            f"{out}: was made with other settings: {'; '.join(found)}.",
+            hint="another -o keeps both, `--overwrite` makes these runs anew",
+        )
+    return layout
+
+
+def left_out(out: Path, jobs: Iterable[str]) -> list[str]:
+    """Name the finished runs in a benchmark's folder that are none of these."""
+    there = {path.parent.name for path in (out / RUNS).glob("*/metrics.json")}
+    return sorted(there - set(jobs))
+
+
+def write_tables(
+    out: Path,
+    rows: Sequence[str],
+    methods: Sequence[str],
+    config: MilSettings,
+    failures: Container[str] = (),
+) -> str:
+    """Write table.md, table.csv, table.tex and comparisons.json.
+
+    Args:
+        out: folder of the benchmark.
+        rows: names of the sources.
+        methods: heads.
+        config: settings of all runs.
+        failures: runs that failed in this call: what lies there is of an older one.
+    """
     cells = {}
     answers = {}
     for row in rows:
         for method in methods:
-            run = out / RUNS / f"{_slug(row)}-{method}"
-            if (run / "metrics.json").is_file():
+            run = out / RUNS / run_name(row, method)
+            if run.name not in failures and (run / "metrics.json").is_file():
                 cells[row, method] = read_metrics(run)
                 answers[row, method] = read_answers(run, f"{row} {method}")
     pairs: list[Comparison] = []
+    untested = ""
     if len(answers) > 1:
-        pairs = compare_runs(list(answers.values()), replicates=config.bootstrap, seed=config.seed)
-    table = tables.Table(tuple(rows), tuple(methods), cells, pairs)
+        try:
+            pairs = compare_runs(
+                list(answers.values()), replicates=config.bootstrap, seed=config.seed
+            )
+        except InputError as error:  # --allow-missing leaves rows with other slides
+            untested = error.message
+    table = tables.Table(tuple(rows), tuple(methods), cells, pairs, untested)
     markdown = tables.markdown(table)
     write_text(out / "table.md", markdown)
     write_text(out / "table.csv", tables.as_csv(table))
@@ -179,20 +259,58 @@ def check_tuned(tune: Mapping[str, Sequence[str]]) -> None:
         )
 
 
-def _write_splits(config: MilConfig, source: Source, labels: Path, out: Path) -> None:
-    """Draw the folds once, from the first kind of bags; all others must hold the same slides."""
-    if (out / SPLITS).is_file():
-        return
-    with bag_file(out / SPLITS) as cache:
-        cohort = build_cohort(
-            load_bags(source.bags, source.encoder, source.unit, cache),
-            read_labels(labels, label_column=config.label, group_column=config.group),
-            classes=config.classes,
-            positive=config.positive,
-            allow_missing=config.allow_missing,
+def _jobs(
+    config: MilSettings, sources: Sequence[Source], methods: Sequence[str], out: Path
+) -> dict[str, MilConfig]:
+    """List the runs by name."""
+    shared = {field.name: getattr(config, field.name) for field in fields(MilSettings)}
+    shared["splits"] = out / SPLITS
+    return {
+        run_name(source.name, method): MilConfig(
+            **(shared | {"method": method, "encoder": source.encoder, "unit": source.unit})
         )
-        folds = make_folds(config, cohort)
-    write_text(out / SPLITS, splits.to_csv(folds, cohort.slide_ids, cohort.groups))
+        for source in sources
+        for method in methods
+    }
+
+
+def _layout(config: MilSettings, source: Source, labels: Path) -> str:
+    """Draw the folds from the slides of the first source; all others must hold the same."""
+    nothing = np.zeros((0, 0), np.float32)
+    cohort = build_cohort(
+        [Bag(path.stem, nothing) for path in find_bags(source.bags, source.encoder)],
+        read_labels(labels, label_column=config.label, group_column=config.group),
+        classes=config.classes,
+        positive=config.positive,
+        allow_missing=config.allow_missing,
+    )
+    return splits.to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
+
+
+def _other_runs(jobs: Mapping[str, MilConfig], out: Path) -> list[str]:
+    """Name the runs that are there with other settings; what they read, each run compares."""
+    found = []
+    for name, job in jobs.items():
+        run = out / RUNS / name
+        if (run / METRICS).is_file():
+            wanted = as_record(job, results_only=True)
+            compared = wanted.keys() - IMPLIED
+            old = {k: v for k, v in read_config(run).get("mil", {}).items() if k in compared}
+            if apart := changes({"mil": old}, {"mil": {k: wanted[k] for k in sorted(compared)}}):
+                found.append(f"{name} ({', '.join(apart)})")
+    return found
+
+
+def _apart(old: str, new: str) -> str:
+    """Say in what two splits.csv differ."""
+    rows = [list(csv.reader(text.splitlines())) for text in (old, new)]
+    folds = [sum(name.startswith("fold") for name in table[0]) if table else 0 for table in rows]
+    if folds[0] != folds[1]:
+        return f"{folds[0]} folds → {folds[1]}"
+    slides = [{row[0] for row in table[1:] if row} for table in rows]
+    if other := slides[0] ^ slides[1]:
+        return f"slides that are in one only: {named(other)}"
+    return "the same slides in other folds: another seed, or other labels or groups"
 
 
 def _run_all(
@@ -250,6 +368,11 @@ def _run_one(
 def _note(failures: dict[str, str], name: str, reason: str | None) -> None:
     if reason is not None:
         failures[name] = reason
+
+
+def run_name(row: str, method: str) -> str:
+    """Return the name of the folder of a cell's RUN, under `OUT/runs/`."""
+    return f"{_slug(row)}-{method}"
 
 
 def _slug(name: str) -> str:

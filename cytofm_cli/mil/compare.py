@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import InputError
+from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.mil import intervals, metrics, statistics
 from cytofm_cli.mil.bags import named
 from cytofm_cli.mil.run_folder import PREDICTIONS, SPLITS, read_config
@@ -124,7 +124,8 @@ def compare_runs(
     """Compare every pair of runs.
 
     Raises:
-        InputError: fewer than two runs, other slides, labels or groups, or equal names.
+        UsageError: fewer than two runs, or equal names.
+        InputError: other slides, classes, labels or groups.
     """
     _check_same_task(answers)
     one = answers[0]
@@ -178,11 +179,14 @@ def share_splits(answers: Sequence[Answers]) -> bool:
 
 def _check_same_task(answers: Sequence[Answers]) -> None:
     if len(answers) < 2:
-        raise InputError("comparing needs two runs or more.", hint="`cytofm mil compare RUN RUN`")
+        raise UsageError(
+            f"comparing needs two runs or more, here {len(answers)}.",
+            hint="`cytofm mil compare RUN RUN`",
+        )
     names = [one.name for one in answers]
     doubled = {name for name in names if names.count(name) > 1}
     if doubled:
-        raise InputError(f"two runs are called {named(doubled)}.", hint="rename one folder")
+        raise UsageError(f"two runs are called {named(doubled)}.", hint="rename one folder")
     first = answers[0]
     for other in answers[1:]:
         apart = set(first.slide_ids) ^ set(other.slide_ids)
@@ -192,16 +196,26 @@ def _check_same_task(answers: Sequence[Answers]) -> None:
                 f"({len(apart)}: {named(apart)}).",
                 hint="train the second with `--splits` of the first",
             )
-        if first.classes != other.classes and set(first.classes) == set(other.classes):
-            raise InputError(
-                f"{first.name} orders the classes {', '.join(first.classes)} and {other.name} "
-                f"{', '.join(other.classes)}: another one is positive.",
-                hint="train the second with the `--positive` or `--classes` of the first",
-            )
-        if first.classes != other.classes or (first.y_S != other.y_S).any():
-            raise InputError(f"{first.name} and {other.name} learnt different labels.")
-        if first.groups != other.groups:
-            raise InputError(f"{first.name} and {other.name} have different groups.")
+        _refuse_other(
+            "classes (the positive or worst last)",
+            (first.name, ", ".join(first.classes)),
+            (other.name, ", ".join(other.classes)),
+        )
+        labels = [[one.classes[y] for y in one.y_S.tolist()] for one in (first, other)]
+        for what, ours, theirs in (
+            ("labels", *labels),
+            ("groups", first.groups, other.groups),
+        ):
+            for slide, a, b in zip(first.slide_ids, ours, theirs, strict=True):
+                _refuse_other(f"{what}, {slide}", (first.name, a), (other.name, b))
+
+
+def _refuse_other(what: str, one: tuple[str, str], other: tuple[str, str]) -> None:
+    if one[1] != other[1]:
+        raise InputError(
+            f"{one[0]} and {other[0]} learnt different {what}: {one[1]} and {other[1]}.",
+            hint="train both on one table of labels",
+        )
 
 
 def _numbers(difference: Difference) -> dict[str, float | None]:

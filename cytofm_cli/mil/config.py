@@ -1,31 +1,34 @@
-"""Settings of `cytofm mil train`."""
+"""Settings of `cytofm mil train` and `cytofm mil benchmark`."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cytofm_cli.config import option
+from cytofm_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class MilConfig:
-    """One MIL run: what is learnt from what, judged how.
+class MilSettings:
+    """How runs learn and are judged, whatever head and bags they have.
 
     Settings of training that are None come from the preset; see `cytofm_cli.mil.base.Recipe`.
     """
 
     SECTION: ClassVar[str] = "mil"
 
-    method: str = option("abmil", "MIL head (`cytofm methods` lists them)")
+    # One or several: the subclasses say. They are declared here for their place in the help.
+    method: Any = None
     preset: str = option(
         "cytofm",
         "cytofm: ours, for small cohorts; official: as the head's authors published",
         choices=("cytofm", "official"),
     )
-    encoder: str | None = option(None, "whose embeddings; not needed if a store holds one kind")
-    unit: str = option("tile", "what an instance is", choices=("tile", "cell"))
+    encoder: Any = None
+    unit: Any = None
     label: str = option("label", "column of the labels table to learn")
     group: str | None = option(
         None, "column of the patients, if not `group`, `patient`, `case_id` or the like"
@@ -82,3 +85,77 @@ class MilConfig:
         """Return the recipe settings that were given."""
         names = ("epochs", "lr", "weight_decay", "patience", "bag_loss", "vpu")
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MilConfig(MilSettings):
+    """One MIL run: what is learnt from what, judged how."""
+
+    method: str = option("abmil", "MIL head (`cytofm methods` lists them)")
+    encoder: str | None = option(None, "whose embeddings; not needed if a store holds one kind")
+    unit: str = option("tile", "what an instance is", choices=("tile", "cell"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(MilSettings):
+    """Many runs on the same folds: what a run has one of may be several here."""
+
+    method: tuple[str, ...] = option(
+        ("mean", "abmil"), "heads, comma-separated or repeated: columns; all: every one"
+    )
+    encoder: tuple[str, ...] | None = option(
+        None, "encoders, comma-separated or repeated: rows; not needed if a store holds one kind"
+    )
+    unit: tuple[str, ...] = option(("tile",), "tile, cell or tile,cell: rows")
+
+
+def check_used(config: MilSettings, *, has_splits: bool) -> None:
+    """Refuse settings that have no effect beside the others.
+
+    Args:
+        config: settings as merged.
+        has_splits: the table of labels has a `split` column.
+
+    Raises:
+        UsageError: there is one; names it and what makes it idle.
+    """
+    protocol = config.protocol
+    if config.splits is not None:
+        if protocol != "auto":
+            raise UsageError(
+                f"--protocol {protocol} and --splits both say what the folds are.",
+                hint="leave one of the two out",
+            )
+        protocol = "splits"
+    elif protocol == "auto":
+        protocol = "column" if has_splits else "cv"
+    idle = {
+        "cv": ("test_fraction",),
+        "holdout": ("folds",),
+        "column": ("folds", "repeats", "test_fraction"),
+        "splits": ("folds", "inner_folds", "repeats", "test_fraction"),
+    }[protocol]
+    why = {
+        "column": "the folds are those of the table's `split` column",
+        "splits": f"the folds are those of {config.splits}",
+    }.get(protocol, f"--protocol is {protocol}")
+    hint = "`--protocol cv` ignores the column" if protocol == "column" else "leave it out"
+    for field in dataclasses.fields(config):
+        if field.name in idle and getattr(config, field.name) != field.default:
+            flag = f"--{field.name.replace('_', '-')} {getattr(config, field.name)}"
+            raise UsageError(f"{flag} has no effect: {why}.", hint=hint)
+
+
+def check_classes(config: MilSettings, n_classes: int) -> None:
+    """Refuse settings of two classes where there are more.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if n_classes > 2 and field.name in ("threshold", "specificity") and value != field.default:
+            raise UsageError(
+                f"--{field.name} {value} has no effect: there are {n_classes} classes, not two.",
+                hint="leave it out",
+            )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.errors import InputError
+from cytofm_cli.store import lineage, schema
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.bags import Bag
@@ -34,6 +35,7 @@ class Origin:
         unit: "tile" or "cell".
         tile_px: side of a tile, pixels.
         mpp: µm/px of the tiles.
+        detector: who found the cells.
         cell_um: side of a cell's crop, µm.
         seen_mpp: µm/px at which the encoder sees them, after resizing to its input.
     """
@@ -44,6 +46,7 @@ class Origin:
     unit: str | None = None
     tile_px: int | None = None
     mpp: float | None = None
+    detector: str | None = None
     cell_um: float | None = None
     seen_mpp: float | None = None
 
@@ -60,6 +63,7 @@ _WORDS = {
     "unit": ("unit", ""),
     "tile_px": ("tile size", " px"),
     "mpp": ("resolution", " µm/px"),
+    "detector": ("detector of the cells", ""),
     "cell_um": ("cell crop", " µm"),
     "seen_mpp": ("resolution at the encoder", " µm/px"),
 }
@@ -79,10 +83,21 @@ def from_record(record: Mapping[str, Any]) -> Origin:
     )
 
 
-def of_store(tile: Mapping[str, Any], made: Mapping[str, Any], encoder: str) -> Origin:
-    """Read the origin off the records of a store's tile and embedding steps."""
-    return from_record({**made, "encoder": encoder, "tile_px": tile.get("tile_px"),
-                        "mpp": tile.get("mpp")})  # fmt: skip
+def of_store(steps: Mapping[str, Mapping[str, Any]], encoder: str, unit: str) -> Origin:
+    """Read the origin of a bag off the records of its store."""
+    step = schema.embedding_step(encoder, unit)
+    tile, made = steps.get(schema.TILE_STEP, {}), steps[step]
+    nuclei = [name for name in lineage.parents_of(steps, step) if name.startswith("nuclei/")]
+    return from_record(
+        {
+            **made,
+            "encoder": encoder,
+            "unit": unit,
+            "tile_px": tile.get("tile_px"),
+            "mpp": tile.get("mpp"),
+            "detector": nuclei[0].partition("/")[2] if len(nuclei) == 1 else None,
+        }
+    )
 
 
 def differences(one: Origin, other: Origin) -> list[tuple[str, str, str]]:

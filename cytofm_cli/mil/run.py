@@ -26,9 +26,10 @@ from cytofm_cli.errors import (
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil import run_folder, splits, summary
 from cytofm_cli.mil.bags import Bag, check_bags, fingerprint, load_bags, named
+from cytofm_cli.mil.bags import notes as bag_notes
 from cytofm_cli.mil.cache import bag_file
 from cytofm_cli.mil.classes import is_bethesda
-from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.config import MilConfig, MilSettings, check_classes
 from cytofm_cli.mil.labels import Cohort, build_cohort, read_labels
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.mil.pool import stop_requests
@@ -188,6 +189,7 @@ def make_plan(
         positive=config.positive,
         allow_missing=config.allow_missing,
     )
+    check_classes(config, len(cohort.classes))
     origin, mixed = origins.common(cohort.bags, allow_mixed=config.allow_mixed)
     search = partial(
         make_candidates,
@@ -203,15 +205,17 @@ def make_plan(
     record[origins.SECTION] = {**origin.record(), "mixed": mixed or None}
     if tune:
         record["tune"] = {k: list(dict.fromkeys(c.settings[k] for c in candidates)) for k in tune}
-    notes = [*summary.cohort_notes(cohort), *origins.notes(cohort.bags, mixed)]
+    notes = [
+        *summary.cohort_notes(cohort),
+        *bag_notes(cohort.bags),
+        *origins.notes(cohort.bags, mixed),
+    ]
     if config.splits is not None and (other := splits.unused(config.splits, cohort.slide_ids)):
-        notes.append(
-            f"{config.splits}: {len(other)} slide(s) are not of this cohort: {named(other)}"
-        )
+        notes.append(f"{config.splits}: {len(other)} slide(s) not of this cohort: {named(other)}")
     return Plan(config, base.recipe, base.head, cohort, folds, candidates, origin, record, notes)
 
 
-def make_folds(config: MilConfig, cohort: Cohort) -> list[Fold]:
+def make_folds(config: MilSettings, cohort: Cohort) -> list[Fold]:
     """Make the outer folds that the settings ask for."""
     y, groups = cohort.y_N, cohort.groups
     if config.splits is not None:

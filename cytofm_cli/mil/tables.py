@@ -25,12 +25,14 @@ class Table:
         columns: heads.
         cells: content of metrics.json by (row, column); absent where the run failed.
         pairs: comparisons of all runs, named "row column".
+        untested: why there are none.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: Mapping[tuple[str, str], Mapping[str, Any]]
     pairs: Sequence[Comparison]
+    untested: str = ""
 
     def auc(self, row: str, column: str) -> float | None:
         """Return the AUC of a cell."""
@@ -115,14 +117,15 @@ def as_csv(table: Table) -> str:
     )
     ends = ("value", "low", "high")
     header = [f"{n}" if end == "value" else f"{n}_{end}" for n in names for end in ends]
-    writer.writerow(["bags", "method", *header, "worse_than_best"])
+    writer.writerow(["bags", "encoder", "unit", "method", *header, "worse_than_best"])
     for row in table.rows:
         for column in table.columns:
             cell = table.cells.get((row, column))
             if cell is None:
                 continue
             values = [_number(cell.get(n, {}).get(end), 6) for n in names for end in ends]
-            writer.writerow([row, column, *values, table.worse_than_best(row, column)])
+            kind = [row, cell["encoder"], cell["unit"], column]
+            writer.writerow([*kind, *values, table.worse_than_best(row, column)])
     return text.getvalue()
 
 
@@ -145,12 +148,17 @@ def _legend(table: Table) -> list[str]:
     tuned = " and ".join(one["tuned"][0]["settings"]) if "tuned" in one else ""
     search = f" with {tuned} chosen within each training part" if tuned else ""
     of = f" of {one['classes'][1]!r}" if len(one["classes"]) == 2 else ""
+    tests = (
+        "†: lower than it beyond chance (paired bootstrap over groups, Holm, "
+        f"{len(table.pairs)} comparisons, 5 %)."
+    )
+    if table.untested:
+        tests = f"No tests: {table.untested}"
     return [
         f"Each cell: AUC [95 % interval], then accuracy / recall{of}, of out-of-fold answers of "
         f"{one['slides']} slides from {one['groups']} groups; {one['folds']} folds × "
         f"{one['seeds']} seeds, {one['preset']} preset{search}. Interval: {one['interval']}.",
-        "Bold: highest AUC. †: lower than it beyond chance (paired bootstrap over groups, Holm, "
-        f"{len(table.pairs)} comparisons, 5 %). Mean rank of AUC over the columns; 1 is best.",
+        f"Bold: highest AUC. {tests} Mean rank of AUC over the columns; 1 is best.",
         *(f"{note}." for note in _cautions(table)),
     ]
 

@@ -128,7 +128,7 @@ def export_pt(store: Store, folder: Path, *, encoder: str | None, unit: str = "t
 
 
 def _origin(store: Store, bag: Embeddings, unit: str) -> origin.Origin:
-    return origin.of_store(store.steps["tile"], {**bag.provenance, "unit": unit}, bag.encoder)
+    return origin.of_store(store.steps, bag.encoder, unit)
 
 
 def _trident_coords(file: h5py.File, bag: Embeddings, where: BagGeometry, folder: Path) -> None:

@@ -109,6 +109,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
     Raises:
         CytofmError: the slide cannot be tiled; no part of a store is left.
     """
+    io.check_slide_id(job.stores, job.slide_id)
     path = io.store_path(job.stores, job.slide_id)
     settings = as_record(job.config, results_only=True) | {"manifest_mpp": job.mpp}
     mark = _fingerprint(job.path)
@@ -355,7 +356,7 @@ def _write(
 
 
 def _write_kind(folder: Path, kind: schema.ArrayKind, values: NDArray[Any]) -> None:
-    write_array(folder / kind.path, values, axes=kind.axes)
+    write_array(folder / kind.path, values, axes=kind.axes, attributes=kind.attributes)
 
 
 def _thumbnail(plan: TilePlan) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:

@@ -67,6 +67,11 @@ def name_of(arm: str, seed: int) -> str:
     return f"{arm.replace('+', '-')}-s{seed}"
 
 
+def run_of(name: str, unit: str) -> str:
+    """Return the folder of an encoder's run, as `mil benchmark` calls it."""
+    return f"{name.replace('-', '_')}_{unit}-abmil"
+
+
 def cytofm(words: Iterable[object], log: Path) -> None:
     """Run `cytofm` on one thread; its messages go to a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -110,8 +115,8 @@ def one(a: argparse.Namespace, arm: str, flags: Sequence[str], seed: int) -> Non
 def slide_level(a: argparse.Namespace, names: Sequence[str], task: str, labels: str) -> None:
     """Train ABMIL on the bags of all arms and seeds."""
     cytofm(
-        ["mil", "benchmark", "--bags", a.bags or a.stores, "--labels", labels, "--units", a.unit,
-         "--encoders", ",".join(names), "--methods", "abmil", "--folds", a.folds[task],
+        ["mil", "benchmark", "--bags", a.bags or a.stores, "--labels", labels, "--unit", a.unit,
+         "--encoder", ",".join(names), "--method", "abmil", "--folds", a.folds[task],
          "--seeds", 1, "--bootstrap", 100, "--workers", a.jobs, "-o", a.out / "mil" / task,
          "--no-progress"],
         a.out / "runs" / f"{task}.log",
@@ -255,7 +260,7 @@ def main() -> None:
     for task in a.labels:
         results[f"{task}, ABMIL"] = judge(
             lambda arm, s, task=task: read_slides(
-                a.out / "mil" / task / "runs" / f"{name_of(arm, s).replace('-', '_')}-abmil"
+                a.out / "mil" / task / "runs" / run_of(name_of(arm, s), a.unit)
             ),
             list(chosen),
             a.seeds,

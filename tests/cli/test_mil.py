@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from cytofm_cli.store.io import open_store
+
 
 @pytest.fixture
 def bags(tmp_path: Path) -> Path:
@@ -377,7 +379,7 @@ def test_mil_train__patient_in_two_parts_of_a_splits_file_is_refused(here, bags:
     rows = [f"s{n:02},g{n // 2},{parts[n % 3]}" for n in range(12)]
     splits = bags.parent / "splits.csv"
     splits.write_text("slide_id,group,fold0\n" + "\n".join(rows) + "\n")
-    done = train(here, bags, "--splits", splits)
+    done = train(here, bags, "--splits", splits, "--folds", 5)  # the default: the file says
     assert done.returncode == 3, done.stderr
     assert "group(s) both in test and outside: g0, g1, g3 and 1 more" in done.stderr
     assert "all slides of a patient into one part" in done.stderr
@@ -393,7 +395,7 @@ def test_mil_train__part_of_a_splits_file_without_a_class(here, bags: Path) -> N
     labels.write_text(labels.read_text().replace(",g", ",h"))
     rows = [line.rsplit(",", 1)[0] for line in labels.read_text().splitlines()]
     labels.write_text("\n".join(rows) + "\n")  # every slide its own group
-    done = train(here, bags, "--splits", splits)
+    done = train(here, bags, "--splits", splits, "--folds", 5)  # the default: the file says
     assert done.returncode == 3, done.stderr
     assert "fold0" in done.stderr
     assert "'pos'" in done.stderr
@@ -437,3 +439,227 @@ def test_mil_score__slide_that_does_not_fit_and_model_of_another_head(here, bags
     assert done.returncode == 3, done.stderr
     assert "is of head 'abmil'" in done.stderr
     assert "the RUN is of 'mean'" in done.stderr
+
+
+def benchmark(here, bags: Path, *more: object):
+    words = ("mil", "benchmark", "--bags", bags, "--labels", bags.parent / "labels.csv")
+    few = ("--folds", 3, "--seeds", 1, "--epochs", 1, "--workers", 1, "--bootstrap", 100)
+    return here(*words, "-o", bags.parent / "bench", *few, *more)
+
+
+def test_mil_benchmark__one_spelling_names_heads_units_and_encoders(here, bags: Path) -> None:
+    config = bags.parent / "c.toml"
+    config.write_text('[mil]\nmethod = ["max"]\n')
+    done = benchmark(here, bags, "--config", config, "--unit", "cell", "--encoder", "uni")
+    assert done.returncode == 0, done.stderr
+    table = bags.parent / "bench" / "table.csv"
+    (row,) = rows_of(table)
+    kind = (row["bags"], row["encoder"], row["unit"], row["method"])
+    assert kind == ("uni cell", "uni", "cell", "max")
+    more = ("--method", "mean", "--method", "max,abmil", "--unit", "cell", "--encoder", "uni")
+    done = benchmark(here, bags, *more)
+    assert done.returncode == 0, done.stderr
+    assert [row["method"] for row in rows_of(table)] == ["mean", "max", "abmil"]
+    for old in ("methods", "units", "encoders"):
+        done = benchmark(here, bags, f"--{old}", "x")
+        assert done.returncode == 2
+        assert f"--{old}" in done.stderr
+        assert f"--{old[:-1]}" in done.stderr.replace(f"--{old}", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--protocol", "holdout", "--folds", 4), "--folds 4 has no effect: --protocol is holdout"),
+        (("--test-fraction", 0.2), "--test-fraction 0.2 has no effect: --protocol is cv"),
+        (("--splits", "S.csv", "--repeats", 2), "--repeats 2 has no effect: the folds are those"),
+        (("--splits", "S.csv", "--protocol", "cv"), "--protocol cv and --splits both say"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "benchmark"])
+def test_mil__settings_without_effect_are_refused(
+    here, bags: Path, command: str, words: tuple[object, ...], said: str
+) -> None:
+    paths = ("--bags", bags, "--labels", bags.parent / "labels.csv", "-o", bags.parent / "x")
+    done = here("mil", command, *paths, *words)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (bags.parent / "x").exists()
+
+
+def test_mil__folds_beside_a_split_column_are_refused(here, bags: Path) -> None:
+    labels = bags.parent / "labels.csv"
+    head, *rows = labels.read_text().splitlines()
+    parts = ["test" if n < 4 else "train" for n in range(12)]
+    lines = [f"{row},{part}" for row, part in zip(rows, parts, strict=True)]
+    labels.write_text("\n".join([f"{head},split", *lines]) + "\n")
+    done = train(here, bags)  # asks for 3 folds
+    assert done.returncode == 2, done.stderr
+    assert (
+        "--folds 3 has no effect: the folds are those of the table's `split` column" in done.stderr
+    )
+    assert train(here, bags, "--protocol", "cv", "--epochs", 1).returncode == 0
+
+
+def test_mil_train__threshold_of_two_classes_is_refused_for_three(here, bags: Path) -> None:
+    labels = bags.parent / "labels.csv"
+    rows = [f"s{n:02},{'abc'[n % 3]}" for n in range(12)]
+    labels.write_text("slide_id,label\n" + "\n".join(rows) + "\n")
+    done = train(here, bags, "--threshold", "half")
+    assert done.returncode == 2, done.stderr
+    assert "--threshold half has no effect: there are 3 classes, not two." in done.stderr
+
+
+def test_mil_compare__one_run_or_one_twice_is_a_usage_error(here, bags: Path) -> None:
+    assert train(here, bags, "--epochs", 1).returncode == 0
+    run = bags.parent / "run"
+    alone = here("mil", "compare", run)
+    assert alone.returncode == 2, alone.stderr
+    assert "two runs or more, here 1" in alone.stderr
+    (bags.parent / "alias").symlink_to(run)
+    twice = here("mil", "compare", run, bags.parent / "alias")
+    assert twice.returncode == 2, twice.stderr
+    assert "is named twice" in twice.stderr
+
+
+def test_mil__encoder_of_bags_that_do_not_say_is_stated_and_kept(here, bags: Path) -> None:
+    assert train(here, bags, "--encoder", "uni", "--epochs", 1).returncode == 0
+    run, table = bags.parent / "run", bags.parent / "scores.csv"
+    assert json.loads((run / "metrics.json").read_text())["encoder"] == "uni"
+    silent = here("mil", "score", run, bags / "s00.pt", "-o", table)
+    assert silent.returncode == 3, silent.stderr
+    assert "s00: encoder not stated, the RUN learnt uni." in silent.stderr
+    assert "`--encoder uni`" in silent.stderr
+    other = here("mil", "score", run, bags, "-o", table, "--encoder", "conch")
+    assert other.returncode == 2, other.stderr
+    assert "--encoder conch: the RUN learnt features of uni." in other.stderr
+    stated = here("mil", "score", run, bags, "-o", table, "--encoder", "uni")
+    assert stated.returncode == 0, stated.stderr
+    mixed = here("mil", "score", run, bags, "-o", table, "--allow-mixed", "-q")
+    assert mixed.returncode == 0, mixed.stderr
+    assert mixed.stderr == (
+        "warning: 12 slide(s) scored with --allow-mixed: encoder not stated, the RUN learnt uni\n"
+    )
+    assert rows_of(table)[0]["differs"] == "encoder not stated, the RUN learnt uni"
+
+
+def test_mil_score__patients_of_new_slides_are_asked_for_and_used(here, bags: Path) -> None:
+    assert train(here, bags, "--epochs", 1).returncode == 0
+    run, table = bags.parent / "run", bags.parent / "scores.csv"
+    shutil.copy(bags / "s02.pt", bags / "again.pt")
+    blind = here("mil", "score", run, bags / "again.pt", "-o", table)
+    assert blind.returncode == 0, blind.stderr
+    assert "patients of 1 slide(s) are not known (again)" in blind.stderr
+    assert [(row["basis"], row["models"]) for row in rows_of(table)] == [("new", "3")]
+    groups = bags.parent / "groups.csv"
+    groups.write_text("slide_id;patient\nagain;g1\n")
+    told = here("mil", "score", run, bags / "again.pt", "-o", table, "--groups", groups)
+    assert told.returncode == 0, told.stderr
+    assert "patients of" not in told.stderr
+    (again,) = rows_of(table)
+    assert (again["basis"], again["models"]) == ("out-of-fold (patient)", "1")
+    here("mil", "score", run, bags / "s02.pt", "-o", table)
+    (own,) = rows_of(table)
+    assert own["prob_pos"] == again["prob_pos"]
+
+
+def test_mil_score__attention_of_files_is_refused_not_ignored(here, bags: Path) -> None:
+    assert train(here, bags, "--epochs", 1).returncode == 0
+    done = here("mil", "score", bags.parent / "run", bags, "--attention", "-o", bags.parent / "s")
+    assert done.returncode == 2, done.stderr
+    assert "--attention: is written into stores, which s00.pt is not." in done.stderr
+
+
+def test_mil__run_without_its_models_is_neither_done_nor_scored(here, bags: Path) -> None:
+    assert train(here, bags, "--epochs", 1).returncode == 0
+    run = bags.parent / "run"
+    (run / "models" / "fold1_seed0.safetensors").unlink()
+    scored = here("mil", "score", run, bags, "-o", bags.parent / "s.csv")
+    assert scored.returncode == 3, scored.stderr
+    assert "lacks 1 of 3 models: fold1_seed0.safetensors" in scored.stderr
+    again = train(here, bags, "--epochs", 1)
+    assert again.returncode == 0, again.stderr
+    assert "made again, because files are gone: models/fold1_seed0.safetensors" in again.stderr
+    assert here("mil", "score", run, bags, "-o", bags.parent / "s.csv").returncode == 0
+
+
+def test_mil__stores_of_other_tiles_are_refused_and_exports_keep_what_they_are(
+    here, stores: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stores"
+    for copy in "123":
+        for path in stores.glob("*.zarr"):
+            shutil.copytree(path, folder / f"{path.stem}-{copy}.zarr")
+    ids = sorted(path.stem for path in folder.glob("*.zarr"))
+    rows = [f"{slide},{'ab'[n % 2]},g{n}" for n, slide in enumerate(ids)]
+    labels, run = tmp_path / "labels.csv", tmp_path / "run"
+    labels.write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
+    few = ("--labels", labels, "--folds", 2, "--seeds", 1, "--epochs", 1, "--inner-folds", 2)
+    done = here("mil", "train", "--bags", folder, "-o", run, *few)
+    assert done.returncode == 0, done.stderr
+    for kind in ("h5", "pt"):
+        assert here("export", folder, "-o", tmp_path / kind, "--to", kind).returncode == 0
+        scored = here("mil", "score", run, tmp_path / kind, "-o", tmp_path / "s.csv")
+        assert scored.returncode == 0, scored.stderr
+        assert "not checked" not in scored.stderr
+    root = folder / f"{ids[0]}.zarr" / "zarr.json"
+    node = json.loads(root.read_text())
+    tile = node["attributes"]["cytofm"]["steps"]["tile"]
+    side = tile["tile_px"]
+    tile["tile_px"] = 2 * side
+    root.write_text(json.dumps(node))
+    group = root.parent / "tiles" / "zarr.json"
+    node = json.loads(group.read_text())
+    node["attributes"]["cytofm"]["tile_px"] = 2 * side
+    group.write_text(json.dumps(node))
+    mixed = here("mil", "train", "--bags", folder, "-o", tmp_path / "mixed", *few)
+    assert mixed.returncode == 3, mixed.stderr
+    assert f"tile size is {side} px in {ids[1]}, {2 * side} px in {ids[0]}" in mixed.stderr
+    scored = here("mil", "score", run, root.parent, "-o", tmp_path / "s.csv")
+    assert scored.returncode == 3, scored.stderr
+    assert f"tile size {2 * side} px, the RUN learnt {side} px" in scored.stderr
+
+
+def test_mil_score__slide_that_comes_twice_is_refused(here, bags: Path) -> None:
+    assert train(here, bags, "--epochs", 1).returncode == 0
+    other = bags.parent / "other"
+    other.mkdir()
+    shutil.copy(bags / "s05.pt", other)
+    done = here("mil", "score", bags.parent / "run", bags, other, "-o", bags.parent / "s.csv")
+    assert done.returncode == 2, done.stderr
+    assert f"slide s05 comes twice: {bags / 's05.pt'} and {other / 's05.pt'}." in done.stderr
+
+
+def test_mil_score__attention_follows_the_models_that_may_be_asked(
+    here, stores: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stores"
+    for copy in "123":
+        for path in stores.glob("*.zarr"):
+            shutil.copytree(path, folder / f"{path.stem}-{copy}.zarr")
+    ids = sorted(path.stem for path in folder.glob("*.zarr"))
+    rows = [f"{slide},{'ab'[n % 2]},g{n}" for n, slide in enumerate(ids)]
+    (tmp_path / "labels.csv").write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
+    few = ("--folds", 2, "--seeds", 1, "--epochs", 3, "--inner-folds", 2, "--lr", 0.01)
+    words = ("--bags", folder, "--labels", tmp_path / "labels.csv", "-o", tmp_path / "run", *few)
+    trained = here("mil", "train", *words)
+    assert trained.returncode == 0, trained.stderr
+    new = tmp_path / "again.zarr"
+    shutil.copytree(folder / f"{ids[0]}.zarr", new)
+    groups = tmp_path / "groups.csv"
+    groups.write_text("slide_id,group\nagain,g0\n")
+
+    def attention(*more: object) -> tuple[str, bytes]:
+        scored = here("mil", "score", tmp_path / "run", new, "-o", tmp_path / "s.csv", *more)
+        assert scored.returncode == 0, scored.stderr
+        assert "warning" not in scored.stderr
+        store = open_store(new)
+        values = store.read("attention/run/tile/values")
+        return store.steps["attention/run/tile"]["basis"], values.tobytes()
+
+    blind, told, again = attention(), attention("--groups", groups), attention()
+    assert (blind[0], told[0], again[0]) == ("new", "out-of-fold (patient)", "new")
+    assert blind[1]
+    assert blind[1] != told[1]
+    assert again[1] == blind[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from cytofm_cli.config import resolve
-from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError
 from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, make_sources, write_tables
 from cytofm_cli.mil.compare import Answers, compare_runs, read_answers, share_splits
 from cytofm_cli.mil.config import MilConfig
@@ -44,15 +46,19 @@ def test_compare_runs__three_runs_give_three_corrected_pairs() -> None:
 def test_compare_runs__other_slides_labels_or_names_are_refused() -> None:
     y = (np.arange(20) % 2).astype(np.int64)
     one = answers("a", np.linspace(0, 1, 20), y)
-    with pytest.raises(InputError, match="two runs or more"):
+    with pytest.raises(UsageError, match="two runs or more, here 1"):
         compare_runs([one])
-    with pytest.raises(InputError, match="two runs are called a"):
+    with pytest.raises(UsageError, match="two runs are called a"):
         compare_runs([one, one])
     with pytest.raises(InputError, match=r"different slides \(1: s019"):
         compare_runs([one, answers("b", np.linspace(0, 1, 19), y[:19])])
-    with pytest.raises(InputError, match="different labels"):
+    with pytest.raises(InputError, match="a and b learnt different labels, s000: 0 and 1"):
         compare_runs([one, answers("b", np.linspace(0, 1, 20), 1 - y)])
-    with pytest.raises(InputError, match="different groups"):
+    other = dataclasses.replace(one, name="b", classes=("1", "0"))
+    said = r"different classes \(the positive or worst last\): 0, 1 and 1, 0"
+    with pytest.raises(InputError, match=said):
+        compare_runs([one, other])
+    with pytest.raises(InputError, match="different groups, s003: p3 and p0"):
         compare_runs([one, answers("b", np.linspace(0, 1, 20), y, n_groups=3)])
 
 
@@ -78,19 +84,22 @@ def run_benchmark(
     folder: Path,
     methods: tuple[str, ...] = ("mean", "max"),
     tune: dict[str, list[str]] | None = None,
+    overwrite: bool = False,
+    **more: object,
 ) -> BenchmarkReport:
-    settings = {"folds": 3, "seeds": 1, "epochs": 15, "bootstrap": 300, "workers": 1}
+    settings = {"folds": 3, "seeds": 1, "epochs": 15, "bootstrap": 300, "workers": 1, **more}
     if not tune:
         settings["lr"] = 0.02
     config = resolve(MilConfig, "mil", settings)
     sources = make_sources([folder / "sharp", folder / "blurred"], [], ["tile"])
-    return benchmark(config, sources, methods, folder / "labels.csv", folder / "out", tune=tune)
+    labels, out = folder / "labels.csv", folder / "out"
+    return benchmark(config, sources, methods, labels, out, tune=tune, overwrite=overwrite)
 
 
 def test_benchmark__all_runs_share_the_folds(made: Path) -> None:
     runs = sorted((made / "out" / "runs").iterdir())
     assert [run.name for run in runs] == [
-        "blurred-max", "blurred-mean", "sharp-max", "sharp-mean",
+        "blurred_tile-max", "blurred_tile-mean", "sharp_tile-max", "sharp_tile-mean",
     ]  # fmt: skip
     assert share_splits([read_answers(run) for run in runs])
 
@@ -100,7 +109,7 @@ def test_benchmark__tables_rank_mark_and_agree(made: Path) -> None:
     lines = (out / "table.md").read_text().splitlines()
     assert lines[0] == "| bags | mean | max | mean rank |"
     sharp, blurred = lines[2], lines[3]
-    assert sharp.startswith("| sharp | **")
+    assert sharp.startswith("| sharp tile | **")
     assert sharp.endswith("| 1.0 |")
     assert blurred.endswith("| 2.0 |")
     assert blurred.count("†") == 2
@@ -110,9 +119,11 @@ def test_benchmark__tables_rank_mark_and_agree(made: Path) -> None:
     assert "intervals rest on 18 groups in the smaller class" in legend
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert [(r["bags"], r["method"]) for r in rows] == [
-        ("sharp", "mean"), ("sharp", "max"), ("blurred", "mean"), ("blurred", "max"),
+        ("sharp tile", "mean"), ("sharp tile", "max"),
+        ("blurred tile", "mean"), ("blurred tile", "max"),
     ]  # fmt: skip
-    metrics = json.loads((out / "runs" / "sharp-mean" / "metrics.json").read_text())
+    assert {(r["encoder"], r["unit"]) for r in rows} == {("", "tile")}
+    metrics = json.loads((out / "runs" / "sharp_tile-mean" / "metrics.json").read_text())
     assert float(rows[0]["auc"]) == pytest.approx(metrics["auc"]["value"], abs=1e-6)
     tex = (out / "table.tex").read_text()
     assert tex.count(r"\textbf{") == 1
@@ -122,27 +133,23 @@ def test_benchmark__tables_rank_mark_and_agree(made: Path) -> None:
 
 
 def test_benchmark__again_is_skipped_and_a_lost_run_is_made_again_alike(made: Path) -> None:
-    import shutil
-
     out = made / "out"
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
-    stamp = (out / "runs" / "sharp-max" / "metrics.json").stat().st_mtime_ns
-    shutil.rmtree(out / "runs" / "blurred-mean")
+    stamp = (out / "runs" / "sharp_tile-max" / "metrics.json").stat().st_mtime_ns
+    shutil.rmtree(out / "runs" / "blurred_tile-mean")
     run_benchmark(made)
-    assert (out / "runs" / "sharp-max" / "metrics.json").stat().st_mtime_ns == stamp
+    assert (out / "runs" / "sharp_tile-max" / "metrics.json").stat().st_mtime_ns == stamp
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
 
 
 def test_benchmark__settings_are_tuned_in_every_run(made: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(made, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
     report = run_benchmark(tmp_path, ("mean",), {"lr": ["1e-9", "0.02"]})
     assert "with lr chosen within each training part" in report.table
     for run in (tmp_path / "out" / "runs").iterdir():
         tuned = json.loads((run / "metrics.json").read_text())["tuned"]
         assert [len(fold["tried"]) for fold in tuned] == [2, 2, 2]
-        if run.name == "sharp-mean":
+        if run.name == "sharp_tile-mean":
             assert {fold["settings"]["lr"] for fold in tuned} == {0.02}  # 1e-9 learns nothing
 
 
@@ -154,36 +161,89 @@ def test_benchmark__a_setting_of_one_head_is_not_tuned_for_all(made: Path) -> No
 def test_benchmark__one_bad_encoder_is_recorded_and_the_rest_is_done(
     made: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     for name in ("sharp", "blurred"):
         shutil.copytree(made / name, tmp_path / name)
     shutil.copy(made / "labels.csv", tmp_path)
     with h5py.File(tmp_path / "blurred" / "s03.h5", "a") as file:
         file["features"][0, 0] = np.nan
     report = run_benchmark(tmp_path, ("mean",))
-    assert list(report.failures) == ["blurred-mean"]
-    assert "s03" in report.failures["blurred-mean"]
+    assert list(report.failures) == ["blurred_tile-mean"]
+    assert "s03" in report.failures["blurred_tile-mean"]
     record = json.loads((tmp_path / "out" / "failures.jsonl").read_text())
-    assert record["run"] == "blurred-mean"
-    assert "| blurred | – |" in report.table
+    assert record["run"] == "blurred_tile-mean"
+    assert "| blurred tile | – |" in report.table
 
 
 def test_make_sources__names_tell_apart(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     named = [s.name for s in make_sources([a], ["x", "y"], ["tile", "cell"])]
     assert named == ["x tile", "x cell", "y tile", "y cell"]
-    assert [s.name for s in make_sources([a, b], ["x"], ["tile"])] == ["a x", "b x"]
+    assert [s.name for s in make_sources([a, b], ["x"], ["tile"])] == ["a x tile", "b x tile"]
     with pytest.raises(UsageError, match="same name"):
         make_sources([a, a], [], ["tile"])
+    with pytest.raises(UsageError, match="--unit cells: choose tile, cell"):
+        make_sources([a], ["x"], ["cells"])
+
+
+def test_make_sources__row_is_named_by_the_encoder_that_the_bags_state(tmp_path: Path) -> None:
+    folder = tmp_path / "stores"
+    folder.mkdir()
+    with h5py.File(folder / "s.h5", "w") as file:
+        file["features"] = np.ones((2, 3), np.float32)
+        file["features"].attrs["encoder"] = "uni"
+    (source,) = make_sources([folder], [], ["tile"])
+    assert (source.name, source.encoder) == ("uni tile", "uni")
+
+
+def test_benchmark__older_runs_of_other_heads_are_named_and_not_in_the_table(made: Path) -> None:
+    before = {p.name: p.read_bytes() for p in (made / "out").iterdir() if p.is_file()}
+    report = run_benchmark(made, ("mean",))
+    assert report.left_out == ["blurred_tile-max", "sharp_tile-max"]
+    assert "| bags | mean | mean rank |" in report.table
+    pairs = json.loads((made / "out" / "comparisons.json").read_text())
+    assert [(p["first"], p["second"]) for p in pairs] == [("sharp tile mean", "blurred tile mean")]
+    assert run_benchmark(made).left_out == []
+    after = {p.name: p.read_bytes() for p in (made / "out").iterdir() if p.is_file()}
+    assert after == before
+
+
+def test_benchmark__runs_and_folds_of_other_settings_are_refused_before_training(
+    made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    said = r"sharp_tile-mean \(mil\.epochs: 15 → 2\); blurred_tile-mean \(mil\.epochs: 15 → 2\)\."
+    with pytest.raises(ConfigMismatchError, match=said):
+        run_benchmark(tmp_path, ("mean",), epochs=2)
+    with pytest.raises(ConfigMismatchError, match=r"splits\.csv \(3 folds → 2\)"):
+        run_benchmark(tmp_path, ("abmil",), folds=2)
+    with pytest.raises(ConfigMismatchError, match="the same slides in other folds: another seed"):
+        run_benchmark(tmp_path, ("abmil",), seed=1)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    report = run_benchmark(tmp_path, ("mean",), epochs=2, overwrite=True)
+    assert report.left_out == ["blurred_tile-max", "sharp_tile-max"]
+
+
+def test_benchmark__run_that_fails_now_shows_no_older_result(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    with h5py.File(tmp_path / "blurred" / "s03.h5", "a") as file:
+        file["features"][0, 0] += 1.0
+    report = run_benchmark(tmp_path, ("mean",))
+    assert "task.bags_digest" in report.failures["blurred_tile-mean"]
+    assert "| blurred tile | – |" in report.table
+    assert json.loads((tmp_path / "out" / "comparisons.json").read_text()) == []
 
 
 def test_write_tables__nothing_trained_for_a_cell_leaves_a_dash(made: Path) -> None:
     text = write_tables(
-        made / "out", ["sharp", "other"], ["mean"], resolve(MilConfig, "mil", {"bootstrap": 200})
+        made / "out",
+        ["sharp tile", "other"],
+        ["mean"],
+        resolve(MilConfig, "mil", {"bootstrap": 200}),
     )
     assert "| other | – | – |" in text
     write_tables(
-        made / "out", ["sharp", "blurred"], ["mean", "max"],
+        made / "out", ["sharp tile", "blurred tile"], ["mean", "max"],
         resolve(MilConfig, "mil", {"bootstrap": 300}),
     )  # fmt: skip
