@@ -14,9 +14,10 @@ import pytest
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError
-from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, make_sources, write_tables
+from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, write_tables
 from cytofm_cli.mil.compare import Answers, compare_runs, read_answers, share_splits
 from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.sources import make_sources
 
 N = 36
 
