@@ -158,8 +158,9 @@ def benchmark(
 
       cytofm mil benchmark --bags stores --encoder handcrafted,uni --labels labels.csv -o bench
     """
-    from cytofm_cli.mil.benchmark import RUNS, check_folder, check_tuned, make_sources, run_name
+    from cytofm_cli.mil.benchmark import RUNS, check_folder, check_tuned, run_name
     from cytofm_cli.mil.benchmark import benchmark as run_benchmark
+    from cytofm_cli.mil.sources import describe_all, make_sources
     from cytofm_cli.registry import mil_methods
 
     heads = mil_methods.names() if config.method == ("all",) else config.method
@@ -171,6 +172,11 @@ def benchmark(
     check_tuned(values)
     _check_used(config, labels)
     sources = make_sources(bags, config.encoder or (), config.unit)
+    lines, notes = describe_all(config, sources, labels)
+    for line in lines:
+        out.note(line)
+    for line in notes:
+        out.warn(line)
     if run.dry_run:
         check_folder(config, sources, heads, labels, folder, overwrite=run.overwrite)
         out.note(
@@ -240,10 +246,11 @@ def _values_to_try(words: list[str] | None) -> dict[str, list[str]]:
 
 def _describe(plan: Plan) -> None:
     """Say what is learnt from what, and what was assumed."""
-    from cytofm_cli.mil.describe import describe
+    from cytofm_cli.mil.describe import bags_text, describe
 
-    for line in describe(plan.cohort, plan.origin, plan.config):
+    for line in describe(plan.cohort, plan.config):
         out.note(line)
+    out.note(f"bags: {bags_text(plan.origin, plan.config.unit)}")
     for line in plan.notes:
         out.warn(line)
 

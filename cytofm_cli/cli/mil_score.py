@@ -164,8 +164,10 @@ def _encoder_of(ensemble: Ensemble, said: str | None) -> str | None:
 def _say(task: _Task, scores: Sequence[SlideScore]) -> None:
     """Say what the scores rest on that cannot be seen from them."""
     from cytofm_cli.mil.bags import named
+    from cytofm_cli.mil.describe import positive_line
     from cytofm_cli.mil.origin import unstated
 
+    out.note(positive_line(task.ensemble.card.classes))
     known = task.ensemble.known
     for what, count in Counter(what for score in scores for what in score.differs).items():
         out.warn(f"{count} slide(s) scored with --allow-mixed: {what}")

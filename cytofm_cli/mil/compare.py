@@ -196,14 +196,8 @@ def _check_same_task(answers: Sequence[Answers]) -> None:
                 f"({len(apart)}: {named(apart)}).",
                 hint="train the second with `--splits` of the first",
             )
-        if first.classes != other.classes and set(first.classes) == set(other.classes):
-            raise InputError(
-                f"{first.name} orders the classes {', '.join(first.classes)} and {other.name} "
-                f"{', '.join(other.classes)}: another one is positive.",
-                hint="train the second with the `--positive` or `--classes` of the first",
-            )
         _refuse_other(
-            "classes",
+            "classes (the positive or worst last)",
             (first.name, ", ".join(first.classes)),
             (other.name, ", ".join(other.classes)),
         )

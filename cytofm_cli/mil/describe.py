@@ -9,14 +9,14 @@ import numpy as np
 
 from cytofm_cli.mil import intervals
 from cytofm_cli.mil.classes import why_positive
-from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.config import MilSettings
 from cytofm_cli.mil.intervals import interval_text
 from cytofm_cli.mil.labels import Cohort
 from cytofm_cli.mil.origin import Origin
 
 
-def describe(cohort: Cohort, origin: Origin, config: MilConfig) -> list[str]:
-    """Name classes with their counts, the positive one, groups, encoder, unit and tiles."""
+def describe(cohort: Cohort, config: MilSettings) -> list[str]:
+    """Name classes with their counts, the positive one, and the groups."""
     slides = np.bincount(cohort.y_N, minlength=len(cohort.classes)).tolist()
     groups = intervals.class_groups(cohort.y_N, cohort.groups, cohort.classes)
     counts = ", ".join(
@@ -29,8 +29,7 @@ def describe(cohort: Cohort, origin: Origin, config: MilConfig) -> list[str]:
     return [
         f"classes of column {cohort.label_column!r}: {counts}",
         positive_line(cohort.classes, chosen=chosen),
-        f"{len(cohort.bags)} slides of {len(set(cohort.groups))} groups ({patients}); "
-        f"{bags_text(origin, config.unit)}",
+        f"{len(cohort.bags)} slides of {len(set(cohort.groups))} groups ({patients})",
     ]
 
 

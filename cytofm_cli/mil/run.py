@@ -211,9 +211,7 @@ def make_plan(
         *origins.notes(cohort.bags, mixed),
     ]
     if config.splits is not None and (other := splits.unused(config.splits, cohort.slide_ids)):
-        notes.append(
-            f"{config.splits}: {len(other)} slide(s) are not of this cohort: {named(other)}"
-        )
+        notes.append(f"{config.splits}: {len(other)} slide(s) not of this cohort: {named(other)}")
     return Plan(config, base.recipe, base.head, cohort, folds, candidates, origin, record, notes)
 
 

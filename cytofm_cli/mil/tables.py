@@ -147,13 +147,13 @@ def _legend(table: Table) -> list[str]:
     one = next(iter(table.cells.values()))
     tuned = " and ".join(one["tuned"][0]["settings"]) if "tuned" in one else ""
     search = f" with {tuned} chosen within each training part" if tuned else ""
+    of = f" of {one['classes'][1]!r}" if len(one["classes"]) == 2 else ""
     tests = (
         "†: lower than it beyond chance (paired bootstrap over groups, Holm, "
         f"{len(table.pairs)} comparisons, 5 %)."
     )
     if table.untested:
         tests = f"No tests: {table.untested}"
-    of = f" of {one['classes'][1]!r}" if len(one["classes"]) == 2 else ""
     return [
         f"Each cell: AUC [95 % interval], then accuracy / recall{of}, of out-of-fold answers of "
         f"{one['slides']} slides from {one['groups']} groups; {one['folds']} folds × "

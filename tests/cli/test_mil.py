@@ -111,7 +111,8 @@ def test_mil_train__says_what_is_learnt_and_what_was_assumed(here, bags: Path) -
     said = [
         "classes of column 'label': 'normal' 6 slides of 6 groups, 'abnormal' 6 slides of 6 groups",
         "positive class: 'abnormal' ('normal' says that nothing was found)",
-        "12 slides of 6 groups (column 'case_id'); encoder not stated, unit tile",
+        "12 slides of 6 groups (column 'case_id')",
+        "bags: encoder not stated, unit tile",
         "warning: class 'normal' is also written 'Normal': taken as one",
     ]
     for more in (["--dry-run"], []):
@@ -136,6 +137,24 @@ def test_mil_train__says_what_is_learnt_and_what_was_assumed(here, bags: Path) -
     unknown = train(here, bags, "--positive", "tumour")
     assert unknown.returncode == 3
     assert "the classes are normal, abnormal" in unknown.stderr
+
+
+def test_mil_benchmark__says_what_is_learnt(here, bags: Path) -> None:
+    labels = bags.parent / "labels.csv"
+    rows = [line.rsplit(",", 1)[0] for line in labels.read_text().splitlines()]
+    labels.write_text("\n".join(rows).replace("neg", "normal").replace("pos", "abnormal"))
+    words = ("mil", "benchmark", "--bags", bags, "--labels", labels, "-o", bags.parent / "bench")
+    few = ("--folds", 3, "--seeds", 1, "--epochs", 1, "--method", "mean", "--workers", 1)
+    for more in (["--dry-run"], []):
+        done = here(*words, *few, *more)
+        assert done.returncode == 0, done.stderr
+        said = done.stderr.splitlines()
+        assert "positive class: 'abnormal' ('normal' says that nothing was found)" in said
+        assert "12 slides of 12 groups (every slide taken as a patient)" in said
+        assert any(line.endswith(": encoder not stated, unit tile") for line in said)
+        assert any("every slide is taken as a patient of its own" in line for line in said)
+    assert "recall of 'abnormal'" in done.stderr
+    assert "intervals rest on 6 groups in the smaller class" in done.stderr
 
 
 def test_mil_compare__says_that_intervals_are_too_narrow(here, bags: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from cytofm_cli.mil import intervals, metrics, statistics
 from cytofm_cli.mil.bags import Bag
 from cytofm_cli.mil.config import MilConfig
-from cytofm_cli.mil.describe import describe, positive_line, result_line
+from cytofm_cli.mil.describe import bags_text, describe, positive_line, result_line
 from cytofm_cli.mil.labels import Cohort
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.mil.summary import Decision, Pooled, cohort_notes, interval_notes, judge, threshold
@@ -95,13 +95,16 @@ def test_cohort_notes__without_patients_slides_are_taken_as_patients() -> None:
 
 def test_describe__classes_positive_groups_encoder_unit_and_tiles() -> None:
     two = cohort([0, 1, 1, 0], list("ppqr"), ("normal", "abnormal"))
-    origin = Origin(encoder="uni", unit="tile", tile_px=256, mpp=0.5)
-    assert describe(two, origin, MilConfig()) == [
+    assert describe(two, MilConfig()) == [
         "classes of column 'label': 'normal' 2 slides of 2 groups, 'abnormal' 2 slides of 2 groups",
         "positive class: 'abnormal' ('normal' says that nothing was found)",
-        "4 slides of 3 groups (column 'case_id'); encoder uni, unit tile, "
-        "tiles of 256 px at 0.5 µm/px",
+        "4 slides of 3 groups (column 'case_id')",
     ]
+    origin = Origin(encoder="uni", unit="tile", tile_px=256, mpp=0.5)
+    assert bags_text(origin, "tile") == "encoder uni, unit tile, tiles of 256 px at 0.5 µm/px"
+    cells = Origin(encoder="uni", unit="cell", tile_px=256, mpp=0.25, cell_um=32.0)
+    assert bags_text(cells, "cell").endswith("tiles of 256 px at 0.25 µm/px, cells of 32 µm")
+    assert bags_text(Origin(), "tile") == "encoder not stated, unit tile"
     assert positive_line(("a", "b", "c")) == (
         "3 classes, none is positive; in order: 'a', 'b', 'c'"
     )
