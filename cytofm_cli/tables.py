@@ -224,6 +224,11 @@ def read_table(
     if not rows:
         raise error(f"{path}: is empty.", hint="the first line must name the columns")
     header, body = _unmarked(rows[0][1], names), rows[1:]
+    if names and not _known(header, names) and len({len(cells) for _, cells in rows}) > 1:
+        raise error(
+            f"{path}: no column {next(iter(expected))} (found: {_some(header)}).",
+            hint="is it a table, and the right one?",
+        )
     if not body and not allow_empty:
         raise error(f"{path}: has a header but no rows.")
     return Table(

@@ -129,6 +129,11 @@ def test_read_table__row_names_of_r_are_explained(tmp_path: Path) -> None:
     assert "row.names = FALSE" in error.value.one_line()
 
 
+def test_read_table__text_that_is_no_table_is_told_by_its_columns(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no column slide_id \(found: A text, with commas\)"):
+        table_of(tmp_path, "A text, with commas\n\nand more, of them, in places.\nEnd\n")
+
+
 def test_table__columns_go_by_any_spelling(tmp_path: Path) -> None:
     table = table_of(tmp_path, "Slide-ID,LABEL,Patient ID\nA,neg,7\n")
     assert table.need("slide_id", "slide") == "Slide-ID"

@@ -62,6 +62,7 @@ def probe(
     from cytofm_cli.evaluate import tables
     from cytofm_cli.evaluate.choice import choose
     from cytofm_cli.evaluate.features import Source
+    from cytofm_cli.evaluate.notes import plan_notes
     from cytofm_cli.evaluate.run import make_plan, probe_run
 
     words = inputs or []
@@ -82,6 +83,10 @@ def probe(
         sources = [Source(ref.slide_id, ref.path, ref.mpp) for ref in refs]
     if run.dry_run:
         plan = make_plan(config, sources, points, choices, groups=groups)
+        for line in plan_notes(plan):
+            out.warn(line)
+        for task in plan.tasks:
+            out.note(tables.task_line(task.name, task.classes, task.counts))
         out.note(
             f"would judge {len(choices)} encoder(s) on {len(plan.points)} {config.unit}s: "
             f"{', '.join(task.name for task in plan.tasks)}"
@@ -97,10 +102,14 @@ def probe(
             groups=groups,
             overwrite=run.overwrite,
             progress=bar.part,
-            note=out.note,
+            note=out.warn,
         )
     if report.skipped:
         out.detail(f"{folder}: done before, skipped")
+    for name, of in report.metrics["tasks"].items():
+        out.note(tables.task_line(name, of["classes"], of["counts"]))
+    for line in report.metrics.get("notes", []):  # a RUN of an older version has none
+        out.warn(line)
     for label in report.metrics["encoders"]:
         found = {name: of["encoders"][label] for name, of in report.metrics["tasks"].items()}
         out.data(

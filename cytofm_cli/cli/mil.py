@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import SomeSlidesFailedError, UsageError
 from cytofm_cli.mil.config import BenchmarkConfig, MilConfig, MilSettings
+
+if TYPE_CHECKING:
+    from cytofm_cli.mil.run import Plan
 
 
 def train(
@@ -46,10 +49,9 @@ def train(
 
       cytofm mil train --bags stores --labels labels.csv -o tuned --tune lr=1e-4,3e-4
     """
-    from cytofm_cli.mil.bags import named
     from cytofm_cli.mil.cache import bag_file
+    from cytofm_cli.mil.describe import result_line
     from cytofm_cli.mil.run import make_plan, train_run
-    from cytofm_cli.mil.run_folder import lost
 
     head = parse_settings(settings)
     values = _values_to_try(tune)
@@ -57,11 +59,11 @@ def train(
     if run.dry_run:
         with bag_file(folder) as cache:
             plan = make_plan(config, bags, labels, head, tune=values, cache=cache)
+        _describe(plan)
         search = f", after trying {len(plan.candidates)} settings in each" if values else ""
         out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds{search}")
         return
-    if gone := lost(folder):
-        out.warn(f"{folder}: is made again, because files are gone: {named(gone)}")
+    _say_lost(folder)
     with out.progress_bar(f"train {config.method}", 1) as bar:
 
         def progress(done: int, total: int, name: str) -> None:
@@ -77,10 +79,13 @@ def train(
             tune=values,
             overwrite=run.overwrite,
             progress=progress,
+            started=_describe,
         )
     if report.skipped:
         out.detail(f"{folder}: done before, skipped")
-    out.note(_one_line(report.metrics))
+    for line in report.metrics["notes"]:
+        out.warn(line)
+    out.note(result_line(report.metrics))
     out.data(str(folder), {"run": str(folder), "metrics": report.metrics})
 
 
@@ -99,7 +104,9 @@ def compare(
 
       cytofm mil compare runs/* --json
     """
-    from cytofm_cli.mil.compare import compare_runs, read_answers, share_splits
+    from cytofm_cli.mil.compare import cautions, compare_runs, read_answers, share_splits
+    from cytofm_cli.mil.describe import positive_line
+    from cytofm_cli.mil.intervals import interval_text
 
     out.json = as_json
     places = [run.resolve() for run in runs]
@@ -109,12 +116,15 @@ def compare(
     unique = len(set(names)) == len(names)
     answers = [read_answers(run, run.name if unique else str(run)) for run in runs]
     pairs = compare_runs(answers, replicates=replicates, seed=seed)
+    out.note(positive_line(answers[0].classes))
+    for line in cautions(answers[0]):
+        out.warn(line)
     if not share_splits(answers):
         out.warn("these runs used different folds; train with `--splits` of one for less noise")
     for pair in pairs:
         gap = pair.bootstrap
         delong = "" if pair.delong is None else f", DeLong p {pair.delong_p_adjusted:.3g}"
-        interval = f"[{gap.low:+.3f}, {gap.high:+.3f}]"
+        interval = interval_text(gap.low, gap.high, "+.3f")
         out.data(
             f"{pair.second} - {pair.first}: AUC {pair.auc[1]:.3f} - {pair.auc[0]:.3f} = "
             f"{gap.value:+.3f} {interval}, p {pair.p_adjusted:.3g}{delong}",
@@ -148,8 +158,9 @@ def benchmark(
 
       cytofm mil benchmark --bags stores --encoder handcrafted,uni --labels labels.csv -o bench
     """
+    from cytofm_cli.mil.benchmark import RUNS, check_folder, check_tuned, run_name
     from cytofm_cli.mil.benchmark import benchmark as run_benchmark
-    from cytofm_cli.mil.benchmark import check_folder, check_tuned, make_sources
+    from cytofm_cli.mil.sources import describe_all, make_sources
     from cytofm_cli.registry import mil_methods
 
     heads = mil_methods.names() if config.method == ("all",) else config.method
@@ -161,6 +172,11 @@ def benchmark(
     check_tuned(values)
     _check_used(config, labels)
     sources = make_sources(bags, config.encoder or (), config.unit)
+    lines, notes = describe_all(config, sources, labels)
+    for line in lines:
+        out.note(line)
+    for line in notes:
+        out.warn(line)
     if run.dry_run:
         check_folder(config, sources, heads, labels, folder, overwrite=run.overwrite)
         out.note(
@@ -168,6 +184,8 @@ def benchmark(
             f"{len(heads)} heads"
         )
         return
+    for place in [folder / RUNS / run_name(s.name, head) for s in sources for head in heads]:
+        _say_lost(place)
     with out.progress_bar("benchmark", len(sources) * len(heads)) as bar:
         report = run_benchmark(
             config,
@@ -203,6 +221,14 @@ def _check_used(config: MilSettings, labels: Path) -> None:
     check_used(config, has_splits=table.splits is not None)
 
 
+def _say_lost(run: Path) -> None:
+    from cytofm_cli.mil.bags import named
+    from cytofm_cli.mil.run_folder import lost
+
+    if gone := lost(run):
+        out.warn(f"{run}: is made again, because files are gone: {named(gone)}")
+
+
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -218,14 +244,15 @@ def _values_to_try(words: list[str] | None) -> dict[str, list[str]]:
     return found
 
 
-def _one_line(metrics: dict[str, Any]) -> str:
-    parts = [
-        f"{name} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
-        for name in ("auc", "accuracy", "recall")
-        if (m := metrics.get(name)) and m["value"] is not None
-    ]
-    size = f"{metrics['slides']} slides, {metrics['groups']} groups"
-    return f"{metrics['method']}: {', '.join(parts)}  ({size})"
+def _describe(plan: Plan) -> None:
+    """Say what is learnt from what, and what was assumed."""
+    from cytofm_cli.mil.describe import bags_text, describe
+
+    for line in describe(plan.cohort, plan.config):
+        out.note(line)
+    out.note(f"bags: {bags_text(plan.origin, plan.config.unit)}")
+    for line in plan.notes:
+        out.warn(line)
 
 
 def register(app: typer.Typer) -> None:

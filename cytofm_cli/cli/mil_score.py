@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cytofm_cli.cli.inputs import take_shard
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import (
-    ConfigMismatchError,
     CytofmError,
     InputError,
     OutputError,
@@ -49,7 +48,10 @@ def score(
         ),
     ] = None,
     allow_mixed: Annotated[
-        bool, typer.Option(help="Score features of another encoder, tile size or resolution.")
+        bool,
+        typer.Option(
+            "--allow-mixed", help="Score features of another encoder, tile size or resolution."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     attention: Annotated[
@@ -162,8 +164,10 @@ def _encoder_of(ensemble: Ensemble, said: str | None) -> str | None:
 def _say(task: _Task, scores: Sequence[SlideScore]) -> None:
     """Say what the scores rest on that cannot be seen from them."""
     from cytofm_cli.mil.bags import named
+    from cytofm_cli.mil.describe import positive_line
     from cytofm_cli.mil.origin import unstated
 
+    out.note(positive_line(task.ensemble.card.classes))
     known = task.ensemble.known
     for what, count in Counter(what for score in scores for what in score.differs).items():
         out.warn(f"{count} slide(s) scored with --allow-mixed: {what}")
@@ -209,15 +213,27 @@ def _score_all(
 
 
 def _find(words: list[str], encoder: str) -> list[Path]:
-    """List the stores or bag files to score, each once."""
+    """List the stores or bag files to score, each once.
+
+    Raises:
+        UsageError: two of them are of one slide.
+    """
     from cytofm_cli.mil.bags import find_bags
 
     found = {path: None for word in words for path in find_bags(Path(word), encoder or None)}
+    first: dict[str, Path] = {}
+    for path in found:
+        if first.setdefault(path.stem, path) != path:
+            raise UsageError(
+                f"slide {path.stem} comes twice: {first[path.stem]} and {path}.",
+                hint="score them into tables of their own: -o",
+            )
     return list(found)
 
 
 def _score_one(path: Path, task: _Task) -> SlideScore:
     """Score a slide; attention that cannot be written is no reason to lose the score."""
+    from cytofm_cli.mil.attention import write_attention
     from cytofm_cli.mil.bags import load_bags
     from cytofm_cli.mil.origin import unstated
     from cytofm_cli.mil.score import score_bag
@@ -231,7 +247,7 @@ def _score_one(path: Path, task: _Task) -> SlideScore:
     task.unstated.update(unstated(bag.origin))
     if task.attention and is_store:
         try:
-            _write_attention(path, steps, task, bag, result)
+            write_attention(path, steps, task.run, task.ensemble.card, bag, result)
         except CytofmError as error:
             out.warn(error.one_line())
     if task.geojson is not None:
@@ -257,67 +273,3 @@ def _all_failed(failures: Sequence[CytofmError]) -> CytofmError:
     if len(failures) == 1:
         return first
     return type(first)(f"none of {len(failures)} slides could be scored.", hint=first.hint)
-
-
-def _write_attention(
-    store: Path,
-    steps: Mapping[str, dict[str, Any]],
-    task: _Task,
-    bag: Bag,
-    result: SlideScore,
-) -> None:
-    """Put attention and scores of the instances under `/attention/<run>/<unit>`.
-
-    Args:
-        store: where to.
-        steps: the store's records from before the bag was read: if it is embedded anew
-            meanwhile, the attention shows as made from what is gone.
-        task: how slides are scored.
-        bag: what was scored.
-        result: the score.
-
-    Raises:
-        ConfigMismatchError: another RUN of that name has written there.
-    """
-    from cytofm_cli import provenance
-    from cytofm_cli.mil.score import run_digest
-    from cytofm_cli.store import io, lineage, schema
-    from cytofm_cli.store.zarr3 import write_array
-
-    run, card = task.run, task.ensemble.card
-    step = schema.attention_step(run.name, card.unit)
-    bag_step = schema.embedding_step(str(bag.encoder), card.unit)
-    source = steps[bag_step]
-    mark = f"{source['config_hash']}-{source['input_fingerprint']}"
-    facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
-    try:
-        done = io.is_finished(store, step, config=facts, input_fingerprint=mark)
-        if done and steps[step].get("basis") == result.basis:
-            return
-    except ConfigMismatchError as error:
-        # The same RUN may replace its own attention: of embeddings that were made anew, or of
-        # other models of it, now that --groups tells which ones saw the patient.
-        if steps[step]["config"] != facts:
-            raise ConfigMismatchError(
-                f"{store}: keeps the {step} of another RUN named {run.name}.",
-                hint="rename the RUN folder to keep both, or use --no-attention.",
-            ) from error
-    record = provenance.record(
-        facts,
-        input_fingerprint=mark,
-        run_folder=str(run),
-        n=len(result.instances_NK),
-        dim=len(result.columns),
-        basis=result.basis,
-        predicted=result.predicted,
-        differs=list(result.differs),
-        made_from=lineage.made_from(steps, bag_step),
-    )
-    with (
-        io.claim_step(store.parent, bag.slide_id, step),
-        io.staging(store.parent, bag.slide_id, step) as staged,
-    ):
-        kind = schema.ATTENTION
-        told = kind.attributes | {"columns": list(result.columns)}
-        write_array(staged / "values", result.instances_NK, axes=kind.axes, attributes=told)
-        io.commit_group(staged, store, step, record)

@@ -26,6 +26,7 @@ from cytofm_cli.evaluate.judge import balanced_accuracy, default_folds
 from cytofm_cli.evaluate.points import make_tasks, read_points
 from cytofm_cli.evaluate.probe import grouped_folds, knn, out_of_fold
 from cytofm_cli.mil import metrics
+from cytofm_cli.mil.bags import named
 from cytofm_cli.nuclei.crops import CellCrops
 from cytofm_cli.views.draws import permutation
 
@@ -45,6 +46,7 @@ class CellProbe:
         classes: names; the last of two is the positive one.
         mean: per colour, in [0, 1], subtracted from pixels / 255.
         std: per colour, what the difference is divided by.
+        notes: what was assumed about the table of cells, and what it names in vain.
     """
 
     crops_NCHW: Tensor
@@ -53,6 +55,7 @@ class CellProbe:
     classes: tuple[str, ...]
     mean: Triple
     std: Triple
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -91,7 +94,10 @@ class CellProbe:
             SlideError, StoreError: pixels cannot be read.
         """
         sources = [Source(name, str(path)) for name, path in sorted(slides.items())]
-        found, _ = read_points(points, {source.slide_id for source in sources}, groups)
+        found, unknown = read_points(points, {source.slide_id for source in sources}, groups)
+        notes = found.notes
+        if unknown:
+            notes += (f"{points}: {len(unknown)} slide(s) are not given: {named(unknown)}",)
         found, _ = locate(found, sources, mpp=mpp, slides=folder)
         if max_cells is not None and len(found) > max_cells:
             found = found.take(sorted(permutation(len(found), 0)[:max_cells].tolist()))
@@ -111,7 +117,9 @@ class CellProbe:
             parts.append(fit_square(x_BCHW, resize_px=px, input_px=px, interpolation="bicubic"))
         group_N = np.unique(found.groups, return_inverse=True)[1]
         fold_N = grouped_folds(chosen.y_N, group_N, default_folds(found.groups))
-        return cls(torch.cat(parts).contiguous(), chosen.y_N, fold_N, chosen.classes, mean, std)
+        return cls(
+            torch.cat(parts).contiguous(), chosen.y_N, fold_N, chosen.classes, mean, std, notes
+        )
 
     def score(
         self, encode: Callable[[Tensor], Tensor], *, batch: int = 128, k: int = _K

@@ -104,6 +104,11 @@ class Task:
     y_N: Ints
     left_out: dict[str, int]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return how many instances each class has."""
+        return {name: int((self.y_N == c).sum()) for c, name in enumerate(self.classes)}
+
 
 def read_points(
     path: Path, slide_ids: Collection[str], groups: Path | None = None

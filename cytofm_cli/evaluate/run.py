@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from cytofm_cli import __version__, provenance, run_record
 from cytofm_cli.config import as_record, digest
-from cytofm_cli.encoders.base import CELL_UM, EncoderSpec
+from cytofm_cli.encoders.base import CELL_UM
 from cytofm_cli.errors import LabelError
 from cytofm_cli.evaluate import features, judge, probe, run_folder, tables
 from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.evaluate.features import Source
+from cytofm_cli.evaluate.notes import cautions, check_scale, plan_notes
 from cytofm_cli.evaluate.points import Points, Task, count_labels, make_tasks, read_points
 from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS, PREDICTIONS, TABLE
 from cytofm_cli.mil.pool import stop_requests
@@ -111,7 +112,7 @@ def probe_run(
         StoppedError: a signal asked to stop.
     """
     plan = make_plan(config, sources, points, choices, groups=groups)
-    for line in _notes(plan):
+    for line in plan_notes(plan):
         note(line)
     out = out.absolute()
     with output_errors(out):
@@ -215,7 +216,7 @@ def features_of(
         values = features.tile_features(points, plan.sources, encoder, **how)
     else:
         crop_um = config.crop_um or encoder.spec.cell_um or CELL_UM
-        _check_scale(encoder.spec, crop_um, note)
+        check_scale(encoder.spec, crop_um, note)
         how |= {"crop_um": crop_um, "mpp": config.slide_mpp}
         values = features.cell_features(points, plan.sources, encoder, **how)
     spec = encoder.spec
@@ -345,10 +346,11 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
         "draws": config.draws,
         "probes": ["linear", f"knn{k}"],
         "encoders": {},
+        "notes": [*plan.points.notes, *cautions(plan, folds)],
         "tasks": {
             task.name: {
                 "classes": list(task.classes),
-                "counts": {name: int((task.y_N == c).sum()) for c, name in enumerate(task.classes)},
+                "counts": task.counts,
                 "left_out": task.left_out,
                 "folds": len(set(folds[task.name].tolist()) - {-1}),
                 "encoders": {},
@@ -356,37 +358,6 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
             for task in plan.tasks
         },
     }
-
-
-def _notes(plan: Plan) -> list[str]:
-    from cytofm_cli.mil.bags import named
-
-    notes = []
-    if plan.unknown:
-        notes.append(
-            f"warning: {len(plan.unknown)} slide(s) of the points are not given and left out: "
-            f"{named(plan.unknown)}"
-        )
-    if plan.unread:
-        notes.append(f"warning: {plan.unread} point(s) lie in no stored tile and are left out")
-    for task in plan.tasks:
-        if task.left_out:
-            classes = ", ".join(f"{name} ({n})" for name, n in task.left_out.items())
-            notes.append(
-                f"warning: task {task.name} leaves out classes of one group only: {classes}"
-            )
-    return notes
-
-
-def _check_scale(spec: EncoderSpec, crop_um: float, note: Note) -> None:
-    if spec.mpp is None or spec.input_px is None:
-        return
-    if abs(crop_um / spec.input_px / spec.mpp - 1) > 0.25:
-        note(
-            f"warning: {spec.name} was trained at {spec.mpp:g} µm/px and sees "
-            f"{crop_um / spec.input_px:.3g}: its input should cover "
-            f"{spec.mpp * spec.input_px:.0f} µm"
-        )
 
 
 def _mark(source: Source) -> str:

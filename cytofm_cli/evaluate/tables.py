@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.evaluate.points import Points, Task
+from cytofm_cli.mil.intervals import interval_text
 
 _METRICS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy"}
 
@@ -31,6 +32,13 @@ def one_line(label: str, found: Mapping[str, Any]) -> str:
         said = [f"{_cell(probes[probe]['auc'])} {probe}" for probe in found["probes"]]
         parts.append(f"{name} AUC {', '.join(said)}")
     return f"{label}: {'; '.join(parts)}"
+
+
+def task_line(name: str, classes: Sequence[str], counts: Mapping[str, int]) -> str:
+    """Say what a task tells apart: classes with their counts, and the positive one of two."""
+    said = ", ".join(f"{label!r} {counts[label]}" for label in classes)
+    positive = f"; positive: {classes[1]!r}" if len(classes) == 2 else ""
+    return f"task {name}: {said}{positive}"
 
 
 def predictions_csv(
@@ -72,14 +80,15 @@ def _task(name: str, task: Mapping[str, Any], probes: Sequence[str]) -> str:
     shots = list(next(iter(task["encoders"].values()))["few_shot"])[-1:]
     columns = [f"{probe} {text}" for probe in probes for text in _METRICS.values()]
     columns += [f"{n} shots AUC" for n in shots]
-    lines = [f"## {name}", "", f"{counts}; {task['folds']} folds of whole groups.", ""]
+    positive = f"; positive: {task['classes'][1]}" if len(task["classes"]) == 2 else ""
+    lines = [f"## {name}", "", f"{counts}{positive}; {task['folds']} folds of whole groups.", ""]
     if task["left_out"]:
         left = ", ".join(f"{label} ({n})" for label, n in task["left_out"].items())
         lines[2] += f" Left out, being in one group only: {left}."
     lines += ["| encoder | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for label, one in task["encoders"].items():
         cells = [_cell(one["probes"][probe][metric]) for probe in probes for metric in _METRICS]
-        cells += [_cell(one["few_shot"][n]["auc"]) for n in shots]
+        cells += [_spread(one["few_shot"][n]["auc"]) for n in shots]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *_groups(task, probes[0])])
 
@@ -106,9 +115,8 @@ def _comparisons(pairs: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for pair in pairs:
-        gap = f"{_number(pair['value'], '+.3f')} " + (
-            f"[{_number(pair['low'], '+.3f')}, {_number(pair['high'], '+.3f')}]"
-        )
+        interval = interval_text(pair["low"], pair["high"], "+.3f")
+        gap = f"{_number(pair['value'], '+.3f')} {interval}"
         names = f"{pair['second']} − {pair['first']}"
         lines.append(
             f"| {pair['task']} | {pair['probe']} | {_METRICS[pair['metric']]} | {names} | {gap} | "
@@ -123,15 +131,21 @@ def _legend(found: Mapping[str, Any]) -> str:
         f"{found['draws']} draws and where 95 % of them lie. "
     )
     only = f", {', '.join(found['judged'])} judged" if found["judged"] else ""
-    return (
+    legend = (
         f"{found['instances']} {found['unit']}s of {found['slides']} slides in {found['groups']} "
         f"groups; whole groups are held out{only}. Brackets: {found['interval']}. {shots}"
         "AUC of more than two classes is the mean one-vs-rest. "
         "p: paired bootstrap over slides, corrected for all comparisons (Holm)."
     )
+    return "\n\n".join([legend, *(f"{note}." for note in found.get("notes", []))])
 
 
 def _cell(estimate: Mapping[str, float | None]) -> str:
+    return f"{_number(estimate['value'])} {interval_text(estimate['low'], estimate['high'])}"
+
+
+def _spread(estimate: Mapping[str, float | None]) -> str:
+    """Write where draws lie; unlike an interval, that may be one place."""
     return f"{_number(estimate['value'])} [{_number(estimate['low'])}, {_number(estimate['high'])}]"
 
 

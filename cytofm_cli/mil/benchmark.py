@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cytofm_cli.config import as_record, field_types
 from cytofm_cli.errors import (
     ConfigMismatchError,
@@ -24,43 +22,21 @@ from cytofm_cli.errors import (
     UsageError,
 )
 from cytofm_cli.mil import splits, tables
-from cytofm_cli.mil.bags import Bag, find_bags, load_bags, named
+from cytofm_cli.mil.bags import named
 from cytofm_cli.mil.cells import cores
 from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
 from cytofm_cli.mil.config import MilConfig, MilSettings
-from cytofm_cli.mil.labels import build_cohort, read_labels
 from cytofm_cli.mil.pool import in_processes, stop_requests
 from cytofm_cli.mil.run import make_folds, train_run
 from cytofm_cli.mil.run_folder import METRICS, SPLITS, read_config, read_metrics
+from cytofm_cli.mil.sources import Source, cohort_of
 from cytofm_cli.run_record import changes, write_text
 from cytofm_cli.store.io import output_errors
-from cytofm_cli.store.schema import UNITS
 
 RUNS, FAILURES = "runs", "failures.jsonl"
-# Settings whose effect each run compares by itself: whose features, and which folds.
-IMPLIED = {"encoder", "splits", "group", "positive"}
-
-
-@dataclass(frozen=True)
-class Source:
-    """One kind of bags: a row of the table.
-
-    Attributes:
-        bags: folder of stores or bag files.
-        encoder: whose embeddings; None if the bags do not say.
-        unit: "tile" or "cell".
-        folder: name of the folder, where it is needed to tell rows apart; else "".
-    """
-
-    bags: Path
-    encoder: str | None
-    unit: str
-    folder: str = ""
-
-    @property
-    def name(self) -> str:
-        """Return the label of the row."""
-        return " ".join(part for part in (self.folder, self.encoder, self.unit) if part)
+# Settings whose effect is compared: whose features, classes and patients by each run, folds here.
+IMPLIED = {"encoder", "splits", "group", "positive", "protocol", "folds", "inner_folds"}
+IMPLIED |= {"repeats", "test_fraction"}
 
 
 @dataclass(frozen=True)
@@ -78,41 +54,6 @@ class BenchmarkReport:
     table: str
     failures: dict[str, str]
     left_out: list[str]
-
-
-def make_sources(
-    bags: Sequence[Path], encoders: Sequence[str], units: Sequence[str]
-) -> list[Source]:
-    """List every folder × encoder × unit; without encoders, the one that the bags name.
-
-    Raises:
-        UsageError: no such unit, or two rows would have the same name.
-    """
-    if wrong := [unit for unit in units if unit not in UNITS]:
-        raise UsageError(f"--unit {wrong[0]}: choose {', '.join(UNITS)}.")
-    sources: list[Source] = []
-    for folder in bags:
-        kinds: list[tuple[str | None, str]] = [(name, unit) for name in encoders for unit in units]
-        for encoder, unit in kinds or [(_only_encoder(folder, unit), unit) for unit in units]:
-            shown = folder.absolute().name if len(bags) > 1 or not encoder else ""
-            sources.append(Source(folder, encoder, unit, shown))
-    names = [source.name for source in sources]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(
-            f"two kinds of bags have the same name ({twice}).",
-            hint="rename a folder of bags, and name encoders and units once",
-        )
-    return sources
-
-
-def _only_encoder(folder: Path, unit: str) -> str | None:
-    """Read whose embeddings the first bag holds; what is wrong with it, its run will tell."""
-    try:
-        (bag,) = load_bags(find_bags(folder)[0], None, unit)
-    except InputError:
-        return None
-    return bag.encoder or None
 
 
 def benchmark(
@@ -145,7 +86,7 @@ def benchmark(
     """
     check_tuned(tune or {})
     jobs = _jobs(config, sources, methods, out)
-    folder_of = {_run_name(s.name, method): s.bags for s in sources for method in methods}
+    folder_of = {run_name(s.name, method): s.bags for s in sources for method in methods}
     layout = check_folder(config, sources, methods, labels, out, overwrite=overwrite)
     with output_errors(out):
         (out / RUNS).mkdir(parents=True, exist_ok=True)
@@ -219,7 +160,7 @@ def write_tables(
     answers = {}
     for row in rows:
         for method in methods:
-            run = out / RUNS / _run_name(row, method)
+            run = out / RUNS / run_name(row, method)
             if run.name not in failures and (run / "metrics.json").is_file():
                 cells[row, method] = read_metrics(run)
                 answers[row, method] = read_answers(run, f"{row} {method}")
@@ -266,8 +207,8 @@ def _jobs(
     shared = {field.name: getattr(config, field.name) for field in fields(MilSettings)}
     shared["splits"] = out / SPLITS
     return {
-        _run_name(source.name, method): MilConfig(
-            **shared, method=method, encoder=source.encoder, unit=source.unit
+        run_name(source.name, method): MilConfig(
+            **(shared | {"method": method, "encoder": source.encoder, "unit": source.unit})
         )
         for source in sources
         for method in methods
@@ -276,14 +217,7 @@ def _jobs(
 
 def _layout(config: MilSettings, source: Source, labels: Path) -> str:
     """Draw the folds from the slides of the first source; all others must hold the same."""
-    nothing = np.zeros((0, 0), np.float32)
-    cohort = build_cohort(
-        [Bag(path.stem, nothing) for path in find_bags(source.bags, source.encoder)],
-        read_labels(labels, label_column=config.label, group_column=config.group),
-        classes=config.classes,
-        positive=config.positive,
-        allow_missing=config.allow_missing,
-    )
+    cohort = cohort_of(config, source, labels)
     return splits.to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
 
 
@@ -370,7 +304,8 @@ def _note(failures: dict[str, str], name: str, reason: str | None) -> None:
         failures[name] = reason
 
 
-def _run_name(row: str, method: str) -> str:
+def run_name(row: str, method: str) -> str:
+    """Return the name of the folder of a cell's RUN, under `OUT/runs/`."""
     return f"{_slug(row)}-{method}"
 
 

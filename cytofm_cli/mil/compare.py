@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError, UsageError
-from cytofm_cli.mil import metrics, statistics
+from cytofm_cli.mil import intervals, metrics, statistics
 from cytofm_cli.mil.bags import named
 from cytofm_cli.mil.run_folder import PREDICTIONS, SPLITS, read_config
 from cytofm_cli.mil.statistics import Difference
@@ -158,6 +158,18 @@ def compare_runs(
         )
         for i, (a, b) in enumerate(pairs)
     ]
+
+
+def cautions(one: Answers) -> list[str]:
+    """Say what a reader of intervals and tests between runs on these slides must know."""
+    total = len(set(one.groups))
+    found = intervals.cautions(intervals.class_groups(one.y_S, one.groups, one.classes), total)
+    if total < intervals.SAFE_GROUPS:
+        found.append(
+            f"paired tests on {total} groups: in simulations at the 5 % level they rejected "
+            "0 to 11.5 % of equal heads below 60 groups, 1 to 8 % from 60 on"
+        )
+    return found
 
 
 def share_splits(answers: Sequence[Answers]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cytofm_cli.config import option
 from cytofm_cli.errors import UsageError
@@ -20,11 +20,15 @@ class MilSettings:
 
     SECTION: ClassVar[str] = "mil"
 
+    # One or several: the subclasses say. They are declared here for their place in the help.
+    method: Any = None
     preset: str = option(
         "cytofm",
         "cytofm: ours, for small cohorts; official: as the head's authors published",
         choices=("cytofm", "official"),
     )
+    encoder: Any = None
+    unit: Any = None
     label: str = option("label", "column of the labels table to learn")
     group: str | None = option(
         None, "column of the patients, if not `group`, `patient`, `case_id` or the like"

@@ -24,18 +24,37 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # equal exports are equal files
 
 
 def h5_origin(file: h5py.File, key: str) -> Origin:
-    """Read the origin of the features `key`: ours, else what TRIDENT notes on the coordinates."""
+    """Read the origin of the features `key`: ours, else what TRIDENT or STAMP note.
+
+    TRIDENT names the encoder at the features and tile and objective at the coordinates, STAMP
+    notes all three at the file.
+    """
     own = file[key].attrs.get(RECORD)
     if own is not None:
         return _parsed(own)
-    encoder = str(file[key].attrs.get("encoder", ""))
+    encoder = str(file[key].attrs.get("encoder", file.attrs.get("extractor", "")))
     record: dict[str, Any] = {"encoder": "" if encoder == "None" else encoder}
     notes = file["coords"].attrs if "coords" in file else {}
-    if "patch_size" in notes:
-        record |= {"unit": "tile", "tile_px": notes["patch_size"]}
-    if float(notes.get("target_magnification", 0)) > 0:
-        record["mpp"] = OBJECTIVE_UM / float(notes["target_magnification"])
+    tile_px = _number(notes.get("patch_size", file.attrs.get("tile_size_px")))
+    objective, tile_um = (
+        _number(notes.get("target_magnification")),
+        _number(file.attrs.get("tile_size_um")),
+    )
+    if tile_px:
+        record |= {"unit": "tile", "tile_px": tile_px}
+    if objective:
+        record["mpp"] = OBJECTIVE_UM / objective
+    elif tile_um and tile_px:
+        record["mpp"] = tile_um / tile_px
     return from_record(record)
+
+
+def _number(value: Any) -> float | None:
+    """Return a positive number, None for what is not."""
+    try:
+        return float(value) if value is not None and float(value) > 0 else None
+    except (TypeError, ValueError):
+        return None
 
 
 def pt_origin(path: Path) -> Origin:

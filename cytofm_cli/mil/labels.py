@@ -232,7 +232,7 @@ def _refuse_unmatched(no_bag: set[str], no_label: set[str]) -> None:
     hint = (
         "the table lost the leading zeros of its slide ids (Excel does that)"
         if zeros
-        else "`--allow-missing` goes on with the slides that have both"
+        else "`--allow-missing` goes on with the slides that have both; NA is no label"
     )
     raise LabelError(f"{what}.", hint=hint)
 

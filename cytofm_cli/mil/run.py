@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cytofm_cli import __version__
 from cytofm_cli.errors import (
     ConfigMismatchError,
@@ -27,7 +25,8 @@ from cytofm_cli.errors import (
 )
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil import run_folder, splits, summary
-from cytofm_cli.mil.bags import Bag, check_bags, fingerprint, load_bags
+from cytofm_cli.mil.bags import Bag, check_bags, fingerprint, load_bags, named
+from cytofm_cli.mil.bags import notes as bag_notes
 from cytofm_cli.mil.cache import bag_file
 from cytofm_cli.mil.classes import is_bethesda
 from cytofm_cli.mil.config import MilConfig, MilSettings, check_classes
@@ -85,7 +84,7 @@ class Plan:
         candidates: settings to choose from in each fold; one if there is no search.
         origin: what the bags are made from.
         record: sections of config.toml.
-        notes: what a reader must know of the bags.
+        notes: what a reader must know of cohort and bags.
     """
 
     config: MilConfig
@@ -109,6 +108,7 @@ def train_run(
     tune: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    started: Callable[[Plan], None] | None = None,
 ) -> RunReport:
     """Train, judge and write a RUN.
 
@@ -124,6 +124,7 @@ def train_run(
         tune: values to try for settings of recipe or head; each fold chooses on its training part.
         overwrite: replace a RUN made with other settings.
         progress: called with (models done, of how many, what the last one was).
+        started: called with the plan before anything is trained or found done.
 
     Raises:
         ConfigMismatchError: `out` was made with other settings.
@@ -136,6 +137,8 @@ def train_run(
     staging = out.parent / f".{out.name}.partial"
     with stop_requests() as stop, bag_file(out) as cache:
         plan = make_plan(config, bags, labels, head or {}, tune=tune, cache=cache)
+        if started is not None:
+            started(plan)
         with output_errors(out):
             if out.exists() and not _may_write(out, plan, overwrite=overwrite):
                 return RunReport(out, read_metrics(out), skipped=True)
@@ -202,7 +205,13 @@ def make_plan(
     record[origins.SECTION] = {**origin.record(), "mixed": mixed or None}
     if tune:
         record["tune"] = {k: list(dict.fromkeys(c.settings[k] for c in candidates)) for k in tune}
-    notes = origins.notes(cohort.bags, mixed)
+    notes = [
+        *summary.cohort_notes(cohort),
+        *bag_notes(cohort.bags),
+        *origins.notes(cohort.bags, mixed),
+    ]
+    if config.splits is not None and (other := splits.unused(config.splits, cohort.slide_ids)):
+        notes.append(f"{config.splits}: {len(other)} slide(s) not of this cohort: {named(other)}")
     return Plan(config, base.recipe, base.head, cohort, folds, candidates, origin, record, notes)
 
 
@@ -374,21 +383,20 @@ def _metrics_record(
     pooled = summary.pool(models, decisions, c, n)
     raw = summary.pool(models, plain, c, n)
     found = summary.judge(pooled, raw, cohort, config, ordinal=ordinal)
+    cautions = summary.interval_notes(cohort, pooled.index, found, config.bootstrap)
     found |= {
         "method": config.method,
         "preset": config.preset,
         "encoder": plan.origin.encoder,
         "unit": config.unit,
-        "classes": list(cohort.classes),
-        "slides": len(pooled.index),
-        "groups": len({cohort.groups[i] for i in pooled.index.tolist()}),
-        "class_counts": np.bincount(cohort.y_N[pooled.index], minlength=c).tolist(),
+        **summary.facts(cohort, pooled.index),
+        "threshold": summary.threshold(decisions, cohort, config),
         "folds": len(plan.folds),
         "seeds": config.seeds,
         "interval": f"95 %, percentile bootstrap over groups, {config.bootstrap} replicates",
         "what": "out-of-fold; the mean probability of the models that never saw the slide",
         **summary.spread(models, decisions, cohort),
-        "notes": [*summary.notes(cohort, pooled.index), *plan.notes],
+        "notes": [*plan.notes, *cautions],
     }
     if retrained:
         single = summary.pool(retrained, decisions, c, n)

@@ -21,11 +21,19 @@ Metric = Callable[[Floats | None], Floats]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval."""
+    """A number with its interval.
+
+    Attributes:
+        value: of all slides.
+        low: end of the interval.
+        high: the other end.
+        dropped: replicates that were undefined and left out.
+    """
 
     value: float
     low: float
     high: float
+    dropped: int = 0
 
     def record(self) -> dict[str, float | None]:
         """Return plain JSON values; undefined numbers are null."""
@@ -61,11 +69,12 @@ def bootstrap(metric: Metric, weight_RN: Floats, level: float = 0.95) -> Estimat
     """Compute a metric with its percentile interval; undefined replicates are left out."""
     tail = (1 - level) / 2
     values = metric(weight_RN)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return Estimate(float(metric(None)), math.nan, math.nan)
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return Estimate(float(metric(None)), float(low), float(high))
+    known = values[np.isfinite(values)]
+    dropped = values.size - known.size
+    if not len(known):
+        return Estimate(float(metric(None)), math.nan, math.nan, dropped)
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return Estimate(float(metric(None)), float(low), float(high), dropped)
 
 
 def paired_bootstrap(

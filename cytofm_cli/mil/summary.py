@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.mil import metrics, statistics
+from cytofm_cli.mil import intervals, metrics, statistics
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import Cohort
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-FEW_GROUPS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,15 +129,19 @@ def pool(
 def predictions_csv(
     cells: Sequence[CellResult], decisions: Sequence[Decision], cohort: Cohort
 ) -> str:
-    """Write `slide_id,fold,seed,label,prob_<class>…,predicted`: a row a slide and model."""
+    """Write `slide_id,fold,seed,label,prob_<class>…,predicted`: a row a slide and model.
+
+    For two classes `threshold_<positive class>` follows: from it on, the answer is positive.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["slide_id", "fold", "seed", "label", *(f"prob_{c}" for c in cohort.classes), "predicted"]
-    )
+    head = ["slide_id", "fold", "seed", "label", *(f"prob_{c}" for c in cohort.classes)]
+    limit = [] if cohort.positive is None else [f"threshold_{cohort.positive}"]
+    writer.writerow([*head, "predicted", *limit])
     for cell in cells:
         p_SC = decisions[cell.fold].probabilities(cell.test_logits_SC)
         predicted = decisions[cell.fold].classes(p_SC)
+        threshold = [f"{decisions[cell.fold].threshold:.6f}" for _ in limit]
         for slide, p_C, answer in zip(cell.test.tolist(), p_SC, predicted.tolist(), strict=True):
             writer.writerow(
                 [
@@ -148,6 +151,7 @@ def predictions_csv(
                     cohort.classes[cohort.y_N[slide]],
                     *(f"{p:.6f}" for p in p_C),
                     cohort.classes[answer],
+                    *threshold,
                 ]
             )
     return text.getvalue()
@@ -170,7 +174,9 @@ def judge(
     weight_RS = statistics.group_weights(groups, config.bootstrap, config.seed)
     n_classes = len(cohort.classes)
     wanted = _metrics(y, pooled, uncalibrated, n_classes, config, ordinal=ordinal)
-    found = {name: statistics.bootstrap(of, weight_RS).record() for name, of in wanted.items()}
+    estimates = {name: statistics.bootstrap(of, weight_RS) for name, of in wanted.items()}
+    found: dict[str, Any] = {name: one.record() for name, one in estimates.items()}
+    found["replicates_left_out"] = {name: e.dropped for name, e in estimates.items() if e.dropped}
     if n_classes == 2:
         delong = statistics.delong_interval(y, pooled.p_SC[:, 1], groups)
         found["auc_delong"] = delong.record()
@@ -227,22 +233,75 @@ def spread(
     return found
 
 
-def notes(cohort: Cohort, tested: Ints) -> list[str]:
-    """Say what a reader of the intervals must know."""
-    found = []
-    n_groups = len({cohort.groups[i] for i in tested.tolist()})
-    if n_groups < FEW_GROUPS:
+def facts(cohort: Cohort, tested: Ints) -> dict[str, Any]:
+    """Name classes, the positive one, and how many slides and groups of each were judged."""
+    groups = [cohort.groups[i] for i in tested.tolist()]
+    y = cohort.y_N[tested]
+    return {
+        "classes": list(cohort.classes),
+        "positive": cohort.positive,
+        "label_column": cohort.label_column,
+        "group_column": cohort.group_column,
+        "slides": len(tested),
+        "groups": len(set(groups)),
+        "class_counts": np.bincount(y, minlength=len(cohort.classes)).tolist(),
+        "class_groups": intervals.class_groups(y, groups, cohort.classes),
+    }
+
+
+def threshold(
+    decisions: Sequence[Decision], cohort: Cohort, config: MilConfig
+) -> dict[str, Any] | None:
+    """Describe the thresholds of two classes; None for more.
+
+    Returns:
+        of which class a probability is compared, by which rule, in each fold and on average.
+    """
+    if cohort.positive is None:
+        return None
+    by_fold = [decision.threshold for decision in decisions]
+    return {
+        "of": cohort.positive,
+        "rule": config.threshold,
+        "mean": float(np.mean(by_fold)),
+        "by_fold": by_fold,
+    }
+
+
+def cohort_notes(cohort: Cohort) -> list[str]:
+    """Say what was assumed about the cohort; nothing here needs a model."""
+    found = list(cohort.notes)
+    if cohort.group_column is None:
         found.append(
-            f"intervals rest on {n_groups} groups; with fewer than {FEW_GROUPS} they are rough "
-            "and rather too narrow"
+            "the labels have no column of patients (`group`, `patient`, `case_id` …): every slide "
+            "is taken as a patient of its own, and slides of one patient may stand on both sides "
+            "of a split"
         )
-    for c, name in enumerate(cohort.classes):
-        having = {cohort.groups[i] for i in np.flatnonzero(cohort.y_N == c).tolist()}
-        if len(having) < 3:
-            found.append(
-                f"class {name!r} occurs in {len(having)} groups: within the training part, "
-                "validation shares a group with training for it"
-            )
-    if len(set(cohort.groups)) == len(cohort.groups):
-        found.append("every slide is its own group: give patients in a `group` column")
+    elif len(set(cohort.groups)) == len(cohort.groups):
+        found.append(f"every slide is its own group: column {cohort.group_column!r} names no two")
+    having = intervals.class_groups(cohort.y_N, cohort.groups, cohort.classes)
+    found += [
+        f"class {name!r} occurs in {n} groups: within the training part, validation shares a "
+        "group with training for it"
+        for name, n in having.items()
+        if n < 3
+    ]
     return found
+
+
+def interval_notes(cohort: Cohort, tested: Ints, found: Mapping[str, Any], n: int) -> list[str]:
+    """Say what a reader of the intervals must know.
+
+    Args:
+        cohort: labels and groups.
+        tested: indices of the slides that were judged.
+        found: what `judge` found.
+        n: replicates.
+    """
+    groups = [cohort.groups[i] for i in tested.tolist()]
+    having = intervals.class_groups(cohort.y_N[tested], groups, cohort.classes)
+    return [
+        *intervals.cautions(having, len(set(groups))),
+        *intervals.unusable(found),
+        *intervals.left_out(found["replicates_left_out"], n),
+    ]

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cytofm_cli.mil import intervals
 from cytofm_cli.mil.compare import Comparison
+from cytofm_cli.mil.intervals import interval_text, is_usable
 
 METRICS = ("auc", "accuracy", "recall")
 ALPHA = 0.05
@@ -136,7 +138,7 @@ def _cell(table: Table, row: str, column: str, bold: str, end: str, newline: str
     if (row, column) == table.best():
         value = f"{bold}{value}{end}"
     mark = "†" if table.worse_than_best(row, column) else ""
-    interval = f"[{_number(auc['low'], 3)}, {_number(auc['high'], 3)}]"
+    interval = interval_text(auc["low"], auc["high"])
     rest = " / ".join(_number(cell[name]["value"], 3) for name in METRICS[1:])
     return f"{value}{mark} {interval}{newline}{rest}"
 
@@ -145,6 +147,7 @@ def _legend(table: Table) -> list[str]:
     one = next(iter(table.cells.values()))
     tuned = " and ".join(one["tuned"][0]["settings"]) if "tuned" in one else ""
     search = f" with {tuned} chosen within each training part" if tuned else ""
+    of = f" of {one['classes'][1]!r}" if len(one["classes"]) == 2 else ""
     tests = (
         "†: lower than it beyond chance (paired bootstrap over groups, Holm, "
         f"{len(table.pairs)} comparisons, 5 %)."
@@ -152,11 +155,26 @@ def _legend(table: Table) -> list[str]:
     if table.untested:
         tests = f"No tests: {table.untested}"
     return [
-        "Each cell: AUC [95 % interval], then accuracy / recall, of out-of-fold answers of "
+        f"Each cell: AUC [95 % interval], then accuracy / recall{of}, of out-of-fold answers of "
         f"{one['slides']} slides from {one['groups']} groups; {one['folds']} folds × "
         f"{one['seeds']} seeds, {one['preset']} preset{search}. Interval: {one['interval']}.",
         f"Bold: highest AUC. {tests} Mean rank of AUC over the columns; 1 is best.",
+        *(f"{note}." for note in _cautions(table)),
     ]
+
+
+def _cautions(table: Table) -> list[str]:
+    """Say which intervals are too narrow, or none."""
+    one = next(iter(table.cells.values()))
+    # A RUN of an older version counts groups in all only: no class has more.
+    by_class = one.get("class_groups") or dict.fromkeys(one["classes"], one["groups"])
+    found = intervals.cautions(by_class, one["groups"])
+    if any(not is_usable(of["auc"]["low"], of["auc"]["high"]) for of in table.cells.values()):
+        found.append(
+            "No interval: every replicate separates the classes perfectly, so how far the truth "
+            "may lie is not known"
+        )
+    return found
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cytofm_cli.errors import InputError, LabelError
+from cytofm_cli.mil.classes import spelling_key
 from cytofm_cli.tables import GROUP_NAMES, SLIDE_NAMES, is_missing, match_slide, read_table
 
 NEW, OUT_OF_FOLD, TRAINING = "new", "out-of-fold", "training"
@@ -45,7 +46,7 @@ class Known:
         for name, group in read_groups(path):
             slide = match_slide(name, ids) or name
             for where, other in (("table", table), ("RUN", self.group_of if self.grouped else {})):
-                if other.get(slide, group) != group:
+                if spelling_key(other.get(slide, group)) != spelling_key(group):
                     raise LabelError(
                         f"{path}: slide {slide} is of patient {group!r}, in the {where} also of "
                         f"{other[slide]!r}.",
@@ -86,8 +87,8 @@ class Known:
         return found
 
     def _group(self, slide_id: str) -> str | None:
-        named = self.table.get(slide_id)
-        return named if named is not None else self.group_of.get(slide_id)
+        named = self.table.get(slide_id, self.group_of.get(slide_id))
+        return None if named is None else spelling_key(named)
 
 
 def read_splits(path: Path) -> Known:
@@ -121,7 +122,7 @@ def read_groups(path: Path) -> list[tuple[str, str]]:
     table = read_table(path, (*SLIDE_NAMES, *GROUP_NAMES), error=LabelError)
     hint = "the table must have the columns slide_id,group"
     slides = table.columns[table.need(*SLIDE_NAMES, hint=hint)]
-    groups = table.columns[table.need(*GROUP_NAMES, hint=hint)]
+    groups = table.columns[table.group_column() or table.need("group", hint=hint)]
     for row, (slide, group) in enumerate(zip(slides, groups, strict=True)):
         if is_missing(group):
             raise LabelError(f"{table.place(row)}: slide {slide} has no patient.")

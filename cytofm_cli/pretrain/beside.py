@@ -89,6 +89,8 @@ class Beside:
             groups=config.probe_groups,
             folder=self._slides,
         )
+        for line in cells.notes:
+            self._note(f"warning: {line}")
         return lambda step: self._judge(cells)
 
     def _judge(self, cells: CellProbe) -> dict[str, float]:

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from cytofm_cli.store.io import open_store
+
 
 @pytest.fixture
 def bags(tmp_path: Path) -> Path:
@@ -85,7 +87,9 @@ def test_mil__train_and_score(here, bags: Path) -> None:
             "group",
         ),
         (lambda text: text + "s00,pos,g0\n", "s00"),
-        (lambda text: text.replace("slide_id", "slide"), "slide_id"),
+        (lambda text: text.replace("slide_id", "scan_no"), "no column slide_id"),
+        (lambda text: text.replace("s03,pos", "s03,NA"), "s03"),
+        (lambda text: text.replace("label,group", "label,label"), "two columns are called"),
     ],
 )
 def test_mil__labels_that_cannot_be_used_are_refused_in_one_line(
@@ -98,6 +102,73 @@ def test_mil__labels_that_cannot_be_used_are_refused_in_one_line(
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (bags.parent / "run").exists()
+
+
+def test_mil_train__says_what_is_learnt_and_what_was_assumed(here, bags: Path) -> None:
+    labels, run = bags.parent / "labels.csv", bags.parent / "run"
+    text = labels.read_text().replace("neg", "normal").replace("pos", "abnormal")
+    labels.write_text(text.replace("group", "case_id").replace("s00,normal", "s00,Normal"))
+    said = [
+        "classes of column 'label': 'normal' 6 slides of 6 groups, 'abnormal' 6 slides of 6 groups",
+        "positive class: 'abnormal' ('normal' says that nothing was found)",
+        "12 slides of 6 groups (column 'case_id')",
+        "bags: encoder not stated, unit tile",
+        "warning: class 'normal' is also written 'Normal': taken as one",
+    ]
+    for more in (["--dry-run"], []):
+        done = train(here, bags, *more)
+        assert done.returncode == 0, done.stderr
+        assert set(said) <= set(done.stderr.splitlines())
+    assert "warning: intervals rest on 6 groups in the smaller class" in done.stderr
+    assert "warning: no usable interval of auc" in done.stderr
+    assert "auc 1.000 [no interval]" in done.stderr
+    assert "recall of 'abnormal' 1.000" in done.stderr
+    assert "threshold for 'abnormal'" in done.stderr
+    found = json.loads((run / "metrics.json").read_text())
+    assert (found["positive"], found["group_column"]) == ("abnormal", "case_id")
+    assert found["class_groups"] == {"normal": 6, "abnormal": 6}
+    warned = {line.removeprefix("warning: ") for line in done.stderr.splitlines()}
+    assert set(found["notes"]) <= warned
+    quiet = train(here, bags, "-q", "--overwrite", "--positive", "NORMAL")
+    assert quiet.returncode == 0, quiet.stderr
+    assert all(line.startswith("warning: ") for line in quiet.stderr.splitlines())
+    assert json.loads((run / "metrics.json").read_text())["positive"] == "normal"
+    assert list(rows_of(run / "predictions.csv")[0])[-2:] == ["predicted", "threshold_normal"]
+    unknown = train(here, bags, "--positive", "tumour")
+    assert unknown.returncode == 3
+    assert "the classes are normal, abnormal" in unknown.stderr
+
+
+def test_mil_benchmark__says_what_is_learnt(here, bags: Path) -> None:
+    labels = bags.parent / "labels.csv"
+    rows = [line.rsplit(",", 1)[0] for line in labels.read_text().splitlines()]
+    labels.write_text("\n".join(rows).replace("neg", "normal").replace("pos", "abnormal"))
+    words = ("mil", "benchmark", "--bags", bags, "--labels", labels, "-o", bags.parent / "bench")
+    few = ("--folds", 3, "--seeds", 1, "--epochs", 1, "--method", "mean", "--workers", 1)
+    for more in (["--dry-run"], []):
+        done = here(*words, *few, *more)
+        assert done.returncode == 0, done.stderr
+        said = done.stderr.splitlines()
+        assert "positive class: 'abnormal' ('normal' says that nothing was found)" in said
+        assert "12 slides of 12 groups (every slide taken as a patient)" in said
+        assert any(line.endswith(": encoder not stated, unit tile") for line in said)
+        assert any("every slide is taken as a patient of its own" in line for line in said)
+    assert "recall of 'abnormal'" in done.stderr
+    assert "intervals rest on 6 groups in the smaller class" in done.stderr
+
+
+def test_mil_compare__says_that_intervals_are_too_narrow(here, bags: Path) -> None:
+    runs = []
+    for method in ("mean", "max"):
+        few = ("--folds", 3, "--seeds", 1, "--epochs", 2, "--method", method, "-q")
+        words = ("--bags", bags, "--labels", bags.parent / "labels.csv", "-o", bags.parent / method)
+        assert here("mil", "train", *words, *few).returncode == 0
+        runs.append(bags.parent / method)
+    done = here("mil", "compare", *runs)
+    assert done.returncode == 0, done.stderr
+    assert "positive class: 'pos'" in done.stderr
+    assert "warning: intervals rest on 6 groups in the smaller class" in done.stderr
+    assert "warning: paired tests on 6 groups" in done.stderr
 
 
 def alive_in_session(session: int) -> list[str]:
@@ -327,7 +398,7 @@ def test_mil_train__patient_in_two_parts_of_a_splits_file_is_refused(here, bags:
     rows = [f"s{n:02},g{n // 2},{parts[n % 3]}" for n in range(12)]
     splits = bags.parent / "splits.csv"
     splits.write_text("slide_id,group,fold0\n" + "\n".join(rows) + "\n")
-    done = train(here, bags, "--splits", splits)
+    done = train(here, bags, "--splits", splits, "--folds", 5)  # the default: the file says
     assert done.returncode == 3, done.stderr
     assert "group(s) both in test and outside: g0, g1, g3 and 1 more" in done.stderr
     assert "all slides of a patient into one part" in done.stderr
@@ -343,7 +414,7 @@ def test_mil_train__part_of_a_splits_file_without_a_class(here, bags: Path) -> N
     labels.write_text(labels.read_text().replace(",g", ",h"))
     rows = [line.rsplit(",", 1)[0] for line in labels.read_text().splitlines()]
     labels.write_text("\n".join(rows) + "\n")  # every slide its own group
-    done = train(here, bags, "--splits", splits)
+    done = train(here, bags, "--splits", splits, "--folds", 5)  # the default: the file says
     assert done.returncode == 3, done.stderr
     assert "fold0" in done.stderr
     assert "'pos'" in done.stderr
@@ -567,3 +638,47 @@ def test_mil__stores_of_other_tiles_are_refused_and_exports_keep_what_they_are(
     scored = here("mil", "score", run, root.parent, "-o", tmp_path / "s.csv")
     assert scored.returncode == 3, scored.stderr
     assert f"tile size {2 * side} px, the RUN learnt {side} px" in scored.stderr
+
+
+def test_mil_score__slide_that_comes_twice_is_refused(here, bags: Path) -> None:
+    assert train(here, bags, "--epochs", 1).returncode == 0
+    other = bags.parent / "other"
+    other.mkdir()
+    shutil.copy(bags / "s05.pt", other)
+    done = here("mil", "score", bags.parent / "run", bags, other, "-o", bags.parent / "s.csv")
+    assert done.returncode == 2, done.stderr
+    assert f"slide s05 comes twice: {bags / 's05.pt'} and {other / 's05.pt'}." in done.stderr
+
+
+def test_mil_score__attention_follows_the_models_that_may_be_asked(
+    here, stores: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stores"
+    for copy in "123":
+        for path in stores.glob("*.zarr"):
+            shutil.copytree(path, folder / f"{path.stem}-{copy}.zarr")
+    ids = sorted(path.stem for path in folder.glob("*.zarr"))
+    rows = [f"{slide},{'ab'[n % 2]},g{n}" for n, slide in enumerate(ids)]
+    (tmp_path / "labels.csv").write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
+    few = ("--folds", 2, "--seeds", 1, "--epochs", 3, "--inner-folds", 2, "--lr", 0.01)
+    words = ("--bags", folder, "--labels", tmp_path / "labels.csv", "-o", tmp_path / "run", *few)
+    trained = here("mil", "train", *words)
+    assert trained.returncode == 0, trained.stderr
+    new = tmp_path / "again.zarr"
+    shutil.copytree(folder / f"{ids[0]}.zarr", new)
+    groups = tmp_path / "groups.csv"
+    groups.write_text("slide_id,group\nagain,g0\n")
+
+    def attention(*more: object) -> tuple[str, bytes]:
+        scored = here("mil", "score", tmp_path / "run", new, "-o", tmp_path / "s.csv", *more)
+        assert scored.returncode == 0, scored.stderr
+        assert "warning" not in scored.stderr
+        store = open_store(new)
+        values = store.read("attention/run/tile/values")
+        return store.steps["attention/run/tile"]["basis"], values.tobytes()
+
+    blind, told, again = attention(), attention("--groups", groups), attention()
+    assert (blind[0], told[0], again[0]) == ("new", "out-of-fold (patient)", "new")
+    assert blind[1]
+    assert blind[1] != told[1]
+    assert again[1] == blind[1]

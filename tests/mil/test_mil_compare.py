@@ -14,9 +14,10 @@ import pytest
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError
-from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, make_sources, write_tables
+from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, write_tables
 from cytofm_cli.mil.compare import Answers, compare_runs, read_answers, share_splits
 from cytofm_cli.mil.config import MilConfig
+from cytofm_cli.mil.sources import make_sources
 
 N = 36
 
@@ -57,6 +58,9 @@ def test_compare_runs__other_slides_labels_or_names_are_refused() -> None:
     other = dataclasses.replace(one, name="b", classes=("1", "0"))
     said = r"different classes \(the positive or worst last\): 0, 1 and 1, 0"
     with pytest.raises(InputError, match=said):
+        compare_runs([one, other])
+    other = dataclasses.replace(one, name="b", classes=("0", "2"))
+    with pytest.raises(InputError, match=r"worst last\): 0, 1 and 0, 2"):
         compare_runs([one, other])
     with pytest.raises(InputError, match="different groups, s003: p3 and p0"):
         compare_runs([one, answers("b", np.linspace(0, 1, 20), y, n_groups=3)])
@@ -114,6 +118,9 @@ def test_benchmark__tables_rank_mark_and_agree(made: Path) -> None:
     assert blurred.endswith("| 2.0 |")
     assert blurred.count("†") == 2
     assert "†" not in sharp
+    legend = "\n".join(lines[4:])
+    assert "recall of '1'" in legend
+    assert "intervals rest on 18 groups in the smaller class" in legend
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert [(r["bags"], r["method"]) for r in rows] == [
         ("sharp tile", "mean"), ("sharp tile", "max"),

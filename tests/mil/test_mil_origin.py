@@ -272,6 +272,30 @@ def test_load_bags__attributes_of_trident_tell_encoder_tile_size_and_resolution(
         load_bags(tmp_path, None, "cell")
 
 
+def test_load_bags__attributes_of_stamp_tell_encoder_tile_size_and_resolution(
+    tmp_path: Path,
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["feats"] = np.ones((2, 3), np.float16)
+        file["coords"] = np.zeros((2, 2), np.float32)
+        told = {"extractor": "ctranspath", "unit": "um", "tile_size_um": 256.0, "tile_size_px": 224}
+        file.attrs.update(told)
+    (bag,) = load_bags(tmp_path, None, "tile")
+    assert bag.origin == Origin("ctranspath", unit="tile", tile_px=224, mpp=256 / 224)
+
+
+def test_load_bags__attributes_that_are_no_numbers_are_not_known(tmp_path: Path) -> None:
+    write_h5(tmp_path / "a.h5", encoder="None", patch_size="big", target_magnification=0)
+    assert load_bags(tmp_path, None, "tile")[0].origin == Origin(unit="tile")
+
+
+def test_train_run__bag_of_one_number_is_noted(tmp_path: Path) -> None:
+    bags = make_bags()
+    bags[3] = dataclasses.replace(bags[3], features_ND=np.zeros((4, 3), np.float32))
+    found = train_run(quick(), bags, write_labels(tmp_path), tmp_path / "run").metrics
+    assert "1 slide(s) hold one number everywhere, as failed ones do: s03" in found["notes"]
+
+
 def test_load_bags__encoder_is_told_by_the_folder_or_the_user(tmp_path: Path) -> None:
     (tmp_path / "features_uni").mkdir()
     torch.save(torch.ones(2, 3), tmp_path / "features_uni" / "a.pt")

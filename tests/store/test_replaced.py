@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cytofm_cli.cli.mil_score import _write_attention
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.dtype import to_dtype
 from cytofm_cli.encoders.models.handcrafted import HandcraftedEncoder
 from cytofm_cli.encoders.run import Embedder, EmbedJob
 from cytofm_cli.errors import ConfigMismatchError, StoreError
+from cytofm_cli.mil.attention import write_attention
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
@@ -117,13 +117,18 @@ def test_embeddings_again__drop_the_attention_of_a_run(
     detect(tiled)
     embed(tiled, overwrite=True)
     run = tmp_path / "run"
-    monkeypatch.setattr("cytofm_cli.mil.score.run_digest", lambda _run: "0123456789abcdef")
+    monkeypatch.setattr("cytofm_cli.mil.attention.run_digest", lambda _run: "0123456789abcdef")
     card = SimpleNamespace(unit="cell", method="abmil")
     result = SimpleNamespace(
-        columns=("attention",), instances_NK=np.ones((9, 1), np.float32), basis="", predicted="a"
+        columns=("attention",),
+        instances_NK=np.ones((9, 1), np.float32),
+        basis="",
+        predicted="a",
+        differs=(),
     )
     (bag,) = load_bags(tiled, None, "cell")
-    _write_attention(tiled, run, SimpleNamespace(card=card), bag, result)  # type: ignore[arg-type]
+    before = io.open_store(tiled).steps
+    write_attention(tiled, before, run, card, bag, result)  # type: ignore[arg-type]
     steps = io.open_store(tiled).steps
     assert steps["attention/run/cell"]["made_from"] == {CELLS: steps[CELLS]["id"]}
     assert embed(tiled, overwrite=True) == "done"  # the same values: it stays

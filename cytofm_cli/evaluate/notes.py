@@ -1,0 +1,62 @@
+"""What the user of an evaluation must know: what was left out, assumed, or rests on little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.encoders.base import EncoderSpec
+from cytofm_cli.mil import intervals
+from cytofm_cli.mil.bags import named
+
+if TYPE_CHECKING:
+    from cytofm_cli.evaluate.run import Plan
+
+
+def plan_notes(plan: Plan) -> list[str]:
+    """Say what was assumed about the table of points, and what is left out."""
+    notes = list(plan.points.notes)
+    if plan.unknown:
+        notes.append(
+            f"{len(plan.unknown)} slide(s) of the points are not given and left out: "
+            f"{named(plan.unknown)}"
+        )
+    if plan.unread:
+        notes.append(f"{plan.unread} point(s) lie in no stored tile and are left out")
+    for task in plan.tasks:
+        if task.left_out:
+            classes = ", ".join(f"{name} ({n})" for name, n in task.left_out.items())
+            notes.append(f"task {task.name} leaves out classes of one group only: {classes}")
+    return notes
+
+
+def cautions(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> list[str]:
+    """Say which intervals are too narrow: those of a class on few of the judged slides.
+
+    Args:
+        plan: of the evaluation.
+        folds: by task, the fold that tests each instance; negative: none does.
+    """
+    found = []
+    for task in plan.tasks:
+        tested_N = folds[task.name] >= 0
+        slides = [plan.points.slides[i] for i in task.rows_N[tested_N]]
+        by_class = intervals.class_groups(task.y_N[tested_N], slides, task.classes)
+        lines = intervals.cautions(by_class, len(set(slides)), "slides")
+        found += [f"task {task.name}: {line}" for line in lines]
+    return found
+
+
+def check_scale(spec: EncoderSpec, crop_um: float, note: Callable[[str], None]) -> None:
+    """Say if an encoder sees crops at another scale than it was trained at."""
+    if spec.mpp is None or spec.input_px is None:
+        return
+    if abs(crop_um / spec.input_px / spec.mpp - 1) > 0.25:
+        note(
+            f"{spec.name} was trained at {spec.mpp:g} µm/px and sees "
+            f"{crop_um / spec.input_px:.3g}: its input should cover "
+            f"{spec.mpp * spec.input_px:.0f} µm"
+        )
