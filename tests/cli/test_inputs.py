@@ -166,8 +166,9 @@ def test_take_shard__impossible_parts_are_refused(shard: str) -> None:
 
 
 def test_are_stores__mixed_inputs_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "a.svs")
+    touch(tmp_path, "a.svs", "stores/x.zarr/zarr.json")
+    slide, store = str(tmp_path / "a.svs"), str(tmp_path / "stores" / "x.zarr")
     assert not inputs.are_stores([str(tmp_path)])
-    assert inputs.are_stores(["x.zarr"])
+    assert inputs.are_stores([store])
     with pytest.raises(UsageError, match="stores and slides"):
-        inputs.are_stores(["x.zarr", "a.svs"])
+        inputs.are_stores([store, slide])
