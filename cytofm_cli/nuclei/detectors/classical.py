@@ -260,12 +260,11 @@ def _table(
     outlines: Outlines, probability: Floats, factor: float, size: tuple[int, int]
 ) -> NucleusTable:
     height, width = size
-    limit = np.array([width, height], np.float32)
-    points = np.clip(outlines.points() * np.float32(factor), 0, limit)
+    points, area_px, centre = outline.in_image(outlines, factor, width, height)
     return make_table(
-        np.clip(outlines.centroid() * np.float32(factor), 0, limit),
-        outlines.area_px() * WORKING_MPP**2,
-        polygons=list(points),
+        np.clip(centre, 0, (width, height)),
+        area_px * (WORKING_MPP / factor) ** 2,
+        polygons=points,
         probability=np.clip(probability, 0, 1),
     ).sorted()
 
