@@ -41,6 +41,13 @@ def valid_ring(ring: NDArray[np.floating]) -> Points:
     return turned / _GRID
 
 
+def counter_clockwise(ring: NDArray[np.floating]) -> Points:
+    """Return a ring turned so that its shoelace area is positive."""
+    points = np.asarray(ring, np.float64)
+    x, y = (points - points[0]).T
+    return points if x @ np.roll(y, -1) >= y @ np.roll(x, -1) else points[::-1]
+
+
 def is_valid(ring: NDArray[np.floating]) -> bool:
     """Tell whether a ring neither crosses nor touches itself, at 1/100 px; either turn."""
     points = np.rint(np.asarray(ring, np.float64).reshape(-1, 2) * _GRID).astype(np.int64)
@@ -112,9 +119,9 @@ def _clip_half(points: Points, depth: NDArray[np.float64]) -> Points:
 
 
 def _distinct(points: NDArray[np.generic]) -> Ints:
-    """Drop points that equal the one before them, around the ring."""
+    """Drop points that equal the one after them, around the ring."""
     whole = points.astype(np.int64)
-    return whole[np.any(whole != np.roll(whole, 1, axis=0), axis=1)]
+    return whole[np.any(whole != np.roll(whole, -1, axis=0), axis=1)]
 
 
 def _twice_area(points: Ints) -> int:

@@ -14,9 +14,10 @@ import numpy as np
 from cytofm_cli import provenance, registry
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, field_types, resolve
-from cytofm_cli.errors import StoreError, UsageError
+from cytofm_cli.errors import InputError, StoreError, UsageError
 from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
 from cytofm_cli.nuclei.config import DetectConfig
+from cytofm_cli.nuclei.place import count_off_tiles, place_of
 from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array
@@ -38,7 +39,8 @@ class DetectJob:
         path: the store.
         config: the settings.
         own: settings of the detector itself.
-        weights_sha256: digest of `config.weights`, None without.
+        weights_sha256: digest of `config.weights`, or of `nuclei`; None without.
+        nuclei: the file that the detector `import` reads for this slide.
         overwrite: replace finished nuclei of this detector.
         dry_run: write nothing.
         threads: threads for this slide.
@@ -49,6 +51,7 @@ class DetectJob:
     config: DetectConfig
     own: Mapping[str, str] = field(default_factory=dict)
     weights_sha256: str | None = None
+    nuclei: Path | None = None
     overwrite: bool = False
     dry_run: bool = False
     threads: int = 1
@@ -75,6 +78,11 @@ class Detection:
         Raises:
             CytofmError: the slide cannot be done; nothing half-written is left.
         """
+        if job.nuclei is None and job.config.nuclei is not None:
+            raise InputError(
+                f"{job.slide_id}: {job.config.nuclei} holds no nuclei of this slide.",
+                hint=f"name the file after the slide, e.g. {job.slide_id}.geojson",
+            )
         store = io.open_store(Path(job.path))
         if schema.TILE_STEP not in store.steps:
             raise StoreError(f"{job.path}: has no tiles.", hint="make them with `cytofm tile`.")
@@ -90,7 +98,7 @@ class Detection:
         with io.claim_step(store.path.parent, job.slide_id, step):
             if self._is_done(job, step, settings, mark):
                 return "skipped", _facts(io.open_store(store.path), step)
-            table, n_quartered = self._run(job, store, report)
+            table, n_quartered = self._run(job, store, report, note)
             if not len(table):
                 note(f"warning: {job.slide_id}: no nuclei found")
             if n_quartered:
@@ -103,6 +111,7 @@ class Detection:
                 detector=job.detector,
                 classes=list(table.classes),
                 weights_sha256=job.weights_sha256,
+                nuclei=job.nuclei.name if job.nuclei else None,
             )
             with io.staging(store.path.parent, job.slide_id, step) as staged:
                 write_nuclei(staged, table)
@@ -117,7 +126,8 @@ class Detection:
     def _settings(self, job: DetectJob) -> dict[str, Any]:
         """Return the settings that change a nucleus; weights count by content."""
         own = as_record(self._own_config(job), results_only=True)
-        own.pop("weights", None)
+        for path in ("weights", "nuclei"):
+            own.pop(path, None)
         return {"detector": job.detector, "weights_sha256": job.weights_sha256, **own}
 
     def _own_config(self, job: DetectJob) -> Any:
@@ -126,7 +136,11 @@ class Detection:
         known = field_types(plugin.config)
         given: dict[str, Any] = {
             key: value
-            for key, value in (("weights", job.config.weights), ("device", job.config.device))
+            for key, value in (
+                ("weights", job.config.weights),
+                ("nuclei", job.nuclei),
+                ("device", job.config.device),
+            )
             if key in known and value is not None
         }
         if job.config.weights is not None and "weights" not in known and "path" not in known:
@@ -135,14 +149,17 @@ class Detection:
             given["path"] = job.config.weights
         return resolve(plugin.config, job.detector, given, job.own)
 
-    def _run(self, job: DetectJob, store: io.Store, report: Report) -> tuple[NucleusTable, int]:
+    def _run(
+        self, job: DetectJob, store: io.Store, report: Report, note: Note
+    ) -> tuple[NucleusTable, int]:
         """Return the nuclei, and how many tiles memory could not hold at once."""
-        if self._detector is None:
+        # A network is loaded once; a file of nuclei is another one for each slide.
+        if self._detector is None or job.nuclei is not None:
             made = registry.detectors.load(job.detector).make(self._own_config(job))
             self._detector = made
         detector = self._detector
         if isinstance(detector, NucleusSource):
-            return detector.read(store.slide["mpp"]), 0
+            return _from_file(detector, job, store, note), 0
         with open_field(store, slides=job.config.slides) as tiles:
             find = partial(_find, detector, tiles.read, size_px=tiles.size_px, mpp=tiles.mpp)
             boxes = sorted(set(tiles.boxes))
@@ -156,6 +173,19 @@ class Detection:
             merged = merge_tiles(parts, mpp=tiles.mpp, classes=detector.classes)
             table = merged.moved(scale=tiles.downsample).validate(str(store.path))
             return table, n_quartered
+
+
+def _from_file(source: NucleusSource, job: DetectJob, store: io.Store, note: Note) -> NucleusTable:
+    note(f"{job.slide_id}: nuclei from {job.nuclei}")
+    place = place_of(store, note, slides=job.config.slides)
+    table = source.read(store.slide["mpp"], place, note)
+    n_off = count_off_tiles(store, table)
+    if n_off:
+        note(
+            f"warning: {job.slide_id}: {n_off} of {len(table)} nuclei lie in no tile of the store: "
+            "their pixels are not at hand"
+        )
+    return table
 
 
 def _find(detector: NucleusDetector, read: Any, box: Any, **where: Any) -> tuple[NucleusTable, int]:
@@ -226,5 +256,7 @@ def name_of_nuclei(store: io.Store, detector: str | None) -> str:
 def _facts(store: io.Store, step: str) -> dict[str, Any]:
     record = store.steps[step]
     facts = {"store": str(store.path), "step": step, "n": record["n"]}
+    if record.get("nuclei"):
+        facts["nuclei"] = record["nuclei"]
     # Stores of earlier versions do not say.
     return facts | ({"n_quartered": record["n_quartered"]} if record.get("n_quartered") else {})
