@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,7 @@ from cytofm_cli.errors import (
     InputError,
     OutputError,
     SomeSlidesFailedError,
+    UsageError,
 )
 from cytofm_cli.store.schema import STORE_SUFFIX
 
@@ -34,10 +37,28 @@ def score(
         "scores.csv"
     ),
     *,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Whose features they are, for files that do not say.", metavar="NAME"),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TABLE",
+            help="Patients, slide_id,group: models that saw another slide of one are not asked.",
+        ),
+    ] = None,
+    allow_mixed: Annotated[
+        bool, typer.Option(help="Score features of another encoder, tile size or resolution.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     attention: Annotated[
-        bool, typer.Option(help="Also write attention of every instance into the stores.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--attention/--no-attention",
+            help="Also write attention of every instance into the stores [default: yes].",
+        ),
+    ] = None,
     geojson: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Also write maps for QuPath, a file a slide."),
@@ -51,7 +72,8 @@ def score(
 ) -> None:
     """Score slides with the ensemble of a RUN; needs no labels.
 
-    A slide that the RUN was trained on is scored by the models that never saw it.
+    A slide that the RUN was trained on is scored by the models that never saw it; with --groups
+    also a new slide of a patient that the RUN was trained on.
 
     Examples:
 
@@ -64,16 +86,33 @@ def score(
 
     out.json, out.quiet = as_json, quiet
     ensemble = load_run(run_folder)
-    paths = take_shard(_find(stores, ensemble.card.encoder), shard, key=lambda path: path.stem)
+    encoder = _encoder_of(ensemble, encoder)
+    paths = _find(stores, encoder or ensemble.origin.encoder)
+    if attention and (files := [path.name for path in paths if path.suffix != STORE_SUFFIX]):
+        raise UsageError(
+            f"--attention: is written into stores, which {files[0]} is not.",
+            hint="leave it out; --geojson FOLDER writes maps",
+        )
+    if groups is not None:
+        known = ensemble.known.with_table(groups, [path.stem for path in paths])
+        ensemble = replace(ensemble, known=known)
+    paths = take_shard(paths, shard, key=lambda path: path.stem)
     if shard:
         table = table.with_name(f"{table.stem}.{shard.replace('/', '-of-')}{table.suffix}")
     if table.is_dir():
         raise OutputError(f"{table}: is a folder.", hint=f"-o {table / 'scores.csv'}")
     with output_errors(table):
         table.parent.mkdir(parents=True, exist_ok=True)
-    scores, failures, stop = _score_all(
-        paths, run_folder, ensemble, device, attention=attention, geojson=geojson
+    task = _Task(
+        run=run_folder.absolute(),
+        ensemble=ensemble,
+        encoder=encoder,
+        device=device,
+        allow_mixed=allow_mixed,
+        attention=attention is not False,
+        geojson=geojson,
     )
+    scores, failures, stop = _score_all(paths, task)
     if not scores and (stop or failures):
         raise stop.error() if stop else _all_failed(failures)
     with output_errors(table):
@@ -87,6 +126,7 @@ def score(
             f"those that are done are in {table}.",
             hint="run the same command again for all of them.",
         )
+    _say(task, scores)
     if failures:
         raise SomeSlidesFailedError(
             f"{len(failures)} of {len(paths)} slides failed, the others are in {table}.",
@@ -94,14 +134,60 @@ def score(
         )
 
 
+@dataclass
+class _Task:
+    """How slides are scored."""
+
+    run: Path
+    ensemble: Ensemble
+    encoder: str | None  # what the user says of files that do not say
+    device: str
+    allow_mixed: bool
+    attention: bool
+    geojson: Path | None
+    unstated: Counter[str] = field(default_factory=Counter)  # what the bags do not tell
+
+
+def _encoder_of(ensemble: Ensemble, said: str | None) -> str | None:
+    """Check what the user says of the features against what the RUN learnt."""
+    said, learnt = (said or "").replace("/", "."), ensemble.origin.encoder
+    if said and learnt and said != learnt:
+        raise UsageError(
+            f"--encoder {said}: the RUN learnt features of {learnt}.",
+            hint="score features of that encoder",
+        )
+    return said or None
+
+
+def _say(task: _Task, scores: Sequence[SlideScore]) -> None:
+    """Say what the scores rest on that cannot be seen from them."""
+    from cytofm_cli.mil.bags import named
+    from cytofm_cli.mil.origin import unstated
+
+    known = task.ensemble.known
+    for what, count in Counter(what for score in scores for what in score.differs).items():
+        out.warn(f"{count} slide(s) scored with --allow-mixed: {what}")
+    if missing := unstated(task.ensemble.origin):
+        out.note(f"not checked, because the RUN does not remember it: {', '.join(missing)}")
+    elif task.unstated:
+        told = ", ".join(f"{what} ({count} slides)" for what, count in task.unstated.items())
+        out.note(f"not checked, because the bags do not state it: {told}")
+    lacking = [score.slide_id for score in scores if known.lacks(score.slide_id)]
+    if lacking and (known.grouped or known.table):
+        out.note(
+            f"patients of {len(lacking)} slide(s) are not known ({named(lacking)}): if the RUN was "
+            "trained on other slides of theirs, they are not out-of-fold; --groups TABLE tells"
+        )
+    trained = [score.slide_id for score in scores if score.basis.startswith("training")]
+    if trained:
+        out.warn(
+            f"all models were trained on {len(trained)} slide(s) or on their patients: "
+            f"{named(trained)}; do not judge the RUN by them"
+        )
+
+
 def _score_all(
-    paths: Sequence[Path],
-    run: Path,
-    ensemble: Ensemble,
-    device: str,
-    *,
-    attention: bool,
-    geojson: Path | None,
+    paths: Sequence[Path], task: _Task
 ) -> tuple[list[SlideScore], list[CytofmError], StopFlag]:
     """Score slides until a signal asks to stop; the slide at hand is finished."""
     from cytofm_cli.mil.pool import stop_requests
@@ -113,10 +199,7 @@ def _score_all(
             if stop:
                 break
             try:
-                found = _score_one(
-                    path, run, ensemble, device, attention=attention, geojson=geojson
-                )
-                scores.append(found)
+                scores.append(_score_one(path, task))
             except CytofmError as error:
                 failures.append(error)
                 if len(paths) > 1:  # the only slide's error is raised, and printed, at the end
@@ -133,28 +216,24 @@ def _find(words: list[str], encoder: str) -> list[Path]:
     return list(found)
 
 
-def _score_one(
-    path: Path,
-    run: Path,
-    ensemble: Ensemble,
-    device: str,
-    *,
-    attention: bool,
-    geojson: Path | None,
-) -> SlideScore:
+def _score_one(path: Path, task: _Task) -> SlideScore:
     """Score a slide; attention that cannot be written is no reason to lose the score."""
     from cytofm_cli.mil.bags import load_bags
+    from cytofm_cli.mil.origin import unstated
     from cytofm_cli.mil.score import score_bag
 
-    (bag,) = load_bags(path, ensemble.card.encoder or None, ensemble.card.unit)
-    result = score_bag(ensemble, bag, device=device)
-    if attention and path.suffix == STORE_SUFFIX:
+    is_store, unit = path.suffix == STORE_SUFFIX, task.ensemble.card.unit
+    encoder = task.ensemble.origin.encoder if is_store else None  # chooses; the file itself tells
+    (bag,) = load_bags(path, task.encoder or encoder or None, unit)
+    result = score_bag(task.ensemble, bag, device=task.device, allow_mixed=task.allow_mixed)
+    task.unstated.update(unstated(bag.origin))
+    if task.attention and is_store:
         try:
-            _write_attention(path, run.absolute(), ensemble, bag, result)
+            _write_attention(path, task, bag, result)
         except CytofmError as error:
             out.warn(error.one_line())
-    if geojson is not None:
-        _write_map(geojson, path, ensemble.card.unit, bag, result)
+    if task.geojson is not None:
+        _write_map(task.geojson, path, unit, bag, result)
     return result
 
 
@@ -178,9 +257,7 @@ def _all_failed(failures: Sequence[CytofmError]) -> CytofmError:
     return type(first)(f"none of {len(failures)} slides could be scored.", hint=first.hint)
 
 
-def _write_attention(
-    store: Path, run: Path, ensemble: Ensemble, bag: Bag, result: SlideScore
-) -> None:
+def _write_attention(store: Path, task: _Task, bag: Bag, result: SlideScore) -> None:
     """Put attention and scores of the instances under `/attention/<run>/<unit>`.
 
     Raises:
@@ -191,17 +268,19 @@ def _write_attention(
     from cytofm_cli.store import io, schema
     from cytofm_cli.store.zarr3 import write_array
 
-    card = ensemble.card
+    run, card = task.run, task.ensemble.card
     step = schema.attention_step(run.name, card.unit)
     steps = io.open_store(store).steps
     source = steps[schema.embedding_step(str(bag.encoder), card.unit)]
     mark = f"{source['config_hash']}-{source['input_fingerprint']}"
     facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
     try:
-        if io.is_finished(store, step, config=facts, input_fingerprint=mark):
+        done = io.is_finished(store, step, config=facts, input_fingerprint=mark)
+        if done and steps[step].get("basis") == result.basis:
             return
     except ConfigMismatchError as error:
-        # The same RUN on embeddings that were made anew may replace its own attention.
+        # The same RUN may replace its own attention: of embeddings that were made anew, or of
+        # other models of it, now that --groups tells which ones saw the patient.
         if steps[step]["config"] != facts:
             raise ConfigMismatchError(
                 f"{store}: keeps the {step} of another RUN named {run.name}.",
@@ -215,6 +294,7 @@ def _write_attention(
         dim=len(result.columns),
         basis=result.basis,
         predicted=result.predicted,
+        differs=list(result.differs),
     )
     with (
         io.claim_step(store.parent, bag.slide_id, step),

@@ -22,7 +22,8 @@ from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import build_cohort, read_labels
 from cytofm_cli.mil.pool import in_processes, stop_requests
-from cytofm_cli.mil.run import SPLITS, make_folds, read_metrics, train_run
+from cytofm_cli.mil.run import make_folds, train_run
+from cytofm_cli.mil.run_folder import SPLITS, read_metrics
 from cytofm_cli.run_record import write_text
 from cytofm_cli.store.io import output_errors
 

@@ -85,11 +85,11 @@ def run_cells(
     """
     models, trials = all_cells(plan), all_trials(plan)
     cells = [*trials, *models]
-    done = sum(_file(staging, cell).is_file() for cell in cells)
+    done = sum(_is_done(staging, cell) for cell in cells)
     if done < len(cells):
         warm_up()  # else the first cell looks slow, and a pool worth its start
     for stage in (trials, [c for c in models if c.turn >= 0], [c for c in models if c.turn < 0]):
-        todo = [cell for cell in stage if not _file(staging, cell).is_file()]
+        todo = [cell for cell in stage if not _is_done(staging, cell)]
         while todo:
             start = time.monotonic()
             cell = todo.pop(0)
@@ -141,14 +141,14 @@ def run_cell(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
         head=plan.head,
         n_features=int(cohort.bags[0].features_ND.shape[1]),
         classes=cohort.classes,
-        encoder=cohort.bags[0].encoder,
+        encoder=plan.origin.encoder,
         unit=config.unit,
         standardise=plan.recipe.standardise,
         fold=cell.fold,
         seed=seed,
         vpu=plan.recipe.vpu,
     )
-    save_model(staging / "models" / f"{cell.name}.safetensors", fitted.model, card)
+    save_model(_model(staging, cell), fitted.model, card)
     logits = [_logits(plan, fitted.model, index) for index in (validation, test)]
     record = {
         "fold": cell.fold,
@@ -230,6 +230,15 @@ def cores() -> int:
 
 def _file(staging: Path, cell: Cell) -> Path:
     return staging / "cells" / f"{cell.name}.json"
+
+
+def _model(staging: Path, cell: Cell) -> Path:
+    return staging / "models" / f"{cell.name}.safetensors"
+
+
+def _is_done(staging: Path, cell: Cell) -> bool:
+    trained = cell.candidate == NO_TRIAL
+    return _file(staging, cell).is_file() and (not trained or _model(staging, cell).is_file())
 
 
 def _labelled(plan: Plan, index: NDArray[np.int64]) -> Labelled:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import InputError
 from cytofm_cli.mil import metrics, statistics
 from cytofm_cli.mil.bags import named
-from cytofm_cli.mil.run import PREDICTIONS, SPLITS, read_config
+from cytofm_cli.mil.run_folder import PREDICTIONS, SPLITS, read_config
 from cytofm_cli.mil.statistics import Difference
 
 Floats = NDArray[np.float64]

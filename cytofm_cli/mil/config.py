@@ -31,6 +31,11 @@ class MilConfig:
         None, "class names in order, positive or worst last, comma-separated"
     )
     allow_missing: bool = option(False, "leave out slides that lack a bag or a label")
+    allow_mixed: bool = option(
+        False,
+        "go on with bags of several encoders, tile sizes or resolutions",
+        affects_result=False,  # without it such bags are refused; the RUN records what is mixed
+    )
     protocol: str = option(
         "auto",
         "auto: the `split` column if there is one, else cv; holdout: one test part",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,13 +18,33 @@ from typing import Any
 import numpy as np
 
 from cytofm_cli import __version__
-from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError, UsageError
-from cytofm_cli.mil import splits, summary
-from cytofm_cli.mil.bags import Bag, fingerprint, load_bags
+from cytofm_cli.errors import (
+    ConfigMismatchError,
+    InputError,
+    OutputError,
+    UsageError,
+    WeightsError,
+)
+from cytofm_cli.mil import origin as origins
+from cytofm_cli.mil import run_folder, splits, summary
+from cytofm_cli.mil.bags import Bag, check_bags, fingerprint, load_bags
 from cytofm_cli.mil.cache import bag_file
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import BETHESDA, Cohort, build_cohort, read_labels
+from cytofm_cli.mil.origin import Origin
 from cytofm_cli.mil.pool import stop_requests
+from cytofm_cli.mil.run_folder import (
+    CELLS,
+    CONFIG,
+    DECISIONS,
+    LOG,
+    METRICS,
+    MODELS,
+    PREDICTIONS,
+    SPLITS,
+    read_config,
+    read_metrics,
+)
 from cytofm_cli.mil.splits import Fold
 from cytofm_cli.mil.tune import Candidate, make_candidates
 from cytofm_cli.run_record import changes, to_text, write_text
@@ -34,8 +53,6 @@ from cytofm_cli.store.claim import claim
 from cytofm_cli.store.io import output_errors
 
 log = logging.getLogger(__name__)
-METRICS, CONFIG, SPLITS = "metrics.json", "config.toml", "splits.csv"
-PREDICTIONS, LOG, MODELS, CELLS = "predictions.csv", "log.jsonl", "models", "cells"
 Progress = Callable[[int, int, str], None]
 
 
@@ -65,7 +82,9 @@ class Plan:
         cohort: bags and labels.
         folds: outer folds.
         candidates: settings to choose from in each fold; one if there is no search.
+        origin: what the bags are made from.
         record: sections of config.toml.
+        notes: what a reader must know of the bags.
     """
 
     config: MilConfig
@@ -74,7 +93,9 @@ class Plan:
     cohort: Cohort
     folds: list[Fold]
     candidates: list[Candidate]
+    origin: Origin
     record: dict[str, dict[str, Any]]
+    notes: list[str]
 
 
 def train_run(
@@ -105,6 +126,7 @@ def train_run(
 
     Raises:
         ConfigMismatchError: `out` was made with other settings.
+        WeightsError: a model of the RUN `out` was exchanged. One that lost files is made again.
         InputError, LabelError: see `load_bags`, `build_cohort`, `cross_validation`.
         OutputError: `out` cannot be written.
         StoppedError: a signal asked to stop; finished models are kept.
@@ -154,7 +176,10 @@ def make_plan(
     table = read_labels(labels, label_column=config.label)
     if isinstance(bags, Path):
         bags = load_bags(bags, config.encoder, config.unit, cache)
+    else:
+        check_bags(bags)
     cohort = build_cohort(bags, table, classes=config.classes, allow_missing=config.allow_missing)
+    origin, mixed = origins.common(cohort.bags, allow_mixed=config.allow_mixed)
     search = partial(
         make_candidates,
         config.method,
@@ -165,10 +190,12 @@ def make_plan(
     )
     (base,), candidates = search({}), search(tune)
     folds = make_folds(config, cohort)
-    record = _record(config, base, cohort, folds)
+    record = _record(config, base, cohort, folds, origin.encoder)
+    record[origins.SECTION] = {**origin.record(), "mixed": mixed or None}
     if tune:
         record["tune"] = {k: list(dict.fromkeys(c.settings[k] for c in candidates)) for k in tune}
-    return Plan(config, base.recipe, base.head, cohort, folds, candidates, record)
+    notes = origins.notes(cohort.bags, mixed)
+    return Plan(config, base.recipe, base.head, cohort, folds, candidates, origin, record, notes)
 
 
 def make_folds(config: MilConfig, cohort: Cohort) -> list[Fold]:
@@ -193,43 +220,18 @@ def make_folds(config: MilConfig, cohort: Cohort) -> list[Fold]:
     return splits.cross_validation(y, groups, folds=config.folds, classes=cohort.classes, **shared)
 
 
-def read_metrics(run: Path) -> dict[str, Any]:
-    """Read metrics.json of a RUN.
-
-    Raises:
-        InputError: `run` is no finished RUN.
-    """
-    try:
-        found: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
-        ) from error
-    return found
-
-
-def read_config(run: Path) -> dict[str, dict[str, Any]]:
-    """Read config.toml of a RUN: sections `mil`, `recipe`, the head's name, `task`."""
-    try:
-        return tomllib.loads((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
-        ) from error
-
-
 def _width(cohort: Cohort) -> int:
     return int(cohort.bags[0].features_ND.shape[1])
 
 
 def _record(
-    config: MilConfig, base: Candidate, cohort: Cohort, folds: Sequence[Fold]
+    config: MilConfig, base: Candidate, cohort: Cohort, folds: Sequence[Fold], encoder: str
 ) -> dict[str, dict[str, Any]]:
     from cytofm_cli.config import as_record, digest
     from cytofm_cli.registry import mil_methods
 
     mil = as_record(config, results_only=True)
-    mil["encoder"] = cohort.bags[0].encoder or None  # named or found: the same run
+    mil["encoder"] = encoder or None  # named or found: the same run
     mil.pop("splits")  # what counts is what the folds are, not which file they came from
     layout = splits.to_csv(folds, cohort.slide_ids, cohort.groups)
     gap = mil_methods.load(config.method).make.gap if config.preset == "official" else ""
@@ -244,7 +246,7 @@ def _record(
             "groups": len(set(cohort.groups)),
             "folds": len(folds),
             "features": _width(cohort),
-            "encoder": cohort.bags[0].encoder,
+            "encoder": encoder,
             "labels_digest": digest(
                 {b: int(y) for b, y in zip(cohort.slide_ids, cohort.y_N, strict=True)}
             ),
@@ -266,16 +268,26 @@ def _may_write(out: Path, plan: Plan, *, overwrite: bool) -> bool:
                 f"{out}: exists and is not a RUN of `cytofm mil train`.", hint="choose another -o"
             )
         return True
-    changed = changes(read_config(out), plan.record)
-    if not changed and not overwrite:
-        log.info("%s: done already", out)
-        return False
-    if changed and not overwrite:
+    if overwrite:
+        return True
+    if changed := _changes(out, plan):
         raise ConfigMismatchError(
             f"{out}: was made with other settings ({'; '.join(changed)}).",
             hint="`--overwrite` replaces it; or choose another -o",
         )
-    return True
+    if exchanged := run_folder.changed(out):
+        raise WeightsError(
+            f"{out}: holds other files than were trained: {'; '.join(exchanged)}.",
+            hint="put the right ones back, or train it anew with `--overwrite`",
+        )
+    return bool(run_folder.lost(out))
+
+
+def _changes(run: Path, plan: Plan) -> list[str]:
+    found = read_config(run)
+    # A RUN of a version that did not record the origin: the digest of the bags tells enough.
+    known = {k: v for k, v in plan.record.items() if k in found or k != origins.SECTION}
+    return changes(found, known)
 
 
 def _prepare(staging: Path, plan: Plan) -> None:
@@ -314,7 +326,7 @@ def _finish(plan: Plan, staging: Path) -> dict[str, Any]:
     if len(plan.candidates) > 1:
         found["tuned"] = [fold_choice(plan, staging, fold) for fold in range(len(plan.folds))]
     write_text(staging / PREDICTIONS, summary.predictions_csv(models, decisions, cohort))
-    write_text(staging / MODELS / "decisions.json", _json([d.__dict__ for d in decisions]))
+    write_text(staging / DECISIONS, _json([d.__dict__ for d in decisions]))
     lines = [
         json.dumps({"fold": cell.fold, "seed": cell.seed, "best_epoch": cell.best_epoch, **row})
         for cell in cells
@@ -322,6 +334,7 @@ def _finish(plan: Plan, staging: Path) -> dict[str, Any]:
     ]
     stamp = json.dumps({"event": "finished", "utc": datetime.now(UTC).isoformat("T", "seconds")})
     write_text(staging / LOG, "\n".join([*lines, stamp]) + "\n")
+    write_text(staging / run_folder.MANIFEST, run_folder.manifest_text(staging))
     write_text(staging / METRICS, _json(found))
     shutil.rmtree(staging / CELLS)
     return found
@@ -344,7 +357,7 @@ def _metrics_record(
     found |= {
         "method": config.method,
         "preset": config.preset,
-        "encoder": cohort.bags[0].encoder,
+        "encoder": plan.origin.encoder,
         "unit": config.unit,
         "classes": list(cohort.classes),
         "slides": len(pooled.index),
@@ -355,7 +368,7 @@ def _metrics_record(
         "interval": f"95 %, percentile bootstrap over groups, {config.bootstrap} replicates",
         "what": "out-of-fold; the mean probability of the models that never saw the slide",
         **summary.spread(models, decisions, cohort),
-        "notes": summary.notes(cohort, pooled.index),
+        "notes": [*summary.notes(cohort, pooled.index), *plan.notes],
     }
     if retrained:
         single = summary.pool(retrained, decisions, c, n)

@@ -18,12 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError, WeightsError
+from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.artefacts import ModelCard, load_model
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bags import Bag, check_bags, named
 from cytofm_cli.mil.base import MilModel, MilOutput
-from cytofm_cli.mil.run import CONFIG, MODELS, SPLITS
+from cytofm_cli.mil.origin import Origin
+from cytofm_cli.mil.run_folder import CONFIG, MODELS, SPLITS, changed, models_of, read_config
 from cytofm_cli.mil.summary import Decision, decide
 from cytofm_cli.mil.train import bag_tensor, one_thread, slide_seed
+from cytofm_cli.mil.unseen import OUT_OF_FOLD, TRAINING, Known, read_splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +37,15 @@ class Ensemble:
         models: in evaluation mode.
         cards: what each is.
         decisions: temperature and threshold of each fold.
-        tested: for each slide of the RUN, the folds that held it out.
+        known: the slides of the RUN and their patients.
+        origin: what the RUN learnt from.
     """
 
     models: tuple[MilModel, ...]
     cards: tuple[ModelCard, ...]
     decisions: tuple[Decision, ...]
-    tested: dict[str, frozenset[int]]
+    known: Known
+    origin: Origin
 
     @property
     def card(self) -> ModelCard:
@@ -59,10 +64,12 @@ class SlideScore:
         predicted: class name.
         n_models: how many models were asked.
         basis: "new": the RUN does not know the slide; "out-of-fold": only models that never
-            saw it were asked; "training": every model was trained on it, so do not judge by it.
+            saw it were asked; "training": every model was trained on it, so do not judge by it;
+            the latter two with " (patient)": so it is with another slide of its patient.
         columns: name of each instance column; the class of a map is in its name.
         instances_NK: float32; attention sums to 1 over the slide, scores are of `score_kind`.
         score_kind: what the `score_<class>` columns hold.
+        differs: in what its features differ from those of the RUN.
     """
 
     slide_id: str
@@ -74,26 +81,30 @@ class SlideScore:
     columns: tuple[str, ...]
     instances_NK: NDArray[np.float32]
     score_kind: str = "none"
+    differs: tuple[str, ...] = ()
 
 
 def load_run(run: Path) -> Ensemble:
     """Load the models of a RUN.
 
     Raises:
-        InputError: no finished RUN.
-        WeightsError: a model file is damaged or of another head than the others.
+        InputError: no finished RUN, or models are missing.
+        WeightsError: a model file is damaged, exchanged, or of another head than the others.
     """
-    files = sorted((run / MODELS).glob("fold*_seed*.safetensors"))
     try:
         records = json.loads((run / MODELS / "decisions.json").read_text(encoding="utf-8"))
         decisions = tuple(Decision(**record) for record in records)
-        rows = list(csv.DictReader((run / SPLITS).read_text(encoding="utf-8").splitlines()))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
         ) from error
-    if not files:
-        raise InputError(f"{run}: holds no models.", hint="train it again with `cytofm mil train`")
+    known, record = read_splits(run / SPLITS), read_config(run).get(origins.SECTION)
+    files = [run / name for name in models_of(run)]
+    if gone := [path.name for path in files if not path.is_file()]:
+        raise InputError(
+            f"{run}: lacks {len(gone)} of {len(files)} models: {named(gone, 6)}.",
+            hint="put them back, or run its `cytofm mil train` again, which makes what is gone",
+        )
     loaded = [load_model(path) for path in files]
     cards = tuple(card for _, card in loaded)
     for path, card in zip(files, cards, strict=True):
@@ -103,13 +114,14 @@ def load_run(run: Path) -> Ensemble:
                 f"the RUN is of {cards[0].method!r} for {cards[0].encoder or 'unknown'}.",
                 hint="keep the models of different RUNs in their own folders",
             )
-    tested = {
-        row["slide_id"]: frozenset(
-            int(key.removeprefix("fold")) for key, part in row.items() if part == "test"
+    if exchanged := changed(run):
+        raise WeightsError(
+            f"{run}: holds other files than were trained: {'; '.join(exchanged)}.",
+            hint="put the right ones back, or train it anew with `--overwrite`",
         )
-        for row in rows
-    }
-    return Ensemble(tuple(model for model, _ in loaded), cards, decisions, tested)
+    plain = Origin(encoder=cards[0].encoder, unit=cards[0].unit)  # what older RUNs remember
+    origin = plain if record is None else origins.from_record(record)
+    return Ensemble(tuple(model for model, _ in loaded), cards, decisions, known, origin)
 
 
 def run_digest(run: Path) -> str:
@@ -120,28 +132,46 @@ def run_digest(run: Path) -> str:
     return state.hexdigest()[:16]
 
 
-def check_bag(ensemble: Ensemble, bag: Bag) -> None:
-    """Refuse a bag that the models cannot read.
+def check_bag(ensemble: Ensemble, bag: Bag, *, allow_mixed: bool = False) -> list[str]:
+    """Refuse a bag that the models cannot read, or that is made from other things.
+
+    Args:
+        ensemble: models.
+        bag: features.
+        allow_mixed: go on with another encoder, tile size or resolution.
+
+    Returns:
+        in what it differs, with both values.
 
     Raises:
-        InputError: other encoder, other width, empty, not finite.
+        InputError: other origin, or an unknown encoder; other width, empty, not finite, too large.
     """
     card, width = ensemble.card, bag.features_ND.shape[1]
-    if card.encoder and bag.encoder and card.encoder != bag.encoder:
-        raise InputError(
-            f"{bag.slide_id}: features are from {bag.encoder}, the models read {card.encoder}.",
-            hint=f"`cytofm embed --encoder {card.encoder}`",
-        )
+    differs = [
+        f"{name} {theirs}, the RUN learnt {ours}"
+        for name, ours, theirs in origins.differences(ensemble.origin, bag.origin)
+    ]
+    if ensemble.origin.encoder and not bag.encoder:
+        differs.append(f"encoder not stated, the RUN learnt {ensemble.origin.encoder}")
+    if differs and not allow_mixed:
+        raise InputError(f"{bag.slide_id}: {'; '.join(differs)}.", hint=_advice(ensemble, bag))
     if width != card.n_features:
         raise InputError(
             f"{bag.slide_id}: features are {width} wide, the models read {card.n_features}."
         )
     if not len(bag.features_ND) or not np.isfinite(bag.features_ND).all():
         raise InputError(f"{bag.slide_id}: empty bag, or NaN or infinite features.")
+    check_bags([bag])
+    return differs
 
 
 def score_bag(
-    ensemble: Ensemble, bag: Bag, *, device: str = "cpu", out_of_fold: bool = True
+    ensemble: Ensemble,
+    bag: Bag,
+    *,
+    device: str = "cpu",
+    out_of_fold: bool = True,
+    allow_mixed: bool = False,
 ) -> SlideScore:
     """Score one slide.
 
@@ -150,8 +180,9 @@ def score_bag(
         bag: features; labels are not needed.
         device: where to compute.
         out_of_fold: for a slide of the RUN itself, ask only the models that never saw it.
+        allow_mixed: see `check_bag`.
     """
-    check_bag(ensemble, bag)
+    differs = check_bag(ensemble, bag, allow_mixed=allow_mixed)
     chosen, basis = _choose(ensemble, bag.slide_id, out_of_fold=out_of_fold)
     x_1ND = bag_tensor(bag, device)[None]
     p_MC, instances_MNK, thresholds = [], [], []
@@ -179,6 +210,7 @@ def score_bag(
         columns=columns,
         instances_NK=np.mean(instances_MNK, axis=0).astype(np.float32),
         score_kind=score_kind,
+        differs=tuple(differs),
     )
 
 
@@ -204,14 +236,20 @@ def instance_columns(
 
 
 def scores_csv(scores: Iterable[SlideScore], classes: Sequence[str]) -> str:
-    """Write `slide_id,prob_<class>…,sd_<class>…,predicted,models,basis`."""
+    """Write `slide_id,prob_<class>…,sd_<class>…,predicted,models,basis[,differs]`.
+
+    The last column is there if a slide's features are made from other things than the RUN's.
+    """
+    scores = list(scores)
+    mixed = any(score.differs for score in scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = ["slide_id", *(f"prob_{c}" for c in classes), *(f"sd_{c}" for c in classes)]
-    writer.writerow([*header, "predicted", "models", "basis"])
+    writer.writerow([*header, "predicted", "models", "basis", *(["differs"] if mixed else [])])
     for score in scores:
         numbers = [f"{value:.6f}" for value in (*score.p_C, *score.spread_C)]
-        writer.writerow([score.slide_id, *numbers, score.predicted, score.n_models, score.basis])
+        row = [score.slide_id, *numbers, score.predicted, score.n_models, score.basis]
+        writer.writerow([*row, *(["; ".join(score.differs)] if mixed else [])])
     return text.getvalue()
 
 
@@ -221,9 +259,16 @@ def _kind(card: ModelCard) -> tuple[object, ...]:
 
 def _choose(ensemble: Ensemble, slide_id: str, *, out_of_fold: bool) -> tuple[Sequence[int], str]:
     everything = range(len(ensemble.models))
-    if slide_id not in ensemble.tested:
-        return everything, "new"
-    unseen = [i for i in everything if ensemble.cards[i].fold in ensemble.tested[slide_id]]
-    if not out_of_fold or not unseen:
-        return everything, "training"
-    return unseen, "out-of-fold"
+    folds, basis = ensemble.known.folds(slide_id)
+    if folds and not out_of_fold:
+        return everything, basis.replace(OUT_OF_FOLD, TRAINING)
+    return [i for i in everything if ensemble.cards[i].fold in folds] or everything, basis
+
+
+def _advice(ensemble: Ensemble, bag: Bag) -> str:
+    wanted = ensemble.origin.encoder
+    if wanted and not bag.encoder:
+        return f"`--encoder {wanted}` if they are its features, or `--allow-mixed`"
+    if wanted != bag.encoder and wanted:
+        return f"`cytofm embed --encoder {wanted}`"
+    return "tile and embed it as the RUN's slides, or `--allow-mixed` if you know better"

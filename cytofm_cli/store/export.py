@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.mil import foreign, origin
 from cytofm_cli.store.io import Embeddings, Store, output_errors, read_embeddings
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def export_trident(store: Store, folder: Path, *, encoder: str | None) -> list[P
         table.attrs["name"] = where.name
         table.attrs["savetodir"] = str(features.parent)
         table.attrs["encoder"] = bag.encoder
+        table.attrs[foreign.RECORD] = foreign.to_text(_origin(store, bag, "tile"))
 
     _write_h5(features, fill)
     return [coords, features]
@@ -106,21 +108,27 @@ def export_clam(store: Store, folder: Path, *, encoder: str | None) -> list[Path
         table.attrs["save_path"] = str(coords.parent)
 
     def fill_features(file: h5py.File) -> None:
-        _table(file, "features", bag.values.astype(np.float32), rows=32)
+        table = _table(file, "features", bag.values.astype(np.float32), rows=32)
+        table.attrs[foreign.RECORD] = foreign.to_text(_origin(store, bag, "tile"))
         _table(file, "coords", bag.xy_px0.astype(np.int32), rows=32)
 
     _write_h5(coords, fill_coords)
     _write_h5(features, fill_features)
     tensor = folder / "pt_files" / f"{where.name}.pt"
-    _write_pt(tensor, bag)
+    _write_pt(tensor, bag, _origin(store, bag, "tile"))
     return [coords, features, tensor]
 
 
 def export_pt(store: Store, folder: Path, *, encoder: str | None, unit: str = "tile") -> list[Path]:
     """Write `<slide>.pt`: the float32 (n, d) tensor alone."""
     path = folder / f"{store.slide_id}.pt"
-    _write_pt(path, read_embeddings(store.path, encoder, unit))
+    bag = read_embeddings(store.path, encoder, unit)
+    _write_pt(path, bag, _origin(store, bag, unit))
     return [path]
+
+
+def _origin(store: Store, bag: Embeddings, unit: str) -> origin.Origin:
+    return origin.of_store(store.steps["tile"], {**bag.provenance, "unit": unit}, bag.encoder)
 
 
 def _trident_coords(file: h5py.File, bag: Embeddings, where: BagGeometry, folder: Path) -> None:
@@ -155,11 +163,16 @@ def _write_h5(path: Path, fill: Callable[[h5py.File], None]) -> None:
     _replace(path, write)
 
 
-def _write_pt(path: Path, bag: Embeddings) -> None:
+def _write_pt(path: Path, bag: Embeddings, made_from: origin.Origin) -> None:
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(bag.values.astype(np.float32)))
-    _replace(path, lambda partial: torch.save(tensor, partial))
+
+    def write(partial: Path) -> None:
+        torch.save(tensor, partial)
+        foreign.add_to_pt(partial, made_from)
+
+    _replace(path, write)
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

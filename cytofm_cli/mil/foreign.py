@@ -1,0 +1,70 @@
+"""What bag files say about their features: our own record, or the attributes of other tools.
+
+Our h5 files keep the record (JSON) in an attribute of the features. A `.pt` file is a zip archive
+in which `torch.load` reads only what it knows: ours hold the record as one more member.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cytofm_cli.mil.origin import UNKNOWN, Origin, from_record
+
+if TYPE_CHECKING:
+    import h5py
+
+RECORD = "cytofm"  # attribute of an h5 dataset
+MEMBER = "cytofm.json"  # of the zip archive
+OBJECTIVE_UM = 10.0  # 40× is 0.25 µm/px
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # equal exports are equal files
+
+
+def h5_origin(file: h5py.File, key: str) -> Origin:
+    """Read the origin of the features `key`: ours, else what TRIDENT notes on the coordinates."""
+    own = file[key].attrs.get(RECORD)
+    if own is not None:
+        return _parsed(own)
+    encoder = str(file[key].attrs.get("encoder", ""))
+    record: dict[str, Any] = {"encoder": "" if encoder == "None" else encoder}
+    notes = file["coords"].attrs if "coords" in file else {}
+    if "patch_size" in notes:
+        record |= {"unit": "tile", "tile_px": notes["patch_size"]}
+    if float(notes.get("target_magnification", 0)) > 0:
+        record["mpp"] = OBJECTIVE_UM / float(notes["target_magnification"])
+    return from_record(record)
+
+
+def pt_origin(path: Path) -> Origin:
+    """Read the origin of a `.pt` file; nothing is known of one that other tools wrote."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.rpartition("/")[2] == MEMBER:
+                    return _parsed(archive.read(name))
+    except (OSError, zipfile.BadZipFile):  # torch's older format is no zip archive
+        pass
+    return UNKNOWN
+
+
+def to_text(origin: Origin) -> str:
+    """Write an origin as a file of ours keeps it."""
+    return json.dumps(origin.record(), sort_keys=True)
+
+
+def add_to_pt(path: Path, origin: Origin) -> None:
+    """Put the record into a file that `torch.save` wrote."""
+    with zipfile.ZipFile(path, "a") as archive:
+        folder = archive.namelist()[0].split("/")[0]
+        archive.writestr(zipfile.ZipInfo(f"{folder}/{MEMBER}", _LONG_AGO), to_text(origin))
+
+
+def _parsed(text: str | bytes) -> Origin:
+    try:
+        record = json.loads(text)
+        return from_record(record) if isinstance(record, Mapping) else UNKNOWN
+    except (TypeError, ValueError):
+        return UNKNOWN

@@ -1,0 +1,91 @@
+"""The folder of a finished RUN: its files, and how lost and exchanged ones are noticed."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from cytofm_cli.errors import InputError
+from cytofm_cli.provenance import sha256_file
+
+MANIFEST = "models/manifest.json"
+METRICS, CONFIG, SPLITS = "metrics.json", "config.toml", "splits.csv"
+PREDICTIONS, LOG, MODELS, CELLS = "predictions.csv", "log.jsonl", "models", "cells"
+DECISIONS = "models/decisions.json"
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Read metrics.json of a RUN.
+
+    Raises:
+        InputError: `run` is no finished RUN.
+    """
+    try:
+        found: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
+        ) from error
+    return found
+
+
+def read_config(run: Path) -> dict[str, dict[str, Any]]:
+    """Read config.toml of a RUN: sections `mil`, `recipe`, the head's name, `task`."""
+    try:
+        return tomllib.loads((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
+        ) from error
+
+
+def manifest_text(run: Path) -> str:
+    """Write name and SHA-256 of everything under `models/`."""
+    names = sorted(f"{MODELS}/{p.name}" for p in (run / MODELS).glob("[!.]*"))
+    digests = {name: sha256_file(run / name) for name in names if name != MANIFEST}
+    return json.dumps(digests, indent=2) + "\n"
+
+
+def lost(run: Path) -> list[str]:
+    """Name the files that a finished RUN should hold and does not; none if `run` is no RUN."""
+    if not (run / METRICS).is_file():
+        return []
+    wanted = {SPLITS, PREDICTIONS, DECISIONS, *_digests(run), *models_of(run)}
+    return sorted(name for name in wanted if not (run / name).is_file())
+
+
+def changed(run: Path) -> list[str]:
+    """Name the files whose content is not what was trained, with both digests."""
+    found = []
+    for name, wanted in _digests(run).items():
+        if (run / name).is_file() and (digest := sha256_file(run / name)) != wanted:
+            found.append(f"{name} (SHA-256 {digest[:12]}…, recorded {wanted[:12]}…)")
+    return found
+
+
+def _digests(run: Path) -> dict[str, str]:
+    """Read the manifest; empty for a RUN of older versions, which had none."""
+    try:
+        return dict(json.loads((run / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
+def models_of(run: Path) -> list[str]:
+    """List the models that a RUN is made of, by fold and seed.
+
+    Raises:
+        InputError: `run` is no finished RUN.
+    """
+    record = read_config(run)
+    try:
+        folds, seeds = int(record["task"]["folds"]), int(record["mil"]["seeds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{run / CONFIG}: lacks {error}.", hint="train the RUN again") from error
+    return [
+        f"{MODELS}/fold{fold}_seed{turn}.safetensors"
+        for fold in range(folds)
+        for turn in range(seeds)
+    ]
