@@ -159,6 +159,22 @@ def read_embeddings(path: Path, encoder: str | None, unit: str) -> Embeddings:
         StoreError: no such embedding, or several and none named.
     """
     store = open_store(path)
+    step = name_of_embeddings(store, encoder, unit)
+    return Embeddings(
+        values=store.read(f"{step}/values"),
+        xy_px0=store.read(f"{step}/xy_px0"),
+        encoder=step.split("/")[1],
+        provenance=store.steps[step],
+    )
+
+
+def name_of_embeddings(store: Store, encoder: str | None, unit: str) -> str:
+    """Return the embedding step that is meant; None means the only encoder there is.
+
+    Raises:
+        StoreError: no such embedding, or several and none named.
+    """
+    path = store.path
     there = sorted(
         name.split("/")[1]
         for name in store.steps
@@ -174,12 +190,7 @@ def read_embeddings(path: Path, encoder: str | None, unit: str) -> Embeddings:
     if step not in store.steps:
         hint = f"it holds {', '.join(there)}." if there else "make them with `cytofm embed`."
         raise StoreError(f"{path}: no {unit} embeddings of encoder {encoder!r}.", hint=hint)
-    return Embeddings(
-        values=store.read(f"{step}/values"),
-        xy_px0=store.read(f"{step}/xy_px0"),
-        encoder=step.split("/")[1],
-        provenance=store.steps[step],
-    )
+    return step
 
 
 def is_finished(
