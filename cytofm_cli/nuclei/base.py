@@ -208,6 +208,25 @@ class NucleusDetector(Protocol):
 
 
 @runtime_checkable
+class SlideDetector(Protocol):
+    """A detector that first looks at the slide as a whole."""
+
+    def for_slide(
+        self, images: Sequence[NDArray[np.uint8]], mpp: float, illumination: str | None
+    ) -> tuple[NucleusDetector, dict[str, Any], list[str]]:
+        """Settle what is one for a slide.
+
+        Args:
+            images: some of its tiles, uint8 (H, W, 3).
+            mpp: µm/px of the images.
+            illumination: "bright-field", "dark-field", or None if nobody looked.
+
+        Returns:
+            The detector for this slide, facts for the record, and what the user should know.
+        """
+
+
+@runtime_checkable
 class NucleusSource(Protocol):
     """Brings the nuclei of a whole slide from a file instead of looking at pixels."""
 

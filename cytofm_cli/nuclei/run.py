@@ -18,11 +18,13 @@ from cytofm_cli.errors import InputError, StoreError, UsageError
 from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.place import count_off_tiles, place_of
-from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles
+from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles, with_halo, without_cut
+from cytofm_cli.nuclei.survey import doubts, settle
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array
-from cytofm_cli.tiles.field import open_field
+from cytofm_cli.tiles.field import Field, open_field
 from cytofm_cli.tiles.read import ordered_map
+from cytofm_cli.units import Box
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -98,16 +100,14 @@ class Detection:
         with io.claim_step(store.path.parent, job.slide_id, step):
             if self._is_done(job, step, settings, mark):
                 return "skipped", _facts(io.open_store(store.path), step)
-            table, n_quartered = self._run(job, store, report, note)
-            if not len(table):
-                note(f"warning: {job.slide_id}: no nuclei found")
-            if n_quartered:
-                note(f"warning: {job.slide_id}: too little memory; {n_quartered} tiles quartered")
+            table, facts, notes = self._run(job, store, report, note)
+            for line in [*notes, *doubts(len(table), store)]:
+                note(f"warning: {job.slide_id}: {line}")
             record = provenance.record(
                 settings,
                 input_fingerprint=mark,
                 n=len(table),
-                n_quartered=n_quartered,
+                **facts,
                 detector=job.detector,
                 classes=list(table.classes),
                 weights_sha256=job.weights_sha256,
@@ -128,7 +128,9 @@ class Detection:
         own = as_record(self._own_config(job), results_only=True)
         for path in ("weights", "nuclei"):
             own.pop(path, None)
-        return {"detector": job.detector, "weights_sha256": job.weights_sha256, **own}
+        version = registry.detectors.load(job.detector).version
+        made_by = {"version": version} if version > 1 else {}
+        return {"detector": job.detector, "weights_sha256": job.weights_sha256, **made_by, **own}
 
     def _own_config(self, job: DetectJob) -> Any:
         plugin = registry.detectors.load(job.detector)
@@ -151,28 +153,37 @@ class Detection:
 
     def _run(
         self, job: DetectJob, store: io.Store, report: Report, note: Note
-    ) -> tuple[NucleusTable, int]:
-        """Return the nuclei, and how many tiles memory could not hold at once."""
+    ) -> tuple[NucleusTable, dict[str, Any], list[str]]:
+        """Return the nuclei, facts for the record, and what the user should know."""
         # A network is loaded once; a file of nuclei is another one for each slide.
         if self._detector is None or job.nuclei is not None:
             made = registry.detectors.load(job.detector).make(self._own_config(job))
             self._detector = made
-        detector = self._detector
-        if isinstance(detector, NucleusSource):
-            return _from_file(detector, job, store, note), 0
+        if isinstance(self._detector, NucleusSource):
+            return _from_file(self._detector, job, store, note), {"n_quartered": 0}, []
         with open_field(store, slides=job.config.slides) as tiles:
-            find = partial(_find, detector, tiles.read, size_px=tiles.size_px, mpp=tiles.mpp)
+            detector, facts, notes = settle(self._detector, tiles, store)
+            find = partial(_find, detector, tiles)
             boxes = sorted(set(tiles.boxes))
-            parts: list[NucleusTable] = []
-            n_quartered = 0
+            parts: list[_Found] = []
             with ThreadPoolExecutor(job.threads) as pool:
-                for part, count in ordered_map(pool, find, boxes, window=2 * job.threads):
+                for part in ordered_map(pool, find, boxes, window=2 * job.threads):
                     parts.append(part)
-                    n_quartered += count
                     report(len(parts), len(boxes))
-            merged = merge_tiles(parts, mpp=tiles.mpp, classes=detector.classes)
+            tables = [part.table for part in parts]
+            merged = merge_tiles(tables, mpp=tiles.mpp, classes=detector.classes)
             table = merged.moved(scale=tiles.downsample).validate(str(store.path))
-            return table, n_quartered
+            n_quartered = sum(part.n_quartered for part in parts)
+            n_cut = sum(part.n_cut for part in parts)
+            facts |= {"n_quartered": n_quartered, "n_cut": n_cut, "beyond_tiles": tiles.beyond}
+        if n_quartered:
+            notes.append(f"too little memory; {n_quartered} tiles quartered")
+        if n_cut:
+            notes.append(
+                f"{n_cut} nuclei at the ends of tiles left out, cut by pixels that the store does "
+                "not hold; --slides DIR, where the slide is, completes them"
+            )
+        return table, facts, notes
 
 
 def _from_file(source: NucleusSource, job: DetectJob, store: io.Store, note: Note) -> NucleusTable:
@@ -188,8 +199,22 @@ def _from_file(source: NucleusSource, job: DetectJob, store: io.Store, note: Not
     return table
 
 
-def _find(detector: NucleusDetector, read: Any, box: Any, **where: Any) -> tuple[NucleusTable, int]:
-    return detect_tile_in_parts(detector, read, box, **where)
+@dataclass(frozen=True)
+class _Found:
+    """The nuclei of a tile, and how many boxes were quartered and nuclei left out."""
+
+    table: NucleusTable
+    n_quartered: int
+    n_cut: int
+
+
+def _find(detector: NucleusDetector, tiles: Field, box: Box) -> _Found:
+    table, n_quartered = detect_tile_in_parts(
+        detector, tiles.read, box, size_px=tiles.size_px, mpp=tiles.mpp
+    )
+    outer = with_halo(box, round(detector.halo_um / tiles.mpp), tiles.size_px)
+    whole = without_cut(table, tiles.known(outer), outer)
+    return _Found(whole, n_quartered, len(table) - len(whole))
 
 
 def write_nuclei(folder: Path, table: NucleusTable) -> None:
