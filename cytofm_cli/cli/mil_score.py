@@ -270,13 +270,14 @@ def _write_attention(store: Path, task: _Task, bag: Bag, result: SlideScore) -> 
     """
     from cytofm_cli import provenance
     from cytofm_cli.mil.score import run_digest
-    from cytofm_cli.store import io, schema
+    from cytofm_cli.store import io, lineage, schema
     from cytofm_cli.store.zarr3 import write_array
 
     run, card = task.run, task.ensemble.card
     step = schema.attention_step(run.name, card.unit)
     steps = io.open_store(store).steps
-    source = steps[schema.embedding_step(str(bag.encoder), card.unit)]
+    bag_step = schema.embedding_step(str(bag.encoder), card.unit)
+    source = steps[bag_step]
     mark = f"{source['config_hash']}-{source['input_fingerprint']}"
     facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
     try:
@@ -300,10 +301,13 @@ def _write_attention(store: Path, task: _Task, bag: Bag, result: SlideScore) -> 
         basis=result.basis,
         predicted=result.predicted,
         differs=list(result.differs),
+        made_from=lineage.made_from(steps, bag_step),
     )
     with (
         io.claim_step(store.parent, bag.slide_id, step),
         io.staging(store.parent, bag.slide_id, step) as staged,
     ):
-        write_array(staged / "values", result.instances_NK, axes=schema.ATTENTION.axes)
+        kind = schema.ATTENTION
+        told = kind.attributes | {"columns": list(result.columns)}
+        write_array(staged / "values", result.instances_NK, axes=kind.axes, attributes=told)
         io.commit_group(staged, store, step, record)

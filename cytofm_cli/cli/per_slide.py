@@ -137,7 +137,7 @@ class FailureLog:
     def _read(self) -> dict[tuple[str, str], dict[str, Any]]:
         records = {}
         if self.path.exists():
-            for line in self.path.read_text().splitlines():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     record = json.loads(line)
                     records[record["command"], record["slide_id"]] = record
@@ -150,7 +150,9 @@ class FailureLog:
                 return
             partial = self.path.with_name(f".{self.path.name}.partial")
             lines = (json.dumps(r, ensure_ascii=False) for r in self._records.values())
-            partial.write_text("\n".join(lines) + "\n")
+            # What is no UTF-8 in a path becomes \udcXX, which is how JSON spells it too.
+            text = "\n".join(lines) + "\n"
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
             partial.replace(self.path)
 
 

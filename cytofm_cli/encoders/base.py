@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli import registry
+from cytofm_cli.store import schema
 
 Interpolation = Literal["bicubic", "bilinear"]
 # cls: the class token. cls+mean: class token, then the mean of the patch tokens. mean: the mean
@@ -167,4 +168,4 @@ def load_encoder(
 
 def store_key(spec: EncoderSpec) -> str:
     """Return the name of an encoder's group in a store: `timm/x` becomes `timm.x`."""
-    return spec.name.replace("/", ".")
+    return schema.node_name(spec.name)

@@ -23,6 +23,7 @@ from cytofm_cli.config import as_record, differences
 from cytofm_cli.encoders.base import CELL_UM, Encoder, load_encoder, store_key
 from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
+from cytofm_cli.encoders.dtype import refuse_overflow, to_dtype
 from cytofm_cli.errors import (
     ConfigMismatchError,
     OutOfMemoryError,
@@ -32,7 +33,8 @@ from cytofm_cli.errors import (
 )
 from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.nuclei.run import name_of_nuclei
-from cytofm_cli.store import io, schema
+from cytofm_cli.store import io, lineage, schema
+from cytofm_cli.store.fresh import loss_note, why_stale
 from cytofm_cli.store.zarr3 import write_array, write_rows
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.run import TileJob, tile_slide
@@ -88,6 +90,7 @@ class Embedder:
             CytofmError: the slide cannot be embedded; nothing half-written is left.
         """
         if job.tile is not None:
+            io.check_slide_id(job.store.parent, job.slide_id)
             if job.dry_run and not job.store.exists():
                 return tile_slide(job.tile, report, note)
             _ensure_tiles(job.tile, job.store, report, note)
@@ -135,7 +138,9 @@ class Embedder:
         encoder = self._load(job.config)
         spec = encoder.spec
         tile = store.steps[schema.TILE_STEP]
+        made_from = lineage.made_from(store.steps, *_sources(store, job.config))
         cell_um = job.config.cell_um or spec.cell_um or CELL_UM
+        where = f"{job.store}: encoder {spec.name}"
         with _open_instances(store, job.config, cell_um) as instances:
             values, batch_size = embed_tiles(
                 instances,
@@ -143,6 +148,7 @@ class Embedder:
                 batch_size=job.config.batch_size or default_batch(job.config.device),
                 threads=job.threads,
                 report=report,
+                refuse=lambda part: refuse_overflow(part, job.config.dtype, where),
             )
             xy_px0 = instances.xy_px0
         side_px = tile["tile_px"]
@@ -154,14 +160,13 @@ class Embedder:
                 f"warning: {spec.name} was trained at {spec.mpp:g} µm/px and sees "
                 f"{seen_mpp:.3g}: its input should cover {spec.mpp * (spec.input_px or 0):.0f} µm."
             )
-        if not np.isfinite(values).all():
-            raise StoreError(f"{job.store}: encoder {spec.name} gave values that are not finite.")
+        rows = to_dtype(values, job.config.dtype, where)
         record = provenance.record(
             settings,
             input_fingerprint=mark,
             encoder=spec.name,
             dim=spec.dim,
-            n=len(values),
+            n=len(rows),
             unit=job.config.unit,
             input_px=spec.input_px,
             seen_mpp=seen_mpp,
@@ -173,17 +178,31 @@ class Embedder:
             store_codec=tile["store_codec"],
             source_codec=tile["source_codec"],
             seed=job.config.seed,
+            made_from=made_from,
         )
-        with io.staging(job.store.parent, job.slide_id, step) as staged:
-            rows = values.astype(job.config.dtype)
-            write_rows(
-                staged / "values",
-                rows,
-                axes=schema.EMBEDDINGS.axes,
-                rows_per_chunk=schema.ROWS_PER_CHUNK,
-            )
-            write_array(staged / "xy_px0", xy_px0, axes=schema.EMBEDDINGS_XY.axes)
-            io.commit_group(staged, job.store, step, record)
+        if gone := _save(job, step, rows, xy_px0, record):
+            note(loss_note(job.store, step, gone))
+
+
+def _save(
+    job: EmbedJob,
+    step: str,
+    rows: NDArray[np.floating[Any]],
+    xy_px0: NDArray[np.int32],
+    record: Mapping[str, Any],
+) -> tuple[str, ...]:
+    """Put a bag into the store; return what was made from the former one and is gone."""
+    xy_kind = schema.EMBEDDINGS_XY if job.config.unit == "tile" else schema.CELL_EMBEDDINGS_XY
+    with io.staging(job.store.parent, job.slide_id, step) as staged:
+        write_rows(
+            staged / "values",
+            rows,
+            axes=schema.EMBEDDINGS.axes,
+            rows_per_chunk=schema.ROWS_PER_CHUNK,
+            attributes=schema.EMBEDDINGS.attributes,
+        )
+        write_array(staged / "xy_px0", xy_px0, axes=xy_kind.axes, attributes=xy_kind.attributes)
+        return io.commit_group(staged, job.store, step, record)
 
 
 def embed_tiles(
@@ -193,6 +212,7 @@ def embed_tiles(
     batch_size: int,
     threads: int,
     report: Report,
+    refuse: Callable[[NDArray[np.float32]], None] = lambda _: None,
 ) -> tuple[NDArray[np.float32], int]:
     """Encode every tile, decoding ahead in threads.
 
@@ -202,6 +222,7 @@ def embed_tiles(
         batch_size: tiles at a time, halved when the device has too little memory.
         threads: decoding threads.
         report: called with (done, total) after each batch.
+        refuse: raises if the vectors of a batch cannot be used: not hours later.
 
     Returns:
         float32 (n, dim) in the order of the tiles, and the batch size that fitted.
@@ -220,6 +241,7 @@ def embed_tiles(
                 for batch in batches:
                     stop = min(n, start + batch_size)
                     values[start:stop] = encoder.encode(batch)
+                    refuse(values[start:stop])
                     start = stop
                     report(start, n)
             except OutOfMemoryError:
@@ -292,8 +314,15 @@ def _input_mark(store: io.Store, config: EmbedConfig) -> str:
     mark = f"{tile['config_hash']}-{tile['input_fingerprint']}"
     if config.unit == "tile":
         return mark
-    detector = name_of_nuclei(store, config.detector)
-    return f"{mark}-{store.steps[schema.nuclei_step(detector)]['config_hash']}"
+    (nuclei,) = set(_sources(store, config)) - {schema.TILE_STEP}
+    return f"{mark}-{store.steps[nuclei]['config_hash']}"
+
+
+def _sources(store: io.Store, config: EmbedConfig) -> tuple[str, ...]:
+    """Name the steps that a bag is made from."""
+    if config.unit == "tile":
+        return (schema.TILE_STEP,)
+    return (schema.TILE_STEP, schema.nuclei_step(name_of_nuclei(store, config.detector)))
 
 
 def _find_finished(
@@ -306,6 +335,7 @@ def _find_finished(
             and step.endswith(f"/{unit}")
             and record["config"] == settings
             and record["input_fingerprint"] == mark
+            and why_stale(store, step) is None
         ):
             return step
     return None

@@ -20,7 +20,8 @@ from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.place import count_off_tiles, place_of
 from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles, with_halo, without_cut
 from cytofm_cli.nuclei.survey import doubts, settle
-from cytofm_cli.store import io, schema
+from cytofm_cli.store import io, lineage, schema
+from cytofm_cli.store.fresh import loss_note
 from cytofm_cli.store.zarr3 import write_array
 from cytofm_cli.tiles.field import Field, open_field
 from cytofm_cli.tiles.read import ordered_map
@@ -101,7 +102,9 @@ class Detection:
             if self._is_done(job, step, settings, mark):
                 return "skipped", _facts(io.open_store(store.path), step)
             table, facts, notes = self._run(job, store, report, note)
-            for line in [*notes, *doubts(len(table), store)]:
+            # Of another program's nuclei only their absence is odd.
+            odd = doubts(len(table), store) if job.nuclei is None or not len(table) else []
+            for line in [*notes, *odd]:
                 note(f"warning: {job.slide_id}: {line}")
             record = provenance.record(
                 settings,
@@ -111,11 +114,14 @@ class Detection:
                 detector=job.detector,
                 classes=list(table.classes),
                 weights_sha256=job.weights_sha256,
-                nuclei=job.nuclei.name if job.nuclei else None,
+                nuclei_file=job.nuclei.name if job.nuclei else None,
+                made_from=lineage.made_from(store.steps, schema.TILE_STEP),
             )
             with io.staging(store.path.parent, job.slide_id, step) as staged:
                 write_nuclei(staged, table)
-                io.commit_group(staged, store.path, step, record)
+                gone = io.commit_group(staged, store.path, step, record)
+            if gone:
+                note(loss_note(store.path, step, gone))
         return "done", _facts(io.open_store(store.path), step)
 
     def _is_done(self, job: DetectJob, step: str, settings: dict[str, Any], mark: str) -> bool:
@@ -227,7 +233,8 @@ def write_nuclei(folder: Path, table: NucleusTable) -> None:
         (schema.NUCLEI_CONTOUR, table.contour_px0),
         (schema.NUCLEI_CONTOUR_START, table.contour_start),
     ):
-        write_array(folder / kind.path.rpartition("/")[2], values, axes=kind.axes)
+        name = kind.path.rpartition("/")[2]
+        write_array(folder / name, values, axes=kind.axes, attributes=kind.attributes)
 
 
 def read_nuclei(store: io.Store, detector: str | None) -> tuple[str, NucleusTable]:
@@ -241,10 +248,11 @@ def read_nuclei(store: io.Store, detector: str | None) -> tuple[str, NucleusTabl
         (name of the detector, its table).
 
     Raises:
-        StoreError: none, or several and none named.
+        StoreError: none, several and none named, or they were found on other tiles.
     """
     detector = name_of_nuclei(store, detector)
     step = schema.nuclei_step(detector)
+    io.require_fresh(store, step)
     names = ("xy_px0", "area_um2", "probability", "class", "contour_px0", "contour_start")
     columns = [np.asarray(store.read(f"{step}/{name}")) for name in names]
     xy, area, probability, class_id, contour, start = columns
@@ -281,7 +289,7 @@ def name_of_nuclei(store: io.Store, detector: str | None) -> str:
 def _facts(store: io.Store, step: str) -> dict[str, Any]:
     record = store.steps[step]
     facts = {"store": str(store.path), "step": step, "n": record["n"]}
-    if record.get("nuclei"):
-        facts["nuclei"] = record["nuclei"]
+    if record.get("nuclei_file"):
+        facts["nuclei_file"] = record["nuclei_file"]
     # Stores of earlier versions do not say.
     return facts | ({"n_quartered": record["n_quartered"]} if record.get("n_quartered") else {})

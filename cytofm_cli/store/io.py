@@ -3,18 +3,15 @@
 A step writes into a hidden staging folder beside the store, with its provenance record in
 the attributes of the staged group, and is renamed into place when complete. The root then
 gets a copy of the record; a process killed between the two leaves a step that is complete
-and only missing from the root's list, which the next writer adds (`_roll_forward`).
+and only missing from the root's list, which the next writer adds (`_update_root`). What was
+made from a step goes before the step itself is replaced (`cytofm_cli.store.lineage`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
 import shutil
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +20,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.config import differences
-from cytofm_cli.errors import (
-    ConfigMismatchError,
-    CytofmError,
-    DiskFullError,
-    InputError,
-    OutputError,
-    StoreError,
-)
-from cytofm_cli.store import schema
+from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError, TryAgainError
+from cytofm_cli.store import lineage, schema
 from cytofm_cli.store.claim import claim
+from cytofm_cli.store.fresh import again, require_fresh, why_stale
+from cytofm_cli.store.staging import (
+    aside_of,
+    check_slide_id,
+    claim_step,
+    commit_claim,
+    output_errors,
+    staging,
+    tidy,
+)
 from cytofm_cli.store.zarr3 import write_group, write_json
 
+# All that a step needs of a store is found here.
+__all__ = ["check_slide_id", "claim_step", "output_errors", "require_fresh", "staging", "tidy"]
+
 COMMIT_WAIT_S = 60.0
-_UNWRITABLE = frozenset(
-    {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-)
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,10 @@ class Store:
         try:
             return np.asarray(zarr.open_array(self.path / array, mode="r")[...])
         except (OSError, ValueError, KeyError, RuntimeError) as error:
+            step = next((one for one in self.steps if array.startswith(f"{one}/")), None)
             raise StoreError(
                 f"{self.path}: {array} cannot be read ({type(error).__name__}: {error}).",
-                hint="the store is damaged: make the step again with --overwrite.",
+                hint=f"the store is damaged; {again(self, step or schema.TILE_STEP)}",
             ) from error
 
     def has(self, array: str) -> bool:
@@ -156,7 +157,8 @@ def read_embeddings(path: Path, encoder: str | None, unit: str) -> Embeddings:
         unit: "tile" or "cell".
 
     Raises:
-        StoreError: no such embedding, or several and none named.
+        StoreError: no such embedding, several and none named, or what it was made from is
+            not what the store holds now.
     """
     store = open_store(path)
     step = name_of_embeddings(store, encoder, unit)
@@ -172,7 +174,8 @@ def name_of_embeddings(store: Store, encoder: str | None, unit: str) -> str:
     """Return the embedding step that is meant; None means the only encoder there is.
 
     Raises:
-        StoreError: no such embedding, or several and none named.
+        StoreError: no such embedding, several and none named, or what it was made from is
+            not what the store holds now.
     """
     path = store.path
     there = sorted(
@@ -190,6 +193,7 @@ def name_of_embeddings(store: Store, encoder: str | None, unit: str) -> str:
     if step not in store.steps:
         hint = f"it holds {', '.join(there)}." if there else "make them with `cytofm embed`."
         raise StoreError(f"{path}: no {unit} embeddings of encoder {encoder!r}.", hint=hint)
+    require_fresh(store, step)
     return step
 
 
@@ -203,60 +207,21 @@ def is_finished(
     """
     if not path.exists():
         return False
-    done = open_store(path).steps.get(step)
+    store = open_store(path)
+    done = store.steps.get(step)
     if done is None:
         return False
     differing = differences(done["config"], config)
-    if done["input_fingerprint"] != input_fingerprint:
+    if done["input_fingerprint"] != input_fingerprint or why_stale(store, step) is not None:
         differing.append("the input itself has changed")
     if differing:
+        # Only the tile step chooses its folder; the others write into the store they read.
+        keep = ", another -o keeps both" if step == schema.TILE_STEP else ""
         raise ConfigMismatchError(
             f"{path}: {step} was made with other settings: {'; '.join(differing)}.",
-            hint="--overwrite makes it anew, another -o keeps both.",
+            hint=f"--overwrite makes it anew{keep}.",
         )
     return True
-
-
-@contextlib.contextmanager
-def claim_step(stores: Path, slide_id: str, step: str) -> Iterator[None]:
-    """Hold the right to make one step of one slide; clean up what a killed process left.
-
-    Raises:
-        ClaimHeldError: another living process is at it.
-        OutputError: the folder cannot be written.
-    """
-    with output_errors(stores):
-        stores.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        with output_errors(stores):
-            stack.enter_context(claim(stores / f"{_hidden(slide_id, step)}.claim"))
-            for left in stores.glob(f"{_escape(_hidden(slide_id, step))}.*.partial"):
-                shutil.rmtree(left, ignore_errors=True)
-            for aside in stores.glob(f"{_escape(_hidden(slide_id, step))}.claim.*.stale"):
-                aside.unlink(missing_ok=True)
-            _restore(stores, slide_id)
-        yield
-
-
-def tidy(stores: Path, slide_id: str, step: str) -> None:
-    """Remove the claim of a process that was killed right after it finished a step."""
-    if (stores / f"{_hidden(slide_id, step)}.claim").exists():
-        with contextlib.suppress(CytofmError), claim_step(stores, slide_id, step):
-            pass
-
-
-@contextlib.contextmanager
-def staging(stores: Path, slide_id: str, step: str) -> Iterator[Path]:
-    """Give a fresh hidden folder for a step; remove it unless it was committed."""
-    name = f"{_hidden(slide_id, step)}.{socket.gethostname()}-{os.getpid()}.partial"
-    folder = stores / name
-    with output_errors(stores):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit_store(
@@ -265,76 +230,106 @@ def commit_store(
     """Make a new store visible; `staged` holds the nodes of the tile step.
 
     An older store of the slide is replaced whole: its later steps saw other tiles.
+
+    Raises:
+        ClaimHeldError: another process keeps changing the store.
     """
-    write_group(staged / "tiles", {schema.ATTRIBUTES_KEY: dict(record)})
+    record = {**record, "id": lineage.content_id(staged / "tiles", record)}
+    write_group(staged / "tiles", {schema.ATTRIBUTES_KEY: record})
     content = {
         "schema": schema.SCHEMA_VERSION,
         "slide": dict(slide),
-        "steps": {schema.TILE_STEP: dict(record)},
+        "steps": {schema.TILE_STEP: record},
     }
     write_group(staged, {schema.ATTRIBUTES_KEY: content})
-    aside = path.with_name(f".{path.name}.replaced")
-    if path.exists():
-        path.rename(aside)
-    staged.rename(path)
+    aside = aside_of(path)
+    with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        staged.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def commit_group(staged: Path, path: Path, step: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Make a step's group visible in an existing store, and list it in the root.
+
+    Args:
+        staged: folder with the arrays of the step.
+        path: the store.
+        step: name of the step.
+        record: its provenance; without `made_from`, what the store holds now is noted.
+
+    Returns:
+        The steps that were made from the former content, and are gone with it.
+
+    Raises:
+        TryAgainError: what the step was made from has been replaced meanwhile.
+        ClaimHeldError: another process keeps changing the store.
+    """
+    with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
+        store = open_store(path)
+        parents = lineage.parents_of(store.steps, step, record)
+        record = {"made_from": lineage.made_from(store.steps, *parents), **record}
+        record["id"] = _id_for(store, step, staged, record)
+        _refuse_late(store, step, record)
+        write_group(staged, {schema.ATTRIBUTES_KEY: record})
+        former = store.steps.get(step)
+        same = former is not None and lineage.id_of(former) == record["id"]
+        gone = [] if same else lineage.descendants(store.steps, step)
+        _replace(staged, path, step, gone)
+    return tuple(sorted(gone))
+
+
+def _id_for(store: Store, step: str, staged: Path, record: Mapping[str, Any]) -> str:
+    """Return the id of a new step: that of the former one if it holds the same."""
+    new, former = lineage.content_id(staged, record), store.steps.get(step)
+    if former is not None and "id" not in former:
+        # Of an earlier version: what was made from it knows it by its mark.
+        try:
+            if lineage.content_id(store.path / step, former) == new:
+                return lineage.id_of(former)
+        except (OSError, ValueError, KeyError, RuntimeError):
+            pass  # damaged: so it is not the same
+    return new
+
+
+def _refuse_late(store: Store, step: str, record: Mapping[str, Any]) -> None:
+    changed = lineage.changed_parent(store.steps, step, record)
+    missing = [name for name in record["made_from"] if name not in store.steps]
+    if changed is not None or missing:
+        raise TryAgainError(
+            f"{store.path}: {changed or missing[0]} was replaced while {step} was made from it.",
+            hint="run the same command again.",
+        )
+
+
+def _replace(staged: Path, path: Path, step: str, gone: Sequence[str]) -> None:
+    """Put a group into place, after those that were made from the former one are gone.
+
+    A kill at any moment leaves the former step, no step, or the new one, and never a step
+    beside something else than it was made from.
+    """
+    target, aside = path / step, aside_of(path, "replaced-step")
+    for parent in reversed(target.relative_to(path).parents[:-1]):
+        if not (path / parent / "zarr.json").exists():
+            write_group(path / parent)
+    going = [name for name in (*gone, step) if (path / name).exists()]
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def commit_group(staged: Path, path: Path, step: str, record: Mapping[str, Any]) -> None:
-    """Make a step's group visible in an existing store, and list it in the root."""
-    write_group(staged, {schema.ATTRIBUTES_KEY: dict(record)})
-    target = path / step
-    with claim(path.with_name(f".{path.name}.commit.claim"), wait_s=COMMIT_WAIT_S):
-        for parent in reversed(target.relative_to(path).parents[:-1]):
-            if not (path / parent / "zarr.json").exists():
-                write_group(path / parent)
-        if target.exists():
-            aside = path.with_name(f".{path.name}.replaced-step")
-            shutil.rmtree(aside, ignore_errors=True)
-            # The root forgets the step first: a kill from here on leaves "not done", never
-            # a record without data.
-            _update_root(path, drop=step)
-            target.rename(aside)
-            staged.rename(target)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            staged.rename(target)
-        _update_root(path)
-
-
-@contextlib.contextmanager
-def output_errors(where: Path) -> Iterator[None]:
-    """Turn failures to write into errors that say what and where."""
-    try:
-        yield
-    except CytofmError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"{where}: no space left on the disk.",
-                hint="make room and run the same command again; finished slides are kept.",
-            ) from error
-        if error.errno in _UNWRITABLE:
-            raise OutputError(
-                f"{where}: cannot be written ({error.strerror}).", hint="choose another -o."
-            ) from error
-        raise
-
-
-def _hidden(slide_id: str, step: str) -> str:
-    return f".{slide_id}.{step.replace('/', '.')}"
-
-
-def _escape(name: str) -> str:
-    import glob
-
-    return glob.escape(name)
+    if going:
+        # The root forgets first: its list never holds a record without data.
+        _update_root(path, drop=going)
+        aside.mkdir()
+        for number, name in enumerate(going):
+            (path / name).rename(aside / str(number))
+    staged.rename(target)
+    _update_root(path)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _attributes(path: Path) -> dict[str, Any]:
     try:
-        node = json.loads((path / "zarr.json").read_text())
+        node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
         attributes = node.get("attributes", {})
     except (OSError, ValueError, AttributeError):
         return {}
@@ -363,23 +358,11 @@ def _orphans(path: Path, listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     return found
 
 
-def _update_root(path: Path, drop: str | None = None) -> None:
-    node = json.loads((path / "zarr.json").read_text())
+def _update_root(path: Path, drop: Sequence[str] = ()) -> None:
+    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
     content = node["attributes"][schema.ATTRIBUTES_KEY]
-    if drop is None:
+    if not drop:
         content["steps"] |= _orphans(path, content["steps"])
-    else:
-        content["steps"].pop(drop, None)
+    for step in drop:
+        content["steps"].pop(step, None)
     write_json(path / "zarr.json", node)
-
-
-def _restore(stores: Path, slide_id: str) -> None:
-    """Put back a store that a killed `--overwrite` had moved aside and not yet replaced."""
-    path = store_path(stores, slide_id)
-    aside = path.with_name(f".{path.name}.replaced")
-    if not aside.exists():
-        return
-    if path.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        aside.rename(path)

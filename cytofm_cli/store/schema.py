@@ -10,7 +10,9 @@ in level-0 pixels. Root attributes, under the key `cytofm`:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import re
+from dataclasses import dataclass, replace
 from typing import Final
 
 SCHEMA_VERSION: Final = 1
@@ -18,6 +20,7 @@ ATTRIBUTES_KEY: Final = "cytofm"
 STORE_SUFFIX: Final = ".zarr"
 
 TILE_STEP: Final = "tile"
+_PX0: Final = "pixel of level 0, counted from the outer corner of its first pixel"
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class ArrayKind:
         path: path inside the store; `<name>` parts vary.
         dtype: NumPy dtypes allowed.
         axes: dimension names.
-        unit: unit of the values.
-        doc: one line for `cytofm info`.
+        unit: unit of the values; `px0` is a pixel of level 0, counted from the corner of the
+            first one.
+        doc: what a value is.
+        anchor: which point of a tile, nucleus or cell a place names: `corner` or `centre`.
     """
 
     path: str
@@ -37,6 +42,17 @@ class ArrayKind:
     axes: tuple[str, ...]
     unit: str
     doc: str
+    anchor: str = ""
+
+    @property
+    def attributes(self) -> dict[str, object]:
+        """Return what the array says of itself, as attributes of its Zarr node."""
+        told: dict[str, object] = {"description": self.doc}
+        if self.unit:
+            told["unit"] = _PX0 if self.unit == "px0" else self.unit
+        if self.axes[-1] == "xy":
+            told |= {"columns": ["x", "y"], "level": 0}
+        return told | ({"anchor": self.anchor} if self.anchor else {})
 
 
 THUMBNAIL: Final = ArrayKind(
@@ -46,7 +62,7 @@ FOREGROUND: Final = ArrayKind(
     "foreground", ("uint8",), ("y", "x"), "0 or 1", "foreground mask at the thumbnail's scale"
 )
 TILE_XY: Final = ArrayKind(
-    "tiles/xy_px0", ("int32",), ("tile", "xy"), "px0", "top-left corner of each tile"
+    "tiles/xy_px0", ("int32",), ("tile", "xy"), "px0", "top-left corner of each tile", "corner"
 )
 TILE_FOREGROUND: Final = ArrayKind(
     "tiles/foreground", ("float32",), ("tile",), "0..1", "foreground fraction of each tile"
@@ -56,7 +72,12 @@ TILE_PIXELS: Final = ArrayKind(
     "tiles/pixels", ("uint8",), ("tile", "y", "x", "c"), "RGB", "pixels of each tile"
 )
 NUCLEI_XY: Final = ArrayKind(
-    "nuclei/<detector>/xy_px0", ("float32",), ("nucleus", "xy"), "px0", "centroid"
+    "nuclei/<detector>/xy_px0",
+    ("float32",),
+    ("nucleus", "xy"),
+    "px0",
+    "centroid of each nucleus",
+    "centre",
 )
 NUCLEI_AREA: Final = ArrayKind(
     "nuclei/<detector>/area_um2", ("float32",), ("nucleus",), "µm²", "area"
@@ -85,7 +106,11 @@ EMBEDDINGS_XY: Final = ArrayKind(
     ("int32",),
     ("instance", "xy"),
     "px0",
-    "corner of a tile, centre of a cell",
+    "top-left corner of each tile",
+    "corner",
+)
+CELL_EMBEDDINGS_XY: Final = replace(
+    EMBEDDINGS_XY, doc="centre of each cell, rounded", anchor="centre"
 )
 ATTENTION: Final = ArrayKind(
     "attention/<run>/<unit>/values", ("float32",), ("instance", "map"), "", "attention of a head"
@@ -106,6 +131,7 @@ ARRAYS: Final = (
     NUCLEI_CONTOUR_START,
     EMBEDDINGS,
     EMBEDDINGS_XY,
+    CELL_EMBEDDINGS_XY,
     ATTENTION,
 )
 
@@ -116,6 +142,7 @@ UNITS: Final = ("tile", "cell")
 TILES_PER_SHARD: Final = 64
 MOST_SHARDS: Final = 40
 ROWS_PER_CHUNK: Final = 1024
+_NAME_BYTES: Final = 200
 
 
 def tiles_per_shard(n_tiles: int) -> int:
@@ -123,16 +150,32 @@ def tiles_per_shard(n_tiles: int) -> int:
     return TILES_PER_SHARD * max(1, -(-n_tiles // (TILES_PER_SHARD * MOST_SHARDS)))
 
 
+def node_name(text: str) -> str:
+    """Return a name of an encoder, detector or RUN as that of one group of a store.
+
+    `timm/x` becomes `timm.x`. What Zarr or a file system does not take (control characters,
+    a leading dot or two underscores, more bytes than a file's name may have) is replaced.
+    """
+    name = re.sub(r"[/\x00-\x1f\x7f]", ".", text)
+    if not name or name.startswith((".", "__")) or name == "zarr.json":
+        name = f"x{name}"
+    raw = name.encode("utf-8", "surrogateescape")
+    if len(raw) > _NAME_BYTES:
+        digest = hashlib.sha256(raw).hexdigest()[:8]
+        name = f"{raw[: _NAME_BYTES - 9].decode('utf-8', 'ignore')}~{digest}"
+    return name
+
+
 def embedding_step(encoder: str, unit: str) -> str:
     """Return the name of an embedding step, which is also the path of its group."""
-    return f"embeddings/{encoder.replace('/', '.')}/{unit}"
+    return f"embeddings/{node_name(encoder)}/{unit}"
 
 
 def nuclei_step(detector: str) -> str:
     """Return the name of a detection step, which is also the path of its group."""
-    return f"nuclei/{detector}"
+    return f"nuclei/{node_name(detector)}"
 
 
 def attention_step(run: str, unit: str) -> str:
     """Return the name of an attention step, which is also the path of its group."""
-    return f"attention/{run}/{unit}"
+    return f"attention/{node_name(run)}/{unit}"

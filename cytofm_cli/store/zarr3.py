@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ ZSTD: Codec = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
 JPEG: Codec = {"name": "imagecodecs_jpeg"}
 _CRC32C: Codec = {"name": "crc32c"}
 _MISSING = 2**64 - 1
+_BLOCK_BYTES = 2**20
 
 
 def zstd_encode(data: bytes) -> bytes:
@@ -46,7 +47,9 @@ def zstd_decode(data: bytes) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # What is no UTF-8 in a path becomes \udcXX, which is how JSON spells it too.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
 
 
@@ -58,13 +61,18 @@ def write_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None
 
 
 def write_array(
-    path: Path, values: NDArray[Any], *, axes: Sequence[str], compress: bool = True
+    path: Path,
+    values: NDArray[Any],
+    *,
+    axes: Sequence[str],
+    compress: bool = True,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a small array as one chunk in one file."""
     codecs = [BYTES, ZSTD] if compress else [BYTES]
     path.mkdir(parents=True, exist_ok=True)
     chunk = tuple(max(1, side) for side in values.shape)
-    _write_array_node(path, values.shape, values.dtype, chunk, codecs, axes)
+    _write_array_node(path, values.shape, values.dtype, chunk, codecs, axes, attributes)
     if values.size:
         data = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False)
         raw = data.tobytes()
@@ -79,6 +87,7 @@ def _write_array_node(
     chunk: Sequence[int],
     codecs: Sequence[Codec],
     axes: Sequence[str],
+    attributes: Mapping[str, Any] | None,
 ) -> None:
     node = {
         "zarr_format": 3,
@@ -90,10 +99,36 @@ def _write_array_node(
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": 0,
         "codecs": list(codecs),
-        "attributes": {},
+        "attributes": dict(attributes or {}),
         "dimension_names": list(axes),
     }
     write_json(path / "zarr.json", node)
+
+
+def hash_array(path: Path, hasher: Hasher) -> None:
+    """Feed shape, dtype and values to a hash; how they were compressed does not count.
+
+    Raises:
+        OSError, ValueError: a file is missing or damaged.
+    """
+    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    hasher.update(json.dumps([node["shape"], node["data_type"]]).encode())
+    compressed = node["codecs"][-1]["name"] == ZSTD["name"]
+    for chunk in sorted(path.glob("c.*")):
+        hasher.update(f"\0{chunk.name}\0".encode())
+        if compressed:
+            hasher.update(zstd_decode(chunk.read_bytes()))
+            continue
+        with chunk.open("rb") as handle:
+            while block := handle.read(_BLOCK_BYTES):
+                hasher.update(block)
+
+
+class Hasher(Protocol):
+    """A hash of the standard library."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes."""
 
 
 class ShardedArrayWriter:
@@ -107,6 +142,7 @@ class ShardedArrayWriter:
         chunk: shape of an inner chunk; divides `(rows_per_shard, *shape[1:])`.
         codecs: inner codecs, as Zarr metadata, by which each chunk was encoded.
         axes: dimension names.
+        attributes: what the array says of itself.
     """
 
     def __init__(
@@ -119,6 +155,7 @@ class ShardedArrayWriter:
         chunk: Sequence[int],
         codecs: Sequence[Codec],
         axes: Sequence[str],
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         shard_shape = (rows_per_shard, *(max(1, side) for side in shape[1:]))
@@ -136,7 +173,8 @@ class ShardedArrayWriter:
                 "index_location": "end",
             },
         }
-        _write_array_node(path, shape, np.dtype(dtype), shard_shape, [sharding], axes)
+        kind = np.dtype(dtype)
+        _write_array_node(path, shape, kind, shard_shape, [sharding], axes, attributes)
 
     def write_shard(self, index: int, chunks: Iterable[bytes | None]) -> int:
         """Stream one shard to disk.
@@ -177,7 +215,7 @@ class ShardedArrayReader:
     """
 
     def __init__(self, path: Path) -> None:
-        node = json.loads((path / "zarr.json").read_text())
+        node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
         sharding = node["codecs"][0]
         if sharding["name"] != "sharding_indexed":
             raise ValueError(f"{path}: not a sharded array")
@@ -244,7 +282,12 @@ class ShardedArrayReader:
 
 
 def write_rows(
-    path: Path, values: NDArray[Any], *, axes: Sequence[str], rows_per_chunk: int
+    path: Path,
+    values: NDArray[Any],
+    *,
+    axes: Sequence[str],
+    rows_per_chunk: int,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a table (n, d) as one shard of uncompressed row blocks: one file, read by block."""
     n_rows = max(1, values.shape[0])
@@ -259,6 +302,7 @@ def write_rows(
         chunk=chunk,
         codecs=[BYTES],
         axes=axes,
+        attributes=attributes,
     )
 
     def encoded() -> Iterable[bytes]:

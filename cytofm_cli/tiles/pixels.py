@@ -133,6 +133,7 @@ def write_pixels(
         chunk=(1, chunk_side, chunk_side, 3),
         codecs=codecs,
         axes=schema.TILE_PIXELS.axes,
+        attributes=schema.TILE_PIXELS.attributes,
     )
     if source is not None:
         encode: Callable[[int], list[bytes | None]] = partial(

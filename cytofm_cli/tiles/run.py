@@ -109,6 +109,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
     Raises:
         CytofmError: the slide cannot be tiled; no part of a store is left.
     """
+    io.check_slide_id(job.stores, job.slide_id)
     path = io.store_path(job.stores, job.slide_id)
     settings = as_record(job.config, results_only=True) | {"manifest_mpp": job.mpp}
     mark = _fingerprint(job.path)
@@ -180,7 +181,8 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
         raise NoForegroundError(
             f"{info.path}: none of {n_grid} tiles holds {config.min_foreground:.1%} foreground"
             f"{'; ' + found.unsure if found and found.unsure else ''}.",
-            hint="look at it with --preview DIR; lower --min-foreground, or --foreground none.",
+            hint="look at it with `cytofm tile --preview DIR`; "
+            "lower --min-foreground, or --foreground none.",
         )
     focus = measure_focus(reader, slide_mpp, mask, job.threads).score(xy, read.tile_px0)
     taken = choose(
@@ -355,7 +357,7 @@ def _write(
 
 
 def _write_kind(folder: Path, kind: schema.ArrayKind, values: NDArray[Any]) -> None:
-    write_array(folder / kind.path, values, axes=kind.axes)
+    write_array(folder / kind.path, values, axes=kind.axes, attributes=kind.attributes)
 
 
 def _thumbnail(plan: TilePlan) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:

@@ -38,7 +38,7 @@ from cytofm_cli import provenance
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, differences
 from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError
-from cytofm_cli.store import io, schema
+from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.zarr3 import (
     BYTES,
     ZSTD,
@@ -61,6 +61,7 @@ Note = Callable[[str], None]
 SUFFIX: Final = ".views.zarr"
 ATTRIBUTES_KEY: Final = "cytofm_views"
 _STEP: Final = "views"
+_CENTRES: Final = "nucleus a view is centred on; whole numbers are centres of pixels; NaN: none"
 _BATCH: Final = 8  # tiles a thread works on at a time: their views take 17 MB as float32
 
 
@@ -114,13 +115,14 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
     settings = _settings(job, detector)
     found = store.steps[schema.nuclei_step(detector)]
     mark = f"{found['config_hash']}-{found['input_fingerprint']}"
-    if _is_done(job, settings, mark):
+    made_from = lineage.made_from(store.steps, schema.TILE_STEP, schema.nuclei_step(detector))
+    if _is_done(job, settings, mark, made_from):
         return "skipped", _facts(job)
     tiles, n_without = _choose(job, nuclei, store.steps[schema.TILE_STEP]["n_tiles"])
     if job.dry_run:
         return "done", {"store": str(job.target), "n_tiles": len(tiles)}
     with io.claim_step(job.folder, job.slide_id, _STEP):
-        if _is_done(job, settings, mark):
+        if _is_done(job, settings, mark, made_from):
             return "skipped", _facts(job)
         record = provenance.record(
             settings,
@@ -130,6 +132,7 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
             n_tiles=len(tiles),
             n_without_nuclei=n_without,
             n_views=len(recipe_of(job.config).views),
+            made_from=made_from,
         )
         with io.staging(job.folder, job.slide_id, _STEP) as staged:
             _write(staged, job, store, nuclei, tiles, report)
@@ -150,12 +153,13 @@ def _settings(job: ViewsJob, detector: str) -> dict[str, Any]:
     }
 
 
-def _is_done(job: ViewsJob, settings: dict[str, Any], mark: str) -> bool:
+def _is_done(job: ViewsJob, settings: dict[str, Any], mark: str, made_from: dict[str, str]) -> bool:
     if job.overwrite or not job.target.exists():
         return False
     done = _record(job)
     differing = differences(done["config"], settings)
-    if done["input_fingerprint"] != mark:
+    # Dumps of earlier versions do not say what they were made from.
+    if done["input_fingerprint"] != mark or done.get("made_from", made_from) != made_from:
         differing.append("the nuclei themselves have changed")
     if differing:
         raise ConfigMismatchError(
@@ -297,16 +301,21 @@ def _write_plan(folder: Path, tiles: NDArray[np.int64], drawn: Sequence[_Made]) 
         for b, some in enumerate(made.rows)
     ]
     start = np.cumsum([0, *(len(some) for some in rows)])
-    for name, values, axes in (
-        ("tile", tiles.astype(np.int32), ("row",)),
-        ("boxes_px", boxes.astype(np.int32), ("row", "view", "xywh")),
-        ("centres_px", centres.astype(np.float32), ("row", "view", "xy")),
-        ("clean", clean.astype(np.uint8), ("row", "view")),
-        ("nucleus_start", start.astype(np.int64), ("row+1",)),
-        ("nucleus", np.concatenate(rows).astype(np.int32), ("nucleus",)),
-        ("kept", np.concatenate(kept).astype(np.uint8), ("nucleus", "view")),
+    for name, values, axes, doc in (
+        ("tile", tiles.astype(np.int32), ("row",), "row of the tile in the store"),
+        (
+            "boxes_px",
+            boxes.astype(np.int32),
+            ("row", "view", "xywh"),
+            "crop, pixels of the tile",
+        ),
+        ("centres_px", centres.astype(np.float32), ("row", "view", "xy"), _CENTRES),
+        ("clean", clean.astype(np.uint8), ("row", "view"), "1 where a view is not perturbed"),
+        ("nucleus_start", start.astype(np.int64), ("row+1",), "start of each tile in `nucleus`"),
+        ("nucleus", np.concatenate(rows).astype(np.int32), ("nucleus",), "row in the store"),
+        ("kept", np.concatenate(kept).astype(np.uint8), ("nucleus", "view"), "1 where it survives"),
     ):
-        write_array(folder / name, values, axes=axes)
+        write_array(folder / name, values, axes=axes, attributes={"description": doc})
 
 
 def _commit(staged: Path, target: Path) -> None:

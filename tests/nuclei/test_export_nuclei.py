@@ -59,6 +59,7 @@ def add(path: Path, step: str, arrays: dict[str, np.ndarray], **record) -> None:
 def store(tmp_path: Path) -> io.Store:
     path = io.store_path(tmp_path / "stores", "s")
     slide = {"slide_id": "s", "size_px0": [9000, 8000], "mpp": 0.25, "bounds_px0": BOUNDS,
+             "path": "none.scn",
              "levels": [{"size_px": [9000, 8000], "downsample": 1.0}]}  # fmt: skip
     tile = provenance.record({"stride_px": None}, input_fingerprint="m", n_tiles=1, tile_px=512,
                              tile_px0=512.0, mpp=0.25, level=0, scale=1.0, fill=255)  # fmt: skip

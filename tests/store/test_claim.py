@@ -103,3 +103,75 @@ def test_claim__a_zombie_is_not_a_holder(tmp_path: Path) -> None:
         assert path.exists()
         with claim(path):  # not yet reaped by us
             assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def claim_of(**changes: object) -> str:
+    """Return a claim as a process of this host writes it, one that does not run any more."""
+    gone = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": "1", "token": "t"}
+    return json.dumps(gone | claims._realm() | changes)
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"pid_namespace": "pid:[1]"}, {"boot": "another"}, {"host": "elsewhere"}]
+)
+def test_claim__a_process_that_cannot_be_looked_up_is_judged_by_its_heartbeat_alone(
+    tmp_path: Path, elsewhere: dict[str, str]
+) -> None:
+    path = tmp_path / ".a.claim"
+    path.write_text(claim_of())
+    with claim(path):  # here it can be looked up, and is gone
+        pass
+    path.write_text(claim_of(**elsewhere))
+    with pytest.raises(ClaimHeldError, match=f"process {2**22 + 1} on") as caught, claim(path):
+        pass
+    assert "lapses after 10 minutes" in str(caught.value.hint)
+    long_ago = time.time() - claims.STALE_S - 1
+    os.utime(path, (long_ago, long_ago))
+    with claim(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+def test_claim__in_another_pid_namespace_a_living_holder_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / ".a.claim"
+    code = (
+        "import sys; from pathlib import Path; from cytofm_cli.store.claim import claim\n"
+        "with claim(Path(sys.argv[1])): pass"
+    )
+    inside = ["unshare", "--pid", "--fork", "--mount-proc"]
+    try:
+        subprocess.run([*inside, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("may not make PID namespaces here")
+    command = [*inside, sys.executable, "-c", code, str(path)]
+    with claim(path):
+        told = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert f"ClaimHeldError: .a.claim: process {os.getpid()} on" in told.stderr
+        assert path.exists()
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def test_claim__a_process_that_proc_hides_is_judged_by_its_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".a.claim"
+    path.write_text(claim_of())
+
+    def denied(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", denied)
+    with pytest.raises(ClaimHeldError), claim(path):
+        pass
+
+
+def test_claim__the_disks_clock_counts_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".a.claim"
+    path.write_text(claim_of(host="elsewhere"))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    with pytest.raises(ClaimHeldError), claim(path):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == [".a.claim"]
