@@ -16,6 +16,7 @@ from typing import Final
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides import tiff
 from cytofm_cli.slides.base import slide_error
+from cytofm_cli.slides.jpeg_check import refuse_broken_scan
 from cytofm_cli.slides.tiff import Directory
 from cytofm_cli.units import Size
 
@@ -55,7 +56,8 @@ class TiffJpegTiles:
         """Return the complete JPEG stream of a tile; None where the file leaves it out.
 
         Raises:
-            SlideError: the bytes there are no whole JPEG stream of the size of a tile.
+            SlideError: the bytes there are no whole JPEG stream of the size of a tile, or have
+                markers in their scan that cannot be there.
         """
         if not (0 <= column < self.grid.w and 0 <= row < self.grid.h):
             raise IndexError(f"tile ({column}, {row}) is outside the grid {self.grid}")
@@ -67,6 +69,7 @@ class TiffJpegTiles:
         try:
             if len(raw) != count:
                 raise ValueError("it is cut off")
+            refuse_broken_scan(raw)
             return complete(raw, self._tables, self._transform, self.tile_px)
         except ValueError as error:
             raise slide_error(
