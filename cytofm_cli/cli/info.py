@@ -36,7 +36,8 @@ def info(
     errors: list[CytofmError] = []
     named = [thing for word in paths for thing in _things(word)]
     slides = join_series([thing for thing in named if isinstance(thing, str)])
-    things = [*(thing for thing in named if isinstance(thing, Path)), *slides]
+    stores = [thing for thing in named if isinstance(thing, Path)]
+    things: list[Path | str] = [*stores, *slides]
     for thing in things:
         try:
             if isinstance(thing, Path):

@@ -24,7 +24,7 @@ from cytofm_cli.units import Box
 Read = Callable[[int, Box], NDArray[np.uint8]]
 
 _STAMP_PX: Final = 16
-_MOST_PX: Final = 1024  # side of what is read of the finer level at a place
+_MOST_PX: Final = 512  # side of what is read of the finer level at a place
 # Copies of one picture differ by compression and rounding, in grey levels or in contrast only.
 _SAME_LEVELS: Final = 12.0
 _SAME_CORRELATION: Final = 0.5

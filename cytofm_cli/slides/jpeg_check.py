@@ -42,6 +42,9 @@ def refuse_broken_scan(stream: bytes) -> None:
         return  # a progressive stream has markers between its scans
     start = stream.find(_SOS, sof)
     end = stream.rfind(_EOI)
+    # Most streams have data bytes only: two counts tell so, at a tenth of the search's cost.
+    if stream.count(b"\xff", start + 2, end) == stream.count(b"\xff\0", start + 2, end):
+        return
     found = _MARKER.search(stream, start + 2, end)
     if found is not None:
         code = found[1][0]

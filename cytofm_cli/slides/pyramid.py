@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 
 from cytofm_cli.errors import SlideError
@@ -94,13 +95,22 @@ def of_file(path: str) -> Pyramid | None:
         SlideError: see `build` and `tiff.verify`.
     """
     try:
+        facts = os.stat(path)  # noqa: PTH116 - a str, as given
+    except OSError:
+        return None
+    return _of_file(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # asked by the check of the file, the probes and the reader
+def _of_file(path: str, size_bytes: int, _mtime_ns: int) -> Pyramid | None:
+    try:
         directories = tiff.read_directories(path)
     except SlideError:
         return None
     if vendor(directories):
         return None
     found = build(path, directories)
-    tiff.verify(path, [d for level in found.channels for d in level], os.stat(path).st_size)  # noqa: PTH116
+    tiff.verify(path, [d for level in found.channels for d in level], size_bytes)
     return found
 
 

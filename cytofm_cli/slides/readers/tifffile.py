@@ -177,13 +177,13 @@ class TifffilePlugin:
         if "://" in path:
             return "reads local files only"
         try:
-            directories = tiff.read_directories(path)
-            maker = pyramid.vendor(directories)
-            if maker:
-                return f"a {maker} slide has a layout of its own"
-            codec = pyramid.build(path, directories).channels[0][0].codec
+            found = pyramid.of_file(path)
+            maker = None if found else pyramid.vendor(tiff.read_directories(path))
         except SlideError as error:
             return error.message.removeprefix(f"{path}: ")
+        if found is None:
+            return f"a {maker} slide has a layout of its own"
+        codec = found.channels[0][0].codec
         return f"unknown TIFF compression {codec!r}" if codec.startswith("tiff-") else None
 
     def open(self, path: str) -> TifffileReader:

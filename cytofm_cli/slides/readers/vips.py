@@ -28,7 +28,6 @@ from cytofm_cli.registry import Plugin
 from cytofm_cli.slides import colour, native_jpeg, pyramid, tiff
 from cytofm_cli.slides.base import (
     Level,
-    NativeJpeg,
     SlideInfo,
     check_box,
     finest_level_for,
@@ -38,6 +37,7 @@ from cytofm_cli.slides.base import (
 )
 from cytofm_cli.slides.blocks import damaged, overview_by_blocks
 from cytofm_cli.slides.content import keep_same
+from cytofm_cli.slides.native_jpeg import TiffJpegTiles
 from cytofm_cli.units import Box, Size
 
 _log = logging.getLogger(__name__)
@@ -87,11 +87,13 @@ class VipsReader:
         self._pyramid = channels
         self._lock = threading.Lock()
         self._images: dict[int, Any] = {}
+        self._native: dict[int, tuple[TiffJpegTiles | None, bytearray]] = {}
         self._local = threading.local()
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""
         check_box(self.info, level, box)
+        self._refuse_broken_jpeg(level, box)
         pyvips = _vips()
         try:
             buffer = self._region(level).fetch(*box)
@@ -121,7 +123,7 @@ class VipsReader:
             _log.info("%s: reading the overview block by block.", self.info.path)
         return overview_by_blocks(self.info, downsample, self.read)
 
-    def native_jpeg(self, level: int) -> NativeJpeg | None:
+    def native_jpeg(self, level: int) -> TiffJpegTiles | None:
         """Return the JPEG tiles of a level; see `SlideReader.native_jpeg`."""
         if self._pyramid is None or not 0 <= level < len(self.info.levels):
             return None
@@ -130,10 +132,29 @@ class VipsReader:
             return None
         return native_jpeg.open_tiles(self.info.path, directories[0])
 
+    def _refuse_broken_jpeg(self, level: int, box: Box) -> None:
+        """Check the JPEG tiles under a box, each once: libvips decodes damaged ones silently."""
+        known = self._native.get(level)
+        if known is None:
+            tiles = self.native_jpeg(level)
+            n_tiles = tiles.grid.w * tiles.grid.h if tiles else 0
+            known = self._native[level] = (tiles, bytearray(n_tiles))
+        tiles, seen = known
+        if tiles is None:
+            return
+        (width, height), (x, y, w, h) = tiles.tile_px, box
+        for row in range(y // height, -(-(y + h) // height)):
+            for column in range(x // width, -(-(x + w) // width)):
+                index = row * tiles.grid.w + column
+                if not seen[index]:
+                    tiles.refuse_broken(column, row)
+                    seen[index] = 1
+
     def close(self) -> None:
         """Release the file."""
         with self._lock:
             self._images.clear()
+            self._native.clear()
             self._local = threading.local()
 
     def _region(self, level: int) -> Any:
@@ -168,16 +189,12 @@ class VipsPlugin:
         if not tiff.is_tiff(head):
             return None if _plain_format(head) else "not a TIFF, JPEG, PNG, WebP or PPM file"
         try:
-            directories = tiff.read_directories(path)
+            found = pyramid.of_file(path)
+            maker = None if found else pyramid.vendor(tiff.read_directories(path))
         except SlideError as error:
             return error.message.removeprefix(f"{path}: ")
-        maker = pyramid.vendor(directories)
-        if maker:
+        if found is None:
             return f"a {maker} slide has a layout of its own"
-        try:
-            found = pyramid.build(path, directories)
-        except SlideError as error:
-            return error.message.removeprefix(f"{path}: ")
         used = [d for level in found.channels for d in level]
         return next((why for why in map(_unfit, used) if why), None)
 
