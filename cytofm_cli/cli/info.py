@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import find_slides
+from cytofm_cli.cli.inputs import find_slides, list_slides
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
+from cytofm_cli.slides.folders import join_series
 from cytofm_cli.store.io import Store, is_store, open_store
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.units import human_bytes
@@ -33,7 +34,10 @@ def info(
     """
     out.json = as_json
     errors: list[CytofmError] = []
-    things = [thing for word in paths for thing in _things(word)]
+    named = [thing for word in paths for thing in _things(word)]
+    slides = join_series([thing for thing in named if isinstance(thing, str)])
+    stores = [thing for thing in named if isinstance(thing, Path)]
+    things: list[Path | str] = [*stores, *slides]
     for thing in things:
         try:
             if isinstance(thing, Path):
@@ -56,7 +60,8 @@ def _things(word: str) -> list[Path | str]:
         return [path]
     if path.is_dir() and (stores := sorted(path.glob(f"*{STORE_SUFFIX}"))):
         return list(stores)
-    return [ref.path for ref in find_slides([word])]
+    found = [ref.path for ref in list_slides([word])]  # names need not differ to be described
+    return list(found) or [ref.path for ref in find_slides([word])]
 
 
 def _tell_store(store: Store) -> None:

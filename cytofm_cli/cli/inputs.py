@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import csv
 import glob
-import os
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
 from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.slides import folders
+from cytofm_cli.slides.folders import slide_id_of
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import is_store
 from cytofm_cli.units import is_plausible_mpp
-
-# What a folder is searched for. A path that is given by name is tried whatever its suffix.
-SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .dcm .dicom .czi .qptiff "
-    ".jpg .jpeg .png".split()
-)
 
 T = TypeVar("T")
 
@@ -47,19 +42,27 @@ def find_slides(inputs: Sequence[str], manifest: Path | None = None) -> list[Sli
     """List the slides named by paths, globs, folders, `-` (stdin) and a manifest, sorted by id.
 
     Raises:
-        InputError: nothing found, a path that is not there among only missing ones, a
-            duplicate slide id, or a manifest that cannot be used.
+        InputError: nothing found, a duplicate slide id, or a manifest that cannot be used.
     """
-    refs = [_ref(path) for path in expand_paths(inputs, find_in_folder=_slides_in_folder)]
+    refs = list_slides(inputs)
     if manifest is not None:
         refs.extend(read_manifest(manifest))
     if not refs:
         where = ", ".join([*inputs, *([str(manifest)] if manifest else [])]) or "no input given"
-        raise InputError(
-            f"{where}: no slides found.", hint=f"known suffixes: {' '.join(sorted(SLIDE_SUFFIXES))}"
-        )
+        known = " ".join(sorted(folders.READABLE_SUFFIXES))
+        raise InputError(f"{where}: no slides found.", hint=f"known suffixes: {known}")
     _refuse_duplicates(refs)
     return sorted(refs)
+
+
+def list_slides(inputs: Sequence[str]) -> list[SlideRef]:
+    """List the slides named by paths, globs, folders and `-`; a path that is given twice once.
+
+    Several may have one id.
+    """
+    paths = expand_paths(inputs, find_in_folder=lambda folder: folders.find_slides(str(folder)))
+    once = {path if "://" in path else str(Path(path).absolute()): path for path in reversed(paths)}
+    return [_ref(path) for path in folders.join_series([*reversed(once.values())])]
 
 
 def find_stores(inputs: Sequence[str]) -> list[Path]:
@@ -166,14 +169,6 @@ def store_id(path: Path) -> str:
     return path.name.removesuffix(schema.STORE_SUFFIX)
 
 
-def slide_id_of(path: str) -> str:
-    """Return the name of a slide: its file name without the slide suffix."""
-    name = PurePosixPath(path.split("?", maxsplit=1)[0].rstrip("/")).name
-    stem, suffix = os.path.splitext(name)
-    name = stem if suffix.lower() in SLIDE_SUFFIXES and stem else name
-    return name.removesuffix(".ome") or name
-
-
 def _ref(path: str) -> SlideRef:
     return SlideRef(slide_id=slide_id_of(path), path=path)
 
@@ -196,26 +191,6 @@ def _manifest_ref(manifest: Path, number: int, row: dict[str, str]) -> SlideRef:
     if value is not None and not is_plausible_mpp(value):
         raise InputError(f"{where}: mpp {mpp} is not between 0.05 and 5 µm/px.")
     return SlideRef(slide_id=slide_id, path=path, mpp=value)
-
-
-def _slides_in_folder(folder: Path) -> list[str]:
-    found: list[str] = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and not name.endswith(schema.STORE_SUFFIX)
-        )
-        names = [name for name in sorted(files) if not name.startswith(".")]
-        if names and all(name.lower().endswith((".dcm", ".dicom")) for name in names):
-            found.append(root)  # a DICOM slide is a folder of files
-            continue
-        found.extend(
-            os.path.join(root, name)
-            for name in names
-            if os.path.splitext(name)[1].lower() in SLIDE_SUFFIXES
-        )
-    return found
 
 
 def _stores_in_folder(folder: Path) -> list[str]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # Pixels whose width and height differ by more than this are not square: a single
 # resolution in µm/px would be wrong for one of the two axes.
 MAX_MPP_ANISOTROPY = 0.05
+# Two statements of one scale may differ by this much and still mean the same.
+SCALE_TOLERANCE = 0.1
+DAMAGED_HINT = "copy the file again from its source."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +227,7 @@ def parse_float(text: object) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
-def slide_error(
-    path: str, what: object, hint: str = "copy the file again from its source."
-) -> SlideError:
+def slide_error(path: str, what: object, hint: str = DAMAGED_HINT) -> SlideError:
     """Make a SlideError of one line that starts with the path."""
     reason = " ".join(str(what).split()) or "cannot be read"
     return SlideError(f"{path}: {reason}", hint=hint)

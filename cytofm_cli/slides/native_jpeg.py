@@ -16,6 +16,7 @@ from typing import Final
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides import tiff
 from cytofm_cli.slides.base import slide_error
+from cytofm_cli.slides.jpeg_check import refuse_broken_scan
 from cytofm_cli.slides.tiff import Directory
 from cytofm_cli.units import Size
 
@@ -55,23 +56,42 @@ class TiffJpegTiles:
         """Return the complete JPEG stream of a tile; None where the file leaves it out.
 
         Raises:
-            SlideError: the bytes there are no whole JPEG stream of the size of a tile.
+            SlideError: the bytes there are no whole JPEG stream of the size of a tile, or have
+                markers in their scan that cannot be there.
         """
+        raw = self._raw(column, row)
+        if not raw:
+            return None
+        try:
+            refuse_broken_scan(raw)
+            return complete(raw, self._tables, self._transform, self.tile_px)
+        except ValueError as error:
+            raise self._damaged(column, row, error) from error
+
+    def refuse_broken(self, column: int, row: int) -> None:
+        """Refuse a tile in whose scan there are markers that cannot be there.
+
+        Raises:
+            SlideError: there are.
+        """
+        try:
+            refuse_broken_scan(self._raw(column, row))
+        except ValueError as error:
+            raise self._damaged(column, row, error) from error
+
+    def _raw(self, column: int, row: int) -> bytes:
+        """Return the bytes of a tile; none where the file leaves it out."""
         if not (0 <= column < self.grid.w and 0 <= row < self.grid.h):
             raise IndexError(f"tile ({column}, {row}) is outside the grid {self.grid}")
         index = row * self.grid.w + column
-        offset, count = int(self._offsets[index]), int(self._counts[index])
-        if count == 0:
-            return None
-        raw = os.pread(self._descriptor, count, offset)
-        try:
-            if len(raw) != count:
-                raise ValueError("it is cut off")
-            return complete(raw, self._tables, self._transform, self.tile_px)
-        except ValueError as error:
-            raise slide_error(
-                self._path, f"damaged JPEG tile at column {column}, row {row}: {error}."
-            ) from error
+        count = int(self._counts[index])
+        raw = os.pread(self._descriptor, count, int(self._offsets[index])) if count else b""
+        if len(raw) != count:
+            raise self._damaged(column, row, "it is cut off")
+        return raw
+
+    def _damaged(self, column: int, row: int, why: object) -> SlideError:
+        return slide_error(self._path, f"damaged JPEG tile at column {column}, row {row}: {why}.")
 
 
 def open_tiles(path: str, directory: Directory) -> TiffJpegTiles | None:

@@ -24,6 +24,7 @@ class OmeImage:
     """One Image of an OME-TIFF.
 
     Attributes:
+        name: as the microscope or the user called it; may be empty.
         pixel_type: "uint8", "int8", "uint16", ...
         size_c: channels, counting each sample of an RGB channel.
         size_z: focal planes.
@@ -32,8 +33,10 @@ class OmeImage:
         um: µm/px along x and y, or None.
         objective: nominal magnification, or None.
         pages: (channel, z, t) → page; the channel counts Channel elements.
+        n_files: files that hold the planes.
     """
 
+    name: str
     pixel_type: str
     size_c: int
     size_z: int
@@ -42,6 +45,7 @@ class OmeImage:
     um: tuple[float | None, float | None]
     objective: float | None
     pages: dict[tuple[int, int, int], int]
+    n_files: int
 
 
 def is_ome(description: str) -> bool:
@@ -49,8 +53,8 @@ def is_ome(description: str) -> bool:
     return "<OME" in description[:2000] and description.rstrip().endswith("OME>")
 
 
-def parse(xml: str) -> OmeImage:
-    """Read the first Image of an OME-XML text.
+def parse(xml: str) -> tuple[OmeImage, ...]:
+    """Read the Images of an OME-XML text, in its order.
 
     Raises:
         ValueError: not the XML that the standard asks for.
@@ -64,25 +68,47 @@ def parse(xml: str) -> OmeImage:
         raise ValueError(f"the OME-XML is damaged ({error})") from error
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-    pixels = root.find("Image/Pixels")
-    if pixels is None:
+    images = tuple(
+        _image(image, pixels, _objective(root, image))
+        for image in root.findall("Image")
+        if (pixels := image.find("Pixels")) is not None
+    )
+    if not images:
         raise ValueError("the OME-XML has no Pixels")
+    return images
+
+
+def _image(image: ET.Element, pixels: ET.Element, objective: float | None) -> OmeImage:
     sizes = {axis: max(1, int(pixels.get(f"Size{axis}", "1"))) for axis in "CZT"}
     channels = pixels.findall("Channel")
     samples = int(channels[0].get("SamplesPerPixel", "1")) if channels else 1
     n_channels = max(1, sizes["C"] // max(1, samples))
-    objective = root.find("Instrument/Objective")
-    magnification = None if objective is None else objective.get("NominalMagnification")
+    files = {uuid.get("FileName") for uuid in pixels.findall("TiffData/UUID")}
     return OmeImage(
+        name=image.get("Name") or "",
         pixel_type=pixels.get("Type", "uint8"),
         size_c=sizes["C"],
         size_z=sizes["Z"],
         size_t=sizes["T"],
         channel_names=tuple(channel.get("Name", "") for channel in channels),
         um=(_length_um(pixels, "X"), _length_um(pixels, "Y")),
-        objective=parse_float(magnification),
+        objective=objective,
         pages=_pages(pixels, n_channels, sizes["Z"], sizes["T"]),
+        n_files=max(1, len(files)),
     )
+
+
+def _objective(root: ET.Element, image: ET.Element) -> float | None:
+    """Return the magnification of the objective that an Image names, else of the only one."""
+    found = {each.get("ID"): each for each in root.findall("Instrument/Objective")}
+    settings = image.find("ObjectiveSettings")
+    if settings is not None and settings.get("ID") in found:
+        chosen = found[settings.get("ID")]
+    elif len(found) == 1:
+        (chosen,) = found.values()
+    else:
+        return None
+    return parse_float(chosen.get("NominalMagnification"))
 
 
 def _length_um(pixels: ET.Element, axis: str) -> float | None:
@@ -102,9 +128,6 @@ def _pages(pixels: ET.Element, n_c: int, n_z: int, n_t: int) -> dict[tuple[int, 
         planes.append((place["C"], place["Z"], place["T"]))
     index = {plane: number for number, plane in enumerate(planes)}
     data = pixels.findall("TiffData")
-    files = {uuid.get("FileName") for item in data for uuid in item.findall("UUID")}
-    if len(files) > 1:
-        raise ValueError(f"its planes are spread over {len(files)} files")
     pages: dict[tuple[int, int, int], int] = {}
     for item in data:
         first = (

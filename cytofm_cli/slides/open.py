@@ -1,14 +1,13 @@
 """Open a slide with the reader that suits it.
 
 libvips first (ordinary TIFF, Aperio, plain pictures), then OpenSlide (the scanners' own
-formats), then readers of other distributions, then TiffSlide (URLs, last resort). What each
-one said is kept for the case that none can.
+formats), then tifffile (TIFF that neither decodes right), then readers of other distributions,
+then TiffSlide (URLs). What each one said is kept for the case that none can.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Final
@@ -16,24 +15,13 @@ from urllib.parse import unquote, urlsplit
 
 from cytofm_cli.errors import CytofmError, SlideError
 from cytofm_cli.registry import readers
-from cytofm_cli.slides import tiff
-from cytofm_cli.slides.base import ReaderPlugin, SlideReader, slide_error
+from cytofm_cli.slides import dicom, pyramid, shells, tiff
+from cytofm_cli.slides.base import DAMAGED_HINT, ReaderPlugin, SlideReader, slide_error
 
-_FIRST: Final = ("vips", "openslide")
+_FIRST: Final = ("vips", "openslide", "tifffile")
 _LAST: Final = ("tiffslide",)
-_DICOM_MAGIC: Final = (128, b"DICM")
-_SERIES_UID: Final = re.compile(rb"\x20\x00\x0e\x00UI(..)([0-9.]+)", re.DOTALL)
-_HEAD_BYTES: Final = 65_536
-# Formats that no reader here knows, and what to do about them.
-_KNOWN_STRANGERS: Final = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the file.", "run git lfs pull."),
-    (b"BM", "is a BMP picture.", "save it as PNG or TIFF."),
-    (b"\0\0\0\x0cjP  ", "is a JPEG 2000 picture.", "convert it to a tiled TIFF."),
-    (b"%PDF", "is a PDF document.", "give the slide itself."),
-    (b"PK\x03\x04", "is a ZIP archive.", "unpack it first."),
-    (b"\x1f\x8b", "is a gzip archive.", "unpack it first."),
-    (b"\x89HDF", "is an HDF5 file.", "give the slide that it was made from."),
-)
+_HEAD_BYTES: Final = 4096
+_WHOLE_SERIES: Final = "copy all files of its series into one folder."
 _COMPLETE: Final = "check that the file is complete, or convert it to a pyramidal TIFF."
 
 
@@ -57,7 +45,7 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
     target = path if "://" in path else _local(path)
     names = _order() if reader == "auto" else [reader]
     reasons: dict[str, str] = {}
-    last: CytofmError | None = None
+    failed: list[CytofmError] = []
     for name in names:
         try:
             plugin: ReaderPlugin = readers.load(name).make()
@@ -68,11 +56,11 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
         except CytofmError as error:
             if reader != "auto" and not isinstance(error, SlideError):
                 raise
-            last = error
+            failed.append(error)
             reasons[name] = error.message.removeprefix(f"{target}: ").removeprefix(f"{path}: ")
-    if last is not None and ("://" in target or len(names) == 1):
-        raise last
-    raise _nobody(path, target, reasons)
+    if failed and ("://" in target or len(names) == 1):
+        raise failed[-1]
+    raise _nobody(path, target, reasons, failed)
 
 
 def _order() -> list[str]:
@@ -98,37 +86,69 @@ def _local(path: str) -> str:
         raise slide_error(path, "is not an ordinary file.")
     if facts.st_size == 0:
         raise slide_error(path, "is empty (0 bytes).", "copy the file again from its source.")
-    if tiff.is_tiff(_head(path)):
+    head = _head(path)
+    shells.refuse(path, head)
+    if tiff.is_tiff(head):
         _verify(path, facts.st_size)
+    elif head[128:132] == b"DICM":
+        _refuse_no_level(path)
     return path
 
 
 def _verify(path: str, size_bytes: int) -> None:
+    """Refuse a TIFF that lies, or of which no reader may show what it holds."""
     try:
         directories = tiff.read_directories(path)
     except SlideError:
         return  # the readers say what is wrong, in their own words
-    # The offsets of large NDPI files do not fit into their tags; OpenSlide repairs them.
-    if tiff.NDPI_FORMAT not in directories[0].tags:
-        tiff.verify(path, directories, size_bytes)
+    maker = pyramid.vendor(directories)
+    if maker is None:
+        pyramid.of_file(path)
+    elif tiff.NDPI_FORMAT not in directories[0].tags:
+        # The offsets of large NDPI files do not fit into their tags; OpenSlide repairs them.
+        bits = directories[0].number(tiff.BITS_PER_SAMPLE, 1)
+        if bits > 8:
+            what = f"has {bits}-bit samples; only 8-bit ones are read."
+            raise slide_error(path, what, "scale it to 8 bits.")
+        used = [d for d in directories if d is directories[0] or d.tile_px]
+        tiff.verify(path, used, size_bytes)
+
+
+def _refuse_no_level(path: str) -> None:
+    """Refuse a DICOM file whose series has no level: a label or a thumbnail alone."""
+    mine = dicom.read(path)
+    if mine is None or mine.kind in ("VOLUME", "OTHER"):
+        return
+    folder = Path(path).parent
+    beside = dicom.group(str(file) for file in folder.iterdir() if file.is_file())
+    series = [each for each in beside if each.uid == mine.series]
+    if not any(each.is_slide for each in series):
+        raise slide_error(
+            path, f"holds only the {mine.kind.lower()} of a DICOM slide.", _WHOLE_SERIES
+        )
 
 
 def _in_folder(path: str) -> str:
     """Find the DICOM slide that a folder holds."""
-    series: dict[bytes, str] = {}
-    for file in sorted(Path(path).iterdir()):
-        head = _head(str(file)) if file.is_file() else b""
-        start, magic = _DICOM_MAGIC
-        if head[start : start + len(magic)] == magic:
-            found = _SERIES_UID.search(head)
-            series.setdefault(found[2] if found else b"", str(file))
-    if not series:
-        raise slide_error(path, "is a folder without a DICOM slide.", "name the slide file.")
-    if len(series) > 1:
+    files = [file for file in sorted(Path(path).iterdir()) if file.is_file()]
+    found = dicom.group(map(str, files))
+    slides = [series for series in found if series.is_slide]
+    if len(slides) == 1:
+        return slides[0].path
+    if slides:
+        names = ", ".join(Path(series.path).name for series in slides[:3])
         raise slide_error(
-            path, f"holds {len(series)} DICOM series.", "name one file of the series you want."
+            path,
+            f"holds {len(slides)} DICOM slides.",
+            f"name one file of the one you want: {names}{', ...' if len(slides) > 3 else ''}",
         )
-    return next(iter(series.values()))
+    of_slides = {kind.lower() for series in found for kind in series.kinds} - {"other"}
+    if of_slides:
+        kinds = " and the ".join(sorted(of_slides))
+        raise slide_error(path, f"holds only the {kinds} of a DICOM slide.", _WHOLE_SERIES)
+    if any(file.name == "Slidedat.ini" for file in files):
+        raise slide_error(path, "is the folder of a MIRAX slide.", "name the .mrxs beside it.")
+    raise slide_error(path, "is a folder without a DICOM slide.", "name the slide file.")
 
 
 def _head(path: str) -> bytes:
@@ -139,24 +159,18 @@ def _head(path: str) -> bytes:
         raise slide_error(path, f"cannot be read ({error.strerror}).") from error
 
 
-def _nobody(path: str, target: str, reasons: dict[str, str]) -> SlideError:
-    """Make the error that says why no reader can open `path`."""
+def _nobody(
+    path: str, target: str, reasons: dict[str, str], failed: list[CytofmError]
+) -> SlideError:
+    """Make the error that says why no reader can open `path`.
+
+    Where one reader knew the format and has a hint of its own, its reason is the telling one.
+    """
     head = b"" if "://" in target else _head(target)
-    for magic, what, hint in _KNOWN_STRANGERS:
-        if head.startswith(magic):
-            return slide_error(path, what, hint)
-    if head and _is_text(head[:1024]):
-        return slide_error(path, "is a text file, not a slide.", "check what was copied there.")
+    stranger = shells.stranger(path, head)
+    if stranger is not None:
+        return stranger
+    if len(failed) == 1 and isinstance(failed[0], SlideError) and failed[0].hint != DAMAGED_HINT:
+        return failed[0]
     tried = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in reasons.items())
     return slide_error(path, f"no reader can open it ({tried}).", _COMPLETE)
-
-
-def _is_text(head: bytes) -> bool:
-    """Tell whether bytes are printable UTF-8 (the last character may be cut off)."""
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:
-            return False
-        text = head[: error.start].decode("utf-8")
-    return all(character.isprintable() or character in "\t\r\n" for character in text)

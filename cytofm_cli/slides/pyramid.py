@@ -1,23 +1,18 @@
-"""Find the pyramid of a TIFF slide among its directories, and its facts.
-
-Levels are directories of the same picture at falling size. Labels, macro photographs and
-thumbnails in strips never match and are never read.
-"""
+"""The pyramid of an ordinary TIFF slide and its facts, whichever reader decodes it."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 
-from cytofm_cli.slides import ome, tiff
-from cytofm_cli.slides.base import Level, mean_mpp, parse_float, slide_error
+from cytofm_cli.errors import SlideError
+from cytofm_cli.slides import colour, descriptions, ome, pictures, tiff
+from cytofm_cli.slides.base import Level, mean_mpp, slide_error
 from cytofm_cli.slides.tiff import Directory
 from cytofm_cli.units import Size
-
-# Sizes of levels are rounded, by some writers up to whole tiles of the level above.
-_ROUNDING_PX: Final = 2
-_MIN_STEP: Final = 1.2
 
 # Layouts that only OpenSlide knows: overlapping, sparse or moved tiles.
 _VENDORS: Final = (
@@ -35,7 +30,7 @@ class Pyramid:
     """The levels of a TIFF slide.
 
     Attributes:
-        format: "aperio", "ome-tiff" or "generic-tiff".
+        format: "aperio", "motic", "ome-tiff" or "generic-tiff".
         levels: sizes and downsamples, finest first.
         channels: for each level the directories that make its pixels: one, or the first
             three channels of a fluorescence picture.
@@ -71,76 +66,81 @@ def vendor(directories: list[Directory]) -> str | None:
 
 
 def build(path: str, directories: list[Directory]) -> Pyramid:
-    """Arrange the directories of a TIFF as a pyramid.
+    """Arrange the directories of an ordinary TIFF as a pyramid: the one place that says which
+    picture is the slide, its levels, resolution and colour. Decoders only decode.
 
     Raises:
-        SlideError: OME-XML that contradicts the file or that is not supported.
+        SlideError: only a label or thumbnail, OME-XML that contradicts the file, or pixels that
+            cannot be shown as 8-bit RGB.
     """
     description = directories[0].text(tiff.IMAGE_DESCRIPTION)
-    if ome.is_ome(description):
-        return _ome_pyramid(path, directories, description)
-    levels = _levels(directories, directories[0])
-    aperio = description.startswith("Aperio")
-    notes = [] if aperio else _page_notes(directories)
-    if aperio:
-        properties = aperio_properties(description)
-        um = parse_float(properties.get("MPP"))
-        mpp, note = mean_mpp(um, um)
-        source, objective = "aperio.MPP", parse_float(properties.get("AppMag"))
-    else:
-        mpp, note = mean_mpp(*directories[0].resolution_um())
-        source, objective = "tiff.XResolution", None
+    is_ome = ome.is_ome(description)
+    found = _ome_pyramid(path, directories, description) if is_ome else _plain(path, directories)
+    base = found.channels[0][0]
+    try:
+        model = colour.model(base)
+        for directory in (d for level in found.channels for d in level):
+            if colour.model(directory).kind != model.kind:
+                raise ValueError("has levels of different colour models")
+    except ValueError as error:
+        hint = "scale it to 8 bits." if "8-bit" in str(error) else "convert it to 8-bit RGB."
+        raise slide_error(path, f"{error}.", hint) from error
+    return replace(found, notes=(*found.notes, *colour.notes(base)))
+
+
+def of_file(path: str) -> Pyramid | None:
+    """Return the pyramid of an ordinary TIFF; None for any other file.
+
+    Raises:
+        SlideError: see `build` and `tiff.verify`.
+    """
+    try:
+        facts = os.stat(path)  # noqa: PTH116 - a str, as given
+    except OSError:
+        return None
+    return _of_file(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # asked by the check of the file, the probes and the reader
+def _of_file(path: str, size_bytes: int, _mtime_ns: int) -> Pyramid | None:
+    try:
+        directories = tiff.read_directories(path)
+    except SlideError:
+        return None
+    if vendor(directories):
+        return None
+    found = build(path, directories)
+    tiff.verify(path, [d for level in found.channels for d in level], size_bytes)
+    return found
+
+
+def _plain(path: str, directories: list[Directory]) -> Pyramid:
+    slide = pictures.find_slide(path, directories)
+    base = slide.levels[0]
+    facts = descriptions.read(base)
+    stated = facts.um_source is not None or facts.maker == "aperio"
+    um, source = (
+        (facts.um, facts.um_source) if stated else (base.resolution_um(), "tiff.XResolution")
+    )
+    mpp, note = mean_mpp(*um)
+    notes = list(slide.notes) + ([note] if note else [])
+    if facts.reduced_from is not None:
+        notes.append(
+            f"The file is a copy of {facts.reduced_from.w} x {facts.reduced_from.h} px at "
+            f"{base.size_px.w} x {base.size_px.h} px: µm/px and objective are the copy's."
+        )
     return Pyramid(
-        format="aperio" if aperio else "generic-tiff",
-        levels=_as_levels(levels),
-        channels=tuple((directory,) for directory in levels),
+        format=facts.maker or "generic-tiff",
+        levels=_as_levels(slide.levels),
+        channels=tuple((directory,) for directory in slide.levels),
         mpp=mpp,
         mpp_source=source if mpp else None,
-        objective=objective,
-        notes=(*notes, note) if note else tuple(notes),
+        objective=facts.objective,
+        notes=tuple(notes),
     )
 
 
-def _page_notes(directories: list[Directory]) -> list[str]:
-    size = directories[0].size_px
-    n_same = sum(d.sub is None and d.size_px == size for d in directories)
-    if n_same < 2:
-        return []
-    return [f"The file has {n_same} pages of the same size; only the first is read."]
-
-
-def aperio_properties(description: str) -> dict[str, str]:
-    """Parse `Aperio ... |AppMag = 20|MPP = 0.4990` into its properties."""
-    found = re.findall(r"\|\s*([^|=]+?)\s*=\s*([^|]*)", description)
-    return {key: value.strip() for key, value in found}
-
-
-def _levels(directories: list[Directory], base: Directory) -> list[Directory]:
-    levels = [base]
-    if base.tile_px is None:
-        return levels
-    candidates = [d for d in directories if d is not base and d.tile_px and _alike(d, base)]
-    for directory in sorted(candidates, key=lambda d: -d.size_px.w * d.size_px.h):
-        if levels[-1].size_px.w >= _MIN_STEP * directory.size_px.w:
-            levels.append(directory)
-    return levels
-
-
-def _alike(directory: Directory, base: Directory) -> bool:
-    """Tell whether a directory can be a smaller copy of `base`."""
-    w, h = directory.size_px
-    if w < 1 or h < 1 or directory.samples != base.samples:
-        return False
-    if directory.sub is not None and directory.page != base.page:
-        return False
-    scale = max(base.size_px.w / w, base.size_px.h / h)
-    return (
-        abs(base.size_px.w / scale - w) <= _ROUNDING_PX
-        and abs(base.size_px.h / scale - h) <= _ROUNDING_PX
-    )
-
-
-def _as_levels(directories: list[Directory]) -> tuple[Level, ...]:
+def _as_levels(directories: Sequence[Directory]) -> tuple[Level, ...]:
     w0, h0 = directories[0].size_px
     return tuple(
         Level(
@@ -159,23 +159,16 @@ def downsample(size_px0: Size, size_px: Size) -> float:
 
 def _ome_pyramid(path: str, directories: list[Directory], description: str) -> Pyramid:
     try:
-        image = ome.parse(description)
+        images = ome.parse(description)
     except ValueError as error:
         raise slide_error(path, f"{error}.", "convert it to one OME-TIFF file.") from error
-    if image.pixel_type not in ("uint8", "int8", "bit"):
-        raise slide_error(
-            path, f"has {image.pixel_type} pixels; only 8-bit ones are read.", "scale it to 8 bits."
-        )
-    plane = image.size_z // 2
     pages = {d.page: d for d in directories if d.sub is None}
-    wanted = [image.pages.get((c, plane, 0)) for c in range(min(3, len(_channels(image))))]
-    bases = [pages[page] for page in wanted if page is not None and page in pages]
-    if not bases or len(bases) != len(wanted):
-        raise slide_error(path, "is truncated: its OME-XML lists planes that are not in it.")
-    of_channel = [_levels(_own(directories, base), base) for base in bases]
+    owned = {page for image in images for page in image.pages.values()}
+    free = [d for d in directories if d.page not in owned]
+    image, of_channel = _ome_slide(path, images, pages, directories, free)
     n_levels = min(len(levels) for levels in of_channel)
     mpp, note = mean_mpp(*image.um)
-    notes = [*_ome_notes(image, plane), *([note] if note else [])]
+    notes = [*_ome_notes(image, images), *([note] if note else [])]
     return Pyramid(
         format="ome-tiff",
         levels=_as_levels(of_channel[0][:n_levels]),
@@ -184,45 +177,82 @@ def _ome_pyramid(path: str, directories: list[Directory], description: str) -> P
         mpp_source="ome.PhysicalSizeX" if mpp else None,
         objective=image.objective,
         n_focal_planes=image.size_z,
-        focal_plane=plane,
+        focal_plane=image.size_z // 2,
         notes=tuple(notes),
     )
 
 
-def _channels(image: ome.OmeImage) -> list[int]:
-    return sorted({channel for channel, _, _ in image.pages})
+def _ome_slide(
+    path: str,
+    images: Sequence[ome.OmeImage],
+    pages: dict[int, Directory],
+    directories: list[Directory],
+    free: list[Directory],
+) -> tuple[ome.OmeImage, list[list[Directory]]]:
+    """Choose the Image that is the slide; return it with the levels of each channel shown.
 
-
-def _own(directories: list[Directory], base: Directory) -> list[Directory]:
-    """Keep the directories that can be levels of one plane: itself and its SubIFDs.
-
-    A few writers put the levels of a single plane into the main chain instead.
+    Levels are the SubIFDs of its pages, or pages of the main chain that no Image owns (a few
+    writers put them there); pages of other Images never are.
     """
-    subs = [d for d in directories if d.page == base.page]
-    if len(subs) > 1:
-        return subs
-    return [d for d in directories if d is base or d.size_px.w < base.size_px.w]
+    named = [image for image in images if not descriptions.other_name(image.name)]
+    if not named:
+        names = " and the ".join(sorted({image.name.lower() for image in images}))
+        raise slide_error(path, f"holds only the {names} of a slide.", "copy the slide itself.")
+    choices: list[tuple[ome.OmeImage, list[list[Directory]]]] = []
+    for image in named:
+        wanted = [image.pages.get((c, image.size_z // 2, 0)) for c in _shown(image)]
+        bases = [pages[page] for page in wanted if page is not None and page in pages]
+        if image.n_files == 1 and bases and len(bases) == len(wanted):
+            of_channel = [
+                pictures.levels_of(base, [d for d in directories if d.page == base.page])
+                for base in bases
+            ]
+            if len(bases) == 1 and len(of_channel[0]) == 1:
+                of_channel = [pictures.levels_of(bases[0], [bases[0], *free])]
+            choices.append((image, of_channel))
+    if not choices and any(image.n_files > 1 for image in named):
+        raise slide_error(
+            path,
+            f"its planes are spread over {max(i.n_files for i in named)} files.",
+            "convert it to one OME-TIFF file.",
+        )
+    if not choices:
+        raise slide_error(path, "is truncated: its OME-XML lists planes that are not in it.")
+    chosen = pictures.choose([of_channel[0] for _, of_channel in choices])
+    return next(choice for choice in choices if choice[1][0] is chosen)
 
 
-def _ome_notes(image: ome.OmeImage, plane: int) -> list[str]:
+def _shown(image: ome.OmeImage) -> list[int]:
+    """Return the channels shown as red, green and blue: those called so, else the first three."""
+    channels = sorted({channel for channel, _, _ in image.pages})
+    names = [name.strip().lower() for name in image.channel_names]
+    for wanted in (("red", "green", "blue"), ("r", "g", "b")):
+        if set(wanted) <= set(names):
+            return [names.index(name) for name in wanted]
+    return channels[:3]
+
+
+def _ome_notes(image: ome.OmeImage, images: Sequence[ome.OmeImage]) -> list[str]:
     notes = []
+    if len(images) > 1:
+        index = images.index(image)
+        name = f" ({image.name!r})" if image.name else ""
+        notes.append(f"Of {len(images)} pictures in the file, Image {index}{name} is read.")
     if image.size_z > 1:
+        plane = image.size_z // 2
         notes.append(f"Of {image.size_z} focal planes the middle one (number {plane}) is read.")
     if image.size_t > 1:
         notes.append(f"Of {image.size_t} points in time the first is read.")
-    channels = _channels(image)
-    if len(channels) > 1:
+    n_channels = len({channel for channel, _, _ in image.pages})
+    if n_channels > 1:
         names = [
             image.channel_names[c]
             if c < len(image.channel_names) and image.channel_names[c]
             else str(c)
-            for c in channels[:3]
+            for c in _shown(image)
         ]
         colours = ", ".join(
-            f"{colour} = {name}"
-            for colour, name in zip(("red", "green", "blue"), names, strict=False)
+            f"{band} = {name}" for band, name in zip(("red", "green", "blue"), names, strict=False)
         )
-        notes.append(f"Of {len(channels)} channels these are read: {colours}.")
-    if image.pixel_type == "int8":
-        notes.append("The pixels are signed; negative values are read as 0.")
+        notes.append(f"Of {n_channels} channels these are read: {colours}.")
     return notes

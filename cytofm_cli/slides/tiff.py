@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -38,13 +38,22 @@ X_RESOLUTION: Final = 282
 Y_RESOLUTION: Final = 283
 PLANAR_CONFIGURATION: Final = 284
 RESOLUTION_UNIT: Final = 296
+PAGE_NAME: Final = 285
 SOFTWARE: Final = 305
+PREDICTOR: Final = 317
+COLOR_MAP: Final = 320
 TILE_WIDTH: Final = 322
 TILE_LENGTH: Final = 323
 TILE_OFFSETS: Final = 324
 TILE_BYTE_COUNTS: Final = 325
 SUB_IFDS: Final = 330
+INK_SET: Final = 332
+EXTRA_SAMPLES: Final = 338
+SAMPLE_FORMAT: Final = 339
 JPEG_TABLES: Final = 347
+YCBCR_COEFFICIENTS: Final = 529
+YCBCR_SUBSAMPLING: Final = 530
+REFERENCE_BLACK_WHITE: Final = 532
 XMP: Final = 700
 ICC_PROFILE: Final = 34675
 NDPI_FORMAT: Final = 65420
@@ -72,6 +81,9 @@ CODECS: Final = {
 }
 PHOTOMETRIC_RGB: Final = 2
 PHOTOMETRIC_YCBCR: Final = 6
+# What NewSubfileType says of a directory: a smaller copy of another, or a transparency mask.
+REDUCED: Final = 1
+MASK: Final = 4
 INCH_UM: Final = 25_400.0
 CENTIMETRE_UM: Final = 10_000.0
 
@@ -141,6 +153,11 @@ class Directory:
     def samples(self) -> int:
         """Samples per pixel."""
         return self.number(SAMPLES_PER_PIXEL, 1)
+
+    @property
+    def planar(self) -> bool:
+        """Whether each sample has tiles or strips of its own."""
+        return self.samples > 1 and self.number(PLANAR_CONFIGURATION, 1) == 2
 
     @property
     def grid(self) -> Size:
@@ -286,27 +303,23 @@ _MIN_STORED: Final = 200
 MAX_PX_PER_BYTE: Final = {"jpeg": 1000, "deflate": 8800, "png": 8800}
 
 
-def verify(path: str, directories: list[Directory], size_bytes: int) -> None:
-    """Refuse a file whose table of tiles cannot be true, or whose pixels are wider than 8 bits.
+def verify(path: str, directories: Sequence[Directory], size_bytes: int) -> None:
+    """Refuse a file whose table of tiles cannot be true.
 
     Costs no decoding.
 
-    Checked are the first directory and every tiled one.
+    Args:
+        path: for the message.
+        directories: those that will be read.
+        size_bytes: length of the file.
 
     Raises:
-        SlideError: wider pixels, too few tiles for the size claimed, or tiles beyond the end of
-            the file.
+        SlideError: too few tiles for the size claimed, or tiles beyond the end of the file.
     """
-    bits = directories[0].number(BITS_PER_SAMPLE, 1)
-    if bits > 8:
-        raise slide_error(
-            path, f"has {bits}-bit samples; only 8-bit ones are read.", "scale it to 8 bits."
-        )
     for directory in directories:
-        if directory is directories[0] or directory.tile_px:
-            problem = _problem(directory, size_bytes)
-            if problem:
-                raise SlideError(f"{path}: {problem}", hint="copy the file again from its source.")
+        problem = _problem(directory, size_bytes)
+        if problem:
+            raise SlideError(f"{path}: {problem}", hint="copy the file again from its source.")
 
 
 def _problem(directory: Directory, size_bytes: int) -> str | None:
@@ -315,7 +328,7 @@ def _problem(directory: Directory, size_bytes: int) -> str | None:
     claim = f"claims {width} x {height} px"
     if width < 1 or height < 1:
         return "is a TIFF without a picture size."
-    expected = directory.grid.w * directory.grid.h
+    expected = directory.grid.w * directory.grid.h * (directory.samples if directory.planar else 1)
     offsets, counts = directory.offsets, directory.byte_counts
     if offsets.size < expected or 0 < counts.size < expected:
         return f"{claim} but lists {min(offsets.size, counts.size)} of {expected} {unit}."

@@ -30,6 +30,7 @@ from cytofm_cli.store.zarr3 import (
     zstd_encode,
 )
 from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.tiles.damage import Damage, LenientReader
 from cytofm_cli.tiles.read import ReadPlan, ordered_map, read_tile
 from cytofm_cli.units import Box
 
@@ -117,12 +118,16 @@ def write_pixels(
     fill: int,
     threads: int,
     report: Callable[[int, int], None],
-) -> tuple[str, int]:
-    """Write `tiles/pixels` under `folder`.
+) -> tuple[str, int, int]:
+    """Write `tiles/pixels` under `folder`. What is damaged in the file is blank.
 
     Returns:
-        (the codec of the store, bytes written).
+        (the codec of the store, bytes written, tiles that are damaged in the file).
+
+    Raises:
+        SlideError: more than a tenth of the tiles are damaged.
     """
+    damage = Damage()
     n, side = len(xy_px0), config.tile_px
     chunk_side, codecs, codec = _chunking(config, source)
     writer = ShardedArrayWriter(
@@ -137,10 +142,11 @@ def write_pixels(
     )
     if source is not None:
         encode: Callable[[int], list[bytes | None]] = partial(
-            _copy_tile, source, plan, xy_px0, side // chunk_side
+            _copy_tile, source, plan, xy_px0, side // chunk_side, damage, fill
         )
     else:
-        encode = partial(_encode_tile, reader, plan, xy_px0, config, fill)
+        jpeg = reader.native_jpeg(plan.level)
+        encode = partial(_encode_tile, reader, plan, xy_px0, config, fill, damage, jpeg)
     written = 0
     with ThreadPoolExecutor(threads) as pool:
         for shard in range(writer.n_shards):
@@ -149,7 +155,8 @@ def write_pixels(
                 ordered_map(pool, encode, tiles, window=4 * threads), report, tiles, n
             )
             written += writer.write_shard(shard, chunks)
-    return codec, written
+    damage.refuse_too_much(reader.info.path, n)
+    return codec, written, damage.n_tiles
 
 
 def _chunking(config: TileConfig, source: SourceTiles | None) -> tuple[int, list[Codec], str]:
@@ -174,26 +181,42 @@ def _encode_tile(
     xy_px0: NDArray[np.int32],
     config: TileConfig,
     fill: int,
+    damage: Damage,
+    jpeg: NativeJpeg | None,
     row: int,
 ) -> list[bytes | None]:
-    pixels = read_tile(reader, plan, int(xy_px0[row, 0]), int(xy_px0[row, 1]), fill=fill)
+    lenient = LenientReader(reader, damage, jpeg, fill)
+    pixels = read_tile(lenient, plan, int(xy_px0[row, 0]), int(xy_px0[row, 1]), fill=fill)
+    if lenient.has_damage:
+        damage.tell(row)
     if config.pixels == "jpeg":
         return [jpeg_encode(pixels, config.jpeg_quality)]
     return [zstd_encode(pixels.tobytes())]
 
 
 def _copy_tile(
-    source: SourceTiles, plan: ReadPlan, xy_px0: NDArray[np.int32], per_side: int, row: int
+    source: SourceTiles,
+    plan: ReadPlan,
+    xy_px0: NDArray[np.int32],
+    per_side: int,
+    damage: Damage,
+    fill: int,
+    row: int,
 ) -> list[bytes | None]:
     column, line = (round(int(v) / plan.downsample) // source.side_px for v in xy_px0[row])
     streams: list[bytes | None] = []
     for dy in range(per_side):
         for dx in range(per_side):
             # A tile that the scanner left out is blank glass, shown white like the readers do.
-            stream = source.jpeg.stream(column + dx, line + dy)
-            streams.append(_white(source.side_px) if stream is None else stream)
+            blank = 255
+            try:
+                stream = damage.stream(source.jpeg, column + dx, line + dy)
+            except SlideError:
+                damage.tell(row)
+                stream, blank = None, fill
+            streams.append(_blank(source.side_px, blank) if stream is None else stream)
     return streams
 
 
-def _white(side_px: int) -> bytes:
-    return jpeg_encode(np.full((side_px, side_px, 3), 255, dtype=np.uint8), 90)
+def _blank(side_px: int, grey: int) -> bytes:
+    return jpeg_encode(np.full((side_px, side_px, 3), grey, dtype=np.uint8), 90)

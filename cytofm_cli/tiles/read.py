@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import MissingMppError, SlideError
-from cytofm_cli.slides.base import SlideInfo, SlideReader
+from cytofm_cli.slides.base import SlideInfo
 from cytofm_cli.units import Box, Size
 
 A = TypeVar("A")
@@ -109,8 +109,18 @@ def resolve_mpp(
     )
 
 
+class Readable(Protocol):
+    """The part of a `SlideReader` that cuts tiles."""
+
+    info: SlideInfo
+
+    def read(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """Read a box; see `SlideReader.read`."""
+        ...
+
+
 def read_tile(
-    reader: SlideReader, plan: ReadPlan, x_px0: int, y_px0: int, *, fill: int = 255
+    reader: Readable, plan: ReadPlan, x_px0: int, y_px0: int, *, fill: int = 255
 ) -> NDArray[np.uint8]:
     """Read one tile as (tile_px, tile_px, 3) uint8 RGB.
 

@@ -17,11 +17,13 @@ from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record
 from cytofm_cli.errors import DiskFullError, NoForegroundError, SlideError, StoreError
 from cytofm_cli.slides.base import SlideReader, finest_level_for
+from cytofm_cli.slides.blocks import WHITE
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array
 from cytofm_cli.tiles import pixels, preview
 from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.tiles.damage import Damage, LenientReader
 from cytofm_cli.tiles.focus import BAND_PX, FOCUS_MPP, FocusMap, measure, needs_band
 from cytofm_cli.tiles.foreground import Foreground, find_foreground, overview_mpp, tile_fraction
 from cytofm_cli.tiles.grid import lay_grid
@@ -134,6 +136,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         _announce_loss(path, note)
         staged = stack.enter_context(io.staging(job.stores, job.slide_id, schema.TILE_STEP))
         record = _write(job, reader, plan, staged, settings, mark, report)
+        _announce_damage(job, record, note)
         io.commit_store(staged, path, slide=_slide_facts(job, reader, plan, mark), record=record)
     return "done", _facts(path)
 
@@ -212,8 +215,10 @@ def measure_focus(
     level = finest_level_for(info.levels, max(1.0, FOCUS_MPP * 1.05 / slide_mpp))
     size = info.levels[level].size_px
 
+    lenient = LenientReader(reader, Damage(), None, WHITE)
+
     def read_band(top: int) -> tuple[int, NDArray[np.uint8]]:
-        return top, reader.read(level, Box(0, top, size.w, min(BAND_PX, size.h - top)))
+        return top, lenient.read(level, Box(0, top, size.w, min(BAND_PX, size.h - top)))
 
     tops = [top for top in range(0, size.h, BAND_PX) if needs_band(top, size, mask_HW)]
     downsample = (info.size_px0.w / size.w, info.size_px0.h / size.h)
@@ -291,6 +296,14 @@ def _announce_loss(path: Path, note: Note) -> None:
             note(f"warning: {path.name} is replaced; it drops {', '.join(later)}")
 
 
+def _announce_damage(job: TileJob, record: dict[str, Any], note: Note) -> None:
+    if record["n_damaged"]:
+        note(
+            f"warning: {job.slide_id}: {record['n_damaged']} of {record['n_tiles']} tiles are "
+            "damaged in the file; what is lost of them is stored blank"
+        )
+
+
 def _check_space(job: TileJob, plan: TilePlan) -> None:
     import shutil
 
@@ -320,9 +333,9 @@ def _write(
     _write_kind(staged, schema.TILE_XY, plan.xy_px0)
     _write_kind(staged, schema.TILE_FOREGROUND, plan.foreground)
     _write_kind(staged, schema.TILE_FOCUS, plan.focus)
-    codec, n_bytes = "none", 0
+    codec, n_bytes, n_damaged = "none", 0, 0
     if job.config.pixels != "none":
-        codec, n_bytes = pixels.write_pixels(
+        codec, n_bytes, n_damaged = pixels.write_pixels(
             reader,
             plan.read,
             plan.xy_px0,
@@ -349,6 +362,7 @@ def _write(
         source_codec=reader.info.codec,
         store_codec=codec,
         pixel_bytes=n_bytes,
+        n_damaged=n_damaged,
         seed=job.config.seed,
         illumination=found.illumination if found else None,
         background_rgb=list(found.background_rgb) if found else None,

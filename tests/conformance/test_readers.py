@@ -33,7 +33,8 @@ FOUND = ("cmu-1-small-region.svs", "test3-DAPI-2-(387).ndpi", "dicom_jpeg/jpeg.d
 # What each plug-in is run on; one that is not named here gets everything.
 READS = {
     "openslide": ("jpeg.tif", "odd.tif", "lzw.tif", *FOUND),
-    "tiffslide": ("jpeg.tif", "odd.tif", "lzw.tif", "subifd.tif", "strips.tif", *FOUND[:2]),
+    "tiffslide": ("jpeg.tif", "odd.tif", "lzw.tif", "subifd.tif", "strips.tif", FOUND[0]),
+    "tifffile": (*(name for name in MADE if name.endswith(".tif")), FOUND[0], FOUND[3]),
     "vips": (*MADE, FOUND[0], FOUND[3]),
 }
 PAIRS = [(r, s) for r in readers.names() for s in READS.get(r, (*MADE, *FOUND))]

@@ -128,7 +128,7 @@ def test_open__missing_paths_folders_and_devices(tmp_path) -> None:
 def test_open__folder_with_two_dicom_series_is_ambiguous(shared, tmp_path) -> None:
     shutil.copytree(shared / "wsi" / "dicom_boxes", tmp_path / "two")
     shutil.copy(shared / "wsi" / "dicom_jpeg" / "jpeg.dicom", tmp_path / "two" / "other.dcm")
-    assert "holds 2 DICOM series" in failure(tmp_path / "two")
+    assert "holds 2 DICOM slides" in failure(tmp_path / "two")
 
 
 def test_open__dicom_that_claims_more_than_its_frames(shared, tmp_path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import SlideError
 from cytofm_cli.registry import Plugin
-from cytofm_cli.slides import native_jpeg, tiff
+from cytofm_cli.slides import adopt, colour, native_jpeg, pyramid, tiff
 from cytofm_cli.slides.base import (
     Level,
     NativeJpeg,
@@ -59,6 +59,15 @@ class OpenSlideReader:
         self._slide: Any = _open_handle(path)
         self._directories = _directories(path)
         self.info = _info(path, self._slide, self._directories)
+        self._levels = tuple(range(len(self.info.levels)))
+        found = pyramid.of_file(path)
+        if found is not None:
+            why = adopt.refusal(found, _decodes)
+            if why:
+                raise slide_error(path, f"{why}.", "leave --reader at auto.")
+            self.info, self._levels = adopt.with_facts(
+                self.info, found, self._directories, self.read
+            )
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""
@@ -97,7 +106,8 @@ class OpenSlideReader:
             slide = self._slide
         corner = _level0_corner(self.info, level, box)
         try:
-            return on_white(np.asarray(slide.read_region(corner, level, (box.w, box.h))))
+            size = (box.w, box.h)
+            return on_white(np.asarray(slide.read_region(corner, self._levels[level], size)))
         except (openslide.OpenSlideError, OSError, ValueError) as error:
             with self._lock:
                 # Never closed here: another thread may be reading through it. The last
@@ -121,6 +131,11 @@ class OpenSlidePlugin:
     def open(self, path: str) -> OpenSlideReader:
         """Open a slide."""
         return OpenSlideReader(path)
+
+
+def _decodes(model: colour.Model) -> bool:
+    """Tell whether libtiff's RGBA interface, which OpenSlide asks, gives the right colours."""
+    return model.plain or model.kind == "ycbcr"
 
 
 def _open_handle(path: str) -> Any:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import SlideError
 from cytofm_cli.registry import Plugin
-from cytofm_cli.slides import tiff
+from cytofm_cli.slides import adopt, pyramid, tiff
 from cytofm_cli.slides.base import (
     Level,
     NativeJpeg,
@@ -38,9 +38,24 @@ class TiffSlideReader:
         self._slide: Any = _open_handle(path)
         try:
             self.info = _info(path, self._slide)
+            self._levels = tuple(range(len(self.info.levels)))
+            self._adopt()
+        except SlideError:
+            self.close()
+            raise
         except Exception as error:  # damaged files fail anywhere in tifffile
             self.close()
             raise slide_error(path, str(error)) from error
+
+    def _adopt(self) -> None:
+        found = None if "://" in self._path else pyramid.of_file(self._path)
+        if found is None:
+            return
+        why = adopt.refusal(found, lambda model: model.plain)
+        if why:
+            raise slide_error(self._path, f"{why}.", "leave --reader at auto.")
+        directories = tiff.read_directories(self._path)
+        self.info, self._levels = adopt.with_facts(self.info, found, directories, self.read)
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""
@@ -52,7 +67,9 @@ class TiffSlideReader:
             if self._slide is None:
                 self._slide = _open_handle(self._path)
             try:
-                pixels = self._slide.read_region(corner, level, (box.w, box.h), as_array=True)
+                pixels = self._slide.read_region(
+                    corner, self._levels[level], (box.w, box.h), as_array=True
+                )
             except Exception as error:  # damaged files fail anywhere in tifffile and zarr
                 self._slide.close()
                 self._slide = None
@@ -83,9 +100,14 @@ class TiffSlidePlugin:
         if "://" in path:
             return None
         try:
-            codec = tiff.read_directories(path)[0].codec
+            directories = tiff.read_directories(path)
         except SlideError as error:
             return error.message.removeprefix(f"{path}: ")
+        maker = pyramid.vendor(directories)
+        if maker:
+            # Where OpenSlide refuses one, TiffSlide would show what it takes for a plain TIFF.
+            return f"a {maker} slide is OpenSlide's to read"
+        codec = directories[0].codec
         return f"unknown TIFF compression {codec!r}" if codec.startswith("tiff-") else None
 
     def open(self, path: str) -> TiffSlideReader:

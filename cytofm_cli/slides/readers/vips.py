@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import DiskFullError, SlideError
 from cytofm_cli.registry import Plugin
-from cytofm_cli.slides import native_jpeg, pyramid, tiff
+from cytofm_cli.slides import colour, native_jpeg, pyramid, tiff
 from cytofm_cli.slides.base import (
     Level,
-    NativeJpeg,
     SlideInfo,
     check_box,
     finest_level_for,
@@ -37,6 +36,8 @@ from cytofm_cli.slides.base import (
     slide_error,
 )
 from cytofm_cli.slides.blocks import damaged, overview_by_blocks
+from cytofm_cli.slides.content import keep_same
+from cytofm_cli.slides.native_jpeg import TiffJpegTiles
 from cytofm_cli.units import Box, Size
 
 _log = logging.getLogger(__name__)
@@ -56,6 +57,12 @@ _PLAIN: Final = (
 # decode would come back black.
 _STRICT_TIFF: Final = "warning"
 _STRICT_PLAIN: Final = "truncated"
+
+# What libvips calls pixels that are wider than 8 bits.
+_WIDE: Final = {
+    "ushort": "16-bit", "short": "16-bit", "uint": "32-bit", "int": "32-bit",
+    "float": "floating-point", "double": "floating-point",
+}  # fmt: skip
 
 Load = Callable[[int, bool], Any]
 
@@ -80,11 +87,13 @@ class VipsReader:
         self._pyramid = channels
         self._lock = threading.Lock()
         self._images: dict[int, Any] = {}
+        self._native: dict[int, tuple[TiffJpegTiles | None, bytearray]] = {}
         self._local = threading.local()
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""
         check_box(self.info, level, box)
+        self._refuse_broken_jpeg(level, box)
         pyvips = _vips()
         try:
             buffer = self._region(level).fetch(*box)
@@ -114,7 +123,7 @@ class VipsReader:
             _log.info("%s: reading the overview block by block.", self.info.path)
         return overview_by_blocks(self.info, downsample, self.read)
 
-    def native_jpeg(self, level: int) -> NativeJpeg | None:
+    def native_jpeg(self, level: int) -> TiffJpegTiles | None:
         """Return the JPEG tiles of a level; see `SlideReader.native_jpeg`."""
         if self._pyramid is None or not 0 <= level < len(self.info.levels):
             return None
@@ -123,10 +132,29 @@ class VipsReader:
             return None
         return native_jpeg.open_tiles(self.info.path, directories[0])
 
+    def _refuse_broken_jpeg(self, level: int, box: Box) -> None:
+        """Check the JPEG tiles under a box, each once: libvips decodes damaged ones silently."""
+        known = self._native.get(level)
+        if known is None:
+            tiles = self.native_jpeg(level)
+            n_tiles = tiles.grid.w * tiles.grid.h if tiles else 0
+            known = self._native[level] = (tiles, bytearray(n_tiles))
+        tiles, seen = known
+        if tiles is None:
+            return
+        (width, height), (x, y, w, h) = tiles.tile_px, box
+        for row in range(y // height, -(-(y + h) // height)):
+            for column in range(x // width, -(-(x + w) // width)):
+                index = row * tiles.grid.w + column
+                if not seen[index]:
+                    tiles.refuse_broken(column, row)
+                    seen[index] = 1
+
     def close(self) -> None:
         """Release the file."""
         with self._lock:
             self._images.clear()
+            self._native.clear()
             self._local = threading.local()
 
     def _region(self, level: int) -> Any:
@@ -161,14 +189,14 @@ class VipsPlugin:
         if not tiff.is_tiff(head):
             return None if _plain_format(head) else "not a TIFF, JPEG, PNG, WebP or PPM file"
         try:
-            directories = tiff.read_directories(path)
+            found = pyramid.of_file(path)
+            maker = None if found else pyramid.vendor(tiff.read_directories(path))
         except SlideError as error:
             return error.message.removeprefix(f"{path}: ")
-        maker = pyramid.vendor(directories)
-        if maker:
+        if found is None:
             return f"a {maker} slide has a layout of its own"
-        pictures = [d for d in directories if d is directories[0] or d.tile_px]
-        return next((why for why in map(_unfit, pictures) if why), None)
+        used = [d for level in found.channels for d in level]
+        return next((why for why in map(_unfit, used) if why), None)
 
     def open(self, path: str) -> VipsReader:
         """Open a slide."""
@@ -185,9 +213,11 @@ def _unfit(directory: tiff.Directory) -> str | None:
         return f"cannot decode TIFF compression {directory.codec!r}"
     if directory.tile_px and directory.byte_counts.size and not directory.byte_counts.all():
         return "leaves out tiles, which libvips takes for damage"
-    planes = directory.number(tiff.PLANAR_CONFIGURATION, 1)
-    if directory.tile_px and directory.samples > 1 and planes != 1:
-        return "keeps its colours in separate planes of tiles"
+    if directory.planar:
+        return "keeps its colours in separate planes"
+    kind = colour.model(directory).kind
+    if kind in ("ycbcr", "lab"):
+        return f"does not convert {kind} pixels"
     return None
 
 
@@ -204,17 +234,31 @@ def _plain_format(head: bytes) -> str | None:
 
 
 def _open_tiff(path: str) -> VipsReader:
-    directories = tiff.read_directories(path)
-    tiff.verify(path, directories, os.stat(path).st_size)  # noqa: PTH116
-    found = pyramid.build(path, directories)
+    found = pyramid.of_file(path)
+    if found is None:
+        raise slide_error(path, "a TIFF with a layout of its own.", "leave --reader at auto.")
+    trial = VipsReader(_tiff_info(path, found), partial(_load_level, path, found), found)
+    found = keep_same(found, trial.read)
+    load = partial(_load_level, path, found)
+    load(0, True)  # fails here rather than at the first read
+    return VipsReader(_tiff_info(path, found), load, found)
 
-    def load(level: int, sequential: bool) -> Any:
-        images = [_load_directory(path, each, sequential) for each in found.channels[level]]
-        return _to_rgb(path, images[0]) if len(images) == 1 else _merge(path, images)
 
+def _load_level(path: str, found: pyramid.Pyramid, level: int, sequential: bool) -> Any:
+    directories = found.channels[level]
+    images = [_load_directory(path, each, sequential) for each in directories]
+    if len(images) > 1:
+        return _merge(path, images)
+    model = colour.model(directories[0])
+    # libvips unfolds a palette: one sample becomes as many bands as it needs.
+    n_colour = None if model.kind == "palette" else model.n_colour
+    return _to_rgb(path, images[0], n_colour, has_alpha=model.alpha != "none")
+
+
+def _tiff_info(path: str, found: pyramid.Pyramid) -> SlideInfo:
     first = found.channels[0][0]
     orientation = _orientation_note(first.number(tiff.ORIENTATION, 1))
-    info = SlideInfo(
+    return SlideInfo(
         path=path,
         reader=NAME,
         format=found.format,
@@ -228,8 +272,6 @@ def _open_tiff(path: str) -> VipsReader:
         has_icc_profile=tiff.ICC_PROFILE in first.tags,
         notes=found.notes + orientation,
     )
-    load(0, True)  # fails here rather than at the first read
-    return VipsReader(info, load, found)
 
 
 def _load_directory(path: str, directory: tiff.Directory, sequential: bool) -> Any:
@@ -284,12 +326,26 @@ def _orientation_note(orientation: int) -> tuple[str, ...]:
     return (f"Orientation {orientation} of the file is not applied: pixels are as stored.",)
 
 
-def _to_rgb(path: str, image: Any) -> Any:
-    """Give a picture three 8-bit bands; 8-bit RGB is left untouched."""
+def _to_rgb(
+    path: str, image: Any, n_colour: int | None = None, *, has_alpha: bool | None = None
+) -> Any:
+    """Give a picture three 8-bit bands; 8-bit RGB is left untouched.
+
+    Args:
+        path: for the message.
+        image: as libvips loads it.
+        n_colour: leading bands that are colour; None to ask libvips.
+        has_alpha: whether the band after them is alpha; None to ask libvips.
+    """
     image = _eight_bit(path, image)
-    if image.interpretation in ("cmyk", "lab", "labs", "labq"):
+    if has_alpha is None:
+        has_alpha = image.hasalpha()
+    if n_colour is None:
+        n_colour = image.bands - has_alpha
+    image = image.extract_band(0, n=min(image.bands, n_colour + has_alpha))
+    if image.interpretation == "cmyk":
         image = image.colourspace("srgb")
-    if image.bands in (2, 4):
+    if has_alpha:
         image = image.flatten(background=255)
     if image.bands == 1:
         return image.bandjoin([image, image])
@@ -308,7 +364,9 @@ def _eight_bit(path: str, image: Any) -> Any:
         image = (image < 0).ifthenelse(0, image).cast("uchar")
     if image.format != "uchar":
         raise slide_error(
-            path, f"has {image.format} pixels; only 8-bit ones are read.", "scale it to 8 bits."
+            path,
+            f"has {_WIDE.get(image.format, image.format)} samples; only 8-bit ones are read.",
+            "scale it to 8 bits.",
         )
     return image
 

@@ -1,0 +1,152 @@
+"""Which slides a folder holds.
+
+A slide is a file of a known suffix, or the files of one DICOM series, whatever they are called
+and whatever lies beside them. Parts and thumbnails of slides are none. Linked folders are
+followed, each real folder once; the order does not depend on the file system.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from cytofm_cli.slides import dicom, shells
+
+_PICTURES: Final = (
+    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .qptiff .jpg .jpeg .png"
+).split()
+_DICOM: Final = (".dcm", ".dicom")
+# What a folder is searched for. A path that is given by name is tried whatever its suffix.
+READABLE_SUFFIXES: Final = frozenset((*_PICTURES, *_DICOM))
+SLIDE_SUFFIXES: Final = READABLE_SUFFIXES | shells.SLIDE_SUFFIXES
+# Pictures beside the files of a DICOM slide are its thumbnails.
+_BESIDE_DICOM: Final = frozenset((".jpg", ".jpeg", ".png"))
+STORE_SUFFIX: Final = ".zarr"
+# Folders that file servers and operating systems make: copies, thumbnails, deleted files.
+_NO_SLIDES: Final = frozenset(
+    "@eadir #recycle @recycle #snapshot @tmp __macosx thumbs thumbnails $recycle.bin lost+found"
+    " appledouble".split()
+) | {"system volume information"}
+
+
+def find_slides(folder: str) -> list[str]:
+    """List the slides in a folder and below: files, and folders with one DICOM slide.
+
+    Hidden files and folders, stores, and the folders in which file servers keep thumbnails are
+    left out; so are label and overview files of DICOM, parts of VMS, VMU and MIRAX slides, and
+    links to a file that is listed itself.
+    """
+    found = list(_walk(folder, {os.path.realpath(folder)}))
+    return _each_file_once(found)
+
+
+def join_series(paths: Sequence[str]) -> list[str]:
+    """Replace several files of one DICOM slide, as a pattern names them, by the slide.
+
+    A single file stays as it is named. Files without a level are left out where others of
+    their folder are named too.
+    """
+    files = [path for path in paths if "://" not in path and dicom.may_be_instance(path)]
+    of_folder: dict[str, list[str]] = {}
+    for path in files:
+        if Path(path).is_file():
+            of_folder.setdefault(str(Path(path).parent), []).append(path)
+    joined: dict[str, str | None] = {}
+    for folder, named in of_folder.items():
+        if len(named) < 2:
+            continue
+        whole = _in_folder(folder, sorted(file.name for file in Path(folder).iterdir()))
+        for series in dicom.group(named):
+            slide = (folder if whole == [folder] else series.path) if series.is_slide else None
+            joined.update((path, slide) for path in series.files)
+    kept = (joined.get(path, path) for path in paths)
+    return list(dict.fromkeys(path for path in kept if path is not None))
+
+
+def slide_id_of(path: str) -> str:
+    """Return the name of a slide: its file name without the slide suffix."""
+    name = PurePosixPath(path.split("?", maxsplit=1)[0].rstrip("/")).name
+    if name in ("", ".", ".."):  # a folder named from inside
+        name = Path(path).resolve().name
+    stem, suffix = os.path.splitext(name)
+    name = stem if suffix.lower() in SLIDE_SUFFIXES and stem else name
+    return name.removesuffix(".ome") or name
+
+
+def _walk(folder: str, seen: set[str]) -> Iterator[str]:
+    """Yield the slides of a folder, then those below it: real folders first, then linked ones.
+
+    Args:
+        folder: as it is reached.
+        seen: real paths of the folders that were visited or will be.
+    """
+    links: list[str] = []
+    yield from _descend(folder, seen, links)
+    while links:
+        link = links.pop(0)
+        real = os.path.realpath(link)
+        if real not in seen:
+            seen.add(real)
+            yield from _descend(link, seen, links)
+
+
+def _descend(folder: str, seen: set[str], links: list[str]) -> Iterator[str]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    shown = [entry for entry in entries if not entry.name.startswith(".")]
+    folders = [entry for entry in shown if entry.is_dir()]
+    files = [entry.name for entry in shown if not entry.is_dir()]
+    yield from _in_folder(folder, files)
+    own = {os.path.splitext(name)[0] for name in files if name.lower().endswith(".mrxs")}
+    zooms = {f"{os.path.splitext(name)[0]}_files" for name in files if name.endswith(".dzi")}
+    for entry in folders:
+        name = entry.name
+        if name.lower() in _NO_SLIDES or name.endswith(STORE_SUFFIX) or name in own | zooms:
+            continue
+        real = os.path.realpath(entry.path)
+        if entry.is_symlink():
+            links.append(entry.path)
+        elif real not in seen:
+            seen.add(real)
+            yield from _descend(entry.path, seen, links)
+
+
+def _in_folder(folder: str, names: list[str]) -> list[str]:
+    """List the slides among the files of one folder."""
+    series = _series(folder, names)
+    slides = [each.path for each in series if each.is_slide]
+    skipped = {path for each in series for path in each.files} | _parts(folder, names)
+    suffixes = SLIDE_SUFFIXES - _BESIDE_DICOM if slides else SLIDE_SUFFIXES
+    others = [
+        path
+        for name in names
+        if os.path.splitext(name)[1].lower() in suffixes
+        and (path := os.path.join(folder, name)) not in skipped
+    ]
+    if len(slides) == 1 and not others:
+        return [folder]
+    return sorted([*slides, *others])
+
+
+def _series(folder: str, names: list[str]) -> list[dicom.Series]:
+    return dicom.group(os.path.join(folder, name) for name in names if dicom.may_be_instance(name))
+
+
+def _parts(folder: str, names: list[str]) -> set[str]:
+    """Return the files that belong to a VMS or VMU slide beside them."""
+    indexes = [name for name in names if name.lower().endswith((".vms", ".vmu"))]
+    parts = (part for name in indexes for part in shells.vms_parts(Path(folder, name)))
+    return {os.path.join(folder, part) for part in parts}
+
+
+def _each_file_once(paths: list[str]) -> list[str]:
+    """Drop links to files that are listed by another path: the file itself, else the first."""
+    named: dict[str, str] = {}
+    for path in sorted(paths, key=lambda path: Path(path).is_symlink()):
+        named.setdefault(os.path.realpath(path), path)
+    kept = set(named.values())
+    return [path for path in paths if path in kept]
