@@ -212,21 +212,17 @@ def _write_csv(path: Path, read: Callable[[], _Nuclei], slide_id: str) -> None:
     nuclei = read()
     table = nuclei.table
     numbers = (table.probability, table.area_um2, *nuclei.shapes.values())
-    columns = [
-        [f"{value:.2f}" for value in table.xy_px0[:, 0].tolist()],
-        [f"{value:.2f}" for value in table.xy_px0[:, 1].tolist()],
-        [table.classes[i] for i in table.class_id.tolist()],
-        *([_number(value, ".4f") for value in column.tolist()] for column in numbers),
-        *(
-            [_number(value, ".6g") for value in column.tolist()]
-            for column in nuclei.scores.values()
-        ),
-    ]
     head = ("x_px0", "y_px0", "class", "probability", "area_um2")
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["slide_id", *head, *nuclei.shapes, *nuclei.scores])
-        writer.writerows([slide_id, *row] for row in zip(*columns, strict=True))
+        for row in range(len(table)):
+            x, y = table.xy_px0[row]
+            writer.writerow(
+                [slide_id, f"{x:.2f}", f"{y:.2f}", table.classes[table.class_id[row]]]
+                + [_number(column[row], ".4f") for column in numbers]
+                + [_number(column[row], ".6g") for column in nuclei.scores.values()]
+            )
 
 
 def _number(value: float, form: str) -> str:

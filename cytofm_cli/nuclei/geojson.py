@@ -27,6 +27,8 @@ _COLOURS: Final = (
 )  # fmt: skip
 # Measurements keep so many significant digits: attention of a large slide is 1e-6.
 _DIGITS: Final = 6
+# Rows turned into Python's own numbers at once: a slide of a million nuclei has 32 million points.
+_BLOCK: Final = 4096
 _IDS: Final = uuid.UUID("6f1d2c52-7d0f-5a0e-9f0e-0c7f6d9a2b11")
 
 
@@ -39,7 +41,7 @@ def write(
     name: str = "",
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a table, one Feature a line.
+    """Write a table, one Feature a line, in constant memory.
 
     Args:
         handle: open for writing text as UTF-8.
@@ -69,29 +71,39 @@ def features(
     name: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Yield the Features of a table, in its order."""
-    columns = {AREA: table.area_um2, PROBABILITY: table.probability, **measurements}
-    names = list(columns)
-    values = np.stack([_rounded(column) for column in columns.values()], axis=1)
-    unknown = set(np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist())
     classes = [
         {"name": label, "color": list(_COLOURS[i % len(_COLOURS)])}
         for i, label in enumerate(table.classes)
     ]
-    shapes = geometries(table, origin_px0)
-    for row, (geometry, numbers) in enumerate(zip(shapes, values.tolist(), strict=True)):
+    columns = {AREA: table.area_um2, PROBABILITY: table.probability, **measurements}
+    for first in range(0, len(table), _BLOCK):
+        rows = np.arange(first, min(first + _BLOCK, len(table)))
+        shapes = geometries(table.take(rows), origin_px0)
+        measured = _measurements({key: column[rows] for key, column in columns.items()})
+        for row, shape, values in zip(rows.tolist(), shapes, measured, strict=True):
+            yield {
+                "type": "Feature",
+                "id": str(uuid.uuid5(_IDS, f"{name}/{row}")),
+                "geometry": shape,
+                "properties": {
+                    "objectType": "detection",
+                    "classification": classes[table.class_id[row]],
+                    "measurements": values,
+                },
+            }
+
+
+def _measurements(columns: Mapping[str, NDArray[np.floating]]) -> Iterator[dict[str, float]]:
+    """Yield the finite values of each row by name."""
+    names = list(columns)
+    values = np.stack([_rounded(column) for column in columns.values()], axis=1)
+    unknown = set(np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist())
+    for row, numbers in enumerate(values.tolist()):
         pairs = zip(names, numbers, strict=True)
-        yield {
-            "type": "Feature",
-            "id": str(uuid.uuid5(_IDS, f"{name}/{row}")),
-            "geometry": geometry,
-            "properties": {
-                "objectType": "detection",
-                "classification": classes[table.class_id[row]],
-                "measurements": {key: value for key, value in pairs if math.isfinite(value)}
-                if row in unknown
-                else dict(pairs),
-            },
-        }
+        if row in unknown:
+            yield {key: value for key, value in pairs if math.isfinite(value)}
+        else:
+            yield dict(pairs)
 
 
 def geometries(

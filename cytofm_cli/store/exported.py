@@ -7,6 +7,7 @@ the same export goes on where it stopped and makes anew what is out of date.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -79,11 +80,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with output_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        start = f".{path.name}."
-        for left in path.parent.iterdir():
-            if left.name.startswith(start) and left.name.endswith(".partial"):
-                _remove_abandoned(left)
-        partial = path.with_name(f"{start}{socket.gethostname()}-{os.getpid()}.partial")
+        _tidy(path.parent)
+        partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
         try:
             yield partial
             partial.replace(path)
@@ -91,11 +89,13 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def _remove_abandoned(partial: Path) -> None:
-    """Remove what a killed process left; a living one writes all the time."""
-    with contextlib.suppress(OSError):
-        if time.time() - partial.stat().st_mtime > _ABANDONED_S:
-            partial.unlink()
+@functools.cache  # once a process: a folder of many files is long to list
+def _tidy(folder: Path) -> None:
+    """Remove what killed processes left; a living one writes all the time."""
+    for left in folder.glob(".*-*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                left.unlink()
 
 
 def _record_of(file: Path, folder: Path) -> Path:
