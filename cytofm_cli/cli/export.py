@@ -108,18 +108,10 @@ def export(
             from cytofm_cli.nuclei import export as nuclei
 
             wanted = nuclei.Wanted(detector=detector, run=run, origin=origin, slides=slides)
-            made += nuclei.products(store, folder, of_nuclei, wanted, say)
+            made += nuclei.products(store, folder, of_nuclei, wanted, out.note)
         return made
 
     _export_all(find_stores(stores), folder, products, overwrite=overwrite)
-
-
-def say(text: str) -> None:
-    """Show what a step says: warnings also with -q."""
-    if text.startswith("warning: "):
-        out.warn(text.removeprefix("warning: "))
-    else:
-        out.note(text)
 
 
 def _kinds(to: str) -> list[str]:

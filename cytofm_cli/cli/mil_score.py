@@ -238,7 +238,6 @@ def _score_one(path: Path, task: _Task) -> SlideScore:
 
 
 def _write_map(folder: Path, path: Path, unit: str, bag: Bag, result: SlideScore) -> None:
-    from cytofm_cli.cli.export import say
     from cytofm_cli.mil.maps import write_geojson
     from cytofm_cli.nuclei.place import BOUNDS, place_of
     from cytofm_cli.store import io, schema
@@ -246,7 +245,7 @@ def _write_map(folder: Path, path: Path, unit: str, bag: Bag, result: SlideScore
     side, origin_px0 = None, (0, 0)
     if path.suffix == STORE_SUFFIX:
         store = io.open_store(path)
-        origin_px0 = place_of(store, say).frame(BOUNDS)[:2]
+        origin_px0 = place_of(store, out.note).frame(BOUNDS)[:2]
         if unit == "tile":
             side = float(store.steps[schema.TILE_STEP]["tile_px0"])
     try:

@@ -34,7 +34,7 @@ from cytofm_cli.errors import (
 from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.nuclei.run import name_of_nuclei
 from cytofm_cli.store import io, lineage, schema
-from cytofm_cli.store.fresh import loss_note, why_stale
+from cytofm_cli.store.fresh import loss_note, say_risk, why_stale
 from cytofm_cli.store.zarr3 import write_array, write_rows
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.run import TileJob, tile_slide
@@ -101,6 +101,7 @@ class Embedder:
             io.tidy(job.store.parent, job.slide_id, finished)
             return "skipped", _facts(store, finished)
         if job.dry_run:
+            say_risk(store, finished, note)
             return "done", {"store": str(job.store), "n_tiles": store.steps["tile"]["n_tiles"]}
         encoder = self._load(job.config)
         step = schema.embedding_step(store_key(encoder.spec), job.config.unit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,16 @@ def why_stale(store: Store, step: str) -> str | None:
 def loss_note(store: Path, step: str, gone: Sequence[str]) -> str:
     """Return the warning that a step was replaced, and what went with it."""
     return f"warning: {store.name}: {step} is replaced; it drops {', '.join(gone)}"
+
+
+def say_risk(store: Store, step: str | None, note: Callable[[str], None]) -> None:
+    """Say in a dry run what would go with a step that is to be made anew, if it is there."""
+    below = lineage.descendants(store.steps, step) if step in store.steps else []
+    if below:
+        note(
+            f"warning: {store.path.name}: if {step} comes out other than before, "
+            f"it drops {', '.join(sorted(below))}"
+        )
 
 
 def _rows(path: Path, step: str) -> int | None:

@@ -130,10 +130,10 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         if job.preview is not None:
             mask = plan.mask_HW
             _draw(job, plan.overview_HWC, mask, plan.downsample, plan.xy_px0, plan.read.tile_px0)
+        _announce_loss(path, note)
         if job.dry_run:
             return "done", {"n_tiles": len(plan.xy_px0), "bytes": _forecast(job, plan)}
         _check_space(job, plan)
-        _announce_loss(path, note)
         staged = stack.enter_context(io.staging(job.stores, job.slide_id, schema.TILE_STEP))
         record = _write(job, reader, plan, staged, settings, mark, report)
         _announce_damage(job, record, note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,15 @@ from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.dtype import to_dtype
 from cytofm_cli.encoders.models.handcrafted import HandcraftedEncoder
 from cytofm_cli.encoders.run import Embedder, EmbedJob
-from cytofm_cli.errors import StoreError
+from cytofm_cli.errors import ConfigMismatchError, StoreError
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.config import DetectConfig
+from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
 from cytofm_cli.nuclei.run import Detection, DetectJob
 from cytofm_cli.store import export, io
 from cytofm_cli.store.fresh import why_stale
+from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.views.run import ViewsJob, dump_views
 
 CELLS = "embeddings/handcrafted/cell"
 
@@ -44,9 +48,16 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "stores" / "s.zarr"
 
 
-def detect(store: Path, **own: str) -> tuple[str, list[str]]:
+def detect(store: Path, *, dry_run: bool = False, **own: str) -> tuple[str, list[str]]:
     notes: list[str] = []
-    job = DetectJob(slide_id="s", path=str(store), config=DetectConfig(), own=own, overwrite=True)
+    job = DetectJob(
+        slide_id="s",
+        path=str(store),
+        config=DetectConfig(),
+        own=own,
+        overwrite=True,
+        dry_run=dry_run,
+    )
     return Detection().detect(job, lambda *_: None, notes.append)[0], notes
 
 
@@ -60,6 +71,8 @@ def test_detect_again__drops_the_cells_made_before_and_says_so(tiled: Path) -> N
     assert detect(tiled) == ("done", [])
     assert embed(tiled) == "done"
     assert len(io.read_embeddings(tiled, None, "cell").values) == 9
+    risk = f"warning: s.zarr: if nuclei/classical comes out other than before, it drops {CELLS}"
+    assert detect(tiled, dry_run=True) == ("done", [risk])
     assert detect(tiled) == ("done", [])  # the same nuclei
     assert embed(tiled) == "skipped"
     status, notes = detect(tiled, min_radius_um="4")
@@ -84,6 +97,11 @@ def test_cells_of_former_nuclei__are_refused_wherever_they_are_used(
     store = io.open_store(tiled)
     assert why_stale(store, CELLS) is not None
     said = f"{CELLS} is out of date: it was made from other nuclei/classical"
+    command = [sys.executable, "-m", "cytofm_cli", "info", str(tiled), "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert told["out_of_date"] == {
+        CELLS: "it was made from other nuclei/classical than the store holds now"
+    }
     with pytest.raises(StoreError, match=said):
         load_bags(tiled, None, "cell")
     with pytest.raises(StoreError, match=said) as caught:
@@ -112,6 +130,24 @@ def test_embeddings_again__drop_the_attention_of_a_run(
     assert "attention/run/cell" in io.open_store(tiled).steps
     assert embed(tiled, overwrite=True, dtype="float16") == "done"
     assert "attention/run/cell" not in io.open_store(tiled).steps
+
+
+def test_views_of_former_nuclei__are_not_taken_for_done(
+    tiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other nuclei of equal settings: by another version of the detector, say."""
+    job = ViewsJob(slide_id="s", path=str(tiled), folder=tmp_path, config=ViewsConfig())
+    detect(tiled)
+    assert dump_views(job, lambda *_: None, lambda _: None)[0] == "done"
+    assert dump_views(job, lambda *_: None, lambda _: None)[0] == "skipped"
+    plain = ClassicalDetector.detect
+    monkeypatch.setattr(ClassicalDetector, "detect", lambda *of: plain(*of).take(np.arange(5)))
+    detect(tiled)
+    with pytest.raises(ConfigMismatchError, match="the nuclei themselves have changed"):
+        dump_views(job, lambda *_: None, lambda _: None)
+    monkeypatch.undo()
+    detect(tiled)
+    assert dump_views(job, lambda *_: None, lambda _: None)[0] == "skipped"
 
 
 @pytest.mark.parametrize(
