@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, UsageError
 if TYPE_CHECKING:
     from cytofm_cli.store.exported import Product
 
+Report = Callable[[int, int], None]
 _BAGS = ("h5", "pt")
 _NUCLEI = ("geojson", "csv")
 _LAYOUTS = ("trident", "clam")
@@ -91,7 +93,7 @@ def export(
     unit = _choice("--unit", unit or "tile", _UNITS)
     origin = _choice("--origin", origin or "bounds", _ORIGINS)
 
-    def products(path: Path) -> list[Product]:
+    def products(path: Path, report: Report) -> list[Product]:
         from cytofm_cli.store import export as bags
         from cytofm_cli.store.io import open_store
 
@@ -108,7 +110,7 @@ def export(
             from cytofm_cli.nuclei import export as nuclei
 
             wanted = nuclei.Wanted(detector=detector, run=run, origin=origin, slides=slides)
-            made += nuclei.products(store, folder, of_nuclei, wanted, out.note)
+            made += nuclei.products(store, folder, of_nuclei, wanted, out.note, report)
         return made
 
     _export_all(find_stores(stores), folder, products, overwrite=overwrite)
@@ -144,7 +146,7 @@ def _refuse_unused(
 def _export_all(
     stores: Sequence[Path],
     folder: Path,
-    products: Callable[[Path], list[Product]],
+    products: Callable[[Path, Report], list[Product]],
     *,
     overwrite: bool,
 ) -> None:
@@ -159,12 +161,12 @@ def _export_all(
     errors: list[CytofmError] = []
     counts: Counter[str] = Counter()
     n_done = 0
-    with catch_signals() as stop, out.progress_bar("export", len(stores)) as bar:
+    with catch_signals() as stop, out.progress_bar("export", len(stores), "stores") as bar:
         for store in stores:
             if stop:
                 break
             try:
-                for product in products(store):
+                for product in products(store, functools.partial(bar.part, store.name)):
                     status = make(product, folder, overwrite=overwrite)
                     counts[status] += len(product.files)
                     for file in product.files:

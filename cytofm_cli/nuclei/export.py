@@ -31,6 +31,7 @@ from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.field import Field, open_field
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Morphometrics))
+Report = Callable[[int, int], None]
 Columns = dict[str, NDArray[np.floating[Any]]]
 
 
@@ -63,7 +64,12 @@ class _Nuclei:
 
 
 def products(
-    store: Store, folder: Path, kinds: Sequence[str], wanted: Wanted, note: Note
+    store: Store,
+    folder: Path,
+    kinds: Sequence[str],
+    wanted: Wanted,
+    note: Note,
+    report: Report | None = None,
 ) -> list[Product]:
     """Return the files of nuclei of a store, and how to make them.
 
@@ -73,6 +79,7 @@ def products(
         kinds: "geojson", "csv".
         wanted: what goes in.
         note: told what is assumed.
+        report: told how many tiles of how many are measured.
 
     Raises:
         StoreError: no such nuclei or scores, or several and none named.
@@ -83,7 +90,7 @@ def products(
     if run is not None:
         steps.append(store.steps[schema.attention_step(run, "cell")])
     # Nothing is read or measured until a file has to be written, and then once for all of them.
-    read = functools.cache(lambda: _read(store, detector, run, wanted, note))
+    read = functools.cache(lambda: _read(store, detector, run, wanted, note, report))
     settings = {"detector": detector, "run": run}
     made = []
     for kind in kinds:
@@ -98,12 +105,15 @@ def products(
     return made
 
 
-def measure_all(table: NucleusTable, field: Field) -> dict[str, NDArray[np.float32]]:
+def measure_all(
+    table: NucleusTable, field: Field, report: Report | None = None
+) -> dict[str, NDArray[np.float32]]:
     """Measure every nucleus on the pixels around it, tile by tile.
 
     Args:
         table: nuclei in level-0 pixels.
         field: the tiles as one image.
+        report: told how many tiles of how many are measured.
 
     Returns:
         One float32 (m,) column a measurement; NaN for a nucleus outside every tile.
@@ -111,7 +121,10 @@ def measure_all(table: NucleusTable, field: Field) -> dict[str, NDArray[np.float
     columns = {name: np.full(len(table), np.nan, np.float32) for name in COLUMNS}
     placed = table.moved(scale=1 / field.downsample)
     left = np.ones(len(table), bool)
-    for box in sorted(set(field.boxes)):
+    boxes = sorted(set(field.boxes))
+    for number, box in enumerate(boxes):
+        if report is not None:
+            report(number, len(boxes))
         x, y = placed.xy_px0.T
         inside = (x >= box.x) & (x <= box.x + box.w) & (y >= box.y) & (y <= box.y + box.h)
         rows = np.flatnonzero(inside & left)
@@ -174,7 +187,14 @@ def _run_of(store: Store, run: str | None, note: Note) -> str | None:
     return run
 
 
-def _read(store: Store, detector: str, run: str | None, wanted: Wanted, note: Note) -> _Nuclei:
+def _read(
+    store: Store,
+    detector: str,
+    run: str | None,
+    wanted: Wanted,
+    note: Note,
+    report: Report | None,
+) -> _Nuclei:
     _, table = read_nuclei(store, detector)
     scores: Columns = {}
     try:
@@ -184,7 +204,7 @@ def _read(store: Store, detector: str, run: str | None, wanted: Wanted, note: No
             raise
         note(f"warning: {error.one_line()} They are left out.")
     with open_field(store, slides=wanted.slides) as field:
-        return _Nuclei(detector, table, {**measure_all(table, field)}, scores)
+        return _Nuclei(detector, table, {**measure_all(table, field, report)}, scores)
 
 
 def _write_geojson(
