@@ -30,6 +30,7 @@ class Plugin:
         config: the plug-in's frozen configuration dataclass, if it has one.
         needs: importable package names that must be there.
         extra: the extra of cytofm that installs `needs`.
+        version: goes up when equal settings give other results.
     """
 
     make: Any
@@ -37,6 +38,7 @@ class Plugin:
     config: type | None = None
     needs: tuple[str, ...] = ()
     extra: str | None = None
+    version: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,10 +14,10 @@ from cytofm_cli.batch import Reporter, Status, Task
 from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions, Settings, parse_settings
 from cytofm_cli.cli.options import register as register_command
+from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
-from cytofm_cli.errors import WeightsError
+from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
-from cytofm_cli.store.schema import STORE_SUFFIX
 
 if TYPE_CHECKING:
     from cytofm_cli.nuclei.run import Detection
@@ -35,31 +39,79 @@ def detect(
       cytofm detect stores --set min_probability=0.3
 
       cytofm detect stores --detector cellvit --weights CellViT-256-x40-AMP.pth
+
+      cytofm detect stores --detector import --nuclei folder-of-geojson
     """
     from cytofm_cli.nuclei.run import DetectJob
     from cytofm_cli.provenance import sha256_file
 
-    digest = None
-    if config.weights is not None:
-        if not config.weights.is_file():
-            raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
-        digest = sha256_file(config.weights)
-    paths = take_shard(find_stores(stores), run.shard, key=store_id)
+    config = _with_nuclei(config)
+    found = find_stores(stores)
+    files = _nuclei_of(config, [store_id(path) for path in found])
+    if config.weights is not None and not config.weights.is_file():
+        raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
+    digest = functools.cache(sha256_file)
+    paths = take_shard(found, run.shard, key=store_id)
     workers, threads = crew_size(run, len(paths))
-    jobs = [
-        DetectJob(
-            slide_id=path.name.removesuffix(STORE_SUFFIX),
-            path=str(path),
-            config=config,
-            own=parse_settings(settings),
-            weights_sha256=digest,
-            overwrite=run.overwrite,
-            dry_run=run.dry_run,
-            threads=threads,
+    jobs = []
+    for path in paths:
+        read = files.get(store_id(path)) or config.weights
+        jobs.append(
+            DetectJob(
+                slide_id=store_id(path),
+                path=str(path),
+                config=config,
+                own=parse_settings(settings),
+                weights_sha256=digest(read) if read else None,
+                nuclei=files.get(store_id(path)),
+                overwrite=run.overwrite,
+                dry_run=run.dry_run,
+                threads=threads,
+            )
         )
-        for path in paths
-    ]
     run_slides("detect", tasks_with(jobs), work, run, paths[0].parent, workers=workers)
+
+
+def _with_nuclei(config: DetectConfig) -> DetectConfig:
+    """Put what the detector `import` reads in its place, whichever option gave it.
+
+    Raises:
+        UsageError: `import` without a file, or a file for another detector.
+    """
+    if config.detector not in ("import", "imported"):
+        if config.nuclei is not None:
+            raise UsageError(
+                f"--nuclei is for the detector import, not for {config.detector!r}.",
+                hint="add --detector import",
+            )
+        return config
+    if config.weights is not None:
+        if config.nuclei is not None:
+            raise UsageError("--nuclei and --weights: import reads one of them.", hint="--nuclei")
+        out.warn("--detector import has no weights: give the file or folder with --nuclei")
+        return replace(config, nuclei=config.weights, weights=None)
+    if config.nuclei is None:
+        raise UsageError(
+            "detector 'import' needs a file or folder with nuclei.",
+            hint="--nuclei nuclei.geojson, or a folder with a file for each slide",
+        )
+    return config
+
+
+def _nuclei_of(config: DetectConfig, slide_ids: Sequence[str]) -> dict[str, Path]:
+    """Return the file of nuclei of each slide that has one, and name what is left over."""
+    if config.nuclei is None:
+        return {}
+    from cytofm_cli.nuclei.files import match_files
+
+    files = match_files(config.nuclei, slide_ids)
+    if files.unmatched:
+        more = f" and {len(files.unmatched) - 5} more" if len(files.unmatched) > 5 else ""
+        out.warn(
+            f"{len(files.unmatched)} belong to none of the {len(slide_ids)} slides: "
+            f"{', '.join(files.unmatched[:5])}{more}"
+        )
+    return files.of_slide
 
 
 _detection: list[Detection] = []  # one a child process: the detector stays loaded

@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cytofm_cli.cli.inputs import find_stores
 from cytofm_cli.cli.out import out
-from cytofm_cli.cli.per_slide import each_of
-from cytofm_cli.errors import UsageError
+from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, UsageError
 
-_FORMATS = ("h5", "pt", "geojson", "csv")
+if TYPE_CHECKING:
+    from cytofm_cli.store.exported import Product
+
+Report = Callable[[int, int], None]
+_BAGS = ("h5", "pt")
+_NUCLEI = ("geojson", "csv")
 _LAYOUTS = ("trident", "clam")
+_UNITS = ("tile", "cell")
+_ORIGINS = ("bounds", "slide")
 
 
 def export(
     stores: Annotated[list[str], typer.Argument(help="Stores, or folders of stores.")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")],
-    to: Annotated[str, typer.Option(help="Kind of file.", metavar="|".join(_FORMATS))] = "h5",
+    to: Annotated[
+        str, typer.Option(help="Kinds of files, with commas.", metavar="|".join(_BAGS + _NUCLEI))
+    ] = "h5",
     layout: Annotated[
-        str, typer.Option(help="Whose h5 layout.", metavar="|".join(_LAYOUTS))
-    ] = "trident",
+        str | None,
+        typer.Option(help="Whose h5 layout [default: trident].", metavar="|".join(_LAYOUTS)),
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="Which embeddings [default: the only ones].")
+    ] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="Bags of what [default: tile].", metavar="|".join(_UNITS))
     ] = None,
     detector: Annotated[
         str | None, typer.Option(help="Whose nuclei [default: the only ones].")
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="RUN whose attention of cells goes with the nuclei [default: the only]."),
+    ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            help="Where GeoJSON counts from: the scanned part, as QuPath [default], or the slide.",
+            metavar="|".join(_ORIGINS),
+        ),
+    ] = None,
     slides: Annotated[
         Path | None, typer.Option(help="Where the slides lie now, for stores without pixels.")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Make finished files anew, also with other settings."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only data and errors.")] = False,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="No progress display.")
+    ] = False,
 ) -> None:
     """Write bags as h5 (TRIDENT, CLAM) or pt files, nuclei as GeoJSON (QuPath) or CSV.
+
+    Files that are there and up to date are skipped.
 
     Examples:
 
@@ -43,34 +78,123 @@ def export(
 
       cytofm export stores -o clam --to h5 --layout clam
 
-      cytofm export stores -o tensors --to pt --encoder handcrafted
+      cytofm export stores -o cells --to pt --unit cell --encoder cytofm-tiny
 
-      cytofm export stores -o qupath --to geojson
+      cytofm export stores -o qupath --to geojson,csv --run RUN
     """
-    out.json, out.quiet = as_json, quiet
-    from cytofm_cli.store import export as exporters
-    from cytofm_cli.store.io import open_store
+    out.json, out.quiet, out.progress = as_json, quiet, not no_progress
+    kinds = _kinds(to)
+    _refuse_unused(kinds, bags={"--layout": layout if "h5" in kinds else None, "--encoder": encoder,
+                                "--unit": unit},
+                   nuclei={"--detector": detector, "--run": run, "--origin": origin})  # fmt: skip
+    if layout is not None and "h5" not in kinds:
+        raise UsageError(f"--layout is for --to h5, not for {to}.")
+    layout = _choice("--layout", layout or "trident", _LAYOUTS)
+    unit = _choice("--unit", unit or "tile", _UNITS)
+    origin = _choice("--origin", origin or "bounds", _ORIGINS)
 
-    if to not in _FORMATS:
-        raise UsageError(f"--to {to}: choose {', '.join(_FORMATS)}.")
-    if layout not in _LAYOUTS:
-        raise UsageError(f"--layout {layout}: choose {', '.join(_LAYOUTS)}.")
+    def products(path: Path, report: Report) -> list[Product]:
+        from cytofm_cli.store import export as bags
+        from cytofm_cli.store.io import open_store
 
-    def write(path: Path) -> list[Path]:
         store = open_store(path)
-        if to in ("geojson", "csv"):
+        made = [
+            bags.product(
+                store, folder, layout if kind == "h5" else kind, encoder=encoder, unit=unit
+            )
+            for kind in kinds
+            if kind in _BAGS
+        ]
+        of_nuclei = [kind for kind in kinds if kind in _NUCLEI]
+        if of_nuclei:
             from cytofm_cli.nuclei import export as nuclei
 
-            write_nuclei = nuclei.export_geojson if to == "geojson" else nuclei.export_csv
-            return write_nuclei(store, folder, detector=detector, slides=slides)
-        write_bag = {
-            "pt": exporters.export_pt,
-            "trident": exporters.export_trident,
-            "clam": exporters.export_clam,
-        }[to if to == "pt" else layout]
-        return write_bag(store, folder, encoder=encoder)
+            wanted = nuclei.Wanted(detector=detector, run=run, origin=origin, slides=slides)
+            made += nuclei.products(store, folder, of_nuclei, wanted, out.note, report)
+        return made
 
-    each_of(find_stores(stores), write)
+    _export_all(find_stores(stores), folder, products, overwrite=overwrite)
+
+
+def _kinds(to: str) -> list[str]:
+    kinds = list(dict.fromkeys(word.strip() for word in to.split(",") if word.strip()))
+    for kind in kinds or [to]:
+        _choice("--to", kind, _BAGS + _NUCLEI)
+    return kinds
+
+
+def _choice(flag: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UsageError(f"{flag} {value}: choose {', '.join(choices)}.")
+    return value
+
+
+def _refuse_unused(
+    kinds: Sequence[str], *, bags: dict[str, str | None], nuclei: dict[str, str | None]
+) -> None:
+    """Refuse an option that no kind of file looks at."""
+    for flags, of_kinds, what in ((bags, _BAGS, "bags"), (nuclei, _NUCLEI, "nuclei")):
+        given = [flag for flag, value in flags.items() if value is not None]
+        if given and not set(kinds) & set(of_kinds):
+            raise UsageError(
+                f"{given[0]} is for {what} (--to {' or '.join(of_kinds)}), not for "
+                f"--to {','.join(kinds)}.",
+                hint="leave it away",
+            )
+
+
+def _export_all(
+    stores: Sequence[Path],
+    folder: Path,
+    products: Callable[[Path, Report], list[Product]],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write the files of each store; one that fails does not stop the others.
+
+    Raises:
+        CytofmError: the error of the only store, that some or all failed, or that a signal came.
+    """
+    from cytofm_cli.signals import catch_signals
+    from cytofm_cli.store.exported import make
+
+    errors: list[CytofmError] = []
+    counts: Counter[str] = Counter()
+    n_done = 0
+    with catch_signals() as stop, out.progress_bar("export", len(stores), "stores") as bar:
+        for store in stores:
+            if stop:
+                break
+            try:
+                for product in products(store, functools.partial(bar.part, store.name)):
+                    status = make(product, folder, overwrite=overwrite)
+                    counts[status] += len(product.files)
+                    for file in product.files:
+                        record = {"store": str(store), "file": str(file), "status": status}
+                        out.data(str(file), record)
+            except CytofmError as error:
+                errors.append(error)
+                if len(stores) > 1:  # the only store's error is raised, and printed, at the end
+                    out.error(error)
+            n_done += 1
+            bar.finish(store.name)
+    _conclude(errors, counts, len(stores))
+    if stop and n_done < len(stores):
+        raise stop.error()
+
+
+def _conclude(errors: Sequence[CytofmError], counts: Counter[str], n_stores: int) -> None:
+    if errors and n_stores == 1:
+        raise errors[0]
+    words = {"written": "written", "skipped": "up to date"}
+    told = [f"{counts[key]} file(s) {word}" for key, word in words.items() if counts[key]]
+    if errors:
+        told.append(f"{len(errors)} store(s) failed")
+    out.note(f"export: {', '.join(told)}")
+    if errors and len(errors) == n_stores:
+        raise type(errors[0])(f"none of {n_stores} stores could be written.", hint=errors[0].hint)
+    if errors:
+        raise SomeSlidesFailedError(f"{len(errors)} of {n_stores} stores failed; see above.")
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ import datetime
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,28 +110,6 @@ def _run_once(
                 if run.fail_fast and event.status == "failed" and event.error is not None:
                     raise event.error
     return outcomes
-
-
-def each_of(stores: Sequence[Path], write: Callable[[Path], Sequence[Path]]) -> None:
-    """Write files for each store, in this process; one that fails does not stop the others.
-
-    Raises:
-        CytofmError: the error of the only store, or that some or all failed.
-    """
-    errors: list[CytofmError] = []
-    for store in stores:
-        try:
-            for file in write(store):
-                out.data(str(file), {"store": str(store), "file": str(file)})
-        except CytofmError as error:
-            if len(stores) == 1:
-                raise
-            out.error(error)
-            errors.append(error)
-    if errors and len(errors) == len(stores):
-        raise type(errors[0])(f"none of {len(stores)} stores could be written.")
-    if errors:
-        raise SomeSlidesFailedError(f"{len(errors)} of {len(stores)} stores failed; see above.")
 
 
 class FailureLog:

@@ -1,6 +1,7 @@
 """Attention and scores of the instances of a slide as GeoJSON, which QuPath opens.
 
-One detection an instance: a square for a tile, a point for a cell; level-0 pixels. Its
+One detection an instance: a square for a tile, a point for a cell; level-0 pixels, from the
+corner of the part that was scanned, where QuPath counts from. Its
 measurements carry the name of the class that they speak for, and attention also comes as
 percentile within the slide, as its raw values are small and mean nothing across slides.
 Legend: N instances, K columns.
@@ -9,22 +10,31 @@ Legend: N instances, K columns.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.mil.bags import Bag
-from cytofm_cli.mil.score import SlideScore
-from cytofm_cli.store.io import output_errors
+from cytofm_cli.store.exported import replacing
+
+if TYPE_CHECKING:
+    from cytofm_cli.mil.bags import Bag
+    from cytofm_cli.mil.score import SlideScore
 
 WHOLE_SLIDE = "attention"
 
 
-def write_geojson(folder: Path, bag: Bag, score: SlideScore, side_px0: float | None) -> Path:
+def write_geojson(
+    folder: Path,
+    bag: Bag,
+    score: SlideScore,
+    side_px0: float | None,
+    *,
+    origin_px0: tuple[float, float] = (0, 0),
+) -> Path:
     """Write `<folder>/<slide>.geojson`.
 
     Args:
@@ -32,6 +42,7 @@ def write_geojson(folder: Path, bag: Bag, score: SlideScore, side_px0: float | N
         bag: for the coordinates.
         score: for the values.
         side_px0: side of a tile in level-0 pixels; None: instances are points.
+        origin_px0: the point of level 0 that is (0, 0) in the file.
 
     Raises:
         InputError: the bag has no coordinates.
@@ -48,31 +59,27 @@ def write_geojson(folder: Path, bag: Bag, score: SlideScore, side_px0: float | N
         "predicted": score.predicted,
         "models": score.n_models,
         "basis": score.basis,
+        "origin_px0": list(origin_px0),
         "measurements": meanings(score),
     }
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("w", encoding="utf-8") as handle:
-            handle.write('{"type":"FeatureCollection","cytofm":')
-            json.dump(about, handle, ensure_ascii=False)
-            handle.write(',"features":[')
-            for row, feature in enumerate(features(bag.xy_px0, score, side_px0)):
-                handle.write(",\n" if row else "\n")
-                json.dump(feature, handle, ensure_ascii=False, separators=(",", ":"))
-            handle.write("\n]}\n")
-        partial.replace(path)
+    placed = bag.xy_px0.astype(np.float64) - np.asarray(origin_px0)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as handle:
+        handle.write('{"type":"FeatureCollection","cytofm":')
+        json.dump(about, handle, ensure_ascii=False)
+        handle.write(',"features":[')
+        for row, feature in enumerate(features(placed, score, side_px0)):
+            handle.write(",\n" if row else "\n")
+            handle.write(json.dumps(feature, ensure_ascii=False, separators=(",", ":")))
+        handle.write("\n]}\n")
     return path
 
 
 def features(
-    xy_px0: NDArray[np.int32], score: SlideScore, side_px0: float | None
+    xy: NDArray[np.floating[Any]], score: SlideScore, side_px0: float | None
 ) -> Iterator[dict[str, Any]]:
     """Yield one GeoJSON Feature an instance, in the order of the bag."""
-    columns = dict(zip(map(measurement, score.columns), score.instances_NK.T, strict=True))
-    for name in [name for name in columns if name.startswith("attention")]:
-        columns[f"{name}, percentile"] = percentile(columns[name])
-    for row, (x, y) in enumerate(xy_px0.tolist()):
+    columns = named_columns(score.columns, score.instances_NK)
+    for row, (x, y) in enumerate(np.round(xy, 2).tolist()):
         yield {
             "type": "Feature",
             "geometry": _geometry(x, y, side_px0),
@@ -81,6 +88,16 @@ def features(
                 "measurements": {n: float(f"{v[row]:.6g}") for n, v in columns.items()},
             },
         }
+
+
+def named_columns(
+    names: Sequence[str], values_NK: NDArray[np.floating[Any]]
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """Return each column (N,) by the name that QuPath shows; attention also as percentile."""
+    columns = dict(zip(map(measurement, names), values_NK.T, strict=True))
+    for name in [name for name in columns if name.startswith("attention")]:
+        columns[f"{name}, percentile"] = percentile(columns[name])
+    return columns
 
 
 def measurement(column: str) -> str:

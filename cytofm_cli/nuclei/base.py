@@ -7,15 +7,18 @@ open lists of points (the first point is not repeated).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.units import PLAUSIBLE_MPP, is_plausible_mpp
+
+if TYPE_CHECKING:
+    from cytofm_cli.nuclei.place import SlidePlace
 
 NUCLEUS = "nucleus"
 MAX_CLASSES = 256
@@ -205,17 +208,40 @@ class NucleusDetector(Protocol):
 
 
 @runtime_checkable
+class SlideDetector(Protocol):
+    """A detector that first looks at the slide as a whole."""
+
+    def for_slide(
+        self, images: Sequence[NDArray[np.uint8]], mpp: float, illumination: str | None
+    ) -> tuple[NucleusDetector, dict[str, Any], list[str]]:
+        """Settle what is one for a slide.
+
+        Args:
+            images: some of its tiles, uint8 (H, W, 3).
+            mpp: µm/px of the images.
+            illumination: "bright-field", "dark-field", or None if nobody looked.
+
+        Returns:
+            The detector for this slide, facts for the record, and what the user should know.
+        """
+
+
+@runtime_checkable
 class NucleusSource(Protocol):
     """Brings the nuclei of a whole slide from a file instead of looking at pixels."""
 
-    def read(self, mpp: float) -> NucleusTable:
+    def read(
+        self, mpp: float, place: SlidePlace | None = None, note: Callable[[str], None] = ...
+    ) -> NucleusTable:
         """Return all nuclei of the slide in level-0 pixels, in canonical order.
 
         Args:
             mpp: µm/px of level 0, for the areas.
+            place: the slide; None: its size and name are not looked at.
+            note: told what was left out, mended or assumed.
 
         Raises:
-            InputError: the file is missing, damaged, or not of a known layout.
+            InputError: the file is missing, damaged, not of a known layout, or of another slide.
         """
 
 

@@ -16,8 +16,11 @@ class DetectConfig:
     SECTION: ClassVar[str] = "detect"
 
     detector: str = option("classical", "Name (see `cytofm detectors`).")
-    weights: Path | None = option(
-        None, "Weight file of the detector, or the file that `import` reads."
+    weights: Path | None = option(None, "Weight file of the detector.")
+    nuclei: Path | None = option(
+        None,
+        "What `import` reads: a file, a folder of files named after the slides, or a pattern with "
+        "{slide_id}.",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", affects_result=False)
     slides: Path | None = option(

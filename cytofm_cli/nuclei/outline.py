@@ -18,6 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.nuclei import polygons, rings
+
 Floats = NDArray[np.float32]
 
 N_ANGLES: Final = 32
@@ -85,6 +87,33 @@ class Outlines:
         total = np.maximum(cross.sum(1), 1e-12)
         centre: Floats = (self.seed_M2 + ((a + b) * cross).sum(1) / (3 * total)).astype(np.float32)
         return centre
+
+
+def in_image(
+    outlines: Outlines, factor: float, width: int, height: int
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the outlines in pixels of an image, cut at its borders.
+
+    Args:
+        outlines: M outlines with their seeds in the image.
+        factor: pixels of the image to a pixel of the outlines.
+        width: of the image.
+        height: of the image.
+
+    Returns:
+        M polygons float64 (k, 2) that do not cross themselves, their areas in px² of the image,
+        float64 (M,), and their centroids, float64 (M, 2); the part outside does not count.
+    """
+    points = outlines.points().astype(np.float64) * factor
+    area = outlines.area_px().astype(np.float64) * factor**2
+    centre = outlines.centroid().astype(np.float64) * factor
+    cut = ((points < 0) | (points > (width, height))).any((1, 2))
+    found = list(points)
+    for row in np.flatnonzero(cut).tolist():
+        # A ray meets its outline once, so what lies in the image is one piece around the seed.
+        found[row] = rings.clip_to_box(points[row], width, height)
+        area[row], centre[row] = polygons.area(found[row]), polygons.centroid(found[row])
+    return found, area, centre
 
 
 def trace(map_HW: Floats, seed_M2: Floats, radius_M: Floats) -> Outlines:

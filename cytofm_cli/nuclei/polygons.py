@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.nuclei import rings
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, make_table
 
 Points = NDArray[np.float64]
 
-# Enough for 1 % of the area of a round nucleus, and few enough for a slide of a million.
+# Enough for 1 % of the area of a round nucleus, and few enough for a slide of a million. Only a
+# shape that would cross itself with so few (long, thin, winding) gets more.
 MAX_POINTS = 48
 
 
@@ -51,14 +53,14 @@ def label_table(
     index = np.arange(1, len(values) + 1)
     area_px = np.bincount(compact_HW.ravel(), minlength=len(values) + 1)[1:]
     yx = np.array(ndimage.center_of_mass(compact_HW > 0, compact_HW, index))
-    rings = []
+    outlines = []
     for value, box in zip(index, ndimage.find_objects(compact_HW), strict=True):
         corner = np.array([box[1].start, box[0].start])
-        rings.append((simplify(outer_ring(compact_HW[box] == value)) + corner) * scale)
+        outlines.append((simplify(outer_ring(compact_HW[box] == value)) + corner) * scale)
     table = make_table(
         (yx.reshape(-1, 2)[:, ::-1] + 0.5) * scale,
         area_px * mpp**2,
-        polygons=rings,
+        polygons=outlines,
         probability=probability,
         class_id=class_id,
         classes=classes,
@@ -73,8 +75,8 @@ def outer_ring(mask_HW: NDArray[np.bool_]) -> Points:
         float64 (k, 2), the corners in order; the enclosed area is exactly the number of pixels
         of the piece and of its holes.
     """
-    rings = [_corners(ring) for ring in _rings(mask_HW)]
-    return max(rings, key=lambda ring: (area(ring), -ring[0, 1], -ring[0, 0]))
+    found = [_corners(ring) for ring in _rings(mask_HW)]
+    return max(found, key=lambda ring: (area(ring), -ring[0, 1], -ring[0, 0]))
 
 
 def simplify(ring: Points, max_points: int = MAX_POINTS) -> Points:
@@ -93,12 +95,19 @@ def simplify(ring: Points, max_points: int = MAX_POINTS) -> Points:
     count = round(length)
     unit = (np.arange(count) + 0.5) * length / count
     middles = np.stack([np.interp(unit, along, closed[:, i]) for i in (0, 1)], axis=1)
-    if count <= max_points:
-        return middles
-    every = np.linspace(0, count, max_points, endpoint=False)
+    while max_points < count:
+        thinned = _thin(middles, max_points)
+        if rings.is_valid(thinned):
+            return thinned
+        max_points *= 2
+    return middles
+
+
+def _thin(points: Points, count: int) -> Points:
+    every = np.linspace(0, len(points), count, endpoint=False)
     low = every.astype(np.int64)
     part = (every - low)[:, None]
-    thinned: Points = middles[low] * (1 - part) + middles[(low + 1) % count] * part
+    thinned: Points = points[low] * (1 - part) + points[(low + 1) % len(points)] * part
     return thinned
 
 
@@ -178,7 +187,8 @@ def _pop(
 ) -> tuple[int, int]:
     """Take the edge that leaves `at`; where two pixels touch by a corner, turn right.
 
-    The right turn stays with the same pixel, so pieces are 4-connected and rings simple.
+    The right turn stays with the same pixel, so pieces are 4-connected and no ring crosses itself
+    (it may touch itself there; `simplify` cuts such corners).
     """
     choices = following[at]
     pick = 0

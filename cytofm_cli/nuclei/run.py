@@ -14,15 +14,18 @@ import numpy as np
 from cytofm_cli import provenance, registry
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, field_types, resolve
-from cytofm_cli.errors import StoreError, UsageError
+from cytofm_cli.errors import InputError, StoreError, UsageError
 from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
 from cytofm_cli.nuclei.config import DetectConfig
-from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles
+from cytofm_cli.nuclei.place import count_off_tiles, place_of
+from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles, with_halo, without_cut
+from cytofm_cli.nuclei.survey import doubts, settle
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
 from cytofm_cli.store.zarr3 import write_array
-from cytofm_cli.tiles.field import open_field
+from cytofm_cli.tiles.field import Field, open_field
 from cytofm_cli.tiles.read import ordered_map
+from cytofm_cli.units import Box
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -37,7 +40,8 @@ class DetectJob:
         path: the store.
         config: the settings.
         own: settings of the detector itself.
-        weights_sha256: digest of `config.weights`, None without.
+        weights_sha256: digest of `config.weights`, or of `nuclei`; None without.
+        nuclei: the file that the detector `import` reads for this slide.
         overwrite: replace finished nuclei of this detector.
         dry_run: write nothing.
         threads: threads for this slide.
@@ -48,6 +52,7 @@ class DetectJob:
     config: DetectConfig
     own: Mapping[str, str] = field(default_factory=dict)
     weights_sha256: str | None = None
+    nuclei: Path | None = None
     overwrite: bool = False
     dry_run: bool = False
     threads: int = 1
@@ -73,6 +78,11 @@ class Detection:
         Raises:
             CytofmError: the slide cannot be done; nothing half-written is left.
         """
+        if job.nuclei is None and job.config.nuclei is not None:
+            raise InputError(
+                f"{job.slide_id}: {job.config.nuclei} holds no nuclei of this slide.",
+                hint=f"name the file after the slide, e.g. {job.slide_id}.geojson",
+            )
         store = io.open_store(Path(job.path))
         if schema.TILE_STEP not in store.steps:
             raise StoreError(f"{job.path}: has no tiles.", hint="make them with `cytofm tile`.")
@@ -89,19 +99,20 @@ class Detection:
         with io.claim_step(store.path.parent, job.slide_id, step):
             if self._is_done(job, step, settings, mark):
                 return "skipped", _facts(io.open_store(store.path), step)
-            table, n_quartered = self._run(job, store, report)
-            if not len(table):
-                note(f"warning: {job.slide_id}: no nuclei found")
-            if n_quartered:
-                note(f"warning: {job.slide_id}: too little memory; {n_quartered} tiles quartered")
+            table, facts, notes = self._run(job, store, report, note)
+            # Of another program's nuclei only their absence is odd.
+            odd = doubts(len(table), store) if job.nuclei is None or not len(table) else []
+            for line in [*notes, *odd]:
+                note(f"warning: {job.slide_id}: {line}")
             record = provenance.record(
                 settings,
                 input_fingerprint=mark,
                 n=len(table),
-                n_quartered=n_quartered,
+                **facts,
                 detector=job.detector,
                 classes=list(table.classes),
                 weights_sha256=job.weights_sha256,
+                nuclei_file=job.nuclei.name if job.nuclei else None,
                 made_from=lineage.made_from(store.steps, schema.TILE_STEP),
             )
             with io.staging(store.path.parent, job.slide_id, step) as staged:
@@ -119,8 +130,11 @@ class Detection:
     def _settings(self, job: DetectJob) -> dict[str, Any]:
         """Return the settings that change a nucleus; weights count by content."""
         own = as_record(self._own_config(job), results_only=True)
-        own.pop("weights", None)
-        return {"detector": job.detector, "weights_sha256": job.weights_sha256, **own}
+        for path in ("weights", "nuclei"):
+            own.pop(path, None)
+        version = registry.detectors.load(job.detector).version
+        made_by = {"version": version} if version > 1 else {}
+        return {"detector": job.detector, "weights_sha256": job.weights_sha256, **made_by, **own}
 
     def _own_config(self, job: DetectJob) -> Any:
         plugin = registry.detectors.load(job.detector)
@@ -128,7 +142,11 @@ class Detection:
         known = field_types(plugin.config)
         given: dict[str, Any] = {
             key: value
-            for key, value in (("weights", job.config.weights), ("device", job.config.device))
+            for key, value in (
+                ("weights", job.config.weights),
+                ("nuclei", job.nuclei),
+                ("device", job.config.device),
+            )
             if key in known and value is not None
         }
         if job.config.weights is not None and "weights" not in known and "path" not in known:
@@ -137,31 +155,70 @@ class Detection:
             given["path"] = job.config.weights
         return resolve(plugin.config, job.detector, given, job.own)
 
-    def _run(self, job: DetectJob, store: io.Store, report: Report) -> tuple[NucleusTable, int]:
-        """Return the nuclei, and how many tiles memory could not hold at once."""
-        if self._detector is None:
+    def _run(
+        self, job: DetectJob, store: io.Store, report: Report, note: Note
+    ) -> tuple[NucleusTable, dict[str, Any], list[str]]:
+        """Return the nuclei, facts for the record, and what the user should know."""
+        # A network is loaded once; a file of nuclei is another one for each slide.
+        if self._detector is None or job.nuclei is not None:
             made = registry.detectors.load(job.detector).make(self._own_config(job))
             self._detector = made
-        detector = self._detector
-        if isinstance(detector, NucleusSource):
-            return detector.read(store.slide["mpp"]), 0
+        if isinstance(self._detector, NucleusSource):
+            return _from_file(self._detector, job, store, note), {"n_quartered": 0}, []
         with open_field(store, slides=job.config.slides) as tiles:
-            find = partial(_find, detector, tiles.read, size_px=tiles.size_px, mpp=tiles.mpp)
+            detector, facts, notes = settle(self._detector, tiles, store)
+            find = partial(_find, detector, tiles)
             boxes = sorted(set(tiles.boxes))
-            parts: list[NucleusTable] = []
-            n_quartered = 0
+            parts: list[_Found] = []
             with ThreadPoolExecutor(job.threads) as pool:
-                for part, count in ordered_map(pool, find, boxes, window=2 * job.threads):
+                for part in ordered_map(pool, find, boxes, window=2 * job.threads):
                     parts.append(part)
-                    n_quartered += count
                     report(len(parts), len(boxes))
-            merged = merge_tiles(parts, mpp=tiles.mpp, classes=detector.classes)
+            tables = [part.table for part in parts]
+            merged = merge_tiles(tables, mpp=tiles.mpp, classes=detector.classes)
             table = merged.moved(scale=tiles.downsample).validate(str(store.path))
-            return table, n_quartered
+            n_quartered = sum(part.n_quartered for part in parts)
+            n_cut = sum(part.n_cut for part in parts)
+            facts |= {"n_quartered": n_quartered, "n_cut": n_cut, "beyond_tiles": tiles.beyond}
+        if n_quartered:
+            notes.append(f"too little memory; {n_quartered} tiles quartered")
+        if n_cut:
+            notes.append(
+                f"{n_cut} nuclei at the ends of tiles left out, cut by pixels that the store does "
+                "not hold; --slides DIR, where the slide is, completes them"
+            )
+        return table, facts, notes
 
 
-def _find(detector: NucleusDetector, read: Any, box: Any, **where: Any) -> tuple[NucleusTable, int]:
-    return detect_tile_in_parts(detector, read, box, **where)
+def _from_file(source: NucleusSource, job: DetectJob, store: io.Store, note: Note) -> NucleusTable:
+    note(f"{job.slide_id}: nuclei from {job.nuclei}")
+    place = place_of(store, note, slides=job.config.slides)
+    table = source.read(store.slide["mpp"], place, note)
+    n_off = count_off_tiles(store, table)
+    if n_off:
+        note(
+            f"warning: {job.slide_id}: {n_off} of {len(table)} nuclei lie in no tile of the store: "
+            "their pixels are not at hand"
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The nuclei of a tile, and how many boxes were quartered and nuclei left out."""
+
+    table: NucleusTable
+    n_quartered: int
+    n_cut: int
+
+
+def _find(detector: NucleusDetector, tiles: Field, box: Box) -> _Found:
+    table, n_quartered = detect_tile_in_parts(
+        detector, tiles.read, box, size_px=tiles.size_px, mpp=tiles.mpp
+    )
+    outer = with_halo(box, round(detector.halo_um / tiles.mpp), tiles.size_px)
+    whole = without_cut(table, tiles.known(outer), outer)
+    return _Found(whole, n_quartered, len(table) - len(whole))
 
 
 def write_nuclei(folder: Path, table: NucleusTable) -> None:
@@ -230,5 +287,7 @@ def name_of_nuclei(store: io.Store, detector: str | None) -> str:
 def _facts(store: io.Store, step: str) -> dict[str, Any]:
     record = store.steps[step]
     facts = {"store": str(store.path), "step": step, "n": record["n"]}
+    if record.get("nuclei_file"):
+        facts["nuclei_file"] = record["nuclei_file"]
     # Stores of earlier versions do not say.
     return facts | ({"n_quartered": record["n_quartered"]} if record.get("n_quartered") else {})

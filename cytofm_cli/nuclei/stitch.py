@@ -25,6 +25,8 @@ SAME_RADIUS_SHARE = 0.5
 # The detectors' working grids: a halo box that starts at a multiple of these has the same
 # pixel phase in every tile, so the numbers are the same to the last bit.
 ALIGN_PX = 8
+# Of an outline that was seen: with less than this it is half a nucleus and half its mirror image.
+MIN_KNOWN_SHARE = 0.75
 MIN_PART_PX = 64  # below this a tile is mostly margin, and quarters save nothing
 
 
@@ -112,6 +114,24 @@ def detect_tile_in_parts(
     ]
     table = merge_tiles([part for part, _ in found], mpp=mpp, classes=detector.classes)
     return table, 1 + sum(count for _, count in found)
+
+
+def without_cut(table: NucleusTable, known_HW: NDArray[np.bool_], corner: Box) -> NucleusTable:
+    """Leave out nuclei of whose outline less than `MIN_KNOWN_SHARE` lies where pixels are known.
+
+    Args:
+        table: in pixels of the level; bare points stay.
+        known_HW: False where pixels were made up.
+        corner: the box of `known_HW`.
+    """
+    lengths = np.diff(table.contour_start)
+    if known_HW.all() or not lengths.any():
+        return table
+    index = np.floor(table.contour_px0 - np.array([corner.x, corner.y])).astype(np.int64)
+    x, y = np.clip(index, 0, np.array(known_HW.shape)[::-1] - 1).T
+    total = np.concatenate([[0], np.cumsum(known_HW[y, x])])
+    seen = total[table.contour_start[1:]] - total[table.contour_start[:-1]]
+    return table.take(np.flatnonzero(seen >= MIN_KNOWN_SHARE * lengths))
 
 
 def merge_tiles(parts: list[NucleusTable], *, mpp: float, classes: tuple[str, ...]) -> NucleusTable:

@@ -58,6 +58,8 @@ class SlideInfo:
         n_focal_planes: planes in z; 1 for a plain slide.
         focal_plane: index of the plane that is read.
         has_icc_profile: the file holds a colour profile. Pixels are never converted.
+        bounds_px0: the scanned part of level 0, if the file states it and it is not all of it;
+            QuPath crops to it, so its (0, 0) is that corner.
         notes: what a user should know about how this file is read, one sentence each.
     """
 
@@ -72,6 +74,7 @@ class SlideInfo:
     n_focal_planes: int = 1
     focal_plane: int = 0
     has_icc_profile: bool = False
+    bounds_px0: Box | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -161,6 +161,23 @@ def read_embeddings(path: Path, encoder: str | None, unit: str) -> Embeddings:
             not what the store holds now.
     """
     store = open_store(path)
+    step = name_of_embeddings(store, encoder, unit)
+    return Embeddings(
+        values=store.read(f"{step}/values"),
+        xy_px0=store.read(f"{step}/xy_px0"),
+        encoder=step.split("/")[1],
+        provenance=store.steps[step],
+    )
+
+
+def name_of_embeddings(store: Store, encoder: str | None, unit: str) -> str:
+    """Return the embedding step that is meant; None means the only encoder there is.
+
+    Raises:
+        StoreError: no such embedding, several and none named, or what it was made from is
+            not what the store holds now.
+    """
+    path = store.path
     there = sorted(
         name.split("/")[1]
         for name in store.steps
@@ -177,12 +194,7 @@ def read_embeddings(path: Path, encoder: str | None, unit: str) -> Embeddings:
         hint = f"it holds {', '.join(there)}." if there else "make them with `cytofm embed`."
         raise StoreError(f"{path}: no {unit} embeddings of encoder {encoder!r}.", hint=hint)
     require_fresh(store, step)
-    return Embeddings(
-        values=store.read(f"{step}/values"),
-        xy_px0=store.read(f"{step}/xy_px0"),
-        encoder=step.split("/")[1],
-        provenance=store.steps[step],
-    )
+    return step
 
 
 def is_finished(

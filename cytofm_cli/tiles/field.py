@@ -1,8 +1,10 @@
 """The tiles of a store as parts of one image, for steps that look across their borders.
 
-Nuclei on the seam of two tiles, and crops around them, need pixels of both. The field is put
-together from the stored tiles where the store holds pixels (so a result does not depend on
-whether the slide is still at hand), else read from the slide.
+Nuclei on the seam of two tiles, crops around them and views need pixels of both. Where the
+store holds pixels the field is put together from its tiles; what they do not cover comes from
+the slide if it is at hand, else it is what they do cover, mirrored. Pixels past the edge of the
+slide are mirrored too: glass that nobody saw would draw edges through cells. Where the store
+holds no pixels, the field is a level of the slide.
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.errors import SlideError
 from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
-from cytofm_cli.tiles.read import ReadPlan
+from cytofm_cli.tiles.read import ReadPlan, resample
 from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_tiles, plan_of
 from cytofm_cli.units import Box, Size
 
@@ -45,7 +49,16 @@ class Field(Protocol):
     downsample: float
 
     def read(self, box: Box) -> NDArray[np.uint8]:
-        """Return (box.h, box.w, 3) uint8 RGB; what no tile covers has the fill value."""
+        """Return (box.h, box.w, 3) uint8 RGB."""
+        ...
+
+    def known(self, box: Box) -> NDArray[np.bool_]:
+        """Return bool (box.h, box.w), False where `read` can only mirror."""
+        ...
+
+    @property
+    def beyond(self) -> list[str]:
+        """What was read so far past the tiles: "slide", "mirror", both or nothing."""
         ...
 
 
@@ -60,8 +73,8 @@ def open_field(store: Store, *, slides: Path | None = None) -> Iterator[Field]:
     plan, size_px0 = plan_of(store), Size(*store.slide["size_px0"])
     fill = store.steps[schema.TILE_STEP]["fill"]
     if store.has(schema.TILE_PIXELS.path):
-        with open_tiles(store) as tiles:
-            yield TiledField(tiles, plan, size_px0, fill)
+        with open_tiles(store) as tiles, SlideAtHand(store, slides) as slide:
+            yield TiledField(tiles, plan, size_px0, fill, slide)
         return
     reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
     try:
@@ -104,6 +117,73 @@ class SlideField:
         """Return a box of the level."""
         return self._reader.read(self._level, box)
 
+    def known(self, box: Box) -> NDArray[np.bool_]:
+        """Return bool (box.h, box.w): all of it."""
+        return np.ones((box.h, box.w), dtype=bool)
+
+    @property
+    def beyond(self) -> list[str]:
+        """What was read past the tiles: nothing, tiles are no more than boxes here."""
+        return []
+
+
+class SlideAtHand:
+    """The slide of a store at the resolution of its tiles, opened when it is first needed.
+
+    Remote slides count as not at hand: a step on stores does not wait for the network.
+    """
+
+    def __init__(self, store: Store, slides: Path | None) -> None:
+        self._store, self._slides, self._plan = store, slides, plan_of(store)
+        self._lock = threading.Lock()
+        self._reader: SlideReader | None = None
+        self._missing = "://" in str(store.slide["path"])
+
+    def read(self, box: Box) -> NDArray[np.uint8] | None:
+        """Return a box inside the slide, in pixels of the tiles; None: not at hand, or damaged."""
+        reader = self._opened()
+        if reader is None:
+            return None
+        scale, size = self._plan.scale, reader.info.levels[self._plan.level].size_px
+        left, top = (
+            min(round(at * scale), most - 1) for at, most in zip(box[:2], size, strict=True)
+        )
+        right = min(max(round((box.x + box.w) * scale), left + 1), size.w)
+        below = min(max(round((box.y + box.h) * scale), top + 1), size.h)
+        try:
+            pixels = reader.read(self._plan.level, Box(left, top, right - left, below - top))
+        except SlideError:  # of a part that no tile was cut from: no reason to give up
+            return None
+        return resample(pixels, box.w, box.h)
+
+    def is_there(self) -> bool:
+        """Tell whether the slide can be read."""
+        return self._opened() is not None
+
+    def __enter__(self) -> SlideAtHand:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            if self._reader is not None:
+                self._reader.close()
+            self._reader, self._missing = None, True
+
+    def _opened(self) -> SlideReader | None:
+        with self._lock:
+            if self._reader is None and not self._missing:
+                try:
+                    path = find_slide(self._store, self._slides)
+                    self._reader = open_slide(path, reader=self._store.slide["reader"])
+                except SlideError:
+                    self._missing = True
+            return self._reader
+
 
 @dataclass(frozen=True)
 class _Placed:
@@ -113,39 +193,92 @@ class _Placed:
 
 
 class TiledField:
-    """An image put together from stored tiles; a few decoded tiles are kept at hand."""
+    """An image put together from stored tiles; a few decoded tiles are kept at hand.
+
+    Args:
+        tiles: the stored ones; None: all pixels come from the slide.
+        plan: how they were read.
+        size_px0: of level 0.
+        fill: grey level where nothing at all is known.
+        slide: where pixels past the tiles come from; None: they are mirrored.
+    """
 
     def __init__(
-        self, tiles: TileSource | StoredTiles, plan: ReadPlan, size_px0: Size, fill: int
+        self,
+        tiles: TileSource | StoredTiles | None,
+        plan: ReadPlan,
+        size_px0: Size,
+        fill: int,
+        slide: SlideAtHand | None = None,
     ) -> None:
         step = plan.downsample * plan.scale
         self.mpp, self.downsample, self.fill = plan.mpp, step, fill
         self.size_px = Size(max(1, round(size_px0.w / step)), max(1, round(size_px0.h / step)))
-        corners = tiles.xy_px0.tolist()
+        corners = [] if tiles is None else tiles.xy_px0.tolist()
         self.boxes = [_box(xy, step, plan.tile_px, self.size_px) for xy in corners]
         self._side = plan.tile_px
-        self._tiles = tiles
+        self._tiles, self._slide = tiles, slide
         self._index: dict[tuple[int, int], list[_Placed]] = {}
         for index, box in enumerate(self.boxes):
             for cell in self._cells(Box(box.x, box.y, self._side, self._side)):
                 self._index.setdefault(cell, []).append(_Placed(box.x, box.y, index))
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._beyond: set[str] = set()
+
+    @property
+    def beyond(self) -> list[str]:
+        """What was read so far past the tiles: "slide", "mirror", both or nothing."""
+        return sorted(self._beyond)
+
+    def known(self, box: Box) -> NDArray[np.bool_]:
+        """Return bool (box.h, box.w), False where `read` can only mirror."""
+        known = np.zeros((box.h, box.w), dtype=bool)
+        for tile in self._placed(box):
+            part = _overlap(box, self.boxes[tile.index])
+            if part is not None:
+                known[_window(part, box.x, box.y)] = True
+        inside = _overlap(box, Box(0, 0, *self.size_px))
+        if inside is not None and not known.all() and self._slide and self._slide.is_there():
+            known[_window(inside, box.x, box.y)] = True
+        return known
 
     def read(self, box: Box) -> NDArray[np.uint8]:
-        """Return a box, from all tiles that cover a part of it."""
+        """Return a box, which may reach past the image; see the module's text."""
         pixels = np.full((box.h, box.w, 3), self.fill, dtype=np.uint8)
-        placed = {tile for cell in self._cells(box) for tile in self._index.get(cell, ())}
-        for tile in sorted(placed, key=lambda tile: tile.index):
-            x0, y0 = max(box.x, tile.x), max(box.y, tile.y)
-            x1 = min(box.x + box.w, tile.x + self._side)
-            y1 = min(box.y + box.h, tile.y + self._side)
-            if x1 > x0 and y1 > y0:
-                part = self._decoded(tile.index)[
-                    y0 - tile.y : y1 - tile.y, x0 - tile.x : x1 - tile.x
-                ]
-                pixels[y0 - box.y : y1 - box.y, x0 - box.x : x1 - box.x] = part
+        known = np.zeros((box.h, box.w), dtype=bool)
+        self._paste_tiles(box, pixels, known)
+        inside = _overlap(box, Box(0, 0, *self.size_px))
+        if inside is not None and not known.all():
+            self._paste_slide(box, inside, pixels, known)
+        if not known.all():
+            self._beyond.add("mirror")
+            pixels = mirrored(pixels, known)
         return pixels
+
+    def _paste_tiles(self, box: Box, pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> None:
+        for tile in self._placed(box):
+            # The part on the slide: a tile is filled where it hangs over the edge.
+            part = _overlap(box, self.boxes[tile.index])
+            if part is not None:
+                within = _window(part, tile.x, tile.y)
+                pixels[_window(part, box.x, box.y)] = self._decoded(tile.index)[within]
+                known[_window(part, box.x, box.y)] = True
+
+    def _paste_slide(
+        self, box: Box, inside: Box, pixels: NDArray[np.uint8], known: NDArray[np.bool_]
+    ) -> None:
+        window = _window(inside, box.x, box.y)
+        gap = ~known[window]
+        slide = self._slide.read(inside) if self._slide is not None and gap.any() else None
+        if slide is not None:
+            self._beyond.add("slide")
+            pixels[window][gap] = slide[gap]
+            known[window] = True
+
+    def _placed(self, box: Box) -> list[_Placed]:
+        placed = {tile for cell in self._cells(box) for tile in self._index.get(cell, ())}
+        return sorted(placed, key=lambda tile: tile.index)
 
     def _cells(self, box: Box) -> Iterator[tuple[int, int]]:
         side = self._side
@@ -158,6 +291,7 @@ class TiledField:
             if index in self._cache:
                 self._cache.move_to_end(index)
                 return self._cache[index]
+        assert self._tiles is not None  # else there is no index to read
         tile = self._tiles.read(index)
         with self._lock:
             self._cache[index] = tile
@@ -169,3 +303,41 @@ class TiledField:
 def _box(xy_px0: list[int], downsample: float, side: int, size: Size) -> Box:
     x, y = (min(round(v / downsample), s - 1) for v, s in zip(xy_px0, size, strict=True))
     return Box(x, y, min(side, size.w - x), min(side, size.h - y))
+
+
+def mirrored(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Fill what is not known with the mirror image of what is.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        known: bool (H, W); if nothing is, the pixels come back as they are.
+    """
+    rows, columns = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
+    if not len(rows):
+        return pixels
+    top, below, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    height, width = known.shape
+    if known[top:below, left:right].all():
+        y = np.pad(np.arange(top, below), (top, height - below), mode="symmetric")
+        x = np.pad(np.arange(left, right), (left, width - right), mode="symmetric")
+        return np.ascontiguousarray(pixels[y[:, None], x])
+    from scipy.ndimage import distance_transform_edt
+
+    # Any other shape: the point behind the nearest known pixel, or that pixel itself.
+    near = distance_transform_edt(~known, return_distances=False, return_indices=True)
+    y, x = 2 * near - np.indices(known.shape)
+    y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
+    y, x = np.where(known[y, x], (y, x), near)
+    filled: NDArray[np.uint8] = pixels[y, x]
+    return filled
+
+
+def _overlap(one: Box, other: Box) -> Box | None:
+    x0, y0 = max(one.x, other.x), max(one.y, other.y)
+    x1, y1 = min(one.x + one.w, other.x + other.w), min(one.y + one.h, other.y + other.h)
+    return Box(x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None
+
+
+def _window(part: Box, x: int, y: int) -> tuple[slice, slice]:
+    """Return the index of a box in an image whose corner lies at (x, y)."""
+    return slice(part.y - y, part.y - y + part.h), slice(part.x - x, part.x - x + part.w)

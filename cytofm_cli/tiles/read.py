@@ -195,19 +195,28 @@ def read_tile(
     return pixels if side == plan.tile_px and plan.scale == 1 else resample(pixels, plan.tile_px)
 
 
-def resample(pixels_HWC: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
-    """Shrink a square picture to `side_px` with an antialiasing (Lanczos 3) filter."""
-    if pixels_HWC.shape[0] == side_px:
+def resample(
+    pixels_HWC: NDArray[np.uint8], side_px: int, height_px: int | None = None
+) -> NDArray[np.uint8]:
+    """Shrink a picture with an antialiasing (Lanczos 3) filter.
+
+    Args:
+        pixels_HWC: the picture.
+        side_px: width of the result.
+        height_px: its height; None: the same.
+    """
+    wanted = (side_px if height_px is None else height_px, side_px)
+    height, width = pixels_HWC.shape[:2]
+    if (height, width) == wanted:
         return pixels_HWC
     import pyvips
 
-    height, width = pixels_HWC.shape[:2]
     image = pyvips.Image.new_from_memory(
         np.ascontiguousarray(pixels_HWC), width, height, 3, "uchar"
     ).copy(interpretation="srgb")
-    small = image.resize(side_px / width, vscale=side_px / height, kernel="lanczos3")
+    small = image.resize(wanted[1] / width, vscale=wanted[0] / height, kernel="lanczos3")
     shrunk: NDArray[np.uint8] = np.asarray(small.numpy(), dtype=np.uint8)
-    return shrunk[:side_px, :side_px]
+    return shrunk[: wanted[0], : wanted[1]]
 
 
 def ordered_map(

@@ -389,6 +389,7 @@ def _slide_facts(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) -
         "n_focal_planes": info.n_focal_planes,
         "focal_plane": info.focal_plane,
         "has_icc_profile": info.has_icc_profile,
+        "bounds_px0": list(info.bounds_px0) if info.bounds_px0 else None,
         "notes": list(info.notes),
         "fingerprint": mark,
     }

@@ -92,3 +92,40 @@ def test_detect__what_cannot_be_is_refused_in_one_line(
     assert said in done.stderr
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def write_square(path: Path, x: float, y: float) -> None:
+    ring = [[x - 9, y - 9], [x + 9, y - 9], [x + 9, y + 9], [x - 9, y + 9], [x - 9, y - 9]]
+    shape = {"type": "Polygon", "coordinates": [ring]}
+    path.write_text(json.dumps([{"type": "Feature", "geometry": shape, "properties": {}}]))
+
+
+def test_import__each_slide_gets_its_own_nuclei(cytofm, stores: Path, tmp_path: Path) -> None:
+    slides = sorted(path.stem for path in stores.glob("*.zarr"))[:3]
+    for slide in slides:
+        shutil.copytree(stores / f"{slide}.zarr", tmp_path / "stores" / f"{slide}.zarr")
+    (tmp_path / "nuclei").mkdir()
+    write_square(tmp_path / "nuclei" / f"{slides[0]}.geojson", 300, 200)
+    write_square(tmp_path / "nuclei" / f"{slides[1]}.jpg.geojson", 320, 210)
+    write_square(tmp_path / "nuclei" / "other.geojson", 100, 100)
+    words = ("detect", tmp_path / "stores", "--detector", "import", "--nuclei")
+    done = cytofm(*words, tmp_path / "nuclei")
+    assert done.returncode == 4, done.stderr
+    assert f"error: {slides[2]}: {tmp_path / 'nuclei'} holds no nuclei of this slide" in done.stderr
+    assert f"{slides[1]}: nuclei from {tmp_path / 'nuclei' / slides[1]}.jpg.geojson" in done.stderr
+    assert "warning: 1 belong to none of the 3 slides" in done.stderr
+    assert "other.geojson" in done.stderr
+    for slide, xy in zip(slides[:2], [(300, 200), (320, 210)], strict=True):
+        group = zarr.open_group(tmp_path / "stores" / f"{slide}.zarr", mode="r")
+        np.testing.assert_array_equal(group["nuclei/imported/xy_px0"][:], [xy])
+    one = tmp_path / "nuclei" / f"{slides[0]}.geojson"
+    done = cytofm(*words, one)
+    assert done.returncode == 2
+    assert f"{one}: does not say which slide" in done.stderr
+    done = cytofm("detect", tmp_path / "stores" / f"{slides[2]}.zarr", "--detector", "import",
+                  "--weights", one)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "warning: --detector import has no weights" in done.stderr
+    done = cytofm("detect", tmp_path / "stores", "--nuclei", one)
+    assert done.returncode == 2
+    assert "add --detector import" in done.stderr

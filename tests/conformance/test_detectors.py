@@ -339,7 +339,7 @@ def suffix(request) -> str:
 
 def source_of(path: Path) -> NucleusSource:
     plugin = detectors.load("imported")
-    return plugin.make(plugin.config(weights=path))
+    return plugin.make(plugin.config(nuclei=path))
 
 
 def test_source__reads_each_nucleus_once_in_canonical_order(suffix, tmp_path):

@@ -79,3 +79,14 @@ def test_percentile__equal_values_share_their_rank() -> None:
 
 def test_measurement__class_names_with_underscores_are_kept_whole() -> None:
     assert measurement("attention_high_grade") == "attention for high_grade"
+
+
+def test_write_geojson__counts_from_the_scanned_part(tmp_path: Path) -> None:
+    score = scored(("attention",), [[0.5], [0.25], [0.25]])
+    bag = Bag("s", np.zeros((3, 2), np.float32), XY + np.array([4000, 2000], np.int32))
+    path = write_geojson(tmp_path, bag, score, 50.0, origin_px0=(4000, 2000))
+    content = json.loads(path.read_text())
+    assert content["cytofm"]["origin_px0"] == [4000, 2000]
+    assert content["features"][2]["geometry"]["coordinates"] == [
+        [[0, 50], [50, 50], [50, 100], [0, 100], [0, 50]]
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cytofm_cli.errors import InputError, OutOfMemoryError
+from cytofm_cli import registry
+from cytofm_cli.errors import ConfigMismatchError, InputError, OutOfMemoryError
+from cytofm_cli.nuclei import survey
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
 from cytofm_cli.nuclei.run import Detection, DetectJob, read_nuclei
@@ -52,7 +55,7 @@ def test_no_nuclei__is_done_with_none_and_said(stores):
     store = stores / "stores" / "bare.zarr"
     status, facts, notes = detect(store)
     assert (status, facts["n"]) == ("done", 0)
-    assert notes == ["warning: bare: no nuclei found"]
+    assert notes == ["warning: bare: no nuclei found in 0.033 mm² of foreground"]
     assert len(read_nuclei(open_store(store), None)[1]) == 0
 
 
@@ -90,3 +93,114 @@ def test_resolution__far_from_the_detectors_is_refused_and_nothing_is_left(store
     with pytest.raises(InputError, match=r"0\.05 to 1\.05 µm/px; these pixels are 2 µm"):
         detect(store)
     assert not any(step.startswith("nuclei/") for step in open_store(store).steps)
+
+
+def smear(path: Path, *, n: int, glass=(243, 242, 240), nucleus=(95, 60, 140)) -> None:
+    """Draw n nuclei at random places, apart from each other, on 960 x 960 px."""
+    rng = np.random.default_rng(2)
+    image = np.full((960, 960, 3), glass, np.float64)
+    yy, xx = np.mgrid[:960, :960]
+    places: list[np.ndarray] = []
+    while len(places) < n:
+        place = rng.uniform(20, 940, 2)
+        if all(np.hypot(*(place - other)) > 50 for other in places):
+            places.append(place)
+            gap = np.hypot(xx - place[0], yy - place[1])
+            image += np.clip((16 - gap) / 2 + 0.5, 0, 1)[..., None] * (np.array(nucleus) - image)
+    image += rng.normal(0, 2, image.shape)
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def tiled(image: Path, name: str, *words: object) -> Path:
+    folder = image.parent / name
+    line = ["tile", image, "-o", folder, "--mpp", 0.25, *words]
+    subprocess.run(
+        [sys.executable, "-m", "cytofm_cli", *map(str, line)], check=True, capture_output=True
+    )
+    return folder / f"{image.stem}.zarr"
+
+
+def test_isolated_tiles__find_what_the_whole_field_has_and_nothing_else(tmp_path):
+    image = tmp_path / "field.png"
+    smear(image, n=120)
+    whole = tiled(image, "whole", "--tile-px", 960, "--foreground", "none")
+    gaps = tiled(image, "gaps", "--tile-px", 200, "--stride-px", 320, "--foreground", "none")
+    _, facts, _ = detect(whole)
+    assert facts["n"] == 120
+    everywhere = read_nuclei(open_store(whole), None)[1].xy_px0
+    corners = open_store(gaps).read("tiles/xy_px0")
+    inside = [
+        tuple(xy) for xy in everywhere if ((xy >= corners) & (xy < corners + 200)).all(1).any()
+    ]
+
+    detect(gaps)
+    found = read_nuclei(open_store(gaps), None)[1].xy_px0
+    np.testing.assert_allclose(found, sorted(inside, key=lambda xy: (xy[1], xy[0])), atol=0.1)
+    record = open_store(gaps).steps["nuclei/classical"]
+    assert record["beyond_tiles"] == ["slide"] and record["n_cut"] == 0
+
+    image.unlink()  # nobody knows what lies between the tiles now
+    _, _, notes = detect(gaps)
+    alone = read_nuclei(open_store(gaps), None)[1].xy_px0
+    gap = np.linalg.norm(alone[:, None] - everywhere, axis=2).min(1)
+    assert gap.max() < 6 and 0.7 * len(inside) < len(alone) <= len(inside)
+    record = open_store(gaps).steps["nuclei/classical"]
+    assert record["beyond_tiles"] == ["mirror"] and record["n_cut"] > 0
+    assert f"{record['n_cut']} nuclei at the ends of tiles left out" in notes[0]
+
+
+def test_dark_field__is_known_from_the_tiles(tmp_path):
+    smear(tmp_path / "dapi.png", n=40, glass=(2, 2, 4), nucleus=(10, 10, 230))
+    store = tiled(tmp_path / "dapi.png", "stores", "--tile-px", 240, "--min-foreground", 0.001)
+    assert open_store(store).steps["tile"]["illumination"] == "dark-field"
+    _, facts, notes = detect(store)
+    assert facts["n"] == 40 and not notes
+    assert open_store(store).steps["nuclei/classical"]["nuclei"] == "bright"
+
+
+def test_magenta__stain_is_recorded(tmp_path):
+    smear(tmp_path / "mgg.png", n=40, nucleus=(235, 10, 190))
+    store = tiled(tmp_path / "mgg.png", "stores", "--tile-px", 240, "--min-foreground", 0.001)
+    assert detect(store)[1]["n"] == 40
+    record = open_store(store).steps["nuclei/classical"]
+    assert record["stain"]["name"] == "mgg" and record["stain"]["axis"][1] == 1
+    assert record["config"]["version"] == 2 and record["config"]["stain"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("n", "area", "said"),
+    [
+        (0, 0.0, "no nuclei found"),
+        (0, 0.02, "no nuclei found in 0.02 mm²"),
+        (4, 0.5, "hardly any nuclei found: 4 in 0.5 mm²"),
+        (5, 0.5, ""),
+        (1, 0.04, ""),  # too little to say
+        (7500, 0.5, ""),
+        (7501, 0.5, "7501 nuclei found in 0.5 mm² of foreground, more than fit"),
+    ],
+)
+def test_number__that_is_odd_for_the_foreground_is_said(monkeypatch, n, area, said):
+    monkeypatch.setattr(survey, "foreground_mm2", lambda store: area)
+    lines = survey.doubts(n, None)
+    assert len(lines) == bool(said)
+    assert not said or lines[0].startswith(said)
+
+
+def test_foreground__is_the_share_of_the_tiles(stores):
+    # Two tiles of 512 px at 0.25 µm/px: 0.128 mm each side.
+    area = survey.foreground_mm2(open_store(stores / "stores" / "full.zarr"))
+    assert area == pytest.approx(2 * 0.128**2)
+
+
+def test_nuclei__of_the_former_version_are_recognised_and_stay_readable(stores, monkeypatch):
+    store = stores / "stores" / "full.zarr"
+    detect(store)
+    plugin = registry.detectors.load("classical")
+    with monkeypatch.context() as old:
+        old.setattr(registry.Registry, "load", lambda *_: dataclasses.replace(plugin, version=1))
+        detect(store)
+    assert "version" not in open_store(store).steps["nuclei/classical"]["config"]
+    assert len(read_nuclei(open_store(store), None)[1]) == 8
+    job = DetectJob(slide_id="full", path=str(store), config=DetectConfig())
+    with pytest.raises(ConfigMismatchError, match="version: None → 2"):
+        Detection().detect(job, lambda *_: None, print)

@@ -31,7 +31,7 @@ def some_table():
 
 
 def imported(path, mpp=0.25, **settings):
-    return ImportedNuclei(ImportedConfig(weights=path, **settings)).read(mpp)
+    return ImportedNuclei(ImportedConfig(nuclei=path, **settings)).read(mpp)
 
 
 def text_of(table, measurements=None) -> str:
@@ -78,7 +78,7 @@ def test_geojson__reads_what_qupath_writes(tmp_path):
     small = [[9, 9], [10, 9], [10, 10], [9, 9]]
     features = [
         {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [square]},
-         "properties": {"objectType": "annotation"}},
+         "properties": {"objectType": "detection"}},
         {"type": "Feature", "geometry": {"type": "MultiPolygon",
          "coordinates": [[small], [[[x + 20, y] for x, y in square]]]},
          "properties": {"classification": {"names": ["a"], "name": "Tumor"},
@@ -160,9 +160,10 @@ def test_csv__points_classes_probabilities(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("a,b\n1,2\n", "no columns"), ("", "no columns"), ("x,y\n1,two\n", "line 2: y"),
-     ("x,y\n1\n", "line 2: y"), ("x,y,probability\n1,2,7\n", "probability"),
-     ("x,y\nnan,2\n", "finite")],
+    [("a,b\n1,2\n", "no column x"), ("", "empty"), ("x,y\n1,two\n", "line 2, column y"),
+     ("x,y\n1\n", "line 2: 1 cells"), ("x,y\nnan,2\n", "line 2, column x"),
+     ("x,y,probability\n1,2,1\n1,2,7\n", "line 3, column probability: probability 7"),
+     ("x,y,probability\n1,2,-0.5\n", "line 2, column probability")],
 )  # fmt: skip
 def test_csv__damage_is_named(tmp_path, text, word):
     path = tmp_path / "points.csv"
@@ -181,4 +182,4 @@ def test_imported__missing_unknown_and_empty(tmp_path):
         imported(tmp_path / "nuclei.xyz")
     (tmp_path / "empty.csv").write_text("x,y\n")
     assert len(imported(tmp_path / "empty.csv")) == 0
-    assert isinstance(ImportedNuclei(ImportedConfig(weights=tmp_path / "empty.csv")), NucleusSource)
+    assert isinstance(ImportedNuclei(ImportedConfig(nuclei=tmp_path / "empty.csv")), NucleusSource)

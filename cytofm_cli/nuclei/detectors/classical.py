@@ -1,8 +1,8 @@
 """Find nuclei without weights: darkness, blobs, outlines.
 
-1. Darkness: optical density in red or in green, whichever is smaller. Nuclear dyes
-   (haematoxylin, azure B, cresyl violet) absorb both; eosin, orange G and haemoglobin leave red
-   alone and light green leaves green alone, so cytoplasm and red cells fade.
+1. Darkness: how much of the nuclear stain a pixel can hold (`cytofm_cli.nuclei.stain`). With
+   most stains that is the optical density in red or in green, whichever is smaller; which
+   stain it is, is told from the slide.
 2. Blobs: maxima of the scale-normalised Laplacian of Gaussian over radii of 2.5 to 12 µm
    (Lindeberg, IJCV 30:79, 1998).
 3. Outlines: the closed path of the steepest drop around each blob (`cytofm_cli.nuclei.outline`).
@@ -11,23 +11,27 @@
 4. Of outlines that lie in each other the better one stays; touching ones are cut apart along
    the watershed of their distances.
 
-Only contrasts are used, never statistics of the tile: the result does not depend on the tile's
-borders, on exposure, or on the colour of the background.
+Only contrasts are used, and one stain for a slide, never statistics of the tile: the result does
+not depend on the tile's borders, on exposure, or on the colour of the background.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.config import option
-from cytofm_cli.nuclei import outline
+from cytofm_cli.errors import UsageError
+from cytofm_cli.nuclei import outline, stain
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, make_table
+from cytofm_cli.nuclei.blobs import find_blobs
 from cytofm_cli.nuclei.outline import Outlines
 from cytofm_cli.nuclei.resample import resample_area
+from cytofm_cli.nuclei.stain import PAP, Stain, optical_density
 from cytofm_cli.registry import Plugin
 
 Floats = NDArray[np.float32]
@@ -43,6 +47,10 @@ TYPICAL_RADIUS_UM: Final = 3.5  # outlines smaller than this lose confidence
 HALF_BLOB: Final = 0.15  # optical density at which a blob's contrast gives half confidence
 FULL_RED: Final = 0.5  # optical density; red cells measured 0.2 or less in nine of ten
 MAX_OVERLAP: Final = 0.6  # share of the smaller outline
+# Contrast, as a share of that of the slide's nuclei, from which and to which confidence rises
+# where colour cannot tell nuclei from red cells (Romanowsky: 0.3 to 0.45 of a nucleus).
+FAINT_SHARE: Final = (0.35, 0.65)
+DARK_ENOUGH: Final = 1.2  # optical density; no red cell, however dark the darkest nuclei
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,44 +67,95 @@ class ClassicalConfig:
         2.0, "radius below which an outline is debris, in µm", low=0.5, high=20.0
     )
     nuclei: str = option(
-        "dark",
-        "dark: stained nuclei on a bright field; bright: fluorescence or dark field",
-        choices=("dark", "bright"),
+        "auto",
+        "dark: stained nuclei on a bright field; bright: fluorescence or dark field; auto: as "
+        "the slide is",
+        choices=("auto", "dark", "bright"),
+    )
+    stain: str = option(
+        "auto",
+        "what nuclei are stained with; auto: told from the slide, pap where it cannot be",
+        choices=("auto", "pap", "mgg", "he", "fluorescence"),
     )
 
 
 class ClassicalDetector:
-    """Nuclei from darkness, blobs and outlines; see the module's text."""
+    """Nuclei from darkness, blobs and outlines; see the module's text.
+
+    Args:
+        config: the settings.
+        known: the stain of the slide; None: told from each image alone.
+    """
 
     classes: tuple[str, ...] = (NUCLEUS,)
     # The largest blob filter reaches 27 µm (3 σ of 13 / √2 µm), a large nucleus 5 µm more.
     halo_um: float = 32.0
 
-    def __init__(self, config: ClassicalConfig | None = None) -> None:
+    def __init__(
+        self, config: ClassicalConfig | None = None, *, known: Stain | None = None
+    ) -> None:
         self.config = config or ClassicalConfig()
+        if self.config.stain == "fluorescence" and self.config.nuclei == "dark":
+            raise UsageError(
+                "stain=fluorescence means bright nuclei, and nuclei=dark dark ones.",
+                hint="leave one of them out",
+            )
+        self._known = known
+
+    def for_slide(
+        self, images: Sequence[NDArray[np.uint8]], mpp: float, illumination: str | None
+    ) -> tuple[ClassicalDetector, dict[str, Any], list[str]]:
+        """Settle the stain of a slide; see `SlideDetector.for_slide`."""
+        found = choose_stain(self.config, [as_rgb(image) for image in images], mpp, illumination)
+        bright = found.name == "fluorescence"
+        notes = []
+        if illumination is not None and bright != (illumination == "dark-field"):
+            kind = "bright" if bright else "dark"
+            notes.append(
+                f"{kind} nuclei are looked for, as set, but the tiles were recorded as "
+                f"{illumination}; --set nuclei=auto follows them"
+            )
+        facts = {"stain": found.facts(), "nuclei": "bright" if bright else "dark"}
+        return ClassicalDetector(self.config, known=found), facts, notes
 
     def detect(self, image_HWC: NDArray[np.uint8], mpp: float) -> NucleusTable:
         """Find the nuclei of an RGB image; see `NucleusDetector.detect`."""
         rgb_HWC = as_rgb(image_HWC)
         check_mpp(mpp, *MPP_RANGE, "classical")
-        if self.config.nuclei == "bright":
+        found = self._known or choose_stain(self.config, [rgb_HWC], mpp, None)
+        if found.name == "fluorescence":
             # The brightest channel, inverted: blue DAPI and grey dark field look alike then.
             rgb_HWC = np.repeat(255 - rgb_HWC.max(-1, keepdims=True), 3, axis=-1)
         factor = WORKING_MPP / mpp
         density_HWC = optical_density(resample_area(rgb_HWC, factor))
-        outlines, probability = find_outlines(density_HWC, self.config)
+        outlines, probability = find_outlines(density_HWC, self.config, found)
         return _table(outlines, probability, factor, rgb_HWC.shape[:2])
 
 
-def optical_density(rgb_HWC: Floats) -> Floats:
-    """Return the optical density of each channel, float32 in 0..5.55.
+def choose_stain(
+    config: ClassicalConfig,
+    images: Sequence[NDArray[np.uint8]],
+    mpp: float,
+    illumination: str | None,
+) -> Stain:
+    """Return the stain that is set, or that of some RGB images of one slide.
 
     Args:
-        rgb_HWC: float32 in 0..255.
+        config: its `stain` and `nuclei` matter here.
+        images: uint8 (H, W, 3).
+        mpp: µm/px of the images.
+        illumination: "bright-field", "dark-field", or None: told from the images.
     """
-    # One grey level of offset keeps the darkest pixel finite and the noise there bounded.
-    density: Floats = -np.log((rgb_HWC + 1) / 256)
-    return density
+    bright = config.nuclei == "bright" or config.stain == "fluorescence"
+    if config.nuclei == "auto" and config.stain == "auto" and images:
+        is_dark = stain.looks_dark(images) if illumination is None else illumination == "dark-field"
+        bright = is_dark
+    if bright:
+        return stain.FLUORESCENCE
+    if config.stain in ("pap", "he") or not images:
+        return stain.HE if config.stain == "he" else PAP
+    contrast_M3 = np.concatenate([stain.contrasts(image, mpp) for image in images])
+    return stain.romanowsky(contrast_M3) if config.stain == "mgg" else stain.find_stain(contrast_M3)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +167,8 @@ class Candidates:
         share_M: share of the outline that is a true edge, up to 1.
         radius_um_M: radius of the disk of the same area, µm.
         blob_M: contrast of the blob, optical density.
-        colour_M: 1 for the colour of nuclei, towards 0 for that of red cells.
+        colour_M: 1 for the colour of nuclei, towards 0 for that of red cells; where both
+            have one hue, for their darkness.
     """
 
     outlines: Outlines
@@ -127,33 +187,38 @@ class Candidates:
         return confidence
 
 
-def find_outlines(density_HWC: Floats, config: ClassicalConfig) -> tuple[Outlines, Floats]:
+def find_outlines(
+    density_HWC: Floats, config: ClassicalConfig, found_in: Stain = PAP
+) -> tuple[Outlines, Floats]:
     """Find the nuclei of an image.
 
     Args:
         density_HWC: float32, optical density at `WORKING_MPP`.
         config: thresholds.
+        found_in: what nuclei are stained with.
 
     Returns:
         Disjoint outlines in pixels of the map, and the confidence of each, float32 (M,).
     """
-    found = candidates(density_HWC, config.min_radius_um)
+    found = candidates(density_HWC, config.min_radius_um, found_in)
     probability = found.confidence()
     sure = probability >= config.min_probability
     return outline.split_touching(found.outlines.take(sure)), probability[sure]
 
 
-def candidates(density_HWC: Floats, min_radius_um: float) -> Candidates:
+def candidates(density_HWC: Floats, min_radius_um: float, found_in: Stain = PAP) -> Candidates:
     """Find everything that may be a nucleus.
 
     Args:
         density_HWC: float32, optical density at `WORKING_MPP`.
         min_radius_um: smaller outlines are debris.
+        found_in: what nuclei are stained with.
     """
     from scipy.ndimage import gaussian_filter
 
-    darkness_HW = np.minimum(density_HWC[..., 0], density_HWC[..., 1])
-    seed_M2, radius_M, blob_M = blobs(darkness_HW, np.array(RADII_UM) / WORKING_MPP)
+    darkness_HW = found_in.darkness(density_HWC)
+    radii_px = np.array(RADII_UM) / WORKING_MPP
+    seed_M2, radius_M, blob_M = find_blobs(darkness_HW, radii_px, MIN_BLOB)
     smooth_HW = gaussian_filter(darkness_HW, 0.7, mode="nearest")
     outlines = outline.trace(smooth_HW, seed_M2, radius_M)
     share_M = np.clip(outlines.edge_MA / FULL_EDGE, -1, 1).mean(1)
@@ -166,7 +231,9 @@ def candidates(density_HWC: Floats, min_radius_um: float) -> Candidates:
         share_M=share_M[rows],
         radius_um_M=radius_um_M[rows],
         blob_M=blob_M[rows],
-        colour_M=_nuclear_colour(density_HWC, kept),
+        colour_M=_nuclear_colour(density_HWC, kept, found_in)
+        if found_in.level is None
+        else _nuclear_darkness(darkness_HW, kept, found_in.level),
     )
 
 
@@ -180,61 +247,29 @@ def _quality(outlines: Outlines, share_M: Floats) -> Floats:
     return quality
 
 
-def _nuclear_colour(density_HWC: Floats, outlines: Outlines) -> Floats:
+def _nuclear_colour(density_HWC: Floats, outlines: Outlines, found_in: Stain) -> Floats:
     """Return 1 for the colour of nuclei, towards 0 for that of red cells, float32 (M,).
 
     Haemoglobin and eosin hardly absorb red. What does absorb red strongly is a nucleus even
     where it absorbs green far more, as with Giemsa. What absorbs red alone is mostly cytoplasm
-    stained with light green; purely blue nuclei exist, so this only halves the confidence.
+    stained with light green; purely blue nuclei exist, so this only halves the confidence, and
+    not at all with haematoxylin and eosin, which have no green.
     """
     red = outline.contrast(density_HWC[..., 0], outlines)
     green = outline.contrast(density_HWC[..., 1], outlines)
     ratio = red / np.maximum(green, 0.03)
     not_pink = np.clip(np.maximum((ratio - 0.3) / 0.3, red / FULL_RED), 0, 1)
-    not_cyan = np.clip(2 - ratio, 0.5, 1)
+    not_cyan = 1.0 if found_in.name == "he" else np.clip(2 - ratio, 0.5, 1)
     colour: Floats = not_pink * not_cyan
     return colour
 
 
-def blobs(map_HW: Floats, radii_px: NDArray[np.floating]) -> tuple[Floats, Floats, Floats]:
-    """Find bright blobs at every scale.
-
-    A disk of radius r answers most at σ = r / √2; the answer −σ² ∇² is a contrast.
-
-    Args:
-        map_HW: float32.
-        radii_px: radii of the blobs looked for.
-
-    Returns:
-        Centres (M, 2) as (x, y), radii (M,) and answers (M,), which are at least `MIN_BLOB`.
-    """
-    from scipy.ndimage import correlate1d, maximum_filter
-
-    found = []
-    for radius in radii_px:
-        gauss, second = _derivative_kernels(radius / np.sqrt(2))
-        rows = correlate1d(map_HW, gauss, axis=0, mode="nearest")
-        answer = correlate1d(rows, second, axis=1, mode="nearest")
-        rows = correlate1d(map_HW, second, axis=0, mode="nearest")
-        answer += correlate1d(rows, gauss, axis=1, mode="nearest")
-        peak = maximum_filter(answer, size=max(3, int(0.7 * radius) | 1), mode="nearest")
-        y, x = np.nonzero((answer == peak) & (answer > MIN_BLOB))
-        found.append(np.stack([x + 0.5, y + 0.5, np.full(len(x), radius), answer[y, x]], axis=1))
-    table = np.concatenate(found).astype(np.float32)
-    return table[:, :2], table[:, 2], table[:, 3]
-
-
-def _derivative_kernels(sigma: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return a Gaussian and −σ² times its second derivative, cut at 3 σ.
-
-    The cut derivative is corrected to sum to 0: otherwise the answer would grow with the
-    darkness of a flat area.
-    """
-    x = np.arange(-round(3 * sigma), round(3 * sigma) + 1)
-    gauss = np.exp(-(x**2) / (2 * sigma**2))
-    gauss /= gauss.sum()
-    second = (1 - x**2 / sigma**2) * gauss
-    return gauss, second - gauss * second.sum()
+def _nuclear_darkness(darkness_HW: Floats, outlines: Outlines, level: float) -> Floats:
+    """Return 1 for things as dark as nuclei are on this slide, towards 0 for red cells, (M,)."""
+    low, high = FAINT_SHARE
+    share = outline.contrast(darkness_HW, outlines) / min(level, DARK_ENOUGH)
+    darkness: Floats = np.clip((share - low) / (high - low), 0, 1)
+    return darkness
 
 
 def _best_of_overlapping(outlines: Outlines, quality: Floats) -> NDArray[np.intp]:
@@ -260,12 +295,11 @@ def _table(
     outlines: Outlines, probability: Floats, factor: float, size: tuple[int, int]
 ) -> NucleusTable:
     height, width = size
-    limit = np.array([width, height], np.float32)
-    points = np.clip(outlines.points() * np.float32(factor), 0, limit)
+    points, area_px, centre = outline.in_image(outlines, factor, width, height)
     return make_table(
-        np.clip(outlines.centroid() * np.float32(factor), 0, limit),
-        outlines.area_px() * WORKING_MPP**2,
-        polygons=list(points),
+        np.clip(centre, 0, (width, height)),
+        area_px * (WORKING_MPP / factor) ** 2,
+        polygons=points,
         probability=np.clip(probability, 0, 1),
     ).sorted()
 
@@ -273,5 +307,6 @@ def _table(
 PLUGIN = Plugin(
     make=ClassicalDetector,
     config=ClassicalConfig,
+    version=2,  # from 2 on, stain and illumination are told from the slide
     summary="no weights: darkness, scale-space blobs, outlines; stained or fluorescent nuclei",
 )

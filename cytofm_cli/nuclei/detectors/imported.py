@@ -1,53 +1,57 @@
-"""Nuclei that another program found: GeoJSON (QuPath), a label image, or a CSV of points.
+"""Nuclei that another program found: GeoJSON (QuPath), a label image, or a table of points.
 
-The file describes the whole slide in pixels of level 0, unless `scale` says otherwise.
+A file describes one slide in pixels of level 0, unless `scale` says otherwise; a table with a
+column that names the slide may describe several.
 
     .geojson .json     polygons or points, classes and probabilities as QuPath exports them
     .png .tif .tiff    integers, 0 background, one value a nucleus (8, 16 or 32 bits)
-    .csv .tsv          columns x, y; optional label (class), probability, area_um2
+    .csv .tsv .txt     columns x, y; optional label (class), probability, area_um2, slide_id; or
+                       QuPath's measurements (Image, Classification, Centroid X µm, …)
 """
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.config import option
 from cytofm_cli.errors import InputError, UsageError
-from cytofm_cli.nuclei import geojson
-from cytofm_cli.nuclei.base import (
-    MAX_CLASSES,
-    NUCLEUS,
-    NucleusTable,
-    check_mpp,
-    empty_table,
-    make_table,
-)
+from cytofm_cli.nuclei import geojson_reader
+from cytofm_cli.nuclei.base import NucleusTable, check_mpp
+from cytofm_cli.nuclei.files import GEOJSON, LABELS, SUFFIXES, TABLES
+from cytofm_cli.nuclei.place import BOUNDS, SLIDE, Note, SlidePlace, on_slide
+from cytofm_cli.nuclei.point_tables import read_points
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.registry import Plugin
-from cytofm_cli.units import PLAUSIBLE_MPP
+from cytofm_cli.units import PLAUSIBLE_MPP, Size
 
-GEOJSON: Final = (".geojson", ".json")
-LABELS: Final = (".png", ".tif", ".tiff")
-TABLES: Final = (".csv", ".tsv", ".txt")
-X_NAMES: Final = ("x", "x_px", "x_px0", "centroid_x", "centroid x px")
-Y_NAMES: Final = ("y", "y_px", "y_px0", "centroid_y", "centroid y px")
-CLASS_NAMES: Final = ("label", "class", "classification")
+# A label image may be a pixel or so off the slide's size, where a pyramid level was rounded.
+SIZE_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedConfig:
     """Settings of the import."""
 
-    weights: Path | None = option(None, "file with nuclei: .geojson, .png, .tif or .csv")
+    nuclei: Path | None = option(None, "file with nuclei: .geojson, .png, .tif or .csv")
     scale: float = option(
         1.0, "level-0 pixels to a pixel of the file, e.g. 2 for a half-size label image", low=1e-3
     )
+    origin: str = option(
+        "auto",
+        "where its (0, 0) is: slide: the corner of level 0; bounds: that of the scanned part, as "
+        "in QuPath (MIRAX, SCN); auto: bounds for GeoJSON and tables of QuPath, else slide",
+        choices=("auto", SLIDE, BOUNDS),
+    )
+    annotations: bool = option(False, "take QuPath's annotations as nuclei too")
+
+
+def _silent(_: str) -> None:
+    return
 
 
 class ImportedNuclei:
@@ -55,31 +59,93 @@ class ImportedNuclei:
 
     def __init__(self, config: ImportedConfig | None = None) -> None:
         self.config = config or ImportedConfig()
-        if self.config.weights is None:
+        if self.config.nuclei is None:
             raise UsageError(
-                "detector 'import' needs a file with nuclei.", hint="--weights nuclei.geojson"
+                "detector 'import' needs a file with nuclei.", hint="--nuclei nuclei.geojson"
             )
-        self.path = self.config.weights
+        self.path = self.config.nuclei
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such file.")
 
-    def read(self, mpp: float) -> NucleusTable:
+    def read(
+        self, mpp: float, place: SlidePlace | None = None, note: Note = _silent
+    ) -> NucleusTable:
         """Return all nuclei of the slide; see `NucleusSource.read`."""
         check_mpp(mpp, *PLAUSIBLE_MPP, "import")
+        table, origin_px0 = self._read(mpp, place, note)
+        table = table.moved(scale=self.config.scale, shift_px=origin_px0)
+        if place is not None and len(table):
+            framed = origin_px0 != (0, 0)
+            table = on_slide(table, place.frame(BOUNDS if framed else SLIDE), str(self.path), note)
+        return table.sorted().validate(str(self.path))
+
+    def _read(
+        self, mpp: float, place: SlidePlace | None, note: Note
+    ) -> tuple[NucleusTable, tuple[float, float]]:
+        """Return the nuclei in pixels of the file, and where on level 0 its (0, 0) is."""
         file_mpp = mpp * self.config.scale
         suffix = self.path.suffix.lower()
         if suffix in GEOJSON:
-            table = geojson.read(self.path, file_mpp)
-        elif suffix in LABELS:
-            table = label_table(read_labels(self.path), file_mpp)
-        elif suffix in TABLES:
-            table = read_points(self.path)
-        else:
-            raise InputError(
-                f"{self.path}: nuclei cannot be read from {suffix or 'a file without suffix'}.",
-                hint=f"one of {', '.join(GEOJSON + LABELS + TABLES)}",
+            contents = geojson_reader.read(
+                self.path, file_mpp, note, annotations=self.config.annotations
             )
-        return table.moved(scale=self.config.scale).sorted().validate(str(self.path))
+            if contents.origin_px0 is not None and self.config.origin == "auto":
+                return contents.table, contents.origin_px0
+            return contents.table, self._origin(BOUNDS, place, note)
+        if suffix in LABELS:
+            labels = read_labels(self.path)
+            origin = self._origin(SLIDE, place, note)
+            if place is not None:
+                self._check_size(labels, place.frame(BOUNDS if any(origin) else SLIDE)[2:], note)
+            return label_table(labels, file_mpp), origin
+        if suffix in TABLES:
+            points = read_points(self.path, mpp, place.slide_id if place else None, note)
+            if points.in_um and self.config.scale != 1:
+                raise UsageError(
+                    f"{self.path}: is in micrometres; the setting scale is for pixels.",
+                    hint="leave --set scale away",
+                )
+            return points.table, self._origin(BOUNDS if points.by_qupath else SLIDE, place, note)
+        raise InputError(
+            f"{self.path}: nuclei cannot be read from {suffix or 'a file without suffix'}.",
+            hint=f"one of {', '.join(SUFFIXES)}",
+        )
+
+    def _origin(self, auto: str, place: SlidePlace | None, note: Note) -> tuple[float, float]:
+        origin = auto if self.config.origin == "auto" else self.config.origin
+        if place is None or place.bounds_px0 is None:
+            return 0, 0
+        corner = place.frame(origin)[:2]
+        whose = "the scanned part, as in QuPath" if origin == BOUNDS else "level 0"
+        note(
+            f"{self.path}: coordinates are counted from the corner of {whose} "
+            f"({corner[0]}, {corner[1]}); --set origin={SLIDE if origin == BOUNDS else BOUNDS} "
+            "for the other"
+        )
+        return corner
+
+    def _check_size(
+        self, labels: NDArray[np.integer[Any]], size: tuple[int, ...], note: Note
+    ) -> None:
+        """Refuse a label image of another scale; say where it covers another part.
+
+        Raises:
+            InputError: of the slide's shape, but not of its size.
+        """
+        height, width = labels.shape
+        slide = Size(*size)
+        share = (width * self.config.scale / slide.w, height * self.config.scale / slide.h)
+        if all(abs(s - 1) <= SIZE_TOLERANCE for s in share):
+            return
+        told = f"{self.path}: {width} x {height} px"
+        if self.config.scale != 1:
+            told += f" at scale {self.config.scale:g}"
+        if abs(share[0] / share[1] - 1) <= SIZE_TOLERANCE:
+            raise InputError(
+                f"{told}, but the slide has {slide.w} x {slide.h}.",
+                hint=f"--set scale={slide.w / width:.6g} if it is the whole slide",
+            )
+        note(f"warning: {told}, the slide has {slide.w} x {slide.h}: taken as its top left corner")
 
 
 def read_labels(path: Path) -> NDArray[np.integer[Any]]:
@@ -113,62 +179,8 @@ def read_labels(path: Path) -> NDArray[np.integer[Any]]:
     return values
 
 
-def read_points(path: Path) -> NucleusTable:
-    """Read a table of points; coordinates in pixels of the file.
-
-    Raises:
-        InputError: no columns x and y, or a line that is no point; the message names it.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            reader = csv.DictReader(handle, delimiter=delimiter)
-            header = {name.strip().lower(): name for name in reader.fieldnames or ()}
-            lines = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a table ({error}).") from error
-    x_name, y_name = _column(header, X_NAMES), _column(header, Y_NAMES)
-    if x_name is None or y_name is None:
-        raise InputError(
-            f"{path}: no columns x and y; found {', '.join(header) or 'none'}.",
-            hint="the first line must be: x,y or x,y,label",
-        )
-    if not lines:
-        return empty_table()
-    class_name = _column(header, CLASS_NAMES)
-    names = [(line[class_name] or NUCLEUS) if class_name else NUCLEUS for line in lines]
-    classes = tuple(sorted(set(names)))
-    if len(classes) > MAX_CLASSES:
-        raise InputError(f"{path}: {len(classes)} classes; a table holds {MAX_CLASSES}.")
-    index = {name: i for i, name in enumerate(classes)}
-
-    def column(name: str | None, default: float) -> NDArray[np.float64]:
-        if name is None:
-            return np.full(len(lines), default)
-        return np.array([_number(path, i, name, line[name]) for i, line in enumerate(lines, 2)])
-
-    return make_table(
-        np.stack([column(x_name, 0), column(y_name, 0)], axis=1),
-        column(header.get("area_um2"), float("nan")),
-        probability=column(header.get("probability"), 1.0),
-        class_id=np.array([index[name] for name in names]),
-        classes=classes,
-    ).validate(str(path))
-
-
-def _column(header: dict[str, str], names: tuple[str, ...]) -> str | None:
-    return next((header[name] for name in names if name in header), None)
-
-
-def _number(path: Path, line: int, name: str, text: str | None) -> float:
-    try:
-        return float(text or "")
-    except ValueError as error:
-        raise InputError(f"{path}: line {line}: {name} = {text!r} is not a number.") from error
-
-
 PLUGIN = Plugin(
     make=ImportedNuclei,
     config=ImportedConfig,
-    summary="nuclei from a file: GeoJSON (QuPath), label image, CSV of points",
+    summary="nuclei from a file: GeoJSON (QuPath), label image, table of points",
 )

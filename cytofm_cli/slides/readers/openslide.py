@@ -186,8 +186,18 @@ def _info(path: str, slide: Any, directories: list[tiff.Directory]) -> SlideInfo
         objective=parse_float(properties.get("openslide.objective-power")),
         n_focal_planes=n_planes,
         has_icc_profile="openslide.icc-size" in properties,
+        bounds_px0=_bounds(properties, Size(*slide.dimensions)),
         notes=tuple(notes),
     )
+
+
+def _bounds(properties: dict[str, str], size: Size) -> Box | None:
+    """Return the scanned part of level 0 (MIRAX, SCN and others state it), None for all of it."""
+    names = ("x", "y", "width", "height")
+    numbers = [parse_float(properties.get(f"openslide.bounds-{name}")) for name in names]
+    x, y, w, h = (int(number) if number is not None else -1 for number in numbers)
+    inside = x >= 0 and y >= 0 and w >= 1 and h >= 1 and x + w <= size.w and y + h <= size.h
+    return Box(x, y, w, h) if inside and (w, h) != size else None
 
 
 def _level(slide: Any, properties: dict[str, str], level: int) -> Level:

@@ -1,0 +1,159 @@
+"""Nuclei as points in a table: x and y by hand, or the measurements that QuPath exports."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.errors import InputError
+from cytofm_cli.nuclei.base import MAX_CLASSES, NUCLEUS, NucleusTable, empty_table, make_table
+from cytofm_cli.nuclei.files import EXPECTED, slide_column, slide_of
+from cytofm_cli.nuclei.geojson_reader import REGIONS, plain_kind
+from cytofm_cli.tables import Table, is_missing, read_table
+
+Note = Callable[[str], None]
+PIXELS: Final = (("x", "y"), ("x_px", "y_px"), ("x_px0", "y_px0"), ("centroid_x", "centroid_y"))
+MICROMETRES: Final = (("x_um", "y_um"), ("x µm", "y µm"))
+QUPATH_PIXELS: Final = (("centroid x px", "centroid y px"),)
+QUPATH_UM: Final = (("centroid x µm", "centroid y µm"), ("centroid x um", "centroid y um"))
+CLASSES: Final = ("label", "class", "classification", "class_name", "cell_type")
+PROBABILITIES: Final = ("probability", "detection probability")
+AREAS: Final = ("area_um2", "nucleus: area µm^2", "nucleus: area µm²", "area µm^2", "area µm²")
+KINDS: Final = ("object type", "objectType")
+_SLACK: Final = 1e-6
+
+
+@dataclass(frozen=True)
+class Points:
+    """The nuclei of one slide in a table.
+
+    Attributes:
+        table: in pixels of the file, not sorted.
+        by_qupath: the columns are QuPath's: coordinates begin where QuPath's do.
+        in_um: the file has micrometres, converted by the slide's resolution.
+    """
+
+    table: NucleusTable
+    by_qupath: bool
+    in_um: bool
+
+
+def read_points(path: Path, mpp: float, slide_id: str | None, note: Note) -> Points:
+    """Read the points of one slide.
+
+    Args:
+        path: a table with columns x and y, or QuPath's; optional: class, probability, area, and
+            a column that names the slide.
+        mpp: µm/px of level 0, for coordinates in micrometres.
+        slide_id: rows of other slides are passed over; None takes all rows.
+        note: told what was assumed or left out.
+
+    Raises:
+        InputError: no such columns, a cell that is no number (the message names its line), a
+            probability outside 0..1, or no row of this slide.
+    """
+    table = read_table(path, EXPECTED, allow_empty=True)
+    for remark in table.notes:
+        note(f"warning: {remark}")
+    names, by_qupath, in_um = _columns(table)
+    rows = _rows(table, slide_id, note)
+    if not rows:
+        return Points(empty_table(), by_qupath, in_um)
+    labels = _labels(table, rows)
+    classes = tuple(sorted(set(labels)))
+    if len(classes) > MAX_CLASSES:
+        raise InputError(f"{path}: {len(classes)} classes; a table holds {MAX_CLASSES}.")
+    index = {name: i for i, name in enumerate(classes)}
+    xy = np.stack([_numbers(table, name, rows, None) for name in names], axis=1)
+    found = make_table(
+        xy / mpp if in_um else xy,
+        _optional(table, AREAS, rows, math.nan),
+        probability=_probabilities(table, rows),
+        class_id=np.array([index[label] for label in labels]),
+        classes=classes,
+    )
+    return Points(found.validate(str(path)), by_qupath, in_um)
+
+
+def _columns(table: Table) -> tuple[list[str], bool, bool]:
+    """Return the columns of x and y, and whether they are QuPath's, and micrometres."""
+    for pairs, by_qupath, in_um in (
+        (PIXELS, False, False),
+        (MICROMETRES, False, True),
+        (QUPATH_PIXELS, True, False),
+        (QUPATH_UM, True, True),
+    ):
+        for pair in pairs:
+            found = [column for name in pair for column in table.find(name)]
+            if len(found) == len(pair):
+                return found, by_qupath, in_um
+    hint = "the first line must be: x,y or x,y,label"
+    return [table.need("x", hint=hint), table.need("y", hint=hint)], False, False
+
+
+def _rows(table: Table, slide_id: str | None, note: Note) -> list[int]:
+    """Return the rows that are nuclei of the slide."""
+    rows = list(range(len(table)))
+    column = slide_column(table)
+    if column and slide_id is not None and rows:
+        names = table.columns[column]
+        rows = [row for row in rows if slide_of(names[row], (slide_id,))]
+        if not rows:
+            some = ", ".join(repr(name) for name in sorted(set(names))[:3])
+            raise InputError(
+                f"{table.path}: no row is of slide {slide_id} (column {column}: {some}).",
+                hint="names must agree",
+            )
+    kinds = table.find(*KINDS)
+    if not kinds:
+        return rows
+    of_row = [plain_kind(kind) for kind in table.columns[kinds[0]]]
+    regions = Counter(of_row[row] for row in rows if of_row[row] in REGIONS)
+    if regions:
+        told = ", ".join(f"{count} {REGIONS[kind]}" for kind, count in sorted(regions.items()))
+        if sum(regions.values()) == len(rows):
+            raise InputError(f"{table.path}: holds {told} and neither detections nor cells.")
+        note(f"{table.path}: {told} left out: regions, no nuclei")
+    return [row for row in rows if of_row[row] not in REGIONS]
+
+
+def _labels(table: Table, rows: list[int]) -> list[str]:
+    found = table.find(*CLASSES)
+    if not found:
+        return [NUCLEUS] * len(rows)
+    cells = table.columns[found[0]]
+    return [NUCLEUS if is_missing(cells[row]) else cells[row] for row in rows]
+
+
+def _numbers(
+    table: Table, column: str, rows: list[int], default: float | None
+) -> NDArray[np.float64]:
+    return np.array(table.numbers(column, default=default), np.float64)[rows]
+
+
+def _optional(
+    table: Table, names: tuple[str, ...], rows: list[int], default: float
+) -> NDArray[np.float64]:
+    found = table.find(*names)
+    if not found:
+        return np.full(len(rows), default)
+    return _numbers(table, found[0], rows, default)
+
+
+def _probabilities(table: Table, rows: list[int]) -> NDArray[np.float64]:
+    values = _optional(table, PROBABILITIES, rows, 1.0)
+    wrong = np.flatnonzero((values < -_SLACK) | (values > 1 + _SLACK))
+    if len(wrong):
+        column = table.find(*PROBABILITIES)[0]
+        raise InputError(
+            f"{table.place(rows[wrong[0]], column)}: probability {values[wrong[0]]:g} is outside "
+            "0..1."
+        )
+    return values.clip(0, 1)

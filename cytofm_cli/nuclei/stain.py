@@ -1,0 +1,159 @@
+"""What nuclei are stained with: which colours darkness is measured in.
+
+A stain is an axis, the optical density of nuclei in red, green and blue relative to the largest.
+The darkness of a pixel is the most of that stain that it can hold, whatever else it holds: the
+least of density / axis over the channels in which the stain absorbs. For Papanicolaou and
+haematoxylin, which absorb red and green, that is the lesser of the two; cytoplasm fades, for
+eosin, orange G and haemoglobin leave red alone and light green leaves green alone. Where nuclei
+absorb one of them only (magenta, with Romanowsky stains; one hue), it is that channel.
+
+The axis is found from the slide itself: from the contrasts of its strongest compact things of a
+nucleus' size. It is Papanicolaou's unless these clearly absorb nothing of its colours.
+
+Letters: M blobs, C colours, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.nuclei.blobs import blob_answer, peaks
+from cytofm_cli.nuclei.resample import resample_area
+
+Floats = NDArray[np.float32]
+
+LOOK_MPP: Final = 1.0  # to tell colours, not outlines
+RADII_UM: Final = (2.5, 3.5, 5.0, 7.0)
+FAINT: Final = 0.06  # optical density; fainter blobs are noise
+USED: Final = 0.3  # of the largest density; noise in fainter channels would be enlarged too much
+ABSORBS: Final = 0.45  # of the largest density; measured in CRIC: 0.6 to 1 at nuclei
+# Of the strongest blobs, as many absorb red and green alike with Papanicolaou's stain: at least
+# 0.27 in each of 90 fields, 0.55 in all but one; none with Romanowsky stains that hide red.
+PAP_SHARE: Final = 0.15
+SURE_LEVEL: Final = 0.6  # optical density; red cells alone reach 0.55
+# Haemoglobin absorbs blue, azure-eosin hardly does: a third of green or more is a red cell,
+# unless it is darker than one can be.
+RED_CELL_BLUE: Final = 0.3
+RED_CELL_LEVEL: Final = 1.3
+FEWEST: Final = 3
+BLOB_SHARE: Final = 0.75  # what a blob filter answers to a disk of contrast 1, at most
+DARK_LIGHT: Final = 70  # grey level; glass in transmitted light is brighter
+DARK_SHARE: Final = 0.25  # of the pixels: bright nuclei on black cover less
+
+
+@dataclass(frozen=True)
+class Stain:
+    """Which colours a nucleus absorbs.
+
+    Attributes:
+        name: "pap", "he", "mgg", "fluorescence" or "own".
+        axis: density in red, green and blue, relative to the largest.
+        level: contrast of the darkest nuclei along the axis, optical density; None: not measured.
+    """
+
+    name: str
+    axis: tuple[float, float, float]
+    level: float | None = None
+
+    def darkness(self, density_HWC: Floats) -> Floats:
+        """Return the most of the stain that each pixel can hold, float32 (H, W)."""
+        used = [c for c in range(3) if self.axis[c] >= USED]
+        parts = [density_HWC[..., c] / np.float32(self.axis[c]) for c in used]
+        darkness: Floats = np.minimum.reduce(parts)
+        return darkness
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a record says."""
+        level = None if self.level is None else round(self.level, 3)
+        return {"name": self.name, "axis": [round(part, 3) for part in self.axis], "level": level}
+
+
+PAP: Final = Stain("pap", (1.0, 1.0, 0.0))
+HE: Final = Stain("he", (1.0, 1.0, 0.0))
+MGG: Final = Stain("mgg", (0.35, 1.0, 0.2), 0.8)
+FLUORESCENCE: Final = Stain("fluorescence", (1.0, 1.0, 1.0))
+
+
+def looks_dark(images: Sequence[NDArray[np.uint8]]) -> bool:
+    """Tell whether RGB images were taken in dark field or fluorescence."""
+    light = np.concatenate([image[::4, ::4].mean(-1).ravel() for image in images])
+    return bool(np.mean(light > DARK_LIGHT) < DARK_SHARE)
+
+
+def contrasts(image_HWC: NDArray[np.uint8], mpp: float) -> Floats:
+    """Return the contrast of every compact dark thing in red, green and blue, float32 (M, 3)."""
+    rgb_HWC = resample_area(image_HWC, max(LOOK_MPP / mpp, 1.0))
+    density_HWC = optical_density(rgb_HWC)
+    working = max(LOOK_MPP, mpp)
+    found = []
+    for radius_um in RADII_UM:
+        radius = radius_um / working
+        answer_CHW = np.stack([blob_answer(density_HWC[..., c], radius) for c in range(3)])
+        y, x = peaks(answer_CHW.max(0), radius, FAINT)
+        found.append(answer_CHW[:, y, x].T)
+    return np.concatenate(found).astype(np.float32)
+
+
+def optical_density(rgb_HWC: Floats) -> Floats:
+    """Return the optical density of each channel, float32 in 0..5.55.
+
+    Args:
+        rgb_HWC: float32 in 0..255.
+    """
+    # One grey level of offset keeps the darkest pixel finite and the noise there bounded.
+    density: Floats = -np.log((rgb_HWC + 1) / 256)
+    return density
+
+
+def find_stain(contrast_M3: Floats) -> Stain:
+    """Return the stain of the nuclei among some blobs; `PAP` where it cannot be told.
+
+    Args:
+        contrast_M3: of `contrasts`, of as much of a slide as there is.
+    """
+    # Blue comes last: orange G and keratin absorb it alone, and no nuclear dye does.
+    for channels in ([0, 1], [2]):
+        strong_M3, level = _strongest(contrast_M3, channels)
+        if level < SURE_LEVEL / 3 or len(strong_M3) < FEWEST:
+            continue
+        if level < SURE_LEVEL:
+            return PAP
+        lesser_M, greater_M = strong_M3[:, :2].min(1), strong_M3[:, :2].max(1)
+        if 2 not in channels and np.mean(lesser_M >= ABSORBS * greater_M) >= PAP_SHARE:
+            return PAP
+        return _own(strong_M3, level)
+    return PAP
+
+
+def romanowsky(contrast_M3: Floats) -> Stain:
+    """Return `MGG` with the level of the strongest blobs, if there are any."""
+    strong_M3, level = _strongest(contrast_M3, [1])
+    if level < SURE_LEVEL / 3 or len(strong_M3) < FEWEST:
+        return MGG
+    return Stain("mgg", MGG.axis, level / BLOB_SHARE)
+
+
+def _strongest(contrast_M3: Floats, channels: list[int]) -> tuple[Floats, float]:
+    """Return the blobs of at least half the contrast of the darkest, and that contrast."""
+    top_M = contrast_M3[:, channels].max(1, initial=0)
+    rows = np.flatnonzero(top_M > FAINT)
+    if not len(rows):
+        return contrast_M3[:0], 0.0
+    darkest = np.sort(top_M[rows])[-max(FEWEST, len(rows) // 50) :]
+    level = float(darkest.mean())
+    return contrast_M3[top_M > level / 2], level
+
+
+def _own(strong_M3: Floats, level: float) -> Stain:
+    mean = np.median(strong_M3 / strong_M3.max(1, keepdims=True), axis=0).clip(0)
+    red, green, blue = (float(part) for part in mean / mean.max())
+    if green == 1 and blue >= RED_CELL_BLUE and level < RED_CELL_LEVEL:
+        return PAP
+    axis = (red, green, blue)
+    kind = "mgg" if green == 1 and blue < RED_CELL_BLUE else "own"
+    return Stain(kind, axis, level / BLOB_SHARE)

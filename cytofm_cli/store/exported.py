@@ -1,0 +1,119 @@
+"""Files made of stores: written by rename, and known again by a record beside them.
+
+`<folder>/.cytofm/<file>.json` says with which settings and from which steps a file was made, so
+the same export goes on where it stopped and makes anew what is out of date.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from cytofm_cli.config import differences, digest
+from cytofm_cli.errors import ConfigMismatchError
+from cytofm_cli.store.io import output_errors
+
+RECORDS: Final = ".cytofm"
+_ABANDONED_S: Final = 3600.0
+Status = Literal["written", "skipped"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Files that belong together, and how to make them.
+
+    Attributes:
+        files: what `write` makes, all below the folder of the export.
+        settings: what else would have made other files of these names.
+        steps: provenance records of the steps that they are made from.
+        write: makes them.
+    """
+
+    files: Sequence[Path]
+    settings: Mapping[str, Any]
+    steps: Sequence[Mapping[str, Any]]
+    write: Callable[[], object]
+
+
+def make(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
+    """Write a product unless it is there already, of the same settings and steps.
+
+    Args:
+        product: what to make.
+        folder: of the export; the records lie in it.
+        overwrite: make it in any case.
+
+    Raises:
+        ConfigMismatchError: a file of that name was made with other settings.
+        OutputError: the folder cannot be written.
+    """
+    source = digest({"steps": [dict(step) for step in product.steps]})
+    if not overwrite and all(_is_current(f, folder, product, source) for f in product.files):
+        return "skipped"
+    product.write()
+    for file in product.files:
+        record = {
+            "settings": dict(product.settings),
+            "source": source,
+            "bytes": file.stat().st_size,
+        }
+        with replacing(_record_of(file, folder)) as partial:
+            partial.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    return "written"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a new file of this process, which takes the place of `path` at the end.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        DiskFullError: no space is left.
+    """
+    with output_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(path.parent)
+        partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@functools.cache  # once a process: a folder of many files is long to list
+def _tidy(folder: Path) -> None:
+    """Remove what killed processes left; a living one writes all the time."""
+    for left in folder.glob(".*-*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                left.unlink()
+
+
+def _record_of(file: Path, folder: Path) -> Path:
+    return folder / RECORDS / f"{file.relative_to(folder).as_posix().replace('/', '~')}.json"
+
+
+def _is_current(file: Path, folder: Path, product: Product, source: str) -> bool:
+    try:
+        record = json.loads(_record_of(file, folder).read_text(encoding="utf-8"))
+        settings, size, made_from = record["settings"], record["bytes"], record["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not ours, or of an earlier version: it is made anew
+    if not file.exists():
+        return False
+    differing = differences(settings, product.settings)
+    if differing:
+        raise ConfigMismatchError(
+            f"{file}: was exported with other settings: {'; '.join(differing)}.",
+            hint="--overwrite makes it anew, another -o keeps both.",
+        )
+    return bool(made_from == source and size == file.stat().st_size)

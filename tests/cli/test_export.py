@@ -1,0 +1,54 @@
+"""`cytofm export` says what it wrote and what was there, and refuses what it would not look at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def test_export__goes_on_where_it_stopped(here, stores: Path, tmp_path: Path) -> None:
+    names = sorted(path.stem for path in stores.glob("*.zarr"))
+    done = here("export", stores, "-o", tmp_path, "--to", "pt", "--json")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(record["file"]).name for record in records] == [f"{n}.pt" for n in names]
+    assert {record["status"] for record in records} == {"written"}
+    assert f"export: {len(names)} file(s) written" in done.stderr
+    (tmp_path / f"{names[0]}.pt").unlink()
+    done = here("export", stores, "-o", tmp_path, "--to", "pt")
+    assert done.stdout.split() == [str(tmp_path / f"{name}.pt") for name in names]
+    assert f"export: 1 file(s) written, {len(names) - 1} file(s) up to date" in done.stderr
+    quiet = here("export", stores, "-o", tmp_path, "--to", "pt", "-q")
+    assert quiet.stdout == done.stdout and quiet.stderr == ""
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--to", "pt,xyz"), "--to xyz: choose h5, pt, geojson, csv"),
+        (("--to", "pt", "--detector", "classical"), "--detector is for nuclei"),
+        (("--to", "pt", "--run", "RUN"), "--run is for nuclei"),
+        (("--to", "csv", "--encoder", "handcrafted"), "--encoder is for bags"),
+        (("--to", "csv", "--unit", "cell"), "--unit is for bags"),
+        (("--to", "pt", "--layout", "clam"), "--layout is for --to h5"),
+        (("--unit", "nucleus"), "--unit nucleus: choose tile, cell"),
+        (("--to", "geojson", "--origin", "corner"), "--origin corner: choose bounds, slide"),
+    ],
+)
+def test_export__what_is_not_looked_at_is_refused(
+    here, stores: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    done = here("export", stores, "-o", tmp_path / "out", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_export__cells_that_are_not_there_are_named(here, stores: Path, tmp_path: Path) -> None:
+    store = next(stores.glob("*.zarr"))
+    done = here("export", store, "-o", tmp_path, "--unit", "cell")
+    assert done.returncode == 3
+    assert "no embeddings for unit cell" in done.stderr
