@@ -11,12 +11,13 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
-from cytofm_cli.errors import MissingPackageError, UsageError
+from cytofm_cli.errors import CytofmError, MissingPackageError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,23 @@ class Plugin:
     extra: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Available:
+    """A plug-in as listings show it.
+
+    Attributes:
+        name: how it is called.
+        summary: one line; "" if it cannot even be imported.
+        missing: what it needs and how to install that; "" if nothing.
+        broken: why it cannot be imported; "" if it can.
+    """
+
+    name: str
+    summary: str
+    missing: str = ""
+    broken: str = ""
+
+
 @dataclass(frozen=True)
 class Registry:
     """The plug-ins of one kind.
@@ -46,11 +64,13 @@ class Registry:
         kind: what a plug-in is called in messages, e.g. "detector".
         package: dotted name of the package whose modules are the plug-ins.
         group: entry-point group for plug-ins of other distributions.
+        spoken: what users type for a module whose name is no good word or is one of Python's.
     """
 
     kind: str
     package: str
     group: str
+    spoken: Mapping[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Return the names of all plug-ins, sorted, without importing them."""
@@ -74,10 +94,26 @@ class Registry:
             UsageError: no plug-in has this name.
             MissingPackageError: a package that it needs is not installed.
         """
+        plugin = self.find(name)
+        self._refuse_missing(name, plugin)
+        return plugin
+
+    def key(self, name: str) -> str:
+        """Return the name of the module for what a user typed."""
         name = name.replace("-", "_")
+        return {word: module for module, word in self.spoken.items()}.get(name, name)
+
+    def find(self, name: str) -> Plugin:
+        """Import and return one plug-in, also if the packages that it needs are not installed.
+
+        Raises:
+            UsageError: no plug-in has this name.
+        """
+        name = self.key(name)
         if name not in self.names():
-            close = difflib.get_close_matches(name, self.names(), n=1)
-            known = f"did you mean {close[0]}?" if close else f"known: {', '.join(self.names())}"
+            typed = [self.spoken.get(known, known) for known in self.names()]
+            close = difflib.get_close_matches(name, typed, n=1)
+            known = f"did you mean {close[0]}?" if close else f"known: {', '.join(typed)}"
             raise UsageError(f"no {self.kind} is called {name!r}.", hint=known)
         outside = self._outside()
         if name in outside:
@@ -87,20 +123,43 @@ class Registry:
             plugin = module.PLUGIN
         if not isinstance(plugin, Plugin):
             raise UsageError(f"{self.kind} {name!r} exports no Plugin.")
+        return plugin
+
+    def available(self) -> list[Available]:
+        """Describe every plug-in, also those that cannot be used here."""
+        return [self._describe(self.spoken.get(name, name)) for name in self.names()]
+
+    def _describe(self, name: str) -> Available:
+        summary = ""
+        try:
+            plugin = self.find(name)
+            summary = plugin.summary
+            self._refuse_missing(name, plugin)
+        except MissingPackageError as error:
+            return Available(name=name, summary=summary, missing=error.one_line())
+        except Exception as error:
+            # A plug-in of another package may do anything when imported; the others are fine.
+            text = error.one_line() if isinstance(error, CytofmError) else str(error)
+            broken = f"{type(error).__name__}: {' '.join(text.split())}"
+            return Available(name=name, summary=summary, broken=broken)
+        return Available(name=name, summary=summary)
+
+    def _refuse_missing(self, name: str, plugin: Plugin) -> None:
         missing = [need for need in plugin.needs if importlib.util.find_spec(need) is None]
         if missing:
             extra = f"'cytofm[{plugin.extra}]'" if plugin.extra else " ".join(missing)
             raise MissingPackageError(
                 f"{self.kind} {name!r} needs {', '.join(missing)}.", hint=f"pip install {extra}"
             )
-        return plugin
 
     def _outside(self) -> dict[str, Any]:
         return {entry.name: entry for entry in entry_points(group=self.group)}
 
 
 readers = Registry("reader", "cytofm_cli.slides.readers", "cytofm.readers")
-detectors = Registry("detector", "cytofm_cli.nuclei.detectors", "cytofm.detectors")
+detectors = Registry(
+    "detector", "cytofm_cli.nuclei.detectors", "cytofm.detectors", {"imported": "import"}
+)
 encoders = Registry("encoder", "cytofm_cli.encoders.models", "cytofm.encoders")
 mil_methods = Registry("MIL method", "cytofm_cli.mil.methods", "cytofm.mil_methods")
 pretrain_methods = Registry(

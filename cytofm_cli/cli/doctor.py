@@ -13,7 +13,7 @@ import typer
 
 from cytofm_cli import __version__, registry
 from cytofm_cli.cli.out import out
-from cytofm_cli.errors import CytofmError, MissingPackageError
+from cytofm_cli.errors import CytofmError
 
 _PACKAGES = (
     "torch torchvision timm triton zarr numcodecs imagecodecs openslide-python openslide-bin "
@@ -53,7 +53,7 @@ def doctor(
         registry.pretrain_methods,
         registry.mil_methods,
     ):
-        checks += [_plugin(kind, name) for name in kind.names()]
+        checks += [_plugin(kind, row) for row in kind.available()]
     for name, fine, text in checks:
         mark = "ok " if fine else "BAD"
         out.data(f"{mark} {name}: {text}", {"check": name, "ok": fine, "text": text})
@@ -110,13 +110,9 @@ def _kernels() -> str:
     return f"{choice.backend} ({choice.reason})"
 
 
-def _plugin(kind: registry.Registry, name: str) -> Check:
-    try:
-        return f"{kind.kind} {name}", True, kind.load(name).summary
-    except MissingPackageError as error:
-        return f"{kind.kind} {name}", True, f"not available: {error.one_line()}"
-    except Exception as error:
-        return f"{kind.kind} {name}", False, f"{type(error).__name__}: {error}"
+def _plugin(kind: registry.Registry, row: registry.Available) -> Check:
+    text = f"not available: {row.missing}" if row.missing else row.broken or row.summary
+    return f"{kind.kind} {row.name}", not row.broken, text
 
 
 def register(app: typer.Typer) -> None:

@@ -92,7 +92,7 @@ def probe(
             f"{', '.join(task.name for task in plan.tasks)}"
         )
         return
-    with out.progress_bar("evaluate", len(choices)) as bar:
+    with out.progress_bar("evaluate", len(choices), "encoders", "cells") as bar:
         report = probe_run(
             config,
             sources,

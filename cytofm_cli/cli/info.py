@@ -11,6 +11,7 @@ import typer
 from cytofm_cli.cli.inputs import find_slides
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
+from cytofm_cli.store.fresh import why_stale
 from cytofm_cli.store.io import Store, is_store, open_store
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.units import human_bytes
@@ -66,9 +67,11 @@ def _tell_store(store: Store) -> None:
         f"  slide   {slide['path']}  {w} × {h} px  {slide['mpp']:.4g} µm/px ({slide['mpp_source']})"
         f"  {slide['format']}, {slide['codec']}, read by {slide['reader']}"
     )
+    why = {step: told for step in store.steps if (told := why_stale(store, step)) is not None}
     for step, record in sorted(store.steps.items()):
-        lines.append(f"  {step}  {_step_line(step, record)}")
-    record = {"store": str(store.path), "slide": slide, "steps": store.steps}
+        stale = f"; out of date: {why[step]}" if step in why else ""
+        lines.append(f"  {step}  {_step_line(step, record)}{stale}")
+    record = {"store": str(store.path), "slide": slide, "steps": store.steps, "out_of_date": why}
     record["arrays"] = _arrays(store)
     lines += [f"    {a['path']}  {a['dtype']} {tuple(a['shape'])}" for a in record["arrays"]]
     out.data("\n".join(lines), record)
@@ -82,7 +85,19 @@ def _step_line(step: str, record: dict[str, Any]) -> str:
             f"{record['mpp']:.4g} µm/px, pixels {record['store_codec']} "
             f"({human_bytes(record['pixel_bytes'])}); {when}"
         )
-    return f"{record.get('n', '?')} × {record.get('dim', '?')}; {when}"
+    return f"{_held(step, record)}; {when}"
+
+
+def _held(step: str, record: dict[str, Any]) -> str:
+    """Say what a step's arrays hold, in its own words."""
+    kind, n = step.partition("/")[0], record.get("n")
+    if n is None:
+        return "a count is not recorded"
+    if kind == "nuclei":
+        classes = ", ".join(record.get("classes") or ())
+        return f"{n} nuclei" + (f" of classes {classes}" if classes else "")
+    what = {"embeddings": "embeddings", "attention": "rows of attention"}.get(kind, "rows")
+    return f"{n} {what}" + (f" of {record['dim']} numbers" if record.get("dim") else "")
 
 
 def _arrays(store: Store) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import math
 import os
@@ -89,13 +90,31 @@ def are_stores(inputs: Sequence[str]) -> bool:
 
     Raises:
         UsageError: some do and some do not.
+        InputError: one is not there: it is neither, and a step must not be chosen by a typing slip.
     """
+    for word in inputs:
+        refuse_missing(word)
     kinds = {_names_stores(Path(word)) for word in inputs if word != "-"}
     if len(kinds) > 1:
         raise UsageError(
             "stores and slides in one command.", hint="run it once for each; both go to one -o."
         )
     return kinds == {True}
+
+
+def refuse_missing(word: str) -> None:
+    """Refuse a path that is not there, with the name that was probably meant.
+
+    Raises:
+        InputError: no such file or folder; URLs, globs and `-` are not looked at.
+    """
+    path = Path(word)
+    if word == "-" or "://" in word or path.exists() or glob.has_magic(word):
+        return
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    hint = f"did you mean {path.parent / close[0]}?" if close else "check the path."
+    raise InputError(f"{word}: no such file or folder.", hint=hint)
 
 
 def _names_stores(path: Path) -> bool:

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cytofm_cli import registry
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import UsageError
+from cytofm_cli.registry import Available, Registry
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
-def encoders(*, as_json: Json = False) -> None:
-    """List the encoders that can be loaded.
+def encoders(
+    name: Annotated[str | None, typer.Argument(help="Show all that is known of this one.")] = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """List the encoders that can be loaded, or show one.
 
     Examples:
 
       cytofm encoders
+
+      cytofm encoders uni
 
       cytofm encoders --json
     """
     from cytofm_cli.encoders import catalogue
 
     out.json = as_json
-    for row in catalogue.describe():
+    rows = {row.name: row for row in catalogue.describe()}
+    if name is not None:
+        _refuse_unknown("encoder", name, list(rows))
+        record = dataclasses.asdict(rows[name])
+        for key, value in record.items():
+            _pair(key, value, as_json=as_json)
+        if as_json:
+            out.data("", record)
+        return
+    for row in rows.values():
         record = dataclasses.asdict(row)
         facts = [f"{row.dim or '?'}-d", f"{row.input_px} px" if row.input_px else "any size"]
         facts += [f"{row.mpp:g} µm/px"] if row.mpp else []
@@ -35,16 +51,22 @@ def encoders(*, as_json: Json = False) -> None:
         out.data(f"{row.name:<20} {', '.join(facts)}; {row.licence}", record)
 
 
-def detectors(*, as_json: Json = False) -> None:
-    """List the nuclei detectors.
+def detectors(
+    name: Annotated[
+        str | None, typer.Argument(help="Show the settings of this detector instead.")
+    ] = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """List the nuclei detectors, or the settings of one, for `detect --set`.
 
     Examples:
 
       cytofm detectors
 
-      cytofm detectors --json
+      cytofm detectors classical
     """
-    _list(registry.detectors, as_json=as_json)
+    _list_or_show((registry.detectors,), name, as_json=as_json)
 
 
 def methods(
@@ -63,29 +85,61 @@ def methods(
       cytofm methods dino
     """
     kinds = (registry.mil_methods, registry.pretrain_methods)
-    if name is None:
-        for kind in kinds:
-            _list(kind, as_json=as_json)
+    _list_or_show(kinds, name, as_json=as_json)
+
+
+def _list_or_show(kinds: tuple[Registry, ...], name: str | None, *, as_json: bool) -> None:
+    out.json = as_json
+    if name is not None:
+        _show(kinds, name)
         return
-    out.json = as_json
-    known = [kind for kind in kinds if name.replace("-", "_") in kind.names()]
+    for kind in kinds:
+        for row in kind.available():
+            record = {"kind": kind.kind, **dataclasses.asdict(row), "available": _usable(row)}
+            out.data(f"{row.name:<14} {row.summary}{_mark(row)}", record)
+
+
+def _usable(row: Available) -> bool:
+    return not (row.missing or row.broken)
+
+
+def _mark(row: Available) -> str:
+    if row.missing:
+        return f"  (not installed: {row.missing})"
+    return f"  (broken: {row.broken})" if row.broken else ""
+
+
+def _show(kinds: tuple[Registry, ...], name: str) -> None:
+    """Show the settings of one plug-in, also of one whose packages are missing."""
+    known = [kind for kind in kinds if kind.key(name) in kind.names()]
     if not known:
-        close = difflib.get_close_matches(name, [one for kind in kinds for one in kind.names()], 1)
-        hint = f"did you mean {close[0]}?" if close else "`cytofm methods` lists them"
-        raise UsageError(f"no method is called {name!r}.", hint=hint)
-    config = known[0].load(name).config
-    for field in dataclasses.fields(config) if config is not None else ():
+        every = [row.name for kind in kinds for row in kind.available()]
+        _refuse_unknown(kinds[-1].kind.split()[-1], name, every)
+    plugin = known[0].find(name)
+    for row in known[0].available():
+        if known[0].key(row.name) == known[0].key(name) and not _usable(row):
+            out.warn(row.missing or row.broken)
+    if plugin.config is None:
+        out.note(f"{name} has no settings.")
+        return
+    for field in dataclasses.fields(plugin.config):
         text = str(field.metadata.get("help", ""))
-        record = {"name": field.name, "default": field.default, "help": text}
-        out.data(f"{field.name:<20} {field.default!s:<10} {text}", record)
+        choices = field.metadata.get("choices")
+        shown = f"{text} [{'|'.join(choices)}]" if choices else text
+        record = {"name": field.name, "default": field.default, "help": text, "choices": choices}
+        out.data(f"{field.name:<20} {field.default!s:<10} {shown}", record)
 
 
-def _list(kind: registry.Registry, *, as_json: bool) -> None:
-    out.json = as_json
-    for name in kind.names():
-        summary = kind.load(name).summary
-        record = {"kind": kind.kind, "name": name, "summary": summary}
-        out.data(f"{name:<14} {summary}", record)
+def _pair(key: str, value: Any, *, as_json: bool) -> None:
+    if not as_json:
+        out.data(f"{key:<16} {'-' if value is None else value}")
+
+
+def _refuse_unknown(kind: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+        raise UsageError(f"no {kind} is called {name!r}.", hint=hint)
 
 
 def register(app: typer.Typer) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cytofm_cli.cli.inputs import take_shard
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import (
-    ConfigMismatchError,
     CytofmError,
     InputError,
     OutputError,
@@ -234,6 +233,7 @@ def _find(words: list[str], encoder: str) -> list[Path]:
 
 def _score_one(path: Path, task: _Task) -> SlideScore:
     """Score a slide; attention that cannot be written is no reason to lose the score."""
+    from cytofm_cli.mil.attention import write_attention
     from cytofm_cli.mil.bags import load_bags
     from cytofm_cli.mil.origin import unstated
     from cytofm_cli.mil.score import score_bag
@@ -247,7 +247,7 @@ def _score_one(path: Path, task: _Task) -> SlideScore:
     task.unstated.update(unstated(bag.origin))
     if task.attention and is_store:
         try:
-            _write_attention(path, steps, task, bag, result)
+            write_attention(path, steps, task.run, task.ensemble.card, bag, result)
         except CytofmError as error:
             out.warn(error.one_line())
     if task.geojson is not None:
@@ -273,67 +273,3 @@ def _all_failed(failures: Sequence[CytofmError]) -> CytofmError:
     if len(failures) == 1:
         return first
     return type(first)(f"none of {len(failures)} slides could be scored.", hint=first.hint)
-
-
-def _write_attention(
-    store: Path,
-    steps: Mapping[str, dict[str, Any]],
-    task: _Task,
-    bag: Bag,
-    result: SlideScore,
-) -> None:
-    """Put attention and scores of the instances under `/attention/<run>/<unit>`.
-
-    Args:
-        store: where to.
-        steps: the store's records from before the bag was read: if it is embedded anew
-            meanwhile, the attention shows as made from what is gone.
-        task: how slides are scored.
-        bag: what was scored.
-        result: the score.
-
-    Raises:
-        ConfigMismatchError: another RUN of that name has written there.
-    """
-    from cytofm_cli import provenance
-    from cytofm_cli.mil.score import run_digest
-    from cytofm_cli.store import io, lineage, schema
-    from cytofm_cli.store.zarr3 import write_array
-
-    run, card = task.run, task.ensemble.card
-    step = schema.attention_step(run.name, card.unit)
-    bag_step = schema.embedding_step(str(bag.encoder), card.unit)
-    source = steps[bag_step]
-    mark = f"{source['config_hash']}-{source['input_fingerprint']}"
-    facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
-    try:
-        done = io.is_finished(store, step, config=facts, input_fingerprint=mark)
-        if done and steps[step].get("basis") == result.basis:
-            return
-    except ConfigMismatchError as error:
-        # The same RUN may replace its own attention: of embeddings that were made anew, or of
-        # other models of it, now that --groups tells which ones saw the patient.
-        if steps[step]["config"] != facts:
-            raise ConfigMismatchError(
-                f"{store}: keeps the {step} of another RUN named {run.name}.",
-                hint="rename the RUN folder to keep both, or use --no-attention.",
-            ) from error
-    record = provenance.record(
-        facts,
-        input_fingerprint=mark,
-        run_folder=str(run),
-        n=len(result.instances_NK),
-        dim=len(result.columns),
-        basis=result.basis,
-        predicted=result.predicted,
-        differs=list(result.differs),
-        made_from=lineage.made_from(steps, bag_step),
-    )
-    with (
-        io.claim_step(store.parent, bag.slide_id, step),
-        io.staging(store.parent, bag.slide_id, step) as staged,
-    ):
-        kind = schema.ATTENTION
-        told = kind.attributes | {"columns": list(result.columns)}
-        write_array(staged / "values", result.instances_NK, axes=kind.axes, attributes=told)
-        io.commit_group(staged, store, step, record)

@@ -10,14 +10,12 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from cytofm_cli.cli.progress import BarProgress, LogProgress, Progress
 from cytofm_cli.errors import CytofmError
-
-_PLAIN_PROGRESS_EVERY_S = 60.0
 
 
 @dataclass
@@ -36,134 +34,60 @@ class Out:
     verbose: int = 0
     progress: bool = True
     _warned: set[str] = field(default_factory=set)
+    _bar: Progress | None = None
 
     def data(self, text: str, record: dict[str, Any] | None = None) -> None:
         """Print one piece of data: `text` for people and pipes, `record` with --json."""
         if self.json:
             if record is not None:
-                print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
+                self._print(json.dumps(record, ensure_ascii=False, allow_nan=False), sys.stdout)
         else:
-            print(text, flush=True)
+            self._print(text, sys.stdout)
 
     def note(self, text: str) -> None:
-        """Say something useful on stderr."""
-        if not self.quiet:
-            _line(text)
+        """Say something useful on stderr; what starts with `warning: ` also with -q."""
+        if not self.quiet or text.startswith("warning: "):
+            self._print(text, sys.stderr)
 
     def detail(self, text: str) -> None:
         """Say something on stderr with -v."""
         if self.verbose:
-            _line(text)
+            self._print(text, sys.stderr)
 
     def warn(self, text: str) -> None:
         """Say on stderr what the user should look at; the same line only once."""
         if text not in self._warned:
             self._warned.add(text)
-            _line(f"warning: {text}")
+            self._print(f"warning: {text}", sys.stderr)
 
     def error(self, error: CytofmError) -> None:
         """Print an error as one line on stderr."""
-        _line(f"error: {error.one_line()}")
+        self._print(f"error: {error.one_line()}", sys.stderr)
 
     @contextlib.contextmanager
-    def progress_bar(self, label: str, total: int) -> Iterator[Progress]:
+    def progress_bar(
+        self, label: str, n_items: int, unit: str = "slides", parts: str = "tiles"
+    ) -> Iterator[Progress]:
         """Show how far a long job is: a bar on a terminal, a line a minute elsewhere."""
         if self.quiet or not self.progress:
-            yield Progress(total)
+            yield Progress(label, n_items, unit, parts)
         elif sys.stderr.isatty():
-            with _RichProgress(label, total) as bar:
-                yield bar
+            with BarProgress(label, n_items, unit, parts) as bar:
+                self._bar = bar
+                try:
+                    yield bar
+                finally:
+                    self._bar = None
         else:
-            yield _PlainProgress(label, total)
+            yield LogProgress(label, n_items, unit, parts)
 
-
-def _line(text: str, stream: TextIO | None = None) -> None:
-    print(text, file=stream or sys.stderr, flush=True)
-
-
-class Progress:
-    """Count finished items, with the current fraction of those under way; prints nothing."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.finished = 0
-        self._under_way: dict[str, float] = {}
-
-    def part(self, item: str, done: int, total: int) -> None:
-        """Note that an item under way has `done` of `total` parts."""
-        self._under_way[item] = done / max(1, total)
-        self.show()
-
-    def finish(self, item: str) -> None:
-        """Note that an item is finished."""
-        self._under_way.pop(item, None)
-        self.finished += 1
-        self.show()
-
-    @property
-    def amount(self) -> float:
-        """Finished items, counting fractions."""
-        return self.finished + sum(self._under_way.values())
-
-    def show(self) -> None:
-        """Draw, if this kind of progress draws."""
-
-
-class _RichProgress(Progress):
-    def __init__(self, label: str, total: int) -> None:
-        super().__init__(total)
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
-
-        # No refresh thread: the supervisor forks, and forking with threads is unsafe.
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            auto_refresh=False,
-            transient=True,
-        )
-        self._task = self._bar.add_task(label, total=total)
-
-    def __enter__(self) -> _RichProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self) -> None:
-        self._bar.update(self._task, completed=self.amount)
-        self._bar.refresh()
-
-
-class _PlainProgress(Progress):
-    def __init__(self, label: str, total: int) -> None:
-        super().__init__(total)
-        self._label = label
-        self._start = self._last = time.monotonic()
-
-    def show(self) -> None:
-        now = time.monotonic()
-        if now - self._last < _PLAIN_PROGRESS_EVERY_S:
-            return
-        self._last = now
-        rate = self.amount / (now - self._start)
-        left_s = (self.total - self.amount) / rate if rate > 0 else float("nan")
-        _line(
-            f"{self._label}: {self.finished}/{self.total}, {rate * 60:.1f} a minute, "
-            f"about {left_s / 60:.0f} min left"
-        )
+    def _print(self, text: str, stream: TextIO) -> None:
+        """Print a line; a bar on the same terminal makes room for it."""
+        if self._bar is not None and stream.isatty():
+            with self._bar.aside():
+                print(text, file=stream, flush=True)
+        else:
+            print(text, file=stream, flush=True)
 
 
 def silence_broken_pipe() -> None:

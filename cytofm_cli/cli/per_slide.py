@@ -66,7 +66,7 @@ def run_slides(
         again = [task for task in tasks if task.slide_id in held]
         outcomes = [outcome for outcome in outcomes if outcome.slide_id not in held]
         outcomes += _run_once(again, work, run, failures, command=command, workers=1)
-    _conclude(command, outcomes, failures.path, planned=run.dry_run)
+    _conclude(command, outcomes, None if run.dry_run else failures.path)
     return outcomes
 
 
@@ -204,15 +204,14 @@ def _report(outcome: Outcome, run: RunOptions, *, alone: bool) -> None:
     out.data(str(text), record)
 
 
-def _conclude(
-    command: str, outcomes: Sequence[Outcome], log: Path, *, planned: bool = False
-) -> None:
+def _conclude(command: str, outcomes: Sequence[Outcome], log: Path | None) -> None:
+    """Sum up; `log` is the file that names the failures, None for a dry run, which writes none."""
     errors = [o.error for o in outcomes if o.status == "failed" and o.error is not None]
     if len(outcomes) == 1 and errors:
         raise errors[0]
     counts: Counter[str] = Counter(outcome.status for outcome in outcomes)
     words = {
-        "done": "planned" if planned else "done",
+        "done": "planned" if log is None else "done",
         "skipped": "skipped (done before)",
         "held": "held by other processes",
     }
@@ -220,13 +219,13 @@ def _conclude(
     if errors:
         told.append(f"{len(errors)} failed")
     if told:
-        out.note(f"{command}: {', '.join(told)}")
+        out.note(f"{command}: {', '.join(told)}{_sums(outcomes)}")
     if errors and len(errors) == len(outcomes):
-        raise _AllFailedError(errors, log)
+        raise _AllFailedError(errors, _where(log))
     if errors:
         raise SomeSlidesFailedError(
             f"{len(errors)} of {len(outcomes)} slides failed, the others are done.",
-            hint=f"{log} says why.",
+            hint=_where(log),
         )
     if counts["held"]:
         raise TryAgainError(
@@ -234,11 +233,25 @@ def _conclude(
         )
 
 
+def _where(log: Path | None) -> str:
+    return "the lines above say why." if log is None else f"{log} says why."
+
+
+def _sums(outcomes: Sequence[Outcome]) -> str:
+    """Add up what the slides hold: tiles, nuclei, rows of bags."""
+    told = []
+    for key, word in (("n_tiles", "tiles"), ("n_nuclei", "nuclei"), ("n_rows", "embeddings")):
+        found = [outcome.facts[key] for outcome in outcomes if key in outcome.facts]
+        if found:
+            told.append(f"{sum(found)} {word}")
+    return f": {', '.join(told)}" if told else ""
+
+
 class _AllFailedError(CytofmError):
     """Nothing could be done: the exit code is that of the slides' errors if they agree."""
 
-    def __init__(self, errors: Sequence[CytofmError], log: Path) -> None:
-        super().__init__(f"none of {len(errors)} slides could be used.", hint=f"{log} says why.")
+    def __init__(self, errors: Sequence[CytofmError], hint: str) -> None:
+        super().__init__(f"none of {len(errors)} slides could be used.", hint=hint)
         codes = {error.exit_code for error in errors}
         self.exit_code = codes.pop() if len(codes) == 1 else 3  # type: ignore[misc]
 

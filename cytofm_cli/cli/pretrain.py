@@ -62,11 +62,10 @@ def pretrain(
         out.data(str(folder), _record(plan))
         out.note(_one_line(plan))
         return
-    bar: Any
-    with out.progress_bar(f"pretrain {config.method}", 1) as bar:
+    with out.progress_bar(f"pretrain {config.method}", 1, "runs", "steps") as bar:
 
         def progress(done: int, total: int, loss: float) -> None:
-            bar.part("steps", done, total)
+            bar.part("training", done, total, f"loss {loss:.4g}")
 
         report = runs.pretrain(
             config,

@@ -23,6 +23,7 @@ from cytofm_cli.config import as_record, differences
 from cytofm_cli.encoders.base import CELL_UM, Encoder, load_encoder, store_key
 from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
+from cytofm_cli.encoders.dtype import refuse_overflow, to_dtype
 from cytofm_cli.errors import (
     ConfigMismatchError,
     OutOfMemoryError,
@@ -33,7 +34,7 @@ from cytofm_cli.errors import (
 from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.nuclei.run import name_of_nuclei
 from cytofm_cli.store import io, lineage, schema
-from cytofm_cli.store.fresh import loss_note, why_stale
+from cytofm_cli.store.fresh import loss_note, say_risk, why_stale
 from cytofm_cli.store.zarr3 import write_array, write_rows
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.run import TileJob, tile_slide
@@ -100,6 +101,7 @@ class Embedder:
             io.tidy(job.store.parent, job.slide_id, finished)
             return "skipped", _facts(store, finished)
         if job.dry_run:
+            say_risk(store, finished, note)
             return "done", {"store": str(job.store), "n_tiles": store.steps["tile"]["n_tiles"]}
         encoder = self._load(job.config)
         step = schema.embedding_step(store_key(encoder.spec), job.config.unit)
@@ -139,6 +141,7 @@ class Embedder:
         tile = store.steps[schema.TILE_STEP]
         made_from = lineage.made_from(store.steps, *_sources(store, job.config))
         cell_um = job.config.cell_um or spec.cell_um or CELL_UM
+        where = f"{job.store}: encoder {spec.name}"
         with _open_instances(store, job.config, cell_um) as instances:
             values, batch_size = embed_tiles(
                 instances,
@@ -146,6 +149,7 @@ class Embedder:
                 batch_size=job.config.batch_size or default_batch(job.config.device),
                 threads=job.threads,
                 report=report,
+                refuse=lambda part: refuse_overflow(part, job.config.dtype, where),
             )
             xy_px0 = instances.xy_px0
         side_px = tile["tile_px"]
@@ -157,7 +161,7 @@ class Embedder:
                 f"warning: {spec.name} was trained at {spec.mpp:g} µm/px and sees "
                 f"{seen_mpp:.3g}: its input should cover {spec.mpp * (spec.input_px or 0):.0f} µm."
             )
-        rows = to_dtype(values, job.config.dtype, f"{job.store}: encoder {spec.name}")
+        rows = to_dtype(values, job.config.dtype, where)
         record = provenance.record(
             settings,
             input_fingerprint=mark,
@@ -177,20 +181,29 @@ class Embedder:
             seed=job.config.seed,
             made_from=made_from,
         )
-        with io.staging(job.store.parent, job.slide_id, step) as staged:
-            write_rows(
-                staged / "values",
-                rows,
-                axes=schema.EMBEDDINGS.axes,
-                rows_per_chunk=schema.ROWS_PER_CHUNK,
-                attributes=schema.EMBEDDINGS.attributes,
-            )
-            on_tiles = job.config.unit == "tile"
-            kind = schema.EMBEDDINGS_XY if on_tiles else schema.CELL_EMBEDDINGS_XY
-            write_array(staged / "xy_px0", xy_px0, axes=kind.axes, attributes=kind.attributes)
-            gone = io.commit_group(staged, job.store, step, record)
-        if gone:
+        if gone := _save(job, step, rows, xy_px0, record):
             note(loss_note(job.store, step, gone))
+
+
+def _save(
+    job: EmbedJob,
+    step: str,
+    rows: NDArray[np.floating[Any]],
+    xy_px0: NDArray[np.int32],
+    record: Mapping[str, Any],
+) -> tuple[str, ...]:
+    """Put a bag into the store; return what was made from the former one and is gone."""
+    xy_kind = schema.EMBEDDINGS_XY if job.config.unit == "tile" else schema.CELL_EMBEDDINGS_XY
+    with io.staging(job.store.parent, job.slide_id, step) as staged:
+        write_rows(
+            staged / "values",
+            rows,
+            axes=schema.EMBEDDINGS.axes,
+            rows_per_chunk=schema.ROWS_PER_CHUNK,
+            attributes=schema.EMBEDDINGS.attributes,
+        )
+        write_array(staged / "xy_px0", xy_px0, axes=xy_kind.axes, attributes=xy_kind.attributes)
+        return io.commit_group(staged, job.store, step, record)
 
 
 def embed_tiles(
@@ -200,6 +213,7 @@ def embed_tiles(
     batch_size: int,
     threads: int,
     report: Report,
+    refuse: Callable[[NDArray[np.float32]], None] = lambda _: None,
 ) -> tuple[NDArray[np.float32], int]:
     """Encode every tile, decoding ahead in threads.
 
@@ -209,6 +223,7 @@ def embed_tiles(
         batch_size: tiles at a time, halved when the device has too little memory.
         threads: decoding threads.
         report: called with (done, total) after each batch.
+        refuse: raises if the vectors of a batch cannot be used: not hours later.
 
     Returns:
         float32 (n, dim) in the order of the tiles, and the batch size that fitted.
@@ -227,6 +242,7 @@ def embed_tiles(
                 for batch in batches:
                     stop = min(n, start + batch_size)
                     values[start:stop] = encoder.encode(batch)
+                    refuse(values[start:stop])
                     start = stop
                     report(start, n)
             except OutOfMemoryError:
@@ -236,31 +252,6 @@ def embed_tiles(
             finally:
                 batches.close()
     return values, batch_size
-
-
-def to_dtype(values: NDArray[np.float32], dtype: str, where: str) -> NDArray[np.floating[Any]]:
-    """Return values as they are stored.
-
-    Args:
-        values: float32 of any shape.
-        dtype: "float16" or "float32".
-        where: the store and who made the values, for the error.
-
-    Raises:
-        StoreError: a value is NaN or infinite, or too large for the dtype; or all are too small.
-    """
-    if not np.isfinite(values).all():
-        raise StoreError(f"{where} gave values that are not finite.")
-    largest, limits = float(np.abs(values).max(initial=0)), np.finfo(dtype)
-    with np.errstate(over="ignore"):  # refused in the next lines
-        rows = values.astype(dtype)
-    if not np.isfinite(rows).all() or 0 < largest < limits.tiny:
-        raise StoreError(
-            f"{where} gave values up to {largest:.6g}; "
-            f"{dtype} holds {limits.tiny:.2g} to {limits.max:.6g}.",
-            hint="--dtype float32",
-        )
-    return rows
 
 
 def default_batch(device: str) -> int:

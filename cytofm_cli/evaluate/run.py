@@ -28,7 +28,7 @@ from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS
 from cytofm_cli.mil.pool import stop_requests
 from cytofm_cli.resources import cpu_count
 from cytofm_cli.signals import StopFlag
-from cytofm_cli.store import schema
+from cytofm_cli.store import lineage, schema
 from cytofm_cli.store.io import output_errors
 
 PREDICTIONS, TABLE = "predictions.csv", "table.md"
@@ -199,7 +199,7 @@ def features_of(
         "seed": config.seed if choice.random else None,
         "cytofm": __version__,
     }
-    name = choice.label.replace("/", ".").replace(" ", "-")
+    name = schema.node_name(choice.label).replace(" ", "-")
     kept = None if folder is None else folder / f"{name}-{digest(settings)}.safetensors"
     if kept is not None and (known := run_folder.read_features(kept, len(points))) is not None:
         return known
@@ -365,7 +365,6 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
 def _mark(source: Source) -> str:
     store = source.store
     if store is not None:
-        record = store.steps[schema.TILE_STEP]
-        return f"{record['config_hash']}-{record['input_fingerprint']}"
+        return lineage.id_of(store.steps[schema.TILE_STEP])
     path = source.path
     return path if "://" in path else f"{provenance.fingerprint(Path(path))}-{source.mpp}"

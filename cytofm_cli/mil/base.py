@@ -70,24 +70,26 @@ class Recipe:
     )
     lr: float = option(1e-4, "learning rate", low=0)
     betas: tuple[float, ...] = option((0.9, 0.999), "moment decay of Adam")
-    weight_decay: float = option(0.1, "weight decay (coupled L2 for adam and radam)", low=0)
+    weight_decay: float = option(0.1, "weight decay (coupled L2 for adam and sgd)", low=0)
     decay_vectors: bool = option(True, "decay biases and other 1-D parameters too")
     epochs: int = option(60, "most passes over the training bags", low=1)
     min_epochs: int = option(5, "stop no earlier than after this many passes", low=0)
     patience: int = option(10, "passes without improvement before stopping; 0 never stops", low=0)
     schedule: str = option("constant", "learning rate", choices=("constant", "cosine", "step"))
     warmup_epochs: int = option(0, "passes of linear warm-up", low=0)
+    hold_epochs: int = option(0, "passes at the full rate before a cosine begins to fall", low=0)
     lr_end: float = option(0.0, "learning rate at the end of a cosine", low=0)
     step_epoch: int = option(100, "pass at which a step schedule drops", low=1)
     step_factor: float = option(0.2, "factor of that drop", low=0)
     accumulate: int = option(1, "bags whose gradients make one step", low=1)
-    clip_norm: float = option(0.0, "largest gradient norm of each top module; 0: no limit", low=0)
+    clip_norm: float = option(0.0, "largest gradient norm of each part; 0: no limit", low=0)
     select: str = option(
         "loss",
         "which epoch is kept, judged on validation",
         choices=("loss", "auc", "accuracy", "auc_accuracy", "last"),
     )
-    select_from: float = option(0.0, "only epochs after this share of all count", low=0, high=1)
+    select_from: float = option(0.0, "only epochs from this share of all on count", low=0, high=1)
+    ties: str = option("last", "which of equally good epochs is kept", choices=("first", "last"))
     balance: str = option(
         "weights", "what evens out class sizes", choices=("none", "weights", "sampling")
     )
@@ -140,6 +142,10 @@ class MilHead(nn.Module):
             seeds: one number a bag; heads that draw at random in evaluation use it, so that
                 a slide always gets the same answer.
         """
+
+    def clip_parts(self) -> list[list[nn.Parameter]]:
+        """Return the parts whose gradient norms `Recipe.clip_norm` bounds, each on its own."""
+        return [list(module.parameters()) for module in self.children()]
 
     def loss(self, out: MilOutput, y_B: Tensor, bag_loss: BagLoss) -> Tensor:
         """Return the training loss; heads with more than a bag loss override this."""

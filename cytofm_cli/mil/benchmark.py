@@ -34,8 +34,9 @@ from cytofm_cli.run_record import changes, write_text
 from cytofm_cli.store.io import output_errors
 
 RUNS, FAILURES = "runs", "failures.jsonl"
-# Settings whose effect each run compares by itself: whose features, and which folds.
-IMPLIED = {"encoder", "splits", "group", "positive"}
+# Settings whose effect is compared: whose features, classes and patients by each run, folds here.
+IMPLIED = {"encoder", "splits", "group", "positive", "protocol", "folds", "inner_folds"}
+IMPLIED |= {"repeats", "test_fraction"}
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,17 @@ class Clam(MilHead):
     """
 
     multi_branch: ClassVar[bool] = False
-    # The commands in the authors' README; class-balanced sampling, patience from epoch 51 on.
+    gap: ClassVar[str] = (
+        "dropout of the gate follows the setting (official: 0.25 whenever it is on)"
+    )
+    # The commands in the authors' README; class-balanced sampling; the first pass after which
+    # training may stop is the 52nd (epoch index > 50).
     OFFICIAL: ClassVar[Mapping[str, Any]] = {
         "optimizer": "adam",
         "lr": 2e-4,
         "weight_decay": 1e-5,
         "epochs": 200,
-        "min_epochs": 51,
+        "min_epochs": 52,
         "patience": 20,
         "balance": "sampling",
     }
@@ -78,8 +82,10 @@ class Clam(MilHead):
             config.hidden, config.attention, branches, dropout=config.dropout
         )
         self.classifier = nn.Linear(config.hidden, n_classes)
-        # One 2-way classifier a class, laid side by side.
-        self.instance = nn.Linear(config.hidden, 2 * n_classes)
+        # One 2-way classifier a class. Modules of their own: a class that a bag does not ask gets
+        # no gradient at all, so that the optimiser leaves it alone instead of decaying it.
+        self.instance = nn.ModuleList(nn.Linear(config.hidden, 2) for _ in range(n_classes))
+        self.register_load_state_dict_pre_hook(_split_instance_weights)  # type: ignore[no-untyped-call]
 
     def forward(
         self, x_BND: Tensor, mask_BN: Tensor | None = None, seeds: Sequence[int] | None = None
@@ -133,8 +139,8 @@ class Clam(MilHead):
         n = h_NH.shape[0]
         k = min(self.config.k, n if self.config.overlap else n // 2)
         losses, logits, targets = [h_NH.new_zeros(())], [], []
-        n_classes = self.instance.out_features // 2
-        for c in range(n_classes if k else 0):
+        n_classes = len(self.instance)
+        for c, classifier in enumerate(self.instance if k else ()):
             if c != y and not self.config.subtyping:
                 continue
             ranking_N = raw_KN[c if self.multi_branch else 0]
@@ -145,11 +151,7 @@ class Clam(MilHead):
                 target = torch.cat([target, torch.zeros_like(target)])
             else:
                 target = torch.zeros_like(target)
-            logits_S2 = nn.functional.linear(
-                h_NH[chosen],
-                self.instance.weight[2 * c : 2 * c + 2],
-                self.instance.bias[2 * c : 2 * c + 2],
-            )
+            logits_S2 = classifier(h_NH[chosen])
             losses.append(self._two_way(logits_S2, target))
             logits.append(logits_S2)
             targets.append(target)
@@ -163,8 +165,18 @@ class Clam(MilHead):
         return smooth_svm(logits_S2, target_S)
 
     def _scores(self, h_BNH: Tensor) -> Tensor:
-        z_BNC2: Tensor = self.instance(h_BNH).reshape(*h_BNH.shape[:2], -1, 2)
-        return z_BNC2.softmax(-1)[..., 1].transpose(1, 2)
+        z_BCN2 = torch.stack([classifier(h_BNH) for classifier in self.instance], dim=1)
+        return z_BCN2.softmax(-1)[..., 1]
+
+
+def _split_instance_weights(
+    module: nn.Module, state: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """Read models of before: the classifiers of all classes lay side by side in one layer."""
+    for kind in ("weight", "bias"):
+        joined = state.pop(f"{prefix}instance.{kind}", None)
+        for c, rows in enumerate(() if joined is None else joined.split(2)):
+            state[f"{prefix}instance.{c}.{kind}"] = rows
 
 
 def smooth_svm(logits_SC: Tensor, target_S: Tensor) -> Tensor:

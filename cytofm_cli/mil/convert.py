@@ -197,7 +197,7 @@ def _clam(ours: Mapping[str, Tensor], official: Mapping[str, Tensor]) -> Iterato
         for c in range(n_classes):
             yield from _both(f"classifiers.{c}", "classifier", c, 1)
     for c in range(n_classes):
-        yield from _both(f"instance_classifiers.{c}", "instance", 2 * c, 2)
+        yield from _both(f"instance_classifiers.{c}", f"instance.{c}")
 
 
 def _dsmil(ours: Mapping[str, Tensor], official: Mapping[str, Tensor]) -> Iterator[Piece]:

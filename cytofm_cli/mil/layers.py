@@ -109,9 +109,25 @@ class AttentionScores(nn.Module):
             p = 1 - (1 - self.dropout.p) ** 2
             keep_NA = keep_mask(h_ND.new_empty((len(h_ND), score.in_features)), p)
         found = _GatedPool.apply(
-            h_ND, hidden.weight, hidden.bias, score.weight, score.bias, keep_NA
+            h_ND, hidden.weight, hidden.bias, score.weight, score.bias, keep_NA, None
         )
         return found[0][None], found[1][None], found[2][None]
+
+    def pool_parts(self, h_ND: Tensor, outside_GN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend and sum within parts of one bag, by one gated map without dropout.
+
+        Args:
+            h_ND: instances.
+            outside_GN: True where an instance does not belong to a part.
+
+        Returns:
+            part vectors (G, D), attention (G, N), raw scores (1, N).
+        """
+        hidden, score = self.hidden, self.score
+        found: tuple[Tensor, Tensor, Tensor] = _GatedPool.apply(
+            h_ND, hidden.weight, hidden.bias, score.weight, score.bias, None, outside_GN
+        )
+        return found
 
     def forward(self, h_BND: Tensor) -> Tensor:
         """Return raw scores (B, K, N)."""
@@ -130,7 +146,8 @@ class _GatedPool(torch.autograd.Function):
 
     Autograd would make four more passes over the (N, H) features than the matrix products
     need; on a CPU these passes, not the products, are what can be saved.
-    Forward and gradient are those of `AttentionScores`, `masked_softmax` and `attention @ h`.
+    Forward and gradient are those of `AttentionScores`, `masked_softmax` and `attention @ h`; with
+    `outside_GN` the one map is normalised within each part, (G, N).
     """
 
     @staticmethod
@@ -142,6 +159,7 @@ class _GatedPool(torch.autograd.Function):
         score_w: Tensor,
         score_b: Tensor,
         keep_NA: Tensor | None,
+        outside_GN: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         gate_NA = torch.addmm(gate_b, h_NH, gate_w.T)
         v, u = gate_NA.chunk(2, dim=-1)
@@ -150,7 +168,7 @@ class _GatedPool(torch.autograd.Function):
         product = v * u
         kept = product if keep_NA is None else product * keep_NA
         raw_KN = torch.addmm(score_b[:, None], score_w, kept.T)
-        attention_KN = raw_KN.softmax(-1)
+        attention_KN = raw_KN.softmax(-1) if outside_GN is None else within(raw_KN, outside_GN)
         bag_KH = attention_KN @ h_NH
         ctx.save_for_backward(h_NH, gate_w, score_w, gate_NA, product, kept, attention_KN, keep_NA)
         return bag_KH, attention_KN, raw_KN
@@ -162,7 +180,9 @@ class _GatedPool(torch.autograd.Function):
         h_NH, gate_w, score_w, gate_NA, product, kept, attention_KN, keep_NA = ctx.saved_tensors
         d_weight_KN = torch.addmm(d_attention_KN, d_bag_KH, h_NH.T)
         shift_K1 = (d_weight_KN * attention_KN).sum(-1, keepdim=True)
-        d_raw_KN = d_raw_KN + attention_KN * (d_weight_KN - shift_K1)
+        d_score_KN = attention_KN * (d_weight_KN - shift_K1)
+        # One map may have been normalised within many parts.
+        d_raw_KN = d_raw_KN + d_score_KN.sum_to_size(d_raw_KN.shape)
         d_product = d_raw_KN.T @ score_w
         if keep_NA is not None:
             d_product.mul_(keep_NA)
@@ -180,7 +200,14 @@ class _GatedPool(torch.autograd.Function):
             d_raw_KN @ kept,
             d_raw_KN.sum(1),
             None,
+            None,
         )
+
+
+def within(raw_1N: Tensor, outside_GN: Tensor) -> Tensor:
+    """Return softmax inside each part, (G, N), zero outside it; an empty part is a zero row."""
+    attention_GN = raw_1N.masked_fill(outside_GN, -torch.inf).softmax(-1)
+    return attention_GN.masked_fill(outside_GN, 0.0)
 
 
 class FastDropout(nn.Module):

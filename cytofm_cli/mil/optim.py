@@ -16,6 +16,9 @@ from cytofm_cli.mil.base import BagLoss, Recipe
 class Lookahead:
     """Slow weights that follow the fast ones (Zhang et al. 2019, alg. 1).
 
+    They start where the fast ones are at the first slow step, not at the initial weights: so do
+    the common implementations, and TransMIL's, whose results the recipe is to repeat.
+
     Args:
         inner: optimiser of the fast weights.
         every: fast steps to one slow step, k.
@@ -25,7 +28,7 @@ class Lookahead:
     def __init__(self, inner: torch.optim.Optimizer, every: int = 6, rate: float = 0.5) -> None:
         self.inner, self.every, self.rate, self.steps = inner, every, rate, 0
         self.param_groups = inner.param_groups
-        self.slow = [p.detach().clone() for p in self._parameters()]
+        self.slow: list[Tensor] = []
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for group in self.inner.param_groups for p in group["params"])
@@ -40,6 +43,7 @@ class Lookahead:
         self.inner.step()
         self.steps += 1
         if self.steps % self.every == 0:
+            self.slow = self.slow or [p.detach().clone() for p in self._parameters()]
             for slow, fast in zip(self.slow, self._parameters(), strict=True):
                 slow.lerp_(fast, self.rate)
                 fast.copy_(slow)
@@ -64,7 +68,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Any:
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
     betas = (recipe.betas[0], recipe.betas[1])
     if recipe.optimizer == "lookahead_radam":
-        return Lookahead(torch.optim.RAdam(groups, lr=recipe.lr, betas=betas))
+        fast = torch.optim.RAdam(groups, recipe.lr, betas, decoupled_weight_decay=True)
+        return Lookahead(fast)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=recipe.lr, betas=betas, fused=True)
 
@@ -76,7 +81,8 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     if recipe.schedule == "step":
         return recipe.lr * (recipe.step_factor if epoch >= recipe.step_epoch else 1.0)
     if recipe.schedule == "cosine":
-        done = (epoch - recipe.warmup_epochs) / max(1, recipe.epochs - recipe.warmup_epochs)
+        passed = max(0, epoch - recipe.warmup_epochs - recipe.hold_epochs)
+        done = passed / max(1, recipe.epochs - recipe.warmup_epochs)
         return recipe.lr_end + (recipe.lr - recipe.lr_end) * (1 + math.cos(math.pi * done)) / 2
     return recipe.lr
 

@@ -203,7 +203,7 @@ class _Trainer:
 
     def run(self, stop: StopFlag | None = None) -> Fitted:
         recipe, history = self.recipe, []
-        first = int(recipe.select_from * recipe.epochs)
+        first = round(recipe.select_from * recipe.epochs)
         best_epoch, best_score, best_state = -1, -np.inf, None
         for epoch in range(recipe.epochs):
             if stop:
@@ -214,7 +214,8 @@ class _Trainer:
             record |= self._validate()
             history.append(record)
             score = self._score(record)
-            if epoch >= first and score >= best_score:  # a tie is an improvement, as in CLAM
+            better = score > best_score or (score == best_score and recipe.ties == "last")
+            if epoch >= first and better:
                 best_epoch, best_score = epoch, score
                 best_state = copy.deepcopy(self.model.state_dict())
             waited = epoch - max(best_epoch, first)
@@ -264,8 +265,8 @@ class _Trainer:
 
     def _clip(self) -> None:
         if self.recipe.clip_norm:
-            for module in self.model.head.children():
-                torch.nn.utils.clip_grad_norm_(module.parameters(), self.recipe.clip_norm)
+            for part in self.model.head.clip_parts():
+                torch.nn.utils.clip_grad_norm_(part, self.recipe.clip_norm)
 
     def _validate(self) -> dict[str, float]:
         if self.validation is None:

@@ -254,13 +254,13 @@ def check_mpp(mpp: float, low: float, high: float, detector: str) -> None:
         raise InputError(
             f"{mpp} µm/px is not a microscope's resolution "
             f"({PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]}).",
-            hint="pass the resolution, e.g. --mpp 0.25",
+            hint="tile the slide again with its resolution: `cytofm tile --mpp`",
         )
     if not low <= mpp <= high:
         raise InputError(
             f"detector {detector!r} works from {low:g} to {high:g} µm/px; "
             f"these pixels are {mpp:g} µm.",
-            hint="detect on a finer level, or check --mpp" if mpp > high else "check --mpp",
+            hint="tile the slide at such a resolution: `cytofm tile --mpp`",
         )
 
 

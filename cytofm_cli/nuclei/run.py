@@ -19,15 +19,13 @@ from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles
 from cytofm_cli.store import io, lineage, schema
-from cytofm_cli.store.fresh import loss_note
+from cytofm_cli.store.fresh import loss_note, say_risk
 from cytofm_cli.store.zarr3 import write_array
 from cytofm_cli.tiles.field import open_field
 from cytofm_cli.tiles.read import ordered_map
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
-# Flags that read better than the module's name.
-_ALIASES = {"import": "imported"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +55,7 @@ class DetectJob:
     @property
     def detector(self) -> str:
         """Name of the plug-in, and of the group in the store."""
-        name = self.config.detector.replace("-", "_")
-        return _ALIASES.get(name, name)
+        return registry.detectors.key(self.config.detector)
 
 
 class Detection:
@@ -87,6 +84,7 @@ class Detection:
             io.tidy(store.path.parent, job.slide_id, step)
             return "skipped", _facts(store, step)
         if job.dry_run:
+            say_risk(store, step, note)
             return "done", {"store": job.path, "n_tiles": tile["n_tiles"]}
         with io.claim_step(store.path.parent, job.slide_id, step):
             if self._is_done(job, step, settings, mark):

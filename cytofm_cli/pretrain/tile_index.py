@@ -24,7 +24,7 @@ from cytofm_cli.errors import InputError, StoreError
 from cytofm_cli.nuclei.base import make_table
 from cytofm_cli.pretrain.cells import CellNuclei, open_squares
 from cytofm_cli.pretrain.sampling import Schedule
-from cytofm_cli.store import schema
+from cytofm_cli.store import lineage, schema
 from cytofm_cli.store.io import Store, open_store
 from cytofm_cli.tiles.source import open_tiles, plan_of
 from cytofm_cli.views import stored
@@ -229,7 +229,7 @@ def _index(
         none = make_table(np.zeros((0, 2)), np.zeros(0))
         nuclei = TileNuclei(none, store.read(schema.TILE_XY.path), plan_of(store))
     records = [store.steps[step] for step in steps]
-    mark = "-".join(f"{r['config_hash']}-{r['input_fingerprint']}" for r in records)
+    mark = "-".join(lineage.id_of(record) for record in records)
     return name, IndexedSlide(store, nuclei, bare_N, mark)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ def require_fresh(store: Store, step: str) -> None:
     if (why := why_stale(store, step)) is not None:
         raise StoreError(
             f"{store.path}: {step} is out of date: {why}.",
-            hint=f"make it again: {_command(store, step)} --overwrite",
+            hint=again(store, step),
         )
 
 
@@ -46,6 +46,16 @@ def loss_note(store: Path, step: str, gone: Sequence[str]) -> str:
     return f"warning: {store.name}: {step} is replaced; it drops {', '.join(gone)}"
 
 
+def say_risk(store: Store, step: str | None, note: Callable[[str], None]) -> None:
+    """Say in a dry run what would go with a step that is to be made anew, if it is there."""
+    below = lineage.descendants(store.steps, step) if step in store.steps else []
+    if below:
+        note(
+            f"warning: {store.path.name}: if {step} comes out other than before, "
+            f"it drops {', '.join(sorted(below))}"
+        )
+
+
 def _rows(path: Path, step: str) -> int | None:
     """Return the rows of a step's main array, without reading it; None if it cannot be told."""
     inner = {schema.TILE_STEP: schema.TILE_XY.path}.get(step, f"{step}/values")
@@ -56,15 +66,17 @@ def _rows(path: Path, step: str) -> int | None:
         return None
 
 
-def _command(store: Store, step: str) -> str:
-    """Return the command that makes a step of a store."""
+def again(store: Store, step: str) -> str:
+    """Return the hint to make a step again, with its command."""
     kind, name, unit = (*step.split("/"), "", "")[:3]
-    record = store.steps[step]
+    record = store.steps.get(step, {})
     if kind == "nuclei":
-        return f"cytofm detect {store.path} --detector {name}"
-    if kind == "embeddings":
+        command = f"detect {store.path} --detector {name} --overwrite"
+    elif kind == "embeddings":
         encoder = record.get("encoder") or name
-        return f"cytofm embed {store.path} --encoder {encoder} --unit {unit}"
-    if kind == "attention":
-        return f"cytofm mil score {record.get('run_folder', name)} {store.path}"
-    return f"cytofm tile {store.slide.get('path', '')}"
+        command = f"embed {store.path} --encoder {encoder} --unit {unit} --overwrite"
+    elif kind == "attention":  # replaces its own
+        command = f"mil score {record.get('run_folder', name)} {store.path}"
+    else:
+        command = f"tile {store.slide.get('path', '')} -o {store.path.parent} --overwrite"
+    return f"make it again: cytofm {command}"

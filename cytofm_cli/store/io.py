@@ -23,7 +23,7 @@ from cytofm_cli.config import differences
 from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError, TryAgainError
 from cytofm_cli.store import lineage, schema
 from cytofm_cli.store.claim import claim
-from cytofm_cli.store.fresh import require_fresh, why_stale
+from cytofm_cli.store.fresh import again, require_fresh, why_stale
 from cytofm_cli.store.staging import (
     aside_of,
     check_slide_id,
@@ -71,9 +71,10 @@ class Store:
         try:
             return np.asarray(zarr.open_array(self.path / array, mode="r")[...])
         except (OSError, ValueError, KeyError, RuntimeError) as error:
+            step = next((one for one in self.steps if array.startswith(f"{one}/")), None)
             raise StoreError(
                 f"{self.path}: {array} cannot be read ({type(error).__name__}: {error}).",
-                hint="the store is damaged: make the step again with --overwrite.",
+                hint=f"the store is damaged; {again(self, step or schema.TILE_STEP)}",
             ) from error
 
     def has(self, array: str) -> bool:

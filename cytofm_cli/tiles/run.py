@@ -128,10 +128,10 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         if job.preview is not None:
             mask = plan.mask_HW
             _draw(job, plan.overview_HWC, mask, plan.downsample, plan.xy_px0, plan.read.tile_px0)
+        _announce_loss(path, note)
         if job.dry_run:
             return "done", {"n_tiles": len(plan.xy_px0), "bytes": _forecast(job, plan)}
         _check_space(job, plan)
-        _announce_loss(path, note)
         staged = stack.enter_context(io.staging(job.stores, job.slide_id, schema.TILE_STEP))
         record = _write(job, reader, plan, staged, settings, mark, report)
         io.commit_store(staged, path, slide=_slide_facts(job, reader, plan, mark), record=record)
@@ -181,7 +181,8 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
         raise NoForegroundError(
             f"{info.path}: none of {n_grid} tiles holds {config.min_foreground:.1%} foreground"
             f"{'; ' + found.unsure if found and found.unsure else ''}.",
-            hint="look at it with --preview DIR; lower --min-foreground, or --foreground none.",
+            hint="look at it with `cytofm tile --preview DIR`; "
+            "lower --min-foreground, or --foreground none.",
         )
     focus = measure_focus(reader, slide_mpp, mask, job.threads).score(xy, read.tile_px0)
     taken = choose(

@@ -272,6 +272,7 @@ def _write_pixels(
             chunk=(1, spec.size_px, spec.size_px, 3),
             codecs=[BYTES, ZSTD],
             axes=("tile", "y", "x", "c"),
+            attributes={"description": "a view of each tile, RGB, not normalised"},
         )
         for v, spec in enumerate(recipe.views)
     ]

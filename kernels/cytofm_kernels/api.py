@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cytofm_kernels import ops
 from cytofm_kernels.dispatch import BACKENDS, Backend, explain, triton_blocker
@@ -89,12 +90,29 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
 
 
+def _transformed() -> bool:
+    """Tell whether torch.func (grad, jvp, vmap, ...) or forward-mode differentiation is at work."""
+    if torch.compiler.is_compiling():
+        return False
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active or forward_ad._current_level >= 0
+
+
 def _backend(q_BHND: Tensor, backend: Backend) -> str:
     """Resolve "auto", refuse a name that cannot serve."""
     if backend not in BACKENDS:
         raise BackendError(f"No backend {backend!r}.", hint=f"Choose from {', '.join(BACKENDS)}.")
     if q_BHND.numel() == 0:
         return "reference"  # nothing to compute; keeps shapes and graph
+    if _transformed():
+        # The operators know backward alone: torch.func.grad would fail without a name, and a
+        # forward-mode tangent would silently come out as zero.
+        if backend in ("auto", "reference"):
+            return "reference"
+        raise BackendError(
+            f'backend="{backend}" under a torch.func transform or forward-mode differentiation.',
+            hint='Pass backend="auto" or "reference", which are differentiable in every way.',
+        )
     device, dtype, dim = q_BHND.device, q_BHND.dtype, q_BHND.shape[-1]
     if backend == "auto":
         return explain(device, dtype, dim).backend

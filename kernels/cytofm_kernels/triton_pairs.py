@@ -93,6 +93,16 @@ def gather_rows(X, at, stride, live, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
+def gather_table(TABLE, bucket, live, R: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+    """Load row `bucket` of a (R, D) table for each owned row; a bucket outside of the table reads
+    NaN, so a wrong index shows and nothing outside is read.
+    """
+    known = live & (bucket < R) & (bucket >= 0)
+    wrong = live & (known == 0)
+    return tl.where(wrong[:, None], float("nan"), gather_rows(TABLE, bucket, D, known, D, BD))
+
+
+@triton.jit
 def pair_weight(q, k, QR, KR, b, i, j, lse, live, scale_log2, R: tl.constexpr,
                 HAS_QR: tl.constexpr, HAS_KR: tl.constexpr):  # fmt: skip
     """Recompute the attention weight of one pair a row."""
@@ -133,7 +143,7 @@ def pairs_forward(
                         R, HAS_QR, HAS_KR)  # fmt: skip
         v = gather_rows(V, j, svn, live, D, BD)
         if HAS_RV:
-            v += gather_rows(RV + head * srv, bucket, D, live & (bucket < R), D, BD)
+            v += gather_table(RV + head * srv, bucket, live, R, D, BD)
         acc += p[:, None] * v
     store_tile(O + g * n * D, acc, i, n, D, BD)
 
@@ -172,11 +182,11 @@ def pairs_backward_queries(
                         R, HAS_QR, HAS_KR)  # fmt: skip
         v = gather_rows(V, j, svn, live, D, BD)
         if HAS_RV:
-            v += gather_rows(RV + head * srv, bucket, D, live & (bucket < R), D, BD)
+            v += gather_table(RV + head * srv, bucket, live, R, D, BD)
             sums += tl.where(lane == bucket[:, None], p[:, None], 0.0)
         ds = p * (tl.sum(do * v, axis=1) - delta) * scale
         if HAS_QR:
-            k += gather_rows(RK + head * srk, bucket, D, live & (bucket < R), D, BD)
+            k += gather_table(RK + head * srk, bucket, live, R, D, BD)
             dqr += tl.where(lane == bucket[:, None], ds[:, None], 0.0)
         acc += ds[:, None] * k
     store_tile(DQ + g * n * D, acc, i, n, D, BD)
@@ -221,10 +231,10 @@ def pairs_backward_keys(
         dv += p[:, None] * do
         value = v
         if HAS_RV:
-            value += gather_rows(RV + head * srv, bucket, D, live & (bucket < R), D, BD)
+            value += gather_table(RV + head * srv, bucket, live, R, D, BD)
         ds = p * (tl.sum(do * value, axis=1) - delta) * scale
         if HAS_KR:
-            q += gather_rows(RQ + head * srq, bucket, D, live & (bucket < R), D, BD)
+            q += gather_table(RQ + head * srq, bucket, live, R, D, BD)
             dkr += tl.where(lane == bucket[:, None], ds[:, None], 0.0)
         dk += ds[:, None] * q
     store_tile(DK + g * n * D, dk, j, n, D, BD)

@@ -59,6 +59,9 @@ def test_compare_runs__other_slides_labels_or_names_are_refused() -> None:
     said = r"different classes \(the positive or worst last\): 0, 1 and 1, 0"
     with pytest.raises(InputError, match=said):
         compare_runs([one, other])
+    other = dataclasses.replace(one, name="b", classes=("0", "2"))
+    with pytest.raises(InputError, match=r"worst last\): 0, 1 and 0, 2"):
+        compare_runs([one, other])
     with pytest.raises(InputError, match="different groups, s003: p3 and p0"):
         compare_runs([one, answers("b", np.linspace(0, 1, 20), y, n_groups=3)])
 

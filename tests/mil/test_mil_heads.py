@@ -229,11 +229,12 @@ def test_lookahead__hand_worked_steps() -> None:
     weight = torch.zeros(1, requires_grad=True)
     optimizer = Lookahead(torch.optim.SGD([weight], lr=1.0), every=2, rate=0.5)
     seen = []
-    for _ in range(4):
+    for _ in range(6):
         weight.grad = torch.full((1,), -1.0)
         optimizer.step()
         seen.append(weight.item())
-    assert seen == [1.0, 1.0, 2.0, 2.0]  # fast 1, 2 → slow 1; fast 2, 3 → slow 2
+    # Slow weights start at the first slow step (2); then fast 3, 4 → slow 3; fast 4, 5 → slow 4.
+    assert seen == [1.0, 2.0, 3.0, 3.0, 4.0, 4.0]
 
 
 def test_learning_rate__schedules() -> None:

@@ -294,7 +294,7 @@ def test_score__bag_that_does_not_fit_is_named(run: Path) -> None:
     ensemble = load_run(run)
     with pytest.raises(InputError, match="x: features are 5 wide, the models read 8"):
         score_bag(ensemble, Bag("x", np.zeros((2, 5), np.float32)))
-    with pytest.raises(InputError, match="x: empty bag"):
+    with pytest.raises(InputError, match=r"empty bag .*: x"):
         score_bag(ensemble, Bag("x", np.zeros((0, 8), np.float32)))
 
 

@@ -153,14 +153,19 @@ def test_batch_order__does_not_matter(make_case):
     assert torch.equal(out, turned.flip(0))
 
 
-def test_bucket_outside_of_the_table__shows_as_nan(make_case):
+@pytest.mark.parametrize("table", ["table_q", "table_k", "table_v"])
+@pytest.mark.parametrize("wrong", [-1, 6, 77, -(2**31), 2**31 - 1])
+def test_bucket_outside_of_the_table__shows_as_nan(make_case, table, wrong):
     case = make_case(20, d=16, n_buckets=6)
-    q, k, v = (x.float() for x in case.qkv)
-    bucket = case.bucket.clone()
-    bucket[4, :] = 77
-    rel = RelPos(bucket=bucket, table_k=case.tables[1].float())
-    out = top_h_attention(q, k, v, 5, rel=rel, backend="triton")
+    leaves = [x.float().requires_grad_() for x in case.qkv]
+    bucket = case.bucket.to(torch.int32)
+    bucket[4, :] = wrong
+    rows = dict(zip(("table_q", "table_k", "table_v"), case.tables, strict=True))
+    rel = RelPos(bucket=bucket, **{table: rows[table].float()})
+    out = top_h_attention(*leaves, 5, rel=rel, backend="triton")
     assert out[0, 0].isnan().any(-1).nonzero().flatten().tolist() == [4]
+    (dq,) = torch.autograd.grad(out, leaves[:1], torch.ones_like(out))
+    assert dq[0, 0].isnan().any(-1).nonzero().flatten().tolist() == [4]
 
 
 def test_operator__passes_opcheck_on_the_kernels(make_case):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 from cytofm_kernels import (
     BackendError,
@@ -434,3 +435,35 @@ def test_import__needs_neither_triton_nor_the_application():
     code = "import sys, cytofm_kernels; print(sorted({'triton', 'cytofm_cli'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def square_sum(q, k, v, backend="auto"):
+    return top_h_attention(q, k, v, 5, backend=backend).square().sum()
+
+
+def test_torch_func_grad__equals_backward(make_case):
+    q, k, v = (x.float() for x in make_case(20, d=16).qkv)
+    leaf = q.clone().requires_grad_()
+    square_sum(leaf, k, v, backend="cpu").backward()
+    got = torch.func.grad(square_sum)(q, k, v)
+    torch.testing.assert_close(got, leaf.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own
+@pytest.mark.parametrize("how", ["torch.func", "dual numbers"])
+def test_forward_mode__equals_the_slope(make_case, how):
+    q, k, v = (x.double() for x in make_case(20, d=16).qkv)
+    along = torch.linspace(-1, 1, q.numel(), dtype=q.dtype).view_as(q)
+    if how == "torch.func":
+        _, slope = torch.func.jvp(lambda x: square_sum(x, k, v), (q,), (along,))
+    else:
+        with forward_ad.dual_level():
+            slope = forward_ad.unpack_dual(square_sum(forward_ad.make_dual(q, along), k, v)).tangent
+    (grad,) = torch.autograd.grad(square_sum(leaf := q.clone().requires_grad_(), k, v), leaf)
+    assert float(slope) == pytest.approx(float((grad * along).sum()), rel=1e-9)
+
+
+def test_transform_with_a_named_backend__is_refused_by_name(make_case):
+    q, k, v = (x.float() for x in make_case(20, d=16).qkv)
+    with pytest.raises(BackendError, match=r"torch\.func transform"):
+        torch.func.grad(square_sum)(q, k, v, "cpu")

@@ -109,3 +109,12 @@ def test_per_slide__one_is_the_plain_order():
     plain = Schedule(["a", "b"], (5, 3), 0, "slides").at(np.arange(40))
     one = Schedule(["a", "b"], (5, 3), 0, "slides", per_slide=1).at(np.arange(40))
     assert all(map(np.array_equal, plain, one))
+
+
+def test_other_nuclei_with_equal_settings__are_another_input(make_store):
+    """A run goes on only with what it began with; its config.toml has the digest."""
+    digests = []
+    for folder, nuclei in (("a", "middle"), ("b", "middle"), ("c", [(30.0, 30.0)])):
+        path = make_store("s", 2, nuclei=nuclei, folder=folder)
+        digests.append(open_index([path]).facts()["digest"])
+    assert digests[0] == digests[1] != digests[2]

@@ -117,6 +117,11 @@ def test_is_finished__other_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigMismatchError, match="tile_px: 8 → 16") as caught:
         io.is_finished(path, "tile", config={"tile_px": 16}, input_fingerprint="mark")
     assert caught.value.exit_code == 2
+    assert caught.value.hint == "--overwrite makes it anew, another -o keeps both."
+    add_embeddings(path, 1.0)
+    with pytest.raises(ConfigMismatchError, match="encoder: 'handcrafted' → 'uni'") as caught:
+        io.is_finished(path, STEP, config={"encoder": "uni"}, input_fingerprint="mark")
+    assert caught.value.hint == "--overwrite makes it anew."  # it goes into the store it reads
     with pytest.raises(ConfigMismatchError, match="input itself has changed"):
         io.is_finished(path, "tile", config=CONFIG, input_fingerprint="other")
 

@@ -274,6 +274,24 @@ def killed_at(change: int, do: Any) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
+def test_kill_while_a_store_is_replaced__leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    n_kills = 0
+    while True:
+        folder = tmp_path / str(n_kills)
+        path = make_tiles(folder)
+        add_nuclei(path)
+        if not killed_at(n_kills, lambda: make_tiles(folder, n=5)):  # noqa: B023
+            break
+        with io.claim_step(folder, "a", "tile"):  # as the next command does first
+            pass
+        store = io.open_store(path)
+        n = len(store.read(schema.TILE_XY.path))
+        assert (n, set(store.steps)) in ((4, {"tile", NUCLEI}), (5, {"tile"}))
+        assert not [entry.name for entry in folder.iterdir() if entry.name.startswith(".")]
+        n_kills += 1
+    assert n_kills >= 4
+
+
 def contents(path: Path) -> dict[str, bytes]:
     return {
         file.relative_to(path).as_posix(): file.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cytofm_cli.cli.mil_score import _write_attention
 from cytofm_cli.encoders.config import EmbedConfig
-from cytofm_cli.encoders.run import Embedder, EmbedJob, to_dtype
-from cytofm_cli.errors import StoreError
+from cytofm_cli.encoders.dtype import to_dtype
+from cytofm_cli.encoders.models.handcrafted import HandcraftedEncoder
+from cytofm_cli.encoders.run import Embedder, EmbedJob
+from cytofm_cli.errors import ConfigMismatchError, StoreError
+from cytofm_cli.mil.attention import write_attention
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.config import DetectConfig
+from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
 from cytofm_cli.nuclei.run import Detection, DetectJob
 from cytofm_cli.store import export, io
 from cytofm_cli.store.fresh import why_stale
+from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.views.run import ViewsJob, dump_views
 
 CELLS = "embeddings/handcrafted/cell"
 
@@ -42,9 +48,16 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "stores" / "s.zarr"
 
 
-def detect(store: Path, **own: str) -> tuple[str, list[str]]:
+def detect(store: Path, *, dry_run: bool = False, **own: str) -> tuple[str, list[str]]:
     notes: list[str] = []
-    job = DetectJob(slide_id="s", path=str(store), config=DetectConfig(), own=own, overwrite=True)
+    job = DetectJob(
+        slide_id="s",
+        path=str(store),
+        config=DetectConfig(),
+        own=own,
+        overwrite=True,
+        dry_run=dry_run,
+    )
     return Detection().detect(job, lambda *_: None, notes.append)[0], notes
 
 
@@ -58,6 +71,8 @@ def test_detect_again__drops_the_cells_made_before_and_says_so(tiled: Path) -> N
     assert detect(tiled) == ("done", [])
     assert embed(tiled) == "done"
     assert len(io.read_embeddings(tiled, None, "cell").values) == 9
+    risk = f"warning: s.zarr: if nuclei/classical comes out other than before, it drops {CELLS}"
+    assert detect(tiled, dry_run=True) == ("done", [risk])
     assert detect(tiled) == ("done", [])  # the same nuclei
     assert embed(tiled) == "skipped"
     status, notes = detect(tiled, min_radius_um="4")
@@ -82,6 +97,11 @@ def test_cells_of_former_nuclei__are_refused_wherever_they_are_used(
     store = io.open_store(tiled)
     assert why_stale(store, CELLS) is not None
     said = f"{CELLS} is out of date: it was made from other nuclei/classical"
+    command = [sys.executable, "-m", "cytofm_cli", "info", str(tiled), "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert told["out_of_date"] == {
+        CELLS: "it was made from other nuclei/classical than the store holds now"
+    }
     with pytest.raises(StoreError, match=said):
         load_bags(tiled, None, "cell")
     with pytest.raises(StoreError, match=said) as caught:
@@ -97,19 +117,42 @@ def test_embeddings_again__drop_the_attention_of_a_run(
     detect(tiled)
     embed(tiled, overwrite=True)
     run = tmp_path / "run"
-    monkeypatch.setattr("cytofm_cli.mil.score.run_digest", lambda _run: "0123456789abcdef")
+    monkeypatch.setattr("cytofm_cli.mil.attention.run_digest", lambda _run: "0123456789abcdef")
     card = SimpleNamespace(unit="cell", method="abmil")
     result = SimpleNamespace(
-        columns=("attention",), instances_NK=np.ones((9, 1), np.float32), basis="", predicted="a"
+        columns=("attention",),
+        instances_NK=np.ones((9, 1), np.float32),
+        basis="",
+        predicted="a",
+        differs=(),
     )
     (bag,) = load_bags(tiled, None, "cell")
-    _write_attention(tiled, run, SimpleNamespace(card=card), bag, result)  # type: ignore[arg-type]
+    before = io.open_store(tiled).steps
+    write_attention(tiled, before, run, card, bag, result)  # type: ignore[arg-type]
     steps = io.open_store(tiled).steps
     assert steps["attention/run/cell"]["made_from"] == {CELLS: steps[CELLS]["id"]}
     assert embed(tiled, overwrite=True) == "done"  # the same values: it stays
     assert "attention/run/cell" in io.open_store(tiled).steps
     assert embed(tiled, overwrite=True, dtype="float16") == "done"
     assert "attention/run/cell" not in io.open_store(tiled).steps
+
+
+def test_views_of_former_nuclei__are_not_taken_for_done(
+    tiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other nuclei of equal settings: by another version of the detector, say."""
+    job = ViewsJob(slide_id="s", path=str(tiled), folder=tmp_path, config=ViewsConfig())
+    detect(tiled)
+    assert dump_views(job, lambda *_: None, lambda _: None)[0] == "done"
+    assert dump_views(job, lambda *_: None, lambda _: None)[0] == "skipped"
+    plain = ClassicalDetector.detect
+    monkeypatch.setattr(ClassicalDetector, "detect", lambda *of: plain(*of).take(np.arange(5)))
+    detect(tiled)
+    with pytest.raises(ConfigMismatchError, match="the nuclei themselves have changed"):
+        dump_views(job, lambda *_: None, lambda _: None)
+    monkeypatch.undo()
+    detect(tiled)
+    assert dump_views(job, lambda *_: None, lambda _: None)[0] == "skipped"
 
 
 @pytest.mark.parametrize(
@@ -139,3 +182,19 @@ def test_to_dtype__what_float16_holds_is_rounded(values: list[list[float]]) -> N
 def test_to_dtype__float32_keeps_what_it_is_given() -> None:
     values = np.array([[1e30, 1e-30]], np.float32)
     np.testing.assert_array_equal(to_dtype(values, "float32", "s"), values)
+
+
+def test_embed__stops_at_the_first_batch_that_float16_cannot_hold(
+    tiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def huge(_self: Any, batch: np.ndarray) -> np.ndarray:
+        seen.append(len(batch))
+        return np.full((len(batch), _self.spec.dim), 7e4, np.float32)
+
+    detect(tiled)
+    monkeypatch.setattr(HandcraftedEncoder, "encode", huge)
+    with pytest.raises(StoreError, match="handcrafted gave values up to 70000; float16 holds"):
+        embed(tiled, overwrite=True, dtype="float16", batch_size=2)
+    assert seen == [2]

@@ -45,13 +45,17 @@ class Dsmil(MilHead):
         "betas": (0.5, 0.9),
         "weight_decay": 1e-3,
         "epochs": 50,
-        "patience": 10,
+        "patience": 11,  # the official loop stops when more than 10 passes brought nothing
         "schedule": "cosine",
         "lr_end": 5e-6,
         "select": "auc_accuracy",
+        "ties": "first",
         "shuffle_instances": True,
     }
-    gap: ClassVar[str] = "selection on validation; the official default selects on the test fold"
+    gap: ClassVar[str] = (
+        "selection on validation (official default: on the test fold), by accuracy of the most "
+        "probable class (official: at the best threshold of the fold it is judged on)"
+    )
 
     def __init__(self, n_features: int, n_classes: int, config: DsmilConfig) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cytofm_cli.config import option
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
-from cytofm_cli.mil.layers import AttentionScores
+from cytofm_cli.mil.layers import AttentionScores, within
 from cytofm_cli.registry import Plugin
 
 
@@ -82,7 +82,8 @@ class Dtfd(MilHead):
         "step_factor": 0.2,
         "clip_norm": 5.0,
         "select": "auc",
-        "select_from": 0.8,
+        "select_from": 0.805,  # after, not from, the 160th of 200
+        "ties": "first",
     }
     OFFICIAL_HEAD: ClassVar[Mapping[str, Any]] = {"draws": 1, "keep_empty": True}
     CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {"hidden": 128, "attention": 64}
@@ -92,7 +93,9 @@ class Dtfd(MilHead):
     def __init__(self, n_features: int, n_classes: int, config: DtfdConfig) -> None:
         super().__init__()
         self.config = config
-        self.project = nn.Sequential(nn.Linear(n_features, config.hidden, bias=False), nn.ReLU())
+        self.project = nn.Sequential(
+            nn.Linear(n_features, config.hidden, bias=False), nn.ReLU(inplace=True)
+        )
         self.attention = AttentionScores(config.hidden, config.attention)
         self.classifier = nn.Linear(config.hidden, n_classes)
         self.attention2 = AttentionScores(config.hidden, config.attention)
@@ -103,20 +106,21 @@ class Dtfd(MilHead):
     ) -> MilOutput:
         """Judge bags; see `MilHead.forward`. `seeds` fix the partitions in evaluation."""
         h_BNH = self.project(x_BND)
-        raw_B1N = self.attention(h_BNH)
-        rows = [
-            self._judge(h_BNH[b], raw_B1N[b, 0], None if mask_BN is None else mask_BN[b], seed)
-            for b, seed in enumerate(seeds or [0] * len(x_BND))
-        ]
-        if mask_BN is not None:
-            raw_B1N = raw_B1N.masked_fill(~mask_BN[:, None], -torch.inf)
-        tier1 = {"tier1_BGC": torch.stack([row[0] for row in rows])} if self.training else {}
+        seeds = seeds or [0] * len(x_BND)
+        if len(x_BND) == 1 and mask_BN is None:
+            # Squeezed, not indexed: the gradient of an index is a whole tensor of zeros.
+            rows = [self._judge(h_BNH.squeeze(0), seeds[0])]
+        else:
+            real = x_BND.new_ones(x_BND.shape[:2], dtype=torch.bool) if mask_BN is None else mask_BN
+            rows = [self._judge(h_BNH[b][real[b]], seed) for b, seed in enumerate(seeds)]
+        raw_B1N = _laid_out([row.raw_1N for row in rows], mask_BN, -torch.inf)
+        tier1 = {"tier1_BGC": torch.stack([row.tier1_GC for row in rows])} if self.training else {}
         return MilOutput(
-            torch.stack([row[1] for row in rows]),
+            torch.stack([row.logits_C for row in rows]),
             raw_B1N.softmax(-1),
             raw_B1N,
-            torch.stack([row[2] for row in rows])[:, None],
-            score_BCN=torch.stack([row[3] for row in rows]),
+            torch.stack([row.bag_H for row in rows])[:, None],
+            score_BCN=_laid_out([row.cam_CN for row in rows], mask_BN, 0.0),
             score_kind="class activation in tier 1 (for ranking within the slide)",
             aux=tier1,
         )
@@ -127,26 +131,29 @@ class Dtfd(MilHead):
         labels = y_B.repeat_interleave(tier1_BGC.shape[1])
         return bag_loss(tier1_BGC.flatten(0, 1), labels) + bag_loss(out.logits_BC, y_B)
 
+    def clip_parts(self) -> list[list[nn.Parameter]]:
+        """Bound the gradient norm of tier 2 as a whole, as the official code does."""
+        tier2 = [*self.attention2.parameters(), *self.classifier2.parameters()]
+        tier1 = (self.project, self.attention, self.classifier)
+        return [*(list(module.parameters()) for module in tier1), tier2]
+
     def tiers(
-        self, h_NH: Tensor, raw_N: Tensor, permutation_N: Tensor, n_parts: int | None = None
+        self, h_NH: Tensor, bags_GH: Tensor, attention_GN: Tensor, parts: Sequence[Tensor]
     ) -> Tiers:
-        """Run both tiers on one partition: `permutation_N` cut into near-equal parts in order."""
-        n_parts = n_parts or self._parts(len(h_NH))
-        parts = torch.tensor_split(permutation_N, n_parts)
-        attention_N = torch.zeros_like(raw_N)
-        cam_CN = raw_N.new_zeros((self.classifier.out_features, len(raw_N)))
-        bags, indices = [], []
-        for part_M in parts:
-            attention_M = raw_N[part_M].softmax(-1)
-            weighted_MH = attention_M[:, None] * h_NH[part_M]
-            bags.append(weighted_MH.sum(0))
-            cam_MC = (weighted_MH @ self.classifier.weight.T).softmax(-1)
-            attention_N = attention_N.index_put((part_M,), attention_M)
-            cam_CN = cam_CN.index_put((torch.arange(len(cam_CN))[:, None], part_M), cam_MC.T)
-            indices.append(self._ends(part_M, cam_MC.detach()[:, -1]))
-        bags_GH = torch.stack(bags)
-        indices_S = torch.cat(indices)
+        """Run both tiers on pseudo-bags that are pooled already.
+
+        Args:
+            h_NH: projected instances.
+            bags_GH: vectors of the pseudo-bags.
+            attention_GN: softmax inside each pseudo-bag, zero outside it.
+            parts: indices of the instances of each.
+        """
+        attention_N = attention_GN.sum(0)
+        with torch.no_grad():  # ranks and shows, never trains
+            cam_NC = (attention_N[:, None] * (h_NH @ self.classifier.weight.T)).softmax(-1)
         afs = self.config.distill == "AFS"
+        ends = [part_M[:0] if afs else self._ends(part_M, cam_NC[:, -1]) for part_M in parts]
+        indices_S = torch.cat(ends)
         distilled_SH = (bags_GH if afs else h_NH[indices_S]).detach()
         attention_S = self.attention2(distilled_SH[None])[0, 0].softmax(-1)
         bag_H = attention_S @ distilled_SH
@@ -154,45 +161,78 @@ class Dtfd(MilHead):
             self.classifier(bags_GH),
             self.classifier2(bag_H),
             attention_N,
-            cam_CN,
+            cam_NC.T,
             distilled_SH,
             indices_S,
             attention_S,
             bag_H,
         )
 
-    def _parts(self, n: int) -> int:
-        wanted = self.config.pseudo_bags
-        return wanted if self.config.keep_empty else min(wanted, n)
+    def split(self, permutation_N: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Cut a permutation into near-equal pseudo-bags, in order.
 
-    def _ends(self, part_M: Tensor, last_class_M: Tensor) -> Tensor:
-        if self.config.distill == "AFS":
-            return part_M[:0]
-        order = part_M[last_class_M.argsort(descending=True, stable=True)]
+        Returns:
+            indices of each, and bool (G, N): which instances lie outside of which.
+        """
+        wanted, n = self.config.pseudo_bags, len(permutation_N)
+        parts = torch.tensor_split(
+            permutation_N, wanted if self.config.keep_empty else min(wanted, n)
+        )
+        outside_GN = torch.ones(len(parts), n, dtype=torch.bool, device=permutation_N.device)
+        for outside_N, part_M in zip(outside_GN, parts, strict=True):
+            outside_N[part_M] = False
+        return parts, outside_GN
+
+    def _ends(self, part_M: Tensor, last_class_N: Tensor) -> Tensor:
+        order = part_M[last_class_N[part_M].argsort(descending=True, stable=True)]
         top, bottom = order[: self.config.per_end], order[-self.config.per_end :]
         return top if self.config.distill == "MaxS" else torch.cat([top, bottom])
 
-    def _judge(
-        self, h_NH: Tensor, raw_N: Tensor, mask_N: Tensor | None, seed: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return tier-1 logits, bag logits, bag vector and activations of one bag."""
-        where_N = torch.arange(len(h_NH), device=h_NH.device)
-        where_N = where_N if mask_N is None else where_N[mask_N]
-        h, raw, n = h_NH[where_N], raw_N[where_N], len(where_N)
+    def _judge(self, h_NH: Tensor, seed: int) -> _Judged:
+        n, device = len(h_NH), h_NH.device
         if self.training:
-            drawn = [self.tiers(h, raw, torch.randperm(n).to(h.device))]
+            parts, outside_GN = self.split(torch.randperm(n).to(device))
+            bags_GH, attention_GN, raw_1N = self.attention.pool_parts(h_NH, outside_GN)
+            drawn = [self.tiers(h_NH, bags_GH, attention_GN, parts)]
             logits_C = drawn[0].tier2_C
         else:
-            generator = torch.Generator().manual_seed(seed)
-            drawn = [
-                self.tiers(h, raw, torch.randperm(n, generator=generator).to(h.device))
-                for _ in range(self.config.draws)
-            ]
+            generator, drawn = torch.Generator().manual_seed(seed), []
+            raw_1N = self.attention(h_NH[None])[0]
+            for _ in range(self.config.draws):
+                permutation_N = torch.randperm(n, generator=generator).to(device)
+                parts, outside_GN = self.split(permutation_N)
+                attention_GN = within(raw_1N, outside_GN)
+                drawn.append(self.tiers(h_NH, attention_GN @ h_NH, attention_GN, parts))
             logits_C = torch.stack([t.tier2_C.softmax(-1) for t in drawn]).mean(0).log()
-        cam_CN = raw_N.new_zeros((len(logits_C), len(raw_N)))
-        cam_CN[:, where_N] = torch.stack([t.cam_CN for t in drawn]).mean(0).detach()
-        bag_H = torch.stack([t.bag_H for t in drawn]).mean(0)
-        return drawn[0].tier1_GC, logits_C, bag_H, cam_CN
+        return _Judged(
+            raw_1N,
+            drawn[0].tier1_GC,
+            logits_C,
+            torch.stack([t.bag_H for t in drawn]).mean(0),
+            torch.stack([t.cam_CN for t in drawn]).mean(0),
+        )
+
+
+class _Judged(NamedTuple):
+    """What is found for one bag: raw attention, logits of both tiers, bag vector, activations."""
+
+    raw_1N: Tensor
+    tier1_GC: Tensor
+    logits_C: Tensor
+    bag_H: Tensor
+    cam_CN: Tensor
+
+
+def _laid_out(rows_KN: Sequence[Tensor], mask_BN: Tensor | None, padding: float) -> Tensor:
+    """Stack rows of real instances as (B, K, N)."""
+    if mask_BN is None:
+        return torch.stack(list(rows_KN))
+    shape = (len(rows_KN[0]), mask_BN.shape[1])
+    laid = [
+        row_KN.new_full(shape, padding).index_copy(1, real_N.nonzero().squeeze(1), row_KN)
+        for row_KN, real_N in zip(rows_KN, mask_BN, strict=True)
+    ]
+    return torch.stack(laid)
 
 
 PLUGIN = Plugin(make=Dtfd, config=DtfdConfig, summary="double-tier distillation (Zhang 2022)")

@@ -60,6 +60,9 @@ class LessConfig:
 class Less(MilHead):
     """Attend within each branch, then let each class token read the other branch.
 
+    Time grows with the square of the instances, as in the official code: every instance attends
+    to every other one.
+
     Two maps, neither of a class: `attention_0` what the small branch's class token reads in the
     large branch's instances, `attention_1` the other way round; last block, mean over heads.
     """
@@ -72,7 +75,7 @@ class Less(MilHead):
         "epochs": 100,
         "patience": 0,
         "schedule": "cosine",
-        "warmup_epochs": 1,
+        "hold_epochs": 2,
         "select": "accuracy",
         "shuffle": False,
     }
