@@ -126,7 +126,7 @@ class Table:
             error: it is not there, or two columns group the rows differently.
         """
         if wanted is not None:
-            return self.need(wanted)
+            return self.need(wanted, hint="--group COLUMN names the column of the patients")
         found = [column for column in self.find(*GROUP_NAMES) if column != besides]
         for other in found[1:]:
             if not _same_groups(self.columns[found[0]], self.columns[other]):

@@ -206,7 +206,7 @@ def make_plan(
     if tune:
         record["tune"] = {k: list(dict.fromkeys(c.settings[k] for c in candidates)) for k in tune}
     notes = [
-        *summary.cohort_notes(cohort),
+        *summary.cohort_notes(cohort, splits.tested(folds)),
         *bag_notes(cohort.bags),
         *origins.notes(cohort.bags, mixed),
     ]
@@ -383,7 +383,7 @@ def _metrics_record(
     pooled = summary.pool(models, decisions, c, n)
     raw = summary.pool(models, plain, c, n)
     found = summary.judge(pooled, raw, cohort, config, ordinal=ordinal)
-    cautions = summary.interval_notes(cohort, pooled.index, found, config.bootstrap)
+    cautions = summary.interval_notes(found, config.bootstrap)
     found |= {
         "method": config.method,
         "preset": config.preset,

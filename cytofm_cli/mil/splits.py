@@ -154,6 +154,11 @@ def from_column(
     return [_with_validation(split_N == "test", y_N, groups, inner_folds, rng)]
 
 
+def tested(folds: Sequence[Fold]) -> Ints:
+    """Return the indices of the slides that some fold tests, ascending."""
+    return np.unique(np.concatenate([fold.test() for fold in folds]))
+
+
 def check_classes(folds: Sequence[Fold], y_N: Ints, classes: Sequence[str], source: Path) -> None:
     """Refuse folds of a file with a training part that lacks a class.
 

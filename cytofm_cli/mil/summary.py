@@ -268,8 +268,13 @@ def threshold(
     }
 
 
-def cohort_notes(cohort: Cohort) -> list[str]:
-    """Say what was assumed about the cohort; nothing here needs a model."""
+def cohort_notes(cohort: Cohort, tested: Ints | None = None) -> list[str]:
+    """Say what was assumed about the cohort and on how much it rests; needs no model.
+
+    Args:
+        cohort: labels and groups.
+        tested: indices of the slides that are judged; None: all.
+    """
     found = list(cohort.notes)
     if cohort.group_column is None:
         found.append(
@@ -286,22 +291,18 @@ def cohort_notes(cohort: Cohort) -> list[str]:
         for name, n in having.items()
         if n < 3
     ]
-    return found
+    judged = facts(cohort, np.arange(len(cohort.bags)) if tested is None else tested)
+    return [*found, *intervals.cautions(judged["class_groups"], judged["groups"])]
 
 
-def interval_notes(cohort: Cohort, tested: Ints, found: Mapping[str, Any], n: int) -> list[str]:
-    """Say what a reader of the intervals must know.
+def interval_notes(found: Mapping[str, Any], replicates: int) -> list[str]:
+    """Say where there is no interval, and what was left out of one.
 
     Args:
-        cohort: labels and groups.
-        tested: indices of the slides that were judged.
         found: what `judge` found.
-        n: replicates.
+        replicates: of the bootstrap.
     """
-    groups = [cohort.groups[i] for i in tested.tolist()]
-    having = intervals.class_groups(cohort.y_N[tested], groups, cohort.classes)
     return [
-        *intervals.cautions(having, len(set(groups))),
         *intervals.unusable(found),
-        *intervals.left_out(found["replicates_left_out"], n),
+        *intervals.left_out(found["replicates_left_out"], replicates),
     ]

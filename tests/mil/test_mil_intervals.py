@@ -69,7 +69,7 @@ def test_judge__rare_class_of_three_says_how_many_replicates_it_lacks() -> None:
     found = judge(pooled, pooled, three, config, ordinal=False)
     dropped = found["replicates_left_out"]["auc"]
     assert 190 < dropped < 300
-    said = [line for line in interval_notes(three, np.arange(20), found, 2000) if "lack" in line]
+    said = [line for line in interval_notes(found, 2000) if "lack" in line]
     assert any(line.startswith(f"{dropped} of 2000 replicates") and "auc" in line for line in said)
 
 
@@ -81,16 +81,23 @@ def test_judge__perfectly_separated_cohort_has_no_usable_interval() -> None:
     assert found["auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     (said,) = intervals.unusable(found)
     assert said.startswith("no usable interval of auc, accuracy, recall")
-    assert said in interval_notes(two, np.arange(20), found, 200)
+    assert said in interval_notes(found, 200)
 
 
 def test_cohort_notes__without_patients_slides_are_taken_as_patients() -> None:
     groups = [f"s{i}" for i in range(8)]
-    (alone,) = cohort_notes(cohort([0, 1] * 4, groups, ("neg", "pos"), column=None))
+    alone, *few = cohort_notes(cohort([0, 1] * 4, groups, ("neg", "pos"), column=None))
+    assert [line.split(" (")[0] for line in few] == [
+        "intervals rest on 4 groups in the smaller class",
+        "4 of 8 groups are 'neg', 4 of 8 groups are 'pos': whatever is said of so few may change "
+        "with one more",
+    ]
     assert "every slide is taken as a patient" in alone
-    (named,) = cohort_notes(cohort([0, 1] * 4, groups, ("neg", "pos")))
+    named, *_ = cohort_notes(cohort([0, 1] * 4, groups, ("neg", "pos")))
     assert named == "every slide is its own group: column 'case_id' names no two"
-    assert cohort_notes(cohort([0, 1] * 4, list("aabbccdd"), ("neg", "pos"))) == []
+    many = cohort([0, 1] * 60, [f"g{i // 2}" for i in range(120)], ("neg", "pos"))
+    assert cohort_notes(many) == []
+    assert "rest on 3 groups" in cohort_notes(many, np.arange(6))[0]
 
 
 def test_describe__classes_positive_groups_encoder_unit_and_tiles() -> None:
