@@ -13,10 +13,10 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,11 @@ from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
-from cytofm_cli.tiles.read import ReadPlan, resample
+from cytofm_cli.tiles.read import ReadPlan, read_tile, resample
 from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_tiles, plan_of
 from cytofm_cli.units import Box, Size
 
-_CACHED_TILES = 16  # the neighbours of a tile, and some to come
+_CACHED_TILES: Final = 16  # the neighbours of a tile, and some to come
 
 
 class Field(Protocol):
@@ -79,6 +79,45 @@ def open_field(store: Store, *, slides: Path | None = None) -> Iterator[Field]:
     reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
     try:
         yield SlideField(reader, plan, store.read(schema.TILE_XY.path), fill)
+    finally:
+        reader.close()
+
+
+@runtime_checkable
+class Canvases(Protocol):
+    """Tiles with what lies around them; any thread may read.
+
+    Attributes:
+        n_mirrored: how many reads so far had to mirror something.
+    """
+
+    n_mirrored: int
+
+    def read(self, index: int, margin_px: int = 0) -> NDArray[np.uint8]:
+        """Return a tile with a margin on every side, uint8 (side, side, 3) RGB."""
+        ...
+
+
+@contextlib.contextmanager
+def open_canvases(store: Store, *, slides: Path | None = None) -> Iterator[Canvases]:
+    """Open the tiles of a store with what lies around them.
+
+    Args:
+        store: a store with the tile step done.
+        slides: folder where the slides lie now, if they were moved since.
+
+    Raises:
+        SlideError: the store holds no pixels and the slide cannot be read.
+    """
+    plan, size_px0 = plan_of(store), Size(*store.slide["size_px0"])
+    xy_px0, fill = store.read(schema.TILE_XY.path), store.steps[schema.TILE_STEP]["fill"]
+    if store.has(schema.TILE_PIXELS.path):
+        with open_tiles(store) as tiles, SlideAtHand(store, slides) as slide:
+            yield StoredCanvases(TiledField(tiles, plan, size_px0, fill, slide), tiles)
+        return
+    reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
+    try:
+        yield SlideCanvases(reader, plan, xy_px0, fill)
     finally:
         reader.close()
 
@@ -196,7 +235,7 @@ class TiledField:
     """An image put together from stored tiles; a few decoded tiles are kept at hand.
 
     Args:
-        tiles: the stored ones; None: all pixels come from the slide.
+        tiles: the stored ones.
         plan: how they were read.
         size_px0: of level 0.
         fill: grey level where nothing at all is known.
@@ -205,7 +244,7 @@ class TiledField:
 
     def __init__(
         self,
-        tiles: TileSource | StoredTiles | None,
+        tiles: TileSource | StoredTiles,
         plan: ReadPlan,
         size_px0: Size,
         fill: int,
@@ -214,9 +253,9 @@ class TiledField:
         step = plan.downsample * plan.scale
         self.mpp, self.downsample, self.fill = plan.mpp, step, fill
         self.size_px = Size(max(1, round(size_px0.w / step)), max(1, round(size_px0.h / step)))
-        corners = [] if tiles is None else tiles.xy_px0.tolist()
+        corners = tiles.xy_px0.tolist()
         self.boxes = [_box(xy, step, plan.tile_px, self.size_px) for xy in corners]
-        self._side = plan.tile_px
+        self._side = self.side_px = plan.tile_px
         self._tiles, self._slide = tiles, slide
         self._index: dict[tuple[int, int], list[_Placed]] = {}
         for index, box in enumerate(self.boxes):
@@ -243,8 +282,16 @@ class TiledField:
             known[_window(inside, box.x, box.y)] = True
         return known
 
+    def corner(self, index: int) -> tuple[int, int]:
+        """Return where a tile starts."""
+        return self.boxes[index].x, self.boxes[index].y
+
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Return a box, which may reach past the image; see the module's text."""
+        return self.read_known(box)[0]
+
+    def read_known(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Return a box and, bool (box.h, box.w), False where it is mirrored."""
         pixels = np.full((box.h, box.w, 3), self.fill, dtype=np.uint8)
         known = np.zeros((box.h, box.w), dtype=bool)
         self._paste_tiles(box, pixels, known)
@@ -254,7 +301,7 @@ class TiledField:
         if not known.all():
             self._beyond.add("mirror")
             pixels = mirrored(pixels, known)
-        return pixels
+        return pixels, known
 
     def _paste_tiles(self, box: Box, pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> None:
         for tile in self._placed(box):
@@ -291,7 +338,6 @@ class TiledField:
             if index in self._cache:
                 self._cache.move_to_end(index)
                 return self._cache[index]
-        assert self._tiles is not None  # else there is no index to read
         tile = self._tiles.read(index)
         with self._lock:
             self._cache[index] = tile
@@ -303,6 +349,60 @@ class TiledField:
 def _box(xy_px0: list[int], downsample: float, side: int, size: Size) -> Box:
     x, y = (min(round(v / downsample), s - 1) for v, s in zip(xy_px0, size, strict=True))
     return Box(x, y, min(side, size.w - x), min(side, size.h - y))
+
+
+class StoredCanvases:
+    """Tiles of a store that holds their pixels, with what lies around them."""
+
+    def __init__(self, field: TiledField, tiles: TileSource | StoredTiles) -> None:
+        self._field, self._tiles, self.n_mirrored = field, tiles, 0
+        self._lock = threading.Lock()
+
+    def read(self, index: int, margin_px: int = 0) -> NDArray[np.uint8]:
+        """Return a tile with a margin on every side."""
+        x, y = self._field.corner(index)
+        side = self._field.side_px + 2 * margin_px
+        box = Box(x - margin_px, y - margin_px, side, side)
+        if not margin_px and _overlap(box, Box(0, 0, *self._field.size_px)) == box:
+            return self._tiles.read(index)
+        pixels, known = self._field.read_known(box)
+        with self._lock:
+            self.n_mirrored += not known.all()
+        return pixels
+
+
+class SlideCanvases:
+    """Tiles that are read from the slide each time, with what lies around them."""
+
+    def __init__(
+        self, reader: SlideReader, plan: ReadPlan, xy_px0: NDArray[np.int32], fill: int
+    ) -> None:
+        self._reader, self._plan, self._xy_px0, self._fill = reader, plan, xy_px0, fill
+        self.n_mirrored = 0
+        self._lock = threading.Lock()
+
+    def read(self, index: int, margin_px: int = 0) -> NDArray[np.uint8]:
+        """Return a tile with a margin on every side."""
+        plan = replace(self._plan, tile_px=self._plan.tile_px + 2 * margin_px)
+        shift = plan.px0(margin_px)
+        x, y = (round(float(at) - shift) for at in self._xy_px0[index])
+        pixels = read_tile(self._reader, plan, x, y, fill=self._fill)
+        size = self._reader.info.levels[plan.level].size_px
+        known_x, known_y = (
+            _on_slide(at / plan.downsample, plan.scale, plan.tile_px, most)
+            for at, most in ((x, size.w), (y, size.h))
+        )
+        if known_x.all() and known_y.all():
+            return pixels
+        with self._lock:
+            self.n_mirrored += 1
+        return mirrored(pixels, known_y[:, None] & known_x)
+
+
+def _on_slide(first: float, scale: float, count: int, most: int) -> NDArray[np.bool_]:
+    """Tell which of `count` pixels of a tile lie wholly on a level of `most` pixels."""
+    left = round(first) + np.arange(count) * scale
+    return np.asarray((left >= -1e-6) & (left + scale <= most + 1e-6))
 
 
 def mirrored(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -318,9 +418,8 @@ def mirrored(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.
     top, below, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     height, width = known.shape
     if known[top:below, left:right].all():
-        y = np.pad(np.arange(top, below), (top, height - below), mode="symmetric")
-        x = np.pad(np.arange(left, right), (left, width - right), mode="symmetric")
-        return np.ascontiguousarray(pixels[y[:, None], x])
+        around = ((top, height - below), (left, width - right), (0, 0))
+        return np.pad(pixels[top:below, left:right], around, mode="symmetric")
     from scipy.ndimage import distance_transform_edt
 
     # Any other shape: the point behind the nearest known pixel, or that pixel itself.
