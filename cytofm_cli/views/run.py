@@ -50,7 +50,7 @@ from cytofm_cli.store.zarr3 import (
 from cytofm_cli.tiles.field import open_canvases
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.source import plan_of
-from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.views.config import VERSION, ViewsConfig
 from cytofm_cli.views.make import ViewPlan, make_views
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
 from cytofm_cli.views.sheet import to_rgb
@@ -69,7 +69,6 @@ Note = Callable[[str], None]
 SUFFIX: Final = ".views.zarr"
 ATTRIBUTES_KEY: Final = "cytofm_views"
 _STEP: Final = "views"
-_VERSION: Final = 2  # from 2 on, views reach over the edges of tiles
 _BATCH: Final = 8  # tiles a thread works on at a time: their views take 17 MB as float32
 
 
@@ -153,7 +152,7 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
 def _settings(job: ViewsJob, detector: str) -> dict[str, Any]:
     """Return everything that decides a view, with the preset spelt out."""
     return {
-        "version": _VERSION,
+        "version": VERSION,
         **as_record(job.config),
         **as_record(ncp_of(job.config)),
         "detector": detector,

@@ -287,3 +287,16 @@ def test_read_batch__paints_no_labels_that_nobody_uses(detected):
         assert batch.label_BHW is None
         assert batch.tile_BCHW.dtype == torch.uint8
         np.testing.assert_array_equal(batch.tile_BCHW[1].permute(1, 2, 0), source.read(0))
+
+
+def test_dump__of_before_the_margin_is_not_mixed_with_new_ones(dumped, detected, tmp_path):
+    slide_id = open_store(_first(detected)).slide_id
+    shutil.copytree(dumped / f"{slide_id}.views.zarr", tmp_path / f"{slide_id}.views.zarr")
+    path = tmp_path / f"{slide_id}.views.zarr" / "zarr.json"
+    node = json.loads(path.read_text())
+    assert node["attributes"]["cytofm_views"]["margin_px"] == 64
+    del node["attributes"]["cytofm_views"]["config"]["version"]
+    path.write_text(json.dumps(node))
+    job = ViewsJob(slide_id=slide_id, path=str(_first(detected)), folder=tmp_path, config=CONFIG)
+    with pytest.raises(ConfigMismatchError, match="version: None → 2"):
+        dump_views(job, lambda *_: None, print)
