@@ -26,7 +26,7 @@ from cytofm_cli.pretrain.cells import CellNuclei, open_squares
 from cytofm_cli.pretrain.sampling import Schedule
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, open_store
-from cytofm_cli.tiles.field import Canvases, open_canvases
+from cytofm_cli.tiles.canvas import Canvases, open_canvases
 from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views import stored
 from cytofm_cli.views.make import pad_nuclei

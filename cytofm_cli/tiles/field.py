@@ -13,10 +13,10 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
-from cytofm_cli.tiles.read import ReadPlan, read_tile, resample
+from cytofm_cli.tiles.read import ReadPlan, resample
 from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_tiles, plan_of
 from cytofm_cli.units import Box, Size
 
@@ -79,45 +79,6 @@ def open_field(store: Store, *, slides: Path | None = None) -> Iterator[Field]:
     reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
     try:
         yield SlideField(reader, plan, store.read(schema.TILE_XY.path), fill)
-    finally:
-        reader.close()
-
-
-@runtime_checkable
-class Canvases(Protocol):
-    """Tiles with what lies around them; any thread may read.
-
-    Attributes:
-        n_mirrored: how many reads so far had to mirror something.
-    """
-
-    n_mirrored: int
-
-    def read(self, index: int, margin_px: int = 0) -> NDArray[np.uint8]:
-        """Return a tile with a margin on every side, uint8 (side, side, 3) RGB."""
-        ...
-
-
-@contextlib.contextmanager
-def open_canvases(store: Store, *, slides: Path | None = None) -> Iterator[Canvases]:
-    """Open the tiles of a store with what lies around them.
-
-    Args:
-        store: a store with the tile step done.
-        slides: folder where the slides lie now, if they were moved since.
-
-    Raises:
-        SlideError: the store holds no pixels and the slide cannot be read.
-    """
-    plan, size_px0 = plan_of(store), Size(*store.slide["size_px0"])
-    xy_px0, fill = store.read(schema.TILE_XY.path), store.steps[schema.TILE_STEP]["fill"]
-    if store.has(schema.TILE_PIXELS.path):
-        with open_tiles(store) as tiles, SlideAtHand(store, slides) as slide:
-            yield StoredCanvases(TiledField(tiles, plan, size_px0, fill, slide), tiles)
-        return
-    reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
-    try:
-        yield SlideCanvases(reader, plan, xy_px0, fill)
     finally:
         reader.close()
 
@@ -274,10 +235,10 @@ class TiledField:
         """Return bool (box.h, box.w), False where `read` can only mirror."""
         known = np.zeros((box.h, box.w), dtype=bool)
         for tile in self._placed(box):
-            part = _overlap(box, self.boxes[tile.index])
+            part = overlap(box, self.boxes[tile.index])
             if part is not None:
                 known[_window(part, box.x, box.y)] = True
-        inside = _overlap(box, Box(0, 0, *self.size_px))
+        inside = overlap(box, Box(0, 0, *self.size_px))
         if inside is not None and not known.all() and self._slide and self._slide.is_there():
             known[_window(inside, box.x, box.y)] = True
         return known
@@ -295,7 +256,7 @@ class TiledField:
         pixels = np.full((box.h, box.w, 3), self.fill, dtype=np.uint8)
         known = np.zeros((box.h, box.w), dtype=bool)
         self._paste_tiles(box, pixels, known)
-        inside = _overlap(box, Box(0, 0, *self.size_px))
+        inside = overlap(box, Box(0, 0, *self.size_px))
         if inside is not None and not known.all():
             self._paste_slide(box, inside, pixels, known)
         if not known.all():
@@ -306,7 +267,7 @@ class TiledField:
     def _paste_tiles(self, box: Box, pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> None:
         for tile in self._placed(box):
             # The part on the slide: a tile is filled where it hangs over the edge.
-            part = _overlap(box, self.boxes[tile.index])
+            part = overlap(box, self.boxes[tile.index])
             if part is not None:
                 within = _window(part, tile.x, tile.y)
                 pixels[_window(part, box.x, box.y)] = self._decoded(tile.index)[within]
@@ -351,60 +312,6 @@ def _box(xy_px0: list[int], downsample: float, side: int, size: Size) -> Box:
     return Box(x, y, min(side, size.w - x), min(side, size.h - y))
 
 
-class StoredCanvases:
-    """Tiles of a store that holds their pixels, with what lies around them."""
-
-    def __init__(self, field: TiledField, tiles: TileSource | StoredTiles) -> None:
-        self._field, self._tiles, self.n_mirrored = field, tiles, 0
-        self._lock = threading.Lock()
-
-    def read(self, index: int, margin_px: int = 0) -> NDArray[np.uint8]:
-        """Return a tile with a margin on every side."""
-        x, y = self._field.corner(index)
-        side = self._field.side_px + 2 * margin_px
-        box = Box(x - margin_px, y - margin_px, side, side)
-        if not margin_px and _overlap(box, Box(0, 0, *self._field.size_px)) == box:
-            return self._tiles.read(index)
-        pixels, known = self._field.read_known(box)
-        with self._lock:
-            self.n_mirrored += not known.all()
-        return pixels
-
-
-class SlideCanvases:
-    """Tiles that are read from the slide each time, with what lies around them."""
-
-    def __init__(
-        self, reader: SlideReader, plan: ReadPlan, xy_px0: NDArray[np.int32], fill: int
-    ) -> None:
-        self._reader, self._plan, self._xy_px0, self._fill = reader, plan, xy_px0, fill
-        self.n_mirrored = 0
-        self._lock = threading.Lock()
-
-    def read(self, index: int, margin_px: int = 0) -> NDArray[np.uint8]:
-        """Return a tile with a margin on every side."""
-        plan = replace(self._plan, tile_px=self._plan.tile_px + 2 * margin_px)
-        shift = plan.px0(margin_px)
-        x, y = (round(float(at) - shift) for at in self._xy_px0[index])
-        pixels = read_tile(self._reader, plan, x, y, fill=self._fill)
-        size = self._reader.info.levels[plan.level].size_px
-        known_x, known_y = (
-            _on_slide(at / plan.downsample, plan.scale, plan.tile_px, most)
-            for at, most in ((x, size.w), (y, size.h))
-        )
-        if known_x.all() and known_y.all():
-            return pixels
-        with self._lock:
-            self.n_mirrored += 1
-        return mirrored(pixels, known_y[:, None] & known_x)
-
-
-def _on_slide(first: float, scale: float, count: int, most: int) -> NDArray[np.bool_]:
-    """Tell which of `count` pixels of a tile lie wholly on a level of `most` pixels."""
-    left = round(first) + np.arange(count) * scale
-    return np.asarray((left >= -1e-6) & (left + scale <= most + 1e-6))
-
-
 def mirrored(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Fill what is not known with the mirror image of what is.
 
@@ -431,7 +338,8 @@ def mirrored(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.
     return filled
 
 
-def _overlap(one: Box, other: Box) -> Box | None:
+def overlap(one: Box, other: Box) -> Box | None:
+    """Return what two boxes have in common, None if nothing."""
     x0, y0 = max(one.x, other.x), max(one.y, other.y)
     x1, y1 = min(one.x + one.w, other.x + other.w), min(one.y + one.h, other.y + other.h)
     return Box(x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None

@@ -47,7 +47,7 @@ from cytofm_cli.store.zarr3 import (
     write_group,
     zstd_encode,
 )
-from cytofm_cli.tiles.field import open_canvases
+from cytofm_cli.tiles.canvas import open_canvases
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views.config import VERSION, ViewsConfig

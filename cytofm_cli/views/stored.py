@@ -20,7 +20,7 @@ from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.nuclei.run import read_nuclei
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
-from cytofm_cli.tiles.field import Canvases
+from cytofm_cli.tiles.canvas import Canvases
 from cytofm_cli.tiles.read import ReadPlan
 from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views import crops, draws, masks

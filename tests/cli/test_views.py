@@ -20,7 +20,7 @@ from cytofm_cli.errors import ConfigMismatchError, StoreError, UsageError
 from cytofm_cli.nuclei.base import make_table
 from cytofm_cli.nuclei.run import read_nuclei
 from cytofm_cli.store.io import Store, open_store
-from cytofm_cli.tiles.field import open_canvases
+from cytofm_cli.tiles.canvas import open_canvases
 from cytofm_cli.tiles.read import ReadPlan
 from cytofm_cli.tiles.source import open_tiles, plan_of
 from cytofm_cli.views.config import ViewsConfig
