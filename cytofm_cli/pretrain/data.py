@@ -223,6 +223,7 @@ class _Job:
             mpp=self.index.mpp,
             keys_B=keys_B,
             label_BHW=batch.label_BHW,
+            margin_px=batch.margin_px,
         )
 
     def _made(self, views: list[Tensor], n_without: int, keys_B: draws.Keys) -> _Made:

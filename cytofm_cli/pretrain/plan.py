@@ -16,7 +16,7 @@ from cytofm_cli.pretrain.base import Length, MethodConfig
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.data import TileIndex, open_index
 from cytofm_cli.pretrain.distributed import World
-from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.views.config import VERSION, ViewsConfig
 from cytofm_cli.views.perturb import NcpConfig
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
 
@@ -66,6 +66,8 @@ def make_plan(
         config.method: as_record(method_config),
         "data": index.facts() | {"n_steps": length.n_steps},
     }
+    if index.unit == "tile":  # cells are centred as they are, in every version
+        record["data"]["views_version"] = VERSION
     return Plan(config, views, recipe, ncp, method_config, index, length, record)
 
 

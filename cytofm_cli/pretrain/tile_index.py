@@ -26,7 +26,8 @@ from cytofm_cli.pretrain.cells import CellNuclei, open_squares
 from cytofm_cli.pretrain.sampling import Schedule
 from cytofm_cli.store import lineage, schema
 from cytofm_cli.store.io import Store, open_store
-from cytofm_cli.tiles.source import open_tiles, plan_of
+from cytofm_cli.tiles.canvas import Canvases, open_canvases
+from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views import stored
 from cytofm_cli.views.make import pad_nuclei
 from cytofm_cli.views.perturb import NcpConfig
@@ -121,12 +122,18 @@ class TileIndex:
         return slide, tile - int(self._first[slide])
 
     def read(self, tiles: Sequence[int], ncp: NcpConfig) -> stored.Batch:
-        """Read tiles of any slides, with their nuclei; any thread may."""
+        """Read tiles of any slides, with their nuclei and their margins; any thread may.
+
+        A tile's margin is what its views may show around it (`stored.margin_for`); cells are
+        centred as they are and have none.
+        """
+        margin_px = stored.margin_for(ncp, self.tile_px) if self.unit == "tile" else 0
         parts = []
         for tile in tiles:
             slide, within = self.locate(tile)
             with self._sources.use(slide) as source:
-                parts.append(stored.read_batch(source, self.slides[slide].nuclei, [within], ncp))
+                nuclei = self.slides[slide].nuclei
+                parts.append(stored.read_batch(source, nuclei, [within], ncp, margin_px))
         return join(parts)
 
     def close(self) -> None:
@@ -261,7 +268,7 @@ def join(parts: Sequence[stored.Batch]) -> stored.Batch:
         blank = torch.zeros((1, *tile_BCHW.shape[-2:]), dtype=torch.int32)
         label = torch.cat([blank if p.label_BHW is None else p.label_BHW for p in parts])
     rows = [row for part in parts for row in part.rows]
-    return stored.Batch(tile_BCHW, *pad_nuclei(points), label, rows)
+    return stored.Batch(tile_BCHW, *pad_nuclei(points), label, rows, parts[0].margin_px)
 
 
 @dataclass
@@ -270,7 +277,7 @@ class _Open:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    source: stored.Readable | None = None
+    source: stored.Readable | Canvases | None = None
     users: int = 0
 
 
@@ -287,7 +294,7 @@ class _Sources:
         )
 
     @contextlib.contextmanager
-    def use(self, number: int) -> Iterator[stored.Readable]:
+    def use(self, number: int) -> Iterator[stored.Readable | Canvases]:
         """Give the tiles of one store."""
         with self._lock:
             one = self._open.setdefault(number, _Open())
@@ -303,11 +310,11 @@ class _Sources:
                 one.users -= 1
             self._close(keep=self._most)
 
-    def _opened(self, number: int) -> contextlib.AbstractContextManager[stored.Readable]:
+    def _opened(self, number: int) -> contextlib.AbstractContextManager[stored.Readable | Canvases]:
         store, nuclei = self._indexed[number].store, self._indexed[number].nuclei
         if isinstance(nuclei, CellNuclei):
             return open_squares(store, nuclei, self._side_px, slides=self._folder)
-        return open_tiles(store, slides=self._folder)
+        return open_canvases(store, slides=self._folder)
 
     def close(self) -> None:
         """Close what nobody reads."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from cytofm_cli.tiles.read import ReadPlan, resample
 from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_tiles, plan_of
 from cytofm_cli.units import Box, Size
 
-_CACHED_TILES = 16  # the neighbours of a tile, and some to come
+_CACHED_TILES: Final = 16  # the neighbours of a tile, and some to come
 
 
 class Field(Protocol):
@@ -196,7 +196,7 @@ class TiledField:
     """An image put together from stored tiles; a few decoded tiles are kept at hand.
 
     Args:
-        tiles: the stored ones; None: all pixels come from the slide.
+        tiles: the stored ones.
         plan: how they were read.
         size_px0: of level 0.
         fill: grey level where nothing at all is known.
@@ -205,7 +205,7 @@ class TiledField:
 
     def __init__(
         self,
-        tiles: TileSource | StoredTiles | None,
+        tiles: TileSource | StoredTiles,
         plan: ReadPlan,
         size_px0: Size,
         fill: int,
@@ -214,9 +214,9 @@ class TiledField:
         step = plan.downsample * plan.scale
         self.mpp, self.downsample, self.fill = plan.mpp, step, fill
         self.size_px = Size(max(1, round(size_px0.w / step)), max(1, round(size_px0.h / step)))
-        corners = [] if tiles is None else tiles.xy_px0.tolist()
+        corners = tiles.xy_px0.tolist()
         self.boxes = [_box(xy, step, plan.tile_px, self.size_px) for xy in corners]
-        self._side = plan.tile_px
+        self._side = self.side_px = plan.tile_px
         self._tiles, self._slide = tiles, slide
         self._index: dict[tuple[int, int], list[_Placed]] = {}
         for index, box in enumerate(self.boxes):
@@ -235,31 +235,39 @@ class TiledField:
         """Return bool (box.h, box.w), False where `read` can only mirror."""
         known = np.zeros((box.h, box.w), dtype=bool)
         for tile in self._placed(box):
-            part = _overlap(box, self.boxes[tile.index])
+            part = overlap(box, self.boxes[tile.index])
             if part is not None:
                 known[_window(part, box.x, box.y)] = True
-        inside = _overlap(box, Box(0, 0, *self.size_px))
+        inside = overlap(box, Box(0, 0, *self.size_px))
         if inside is not None and not known.all() and self._slide and self._slide.is_there():
             known[_window(inside, box.x, box.y)] = True
         return known
 
+    def corner(self, index: int) -> tuple[int, int]:
+        """Return where a tile starts."""
+        return self.boxes[index].x, self.boxes[index].y
+
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Return a box, which may reach past the image; see the module's text."""
+        return self.read_known(box)[0]
+
+    def read_known(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Return a box and, bool (box.h, box.w), False where it is mirrored."""
         pixels = np.full((box.h, box.w, 3), self.fill, dtype=np.uint8)
         known = np.zeros((box.h, box.w), dtype=bool)
         self._paste_tiles(box, pixels, known)
-        inside = _overlap(box, Box(0, 0, *self.size_px))
+        inside = overlap(box, Box(0, 0, *self.size_px))
         if inside is not None and not known.all():
             self._paste_slide(box, inside, pixels, known)
         if not known.all():
             self._beyond.add("mirror")
             pixels = mirrored(pixels, known)
-        return pixels
+        return pixels, known
 
     def _paste_tiles(self, box: Box, pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> None:
         for tile in self._placed(box):
             # The part on the slide: a tile is filled where it hangs over the edge.
-            part = _overlap(box, self.boxes[tile.index])
+            part = overlap(box, self.boxes[tile.index])
             if part is not None:
                 within = _window(part, tile.x, tile.y)
                 pixels[_window(part, box.x, box.y)] = self._decoded(tile.index)[within]
@@ -291,7 +299,6 @@ class TiledField:
             if index in self._cache:
                 self._cache.move_to_end(index)
                 return self._cache[index]
-        assert self._tiles is not None  # else there is no index to read
         tile = self._tiles.read(index)
         with self._lock:
             self._cache[index] = tile
@@ -318,9 +325,8 @@ def mirrored(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.
     top, below, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     height, width = known.shape
     if known[top:below, left:right].all():
-        y = np.pad(np.arange(top, below), (top, height - below), mode="symmetric")
-        x = np.pad(np.arange(left, right), (left, width - right), mode="symmetric")
-        return np.ascontiguousarray(pixels[y[:, None], x])
+        around = ((top, height - below), (left, width - right), (0, 0))
+        return np.pad(pixels[top:below, left:right], around, mode="symmetric")
     from scipy.ndimage import distance_transform_edt
 
     # Any other shape: the point behind the nearest known pixel, or that pixel itself.
@@ -332,7 +338,8 @@ def mirrored(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.
     return filled
 
 
-def _overlap(one: Box, other: Box) -> Box | None:
+def overlap(one: Box, other: Box) -> Box | None:
+    """Return what two boxes have in common, None if nothing."""
     x0, y0 = max(one.x, other.x), max(one.y, other.y)
     x1, y1 = min(one.x + one.w, other.x + other.w), min(one.y + one.h, other.y + other.h)
     return Box(x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None

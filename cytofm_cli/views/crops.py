@@ -1,8 +1,11 @@
 """Where views are cut, and how they are resized.
 
 A view's area is a share of the tile's, its aspect ratio log-uniform in 3/4 … 4/3, as in random
-resized cropping (Szegedy et al. 2015); its centre is a kept nucleus. A box that would leave
-the tile is shifted back inside and never padded, so a large view is centred approximately.
+resized cropping (Szegedy et al. 2015); its centre is a kept nucleus. Tiles come with a margin of
+what lies around them, `margin_of`: a box may reach over the tile's edge, and only one that would
+leave the margin is shifted back inside. With a quarter of the tile no view of up to the tile's
+side has its nucleus more than a quarter of its side off its centre, and none of up to half the
+tile's side is off at all; twice the margin would cost twice the pixels.
 
 Letters: G anything batched, V views, M nuclei, H rows, W columns, C colours, S side of a view.
 """
@@ -20,7 +23,13 @@ from torch import Tensor
 from cytofm_cli.units import Box
 from cytofm_cli.views import draws, pixels
 
+MARGIN_SHARE: Final = 0.25  # of a tile's side
 _ATTEMPTS: Final = 10  # as in torchvision's RandomResizedCrop
+
+
+def margin_of(tile_px: int) -> int:
+    """Return how far views may reach over the edges of a tile, px."""
+    return round(MARGIN_SHARE * tile_px)
 
 
 def draw_sizes(
@@ -80,8 +89,11 @@ def place_boxes(
     height: int,
     width: int,
     jitter: float = 0.0,
+    margin: int = 0,
 ) -> NDArray[np.int64]:
-    """Place crops around their centres, shifted inside the tile: int64 (G, 4) x, y, w, h.
+    """Place crops around their centres, shifted inside the canvas: int64 (G, 4) x, y, w, h.
+
+    The canvas is the tile with a margin on every side; all points count from its corner.
 
     Args:
         keys_G: one key per view, any shape.
@@ -90,13 +102,15 @@ def place_boxes(
         height: of the tile, px.
         width: of the tile, px.
         jitter: largest shift of the centre in x and in y, as a share of the crop's side.
+        margin: px on every side of the tile that crops around a centre may show.
     """
     u = draws.uniform(keys_G, 4)
     room = np.array([width, height]) - size_G2
     # A pixel's centre lies at its whole-numbered point, a box's corner half a pixel before it.
     wanted = centre_G2 + 0.5 + jitter * (2 * u[..., :2] - 1) * size_G2 - size_G2 / 2
-    anywhere = np.floor(u[..., 2:] * (room + 1))
-    corner = np.where(np.isnan(centre_G2), anywhere, np.clip(np.rint(wanted), 0, room))
+    anywhere = margin + np.floor(u[..., 2:] * (room + 1))
+    inside = np.clip(np.rint(wanted), 0, room + 2 * margin)
+    corner = np.where(np.isnan(centre_G2), anywhere, inside)
     return np.concatenate([corner.astype(np.int64), size_G2], -1)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -31,7 +31,7 @@ class ViewPlan:
 
     Attributes:
         keys_B: one key per tile.
-        boxes_BV4: int64, the crops x, y, w, h in tile pixels.
+        boxes_BV4: int64, the crops x, y, w, h in pixels of the canvas: the tile with its margin.
         centre_BV2: the chosen nucleus of each view, NaN where there is none.
         kept_BVM: bool, the nuclei that survive in each view.
         clean_BV: bool, views that are not perturbed.
@@ -99,40 +99,49 @@ def draw_plan(
     keys_B: draws.Keys,
     height: int,
     width: int,
+    margin: int = 0,
 ) -> ViewPlan:
     """Draw kept nuclei, centres, crops and clean views.
 
-    Nuclei whose centroid lies outside the tile take no part.
+    Views are centred on nuclei in the tile; those in its margin only survive or not. Nuclei
+    outside the canvas take no part.
 
     Args:
-        xy_BM2: centroids (x, y) in tile pixels.
+        xy_BM2: centroids (x, y) in pixels of the canvas: the tile with its margin.
         valid_BM: bool, False for padding.
         recipe: the set of views.
         ncp: how nuclei guide them.
         keys_B: one key per tile.
         height: of the tiles, px.
         width: of the tiles, px.
+        margin: px around the tiles.
     """
     n_views = len(recipe.views)
+    size = np.array([width, height])
     with np.errstate(invalid="ignore"):
-        within = (xy_BM2 >= -0.5) & (xy_BM2 < np.array([width, height]) - 0.5)
-    valid_BM = valid_BM & within.all(-1)
+        on_canvas = ((xy_BM2 >= -0.5) & (xy_BM2 < size + 2 * margin - 0.5)).all(-1)
+        in_tile = ((xy_BM2 >= margin - 0.5) & (xy_BM2 < size + margin - 0.5)).all(-1)
+    around_BM = valid_BM & on_canvas & ~in_tile
+    valid_BM = valid_BM & in_tile
     keys_BV = draws.fold(keys_B[:, None], Stream.VIEW + np.arange(n_views))
     each_view = ncp.redraw == "view" or ncp.keep == "single"
     keep_keys = keys_BV if each_view else np.repeat(keys_B[:, None], n_views, 1)
     valid_BVM = np.repeat(valid_BM[:, None], n_views, 1)
-    kept_BVM = perturb.keep_nuclei(draws.fold(keep_keys, Stream.KEEP), valid_BVM, ncp)
+    around_BVM = np.repeat(around_BM[:, None], n_views, 1)
+    kept_BVM = perturb.keep_nuclei(draws.fold(keep_keys, Stream.KEEP), valid_BVM, ncp, around_BVM)
     xy_BVM2 = np.broadcast_to(xy_BM2[:, None], (*kept_BVM.shape, 2))
-    centre_BV2 = crops.draw_centres(draws.fold(keys_BV, Stream.CENTRE), xy_BVM2, kept_BVM)
+    centre_BV2 = crops.draw_centres(
+        draws.fold(keys_BV, Stream.CENTRE), xy_BVM2, kept_BVM & valid_BVM
+    )
     if not ncp.centred:
         centre_BV2 = np.full_like(centre_BV2, np.nan)
     boxes = np.empty((len(keys_B), n_views, 4), np.int64)
     size_keys, place_keys = draws.fold(keys_BV, Stream.SIZE), draws.fold(keys_BV, Stream.PLACE)
     for spec in set(recipe.views):
         v = [number for number, other in enumerate(recipe.views) if other == spec]
-        size = crops.draw_sizes(size_keys[:, v], spec.scale, spec.aspect, height, width)
+        sides = crops.draw_sizes(size_keys[:, v], spec.scale, spec.aspect, height, width)
         boxes[:, v] = crops.place_boxes(
-            place_keys[:, v], centre_BV2[:, v], size, height, width, ncp.centre_jitter
+            place_keys[:, v], centre_BV2[:, v], sides, height, width, ncp.centre_jitter, margin
         )
     has_nuclei_B = np.asarray(valid_BM.any(1))
     u_BV = draws.uniform(draws.fold(keys_BV, Stream.CLEAN), 1)[..., 0]
@@ -156,6 +165,7 @@ def make_views(
     mpp: float,
     keys_B: draws.Keys,
     label_BHW: Tensor | None = None,
+    margin_px: int = 0,
     sliced: bool | None = None,
 ) -> ViewSet:
     """Make the views of a batch of tiles.
@@ -165,7 +175,8 @@ def make_views(
 
     Args:
         tile_BCHW: uint8 RGB (B, 3, H, W), any strides, on any device; the views stay there.
-        xy_BM2: float64 centroids (x, y) in tile pixels, on the host, padded (`pad_nuclei`).
+            Tiles with their margins.
+        xy_BM2: float64 centroids (x, y) in pixels of these, on the host, padded (`pad_nuclei`).
         valid_BM: bool, False for padding.
         recipe: the set of views.
         ncp: how nuclei guide them.
@@ -173,15 +184,17 @@ def make_views(
         keys_B: one key per tile (`draws.sample_keys`).
         label_BHW: integer label maps of the nuclei, 0 for background and j + 1 for nucleus j,
             on the tiles' device, if the detector gives masks.
+        margin_px: how much of `tile_BCHW` on every side lies around the tile (`crops.margin_of`).
         sliced: cut one crop after the other (default on a CPU) or resize whole batches by
             matrix products (default elsewhere). Same draws, views equal but for rounding.
 
     Raises:
         UsageError: tiles of another type or shape, implausible `mpp`, missing label map.
     """
-    _check(tile_BCHW, xy_BM2, valid_BM, mpp, keys_B)
-    n_tiles, _, height, width = tile_BCHW.shape
-    plan = draw_plan(xy_BM2, valid_BM, recipe, ncp, keys_B, height, width)
+    _check(tile_BCHW, xy_BM2, valid_BM, mpp, keys_B, margin_px)
+    n_tiles, height, width = (tile_BCHW.shape[axis] for axis in (0, 2, 3))
+    height, width = height - 2 * margin_px, width - 2 * margin_px
+    plan = draw_plan(xy_BM2, valid_BM, recipe, ncp, keys_B, height, width, margin_px)
     n_without = int((~plan.has_nuclei_B).sum())
     if ncp.without_nuclei == "drop" and n_without:
         row = np.flatnonzero(plan.has_nuclei_B)
@@ -189,7 +202,7 @@ def make_views(
         label = None if label_BHW is None else label_BHW[some]
         left = make_views(
             tile_BCHW[some], xy_BM2[row], valid_BM[row], recipe=recipe, ncp=ncp, mpp=mpp,
-            keys_B=keys_B[row], label_BHW=label, sliced=sliced,
+            keys_B=keys_B[row], label_BHW=label, margin_px=margin_px, sliced=sliced,
         )  # fmt: skip
         return ViewSet(left.views, left.plan, row, n_without)
     device = tile_BCHW.device
@@ -206,7 +219,8 @@ def make_views(
         scene = perturb.build_scene(tile_BCHW[rows], xy.to(device), ncp, mpp, label)
         words = [group.words(rows.stop - rows.start) for group in groups]
         cut = _cut_sliced if sliced else _cut_batched
-        cut(scene, plan.part(rows, n_used), ncp, [view for some in words for view in some])
+        some_views = [view for some in words for view in some]
+        cut(scene, plan.part(rows, n_used), ncp, margin_px, some_views)
         for group, word_VBSS in zip(groups, words, strict=True):
             group.finish(word_VBSS, rows)
     views = [view for group in groups for view in group.out_VBCSS]
@@ -264,7 +278,9 @@ def _room(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.from_numpy(np.empty(shape, np.float32))
 
 
-def _cut_sliced(scene: Scene, plan: ViewPlan, ncp: NcpConfig, small: list[Tensor]) -> None:
+def _cut_sliced(
+    scene: Scene, plan: ViewPlan, ncp: NcpConfig, margin: int, small: list[Tensor]
+) -> None:
     """Perturb, crop and resize the views of one tile, one after the other."""
     once = _once(ncp)
     dirty = np.flatnonzero(~plan.clean_BV[0])
@@ -272,44 +288,83 @@ def _cut_sliced(scene: Scene, plan: ViewPlan, ncp: NcpConfig, small: list[Tensor
     if len(dirty):
         turns = dirty[:1] if once else dirty
         keys_G = _noise_keys(plan.keys_B, turns, ncp)
-        spans = perturb.kept_spans(scene, ncp, keys_G)
         kept_VM = torch.from_numpy(plan.kept_BVM[0])
         row_of = {int(view): row for row, view in enumerate(turns)}
     if len(dirty) and once:
+        spans = perturb.kept_spans(scene, ncp, keys_G)
         outside = perturb.outside_mask(scene, spans, kept_VM[:1])
         perturbed_HW = perturb.perturb(scene, outside, keys_G, ncp)[0]
+    elif len(dirty):
+        spans = perturb.kept_spans(_around(scene, plan, dirty, margin), ncp, keys_G)
     for v, out in enumerate(small):
         box = plan.box(0, v)
         if once or plan.clean_BV[0, v]:
             source = word_HW if plan.clean_BV[0, v] else perturbed_HW
             crop = source[box.y : box.y + box.h, box.x : box.x + box.w]
         else:
-            row = row_of[v]
-            outside = perturb.outside_mask(scene, spans.row(row), kept_VM[v : v + 1])
-            crop = perturb.perturb_box(scene, outside, keys_G[row : row + 1], ncp, box)
+            row, corner_B2 = row_of[v], _corners(scene, plan, v, margin)
+            part = scene.windows(corner_B2, scene.height - 2 * margin, scene.width - 2 * margin)
+            outside = perturb.outside_mask(part, spans.row(row), kept_VM[v : v + 1])
+            box = _moved(box, corner_B2[0])
+            crop = perturb.perturb_box(part, outside, keys_G[row : row + 1], ncp, box)
         crops.resize_crop(crop, out[0])
 
 
-def _cut_batched(scene: Scene, plan: ViewPlan, ncp: NcpConfig, small: list[Tensor]) -> None:
+def _cut_batched(
+    scene: Scene, plan: ViewPlan, ncp: NcpConfig, margin: int, small: list[Tensor]
+) -> None:
     """Perturb, crop and resize all tiles at once, one view number after the other."""
     n_tiles, device, once = len(scene.word_BN), scene.word_BN.device, _once(ncp)
-    word_BHW = perturbed_BHW = scene.word_BN.view(-1, scene.height, scene.width)
-    done = False
+    perturbed_BHW: Tensor | None = None
     for v, out in enumerate(small):
-        boxes = [plan.box(row, v) for row in range(n_tiles)]
-        source_BHW = word_BHW
+        boxes, part = [plan.box(row, v) for row in range(n_tiles)], scene
+        if not once:
+            corner_B2 = _corners(scene, plan, v, margin)
+            part = scene.windows(corner_B2, scene.height - 2 * margin, scene.width - 2 * margin)
+            boxes = [_moved(box, corner) for box, corner in zip(boxes, corner_B2, strict=True)]
+            perturbed_BHW = None
+        source_BHW = word_BHW = part.word_BN.view(-1, part.height, part.width)
         if not plan.clean_BV[:, v].all():
-            if not (once and done):
+            if perturbed_BHW is None:
                 keys_B = _noise_keys(plan.keys_B, np.array([v]), ncp)
-                spans = perturb.kept_spans(scene, ncp, keys_B)
+                spans = perturb.kept_spans(part, ncp, keys_B)
                 kept_BM = torch.from_numpy(plan.kept_BVM[:, v]).to(device)
-                outside = perturb.outside_mask(scene, spans, kept_BM)
-                within = None if once else _within(boxes, scene, device)
-                perturbed_BHW = perturb.perturb(scene, outside, keys_B, ncp, within)
-                done = True
+                outside = perturb.outside_mask(part, spans, kept_BM)
+                within = None if once else _within(boxes, part, device)
+                perturbed_BHW = perturb.perturb(part, outside, keys_B, ncp, within)
             clean = torch.from_numpy(plan.clean_BV[:, v]).to(device)
             source_BHW = torch.where(clean[:, None, None], word_BHW, perturbed_BHW)
         out.copy_(crops.resize_boxes(source_BHW, boxes, out.shape[-1]))
+
+
+def _corners(scene: Scene, plan: ViewPlan, view: int, margin: int) -> NDArray[np.int64]:
+    """Return the corner of the tile-sized window around a view of each tile, int64 (B, 2).
+
+    A view with noise of its own is perturbed in such a window: pixels are dealt from as far
+    around it as the tile is wide, and the cost is that of the tile, not of the canvas.
+    """
+    boxes_B4 = plan.boxes_BV4[:, view]
+    side = np.array([scene.width, scene.height]) - 2 * margin
+    centred: NDArray[np.int64] = boxes_B4[:, :2] + (boxes_B4[:, 2:] - side) // 2
+    return np.clip(centred, 0, 2 * margin)
+
+
+def _around(scene: Scene, plan: ViewPlan, views: NDArray[np.intp], margin: int) -> Scene:
+    """Return where the points of one tile lie in the windows around some of its views."""
+    if not margin:
+        return scene
+    corner_V2 = np.concatenate([_corners(scene, plan, v, margin) for v in views.tolist()])
+    return replace(
+        scene,
+        height=scene.height - 2 * margin,
+        width=scene.width - 2 * margin,
+        xy_BP2=scene.xy_BP2 - torch.from_numpy(corner_V2).to(scene.xy_BP2).unsqueeze(1),
+    )
+
+
+def _moved(box: Box, corner_2: NDArray[np.int64]) -> Box:
+    x, y = corner_2.tolist()
+    return Box(box.x - x, box.y - y, box.w, box.h)
 
 
 def perturbation_of(
@@ -356,10 +411,13 @@ def _check(
     valid_BM: NDArray[np.bool_],
     mpp: float,
     keys_B: draws.Keys,
+    margin_px: int,
 ) -> None:
     shape = tuple(tile_BCHW.shape)
     if tile_BCHW.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
         raise UsageError(f"tiles are {tile_BCHW.dtype} {shape}; views need uint8 (B, 3, H, W).")
+    if not 0 <= 2 * margin_px < min(shape[2:]):
+        raise UsageError(f"a margin of {margin_px} px leaves nothing of {shape[2:]} pixels.")
     if xy_BM2.shape != (shape[0], valid_BM.shape[-1], 2) or valid_BM.shape[0] != shape[0]:
         raise UsageError(
             f"nuclei {xy_BM2.shape} and mask {valid_BM.shape} do not fit {shape[0]} tiles.",

@@ -113,18 +113,35 @@ def outside_disks(spans: Spans, weight_GP: Tensor) -> Tensor:
     return paint(spans, weight_GP, start=-1).bitwise_right_shift_(31)
 
 
-def outside_labels(label_GN: Tensor, kept_GM: Tensor) -> Tensor:
-    """Return int32 (G, N): 0 on the kept nuclei of a label map, -1 elsewhere.
+def rule_labels(
+    outside_GN: Tensor, label_GN: Tensor, kept_GM: Tensor, *, unite: bool = True
+) -> Tensor:
+    """Let the nuclei of a label map overrule disks: kept ones are inside, all others outside.
 
     Args:
-        label_GN: integers, 0 for background and j + 1 for nucleus j.
+        outside_GN: int32, -1 outside the disks and 0 inside; changed in place.
+        label_GN: int32, 0 for background, j + 1 for nucleus j, M + 1 for one that is not kept.
         kept_GM: bool.
+        unite: False leaves kept nuclei as the disks have them.
+
+    Returns:
+        int32 (G, N), the same tensor.
     """
-    background = torch.zeros_like(kept_GM[:, :1])
-    table = torch.cat([background, kept_GM], 1).to(torch.int32).sub_(1)
-    offset = torch.arange(len(label_GN), device=label_GN.device).unsqueeze(1) * table.shape[1]
-    flat = (label_GN.clamp(0, table.shape[1] - 1) + offset).reshape(-1)
-    return table.reshape(-1).index_select(0, flat).view(label_GN.shape)
+    gone = torch.nn.functional.pad(~kept_GM, (0, 1), value=True)
+    outside_GN |= _look_up(-torch.nn.functional.pad(gone, (1, 0)).to(torch.int32), label_GN)
+    if unite:
+        inside = torch.nn.functional.pad(kept_GM, (1, 1))
+        outside_GN &= _look_up(inside.to(torch.int32) - 1, label_GN)
+    return outside_GN
+
+
+def _look_up(table_GK: Tensor, label_GN: Tensor) -> Tensor:
+    """Return the entries of each row's table at its labels."""
+    if len(label_GN) == 1:
+        return table_GK[0].index_select(0, label_GN[0]).unsqueeze(0)
+    offset = torch.arange(len(label_GN), device=label_GN.device).unsqueeze(1) * table_GK.shape[1]
+    flat = (label_GN + offset).reshape(-1)
+    return table_GK.reshape(-1).index_select(0, flat).view(label_GN.shape)
 
 
 def boundary_points(label_BHW: Tensor) -> tuple[Tensor, Tensor]:

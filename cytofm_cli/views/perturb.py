@@ -25,7 +25,7 @@ Letters: B tiles, V views, G anything batched, M nuclei, N = H · W pixels, K le
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -92,6 +92,7 @@ class Scene:
         xy_BP2: float64 points (x, y) from which the radius counts.
         owner_BP: the nucleus that a point belongs to, -1 for padding; None: point j is nucleus j.
         label_BN: label map of the nuclei, if there are masks.
+        unite: kept nuclei are kept whole, not only what lies in their disks.
     """
 
     word_BN: Tensor
@@ -101,6 +102,37 @@ class Scene:
     xy_BP2: Tensor
     owner_BP: Tensor | None = None
     label_BN: Tensor | None = None
+    unite: bool = True
+
+    def windows(self, corner_B2: NDArray[np.int64], height: int, width: int) -> Scene:
+        """Cut one window out of each tile.
+
+        Args:
+            corner_B2: (x, y) of the windows, which lie inside.
+            height: of the windows.
+            width: of the windows.
+        """
+        if (height, width) == (self.height, self.width):
+            return self
+        corners = corner_B2.tolist()
+
+        def cut(image_BN: Tensor) -> Tensor:
+            image_BHW = image_BN.view(-1, self.height, self.width)
+            parts = [
+                one[y : y + height, x : x + width]
+                for one, (x, y) in zip(image_BHW, corners, strict=True)
+            ]
+            return torch.stack(parts).flatten(1)
+
+        shift = torch.from_numpy(corner_B2).to(self.xy_BP2)
+        return replace(
+            self,
+            word_BN=cut(self.word_BN),
+            height=height,
+            width=width,
+            xy_BP2=self.xy_BP2 - shift.unsqueeze(1),
+            label_BN=None if self.label_BN is None else cut(self.label_BN),
+        )
 
 
 def build_scene(
@@ -117,13 +149,15 @@ def build_scene(
         xy_BM2: float64 centroids in tile pixels, on the tiles' device; padding is anything.
         config: its `region` and `keep` matter here.
         mpp: µm per tile pixel.
-        label_BHW: 0 for background, j + 1 for nucleus j.
+        label_BHW: 0 for background, j + 1 for nucleus j; larger numbers are not kept.
 
     Raises:
         UsageError: `region="boundary"` without a label map.
     """
     height, width = tile_BCHW.shape[-2:]
     points_BP2, owner_BP = xy_BM2, None
+    if label_BHW is not None:  # nuclei that are not among the centroids are all one, not kept
+        label_BHW = label_BHW.to(torch.int32).clamp(max=xy_BM2.shape[1] + 1)
     if config.region == "boundary":
         if label_BHW is None:
             raise UsageError(
@@ -131,20 +165,35 @@ def build_scene(
                 hint="use a detector with contours, or region = 'disk'",
             )
         points_BP2, owner_BP = masks.boundary_points(label_BHW)
-    label = None if config.keep == "piece" or label_BHW is None else label_BHW.flatten(1)
+    label = None if label_BHW is None else label_BHW.flatten(1)
     words_BN = pixels.pack(tile_BCHW).flatten(1)
-    return Scene(words_BN, height, width, mpp, points_BP2, owner_BP, label)
+    whole = config.keep != "piece"
+    return Scene(words_BN, height, width, mpp, points_BP2, owner_BP, label, whole)
 
 
 def keep_nuclei(
-    keys_G: draws.Keys, valid_GM: NDArray[np.bool_], config: NcpConfig
+    keys_G: draws.Keys,
+    valid_GM: NDArray[np.bool_],
+    config: NcpConfig,
+    around_GM: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
     """Draw which nuclei survive; at least one where there is any (METHODS D9).
 
     Args:
         keys_G: one key per draw, any shape.
         valid_GM: bool, shape `keys_G.shape + (M,)`, False for padding.
+        config: its `keep` and `keep_fraction` matter here.
+        around_GM: bool, nuclei around the tile, which may survive but need not; not among
+            `valid_GM`.
     """
+    if around_GM is not None and around_GM.any():
+        kept_GM = keep_nuclei(keys_G, valid_GM, config)
+        if config.keep == "all":
+            return kept_GM | around_GM
+        if config.keep != "subset":
+            return kept_GM
+        u_GM = draws.uniform(keys_G, valid_GM.shape[-1])
+        return kept_GM | (around_GM & (u_GM < config.keep_fraction))
     if config.keep == "all" or valid_GM.shape[-1] == 0:
         return valid_GM.copy()
     u_GM = np.where(valid_GM, draws.uniform(keys_G, valid_GM.shape[-1]), 2.0)
@@ -185,6 +234,10 @@ def kept_spans(scene: Scene, config: NcpConfig, key_G: draws.Keys) -> masks.Span
 def outside_mask(scene: Scene, spans: masks.Spans, kept_GM: Tensor) -> Tensor:
     """Return int32 (G, N), -1 where a pixel is perturbed and 0 where it is kept.
 
+    Kept are the disks of the kept nuclei without the other nuclei, and the kept nuclei: a
+    dropped nucleus is gone, also where it lies in the disk of a kept one. A pixel in two
+    outlines belongs to the one that was painted last into the label map.
+
     Args:
         scene: G tiles.
         spans: of their disks.
@@ -192,11 +245,12 @@ def outside_mask(scene: Scene, spans: masks.Spans, kept_GM: Tensor) -> Tensor:
     """
     weight = kept_GM
     if scene.owner_BP is not None:
-        weight = kept_GM.gather(1, scene.owner_BP.clamp(min=0)) & (scene.owner_BP >= 0)
+        known = torch.nn.functional.pad(kept_GM, (0, 1))  # and one that is not kept
+        weight = known.gather(1, scene.owner_BP.clamp(min=0)) & (scene.owner_BP >= 0)
     outside_GN = masks.outside_disks(spans, weight)
-    if scene.label_BN is not None:
-        outside_GN &= masks.outside_labels(scene.label_BN, kept_GM)
-    return outside_GN
+    if scene.label_BN is None:
+        return outside_GN
+    return masks.rule_labels(outside_GN, scene.label_BN, kept_GM, unite=scene.unite)
 
 
 def perturb(

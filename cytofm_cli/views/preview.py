@@ -13,13 +13,22 @@ import torch
 from cytofm_cli.errors import InputError
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import open_store
-from cytofm_cli.tiles.source import open_tiles, plan_of
+from cytofm_cli.tiles.canvas import open_canvases
+from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.make import pad_nuclei
 from cytofm_cli.views.perturb import NcpConfig
 from cytofm_cli.views.recipes import ncp_of, recipe_of
 from cytofm_cli.views.sheet import Image, contact_sheet
-from cytofm_cli.views.stored import Batch, TileNuclei, draw_lots, open_nuclei, read_batch, tile_keys
+from cytofm_cli.views.stored import (
+    Batch,
+    TileNuclei,
+    draw_lots,
+    margin_for,
+    open_nuclei,
+    read_batch,
+    tile_keys,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class _Part:
 
     slide_id: str
     tiles: list[int]
+    nuclei: TileNuclei
     batch: Batch
 
 
@@ -62,16 +72,16 @@ def preview(
     for path, (nuclei, tiles) in _choose(paths, n, ncp, detector, seed).items():
         store = open_store(path)
         plan = plan_of(store)
-        with open_tiles(store, slides=slides) as source:
-            batch = read_batch(source, nuclei, tiles, ncp)
+        with open_canvases(store, slides=slides) as source:
+            batch = read_batch(source, nuclei, tiles, ncp, margin_for(ncp, plan.tile_px))
         kind = (plan.mpp, plan.tile_px, batch.label_BHW is None)
-        sheets.setdefault(kind, []).append(_Part(store.slide_id, tiles, batch))
+        sheets.setdefault(kind, []).append(_Part(store.slide_id, tiles, nuclei, batch))
     images = [_draw(parts, mpp, config, seed) for (mpp, _, _), parts in sheets.items()]
     shown = [
-        ShownTile(part.slide_id, tile, len(rows))
+        ShownTile(part.slide_id, tile, len(part.nuclei.rows(tile)))
         for parts in sheets.values()
         for part in parts
-        for tile, rows in zip(part.tiles, part.batch.rows, strict=True)
+        for tile in part.tiles
     ]
     return _stack(images), shown
 
@@ -112,6 +122,7 @@ def _draw(parts: Sequence[_Part], mpp: float, config: ViewsConfig, seed: int) ->
         mpp=mpp,
         keys_B=np.concatenate(keys),
         label_BHW=torch.cat(labels) if labels else None,
+        margin_px=batches[0].margin_px,
     )
 
 

@@ -7,7 +7,7 @@ readable by anything that reads Zarr. For n tiles, V views and k pairs of a tile
 |---|---|---|
 | `view_00`, `view_01`, … | uint8 (n, S, S, 3) | the views, global ones first, not normalised |
 | `tile` | int32 (n,) | row of the tile in the store |
-| `boxes_px` | int32 (n, V, 4) | crops x, y, w, h in tile pixels |
+| `boxes_px` | int32 (n, V, 4) | crops x, y, w, h in tile pixels, over its edges too |
 | `centres_px` | float32 (n, V, 2) | the nucleus each view is centred on (x, y); NaN: none |
 | `clean` | uint8 (n, V) | 1 where a view is not perturbed |
 | `nucleus_start` | int64 (n + 1,) | where the nuclei of each tile start in the next two |
@@ -47,13 +47,21 @@ from cytofm_cli.store.zarr3 import (
     write_group,
     zstd_encode,
 )
+from cytofm_cli.tiles.canvas import open_canvases
 from cytofm_cli.tiles.read import ordered_map
-from cytofm_cli.tiles.source import open_tiles, plan_of
-from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.tiles.source import plan_of
+from cytofm_cli.views.config import VERSION, ViewsConfig
 from cytofm_cli.views.make import ViewPlan, make_views
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of, same_views
 from cytofm_cli.views.sheet import to_rgb
-from cytofm_cli.views.stored import TileNuclei, draw_lots, open_nuclei, read_batch, tile_keys
+from cytofm_cli.views.stored import (
+    TileNuclei,
+    draw_lots,
+    margin_for,
+    open_nuclei,
+    read_batch,
+    tile_keys,
+)
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -124,18 +132,20 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
     with io.claim_step(job.folder, job.slide_id, _STEP):
         if _is_done(job, settings, mark, made_from):
             return "skipped", _facts(job)
-        record = provenance.record(
-            settings,
-            input_fingerprint=mark,
-            source=str(store.path),
-            mpp=plan_of(store).mpp,
-            n_tiles=len(tiles),
-            n_without_nuclei=n_without,
-            n_views=len(recipe_of(job.config).views),
-            made_from=made_from,
-        )
         with io.staging(job.folder, job.slide_id, _STEP) as staged:
-            _write(staged, job, store, nuclei, tiles, report)
+            n_mirrored = _write(staged, job, store, nuclei, tiles, report)
+            record = provenance.record(
+                settings,
+                input_fingerprint=mark,
+                source=str(store.path),
+                mpp=plan_of(store).mpp,
+                n_tiles=len(tiles),
+                n_without_nuclei=n_without,
+                n_views=len(recipe_of(job.config).views),
+                margin_px=margin_for(ncp_of(job.config), plan_of(store).tile_px),
+                n_mirrored=n_mirrored,
+                made_from=made_from,
+            )
             write_group(staged, {ATTRIBUTES_KEY: record})
             _commit(staged, job.target)
     note(_summary(job, record))
@@ -145,6 +155,7 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
 def _settings(job: ViewsJob, detector: str) -> dict[str, Any]:
     """Return everything that decides a view, with the preset spelt out."""
     return {
+        "version": VERSION,
         **as_record(job.config),
         **as_record(ncp_of(job.config)),
         "detector": detector,
@@ -194,6 +205,8 @@ def _summary(job: ViewsJob, record: dict[str, Any]) -> str:
     if n_without := record["n_without_nuclei"]:
         drop = ncp_of(job.config).without_nuclei == "drop"
         text += f"; {n_without} without nuclei {'left out' if drop else 'have plain views'}"
+    if n_mirrored := record["n_mirrored"]:
+        text += f"; {n_mirrored} reach past the slide or what is at hand of it: mirrored"
     return text
 
 
@@ -236,15 +249,17 @@ def _write(
     nuclei: TileNuclei,
     tiles: NDArray[np.int64],
     report: Report,
-) -> None:
+) -> int:
+    """Write all arrays; return how many tiles had to be mirrored."""
     recipe, ncp = recipe_of(job.config), ncp_of(job.config)
+    margin_px = margin_for(ncp, plan_of(store).tile_px)
 
     def make(part: Sequence[int]) -> _Made:
-        batch = read_batch(source, nuclei, part, ncp)
+        batch = read_batch(source, nuclei, part, ncp, margin_px)
         views = make_views(
             batch.tile_BCHW, batch.xy_BM2, batch.valid_BM, recipe=recipe, ncp=ncp,
             mpp=plan_of(store).mpp, keys_B=tile_keys(job.seed, job.slide_id, part),
-            label_BHW=batch.label_BHW,
+            label_BHW=batch.label_BHW, margin_px=margin_px,
         )  # fmt: skip
         chunks = [[zstd_encode(to_rgb(one, recipe).tobytes()) for one in v] for v in views.views]
         return _Made(chunks, views.plan, batch.rows)
@@ -253,12 +268,13 @@ def _write(
     # A thread works on tiles of its own: torch's threads would cut single views instead.
     alone = partial(torch.set_num_threads, 1)
     with (
-        open_tiles(store, slides=job.slides) as source,
+        open_canvases(store, slides=job.slides) as source,
         ThreadPoolExecutor(job.threads, initializer=alone) as pool,
     ):
         made = ordered_map(pool, make, parts, window=2 * job.threads)
         drawn = list(_write_pixels(folder, recipe, len(tiles), made, report))
-    _write_plan(folder, tiles, drawn)
+    _write_plan(folder, tiles, drawn, margin_px)
+    return source.n_mirrored
 
 
 def _write_pixels(
@@ -294,9 +310,12 @@ def _write_pixels(
         yield _Made([], part.plan, part.rows)
 
 
-def _write_plan(folder: Path, tiles: NDArray[np.int64], drawn: Sequence[_Made]) -> None:
-    boxes = np.concatenate([made.plan.boxes_BV4 for made in drawn])
-    centres = np.concatenate([made.plan.centre_BV2 for made in drawn])
+def _write_plan(
+    folder: Path, tiles: NDArray[np.int64], drawn: Sequence[_Made], margin_px: int
+) -> None:
+    shift = np.array([margin_px, margin_px, 0, 0])  # the canvas starts before the tile
+    boxes = np.concatenate([made.plan.boxes_BV4 for made in drawn]) - shift
+    centres = np.concatenate([made.plan.centre_BV2 for made in drawn]) - margin_px
     clean = np.concatenate([made.plan.clean_BV for made in drawn])
     rows = [some for made in drawn for some in made.rows]
     kept = [

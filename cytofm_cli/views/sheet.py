@@ -1,8 +1,8 @@
 """Draw a contact sheet on which a person can judge the views.
 
-A strip per tile: the tile with its nuclei (kept: green, dropped: red), the edge of what is kept
-and the boxes of the views (global: yellow, local: blue, numbered); the perturbed tile that the
-first perturbed view was cut from; then all views as the encoder gets them.
+A strip per tile: the tile in its margin with the nuclei (kept: green, dropped: red), the edge of
+what is kept and the boxes of the views (global: yellow, local: blue, numbered); the perturbed
+tile that the first perturbed view was cut from; then all views as the encoder gets them.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def contact_sheet(
     mpp: float,
     keys_B: draws.Keys,
     label_BHW: Tensor | None = None,
+    margin_px: int = 0,
     title: str = "",
 ) -> Image:
     """Make the views of some tiles and draw them: uint8 (H, W, 3).
@@ -63,7 +64,7 @@ def contact_sheet(
     """
     made = make_views(
         tile_BCHW, xy_BM2, valid_BM, recipe=recipe, ncp=ncp, mpp=mpp, keys_B=keys_B,
-        label_BHW=label_BHW,
+        label_BHW=label_BHW, margin_px=margin_px,
     )  # fmt: skip
     strips = []
     for row, b in enumerate(made.row_B.tolist()):
@@ -74,6 +75,8 @@ def contact_sheet(
         words_1HW, outside_1N = perturbation_of(scene, made.plan.part(slice(row, row + 1)), ncp, v)
         outside_HW = outside_1N.view(words_1HW.shape[1:]).numpy() != 0
         tile = _panel(tile_BCHW[one], outside_HW, made, row, xy_BM2[b], valid_BM[b], recipe, v)
+        if margin_px:
+            _tile_edge(tile, margin_px / tile_BCHW.shape[-1])
         after = _fit(_to_image(pixels.unpack(words_1HW)[0]))
         text = f"what view {v + 1} is cut from" if not made.plan.clean_BV[row, v] else "clean"
         panels = [labelled(tile, f"tile {b + 1}: nuclei and views"), labelled(after, text)]
@@ -120,6 +123,13 @@ def _panel(
     return canvas
 
 
+def _tile_edge(canvas: Image, share: float) -> None:
+    """Draw where the tile ends and its margin begins."""
+    height, width = canvas.shape[:2]
+    x, y = round(share * width), round(share * height)
+    _rectangle(canvas, x, y, width - 2 * x, height - 2 * y, _INK)
+
+
 def _views(made: ViewSet, row: int, recipe: Recipe) -> list[Image]:
     """Lay out the views of a tile: global ones in a column, local ones in columns of four."""
     columns: list[list[Image]] = []
@@ -147,7 +157,7 @@ def _settings(recipe: Recipe, ncp: NcpConfig, mpp: float) -> str:
 def _legend() -> list[Image]:
     items = [("+ kept nucleus", _KEPT), ("+ dropped nucleus", _DROPPED)]
     items += [("= edge of what is kept", _KEPT), ("= global view", _GLOBAL)]
-    items += [("= local view", _LOCAL)]
+    items += [("= local view", _LOCAL), ("= tile", _INK)]
     return [beside([_text_line(text, colour=colour, scale=2) for text, colour in items])]
 
 

@@ -15,17 +15,19 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cytofm_cli.errors import StoreError
+from cytofm_cli.errors import StoreError, UsageError
 from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.nuclei.run import read_nuclei
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
+from cytofm_cli.tiles.canvas import Canvases
 from cytofm_cli.tiles.read import ReadPlan
 from cytofm_cli.tiles.source import plan_of
-from cytofm_cli.views import draws, masks
+from cytofm_cli.views import crops, draws, masks
 from cytofm_cli.views.make import pad_nuclei
 from cytofm_cli.views.perturb import NcpConfig
 
+NOMINAL_RADIUS_UM: Final = 4.0  # of a nucleus of which only a point is known
 _CHOICE: Final = 500  # what a key is folded with, beside `draws.Stream`, to choose tiles
 
 
@@ -47,18 +49,25 @@ class TileNuclei:
     def __init__(self, table: NucleusTable, corner_px0: NDArray[np.int32], plan: ReadPlan) -> None:
         self.table, self.has_outlines = table, len(table.contour_px0) > 0
         self._corner_px0, self._side_px = corner_px0, plan.tile_px
-        self._px0 = plan.px0(1.0)
+        self._px0, self._mpp = plan.px0(1.0), plan.mpp
         self._by_y = np.argsort(table.xy_px0[:, 1], kind="stable")
         self._y_px0 = table.xy_px0[self._by_y, 1].astype(np.float64)
 
     def rows(self, tile: int) -> NDArray[np.intp]:
         """Return the rows of the table whose centroid lies in a tile, ascending."""
-        top = float(self._corner_px0[tile, 1])
-        reach = np.array([top - self._px0, top + (self._side_px + 1) * self._px0])
+        return self._within(tile, 0)
+
+    def rows_around(self, tile: int, margin_px: int) -> NDArray[np.intp]:
+        """Return the rows whose centroid lies in the margin of a tile, ascending."""
+        return np.setdiff1d(self._within(tile, margin_px), self.rows(tile), assume_unique=True)
+
+    def _within(self, tile: int, margin_px: int) -> NDArray[np.intp]:
+        top, low, high = float(self._corner_px0[tile, 1]), -margin_px, self._side_px + margin_px
+        reach = np.array([top + (low - 1) * self._px0, top + (high + 1) * self._px0])
         first, last = np.searchsorted(self._y_px0, reach)
         near = self._by_y[first:last]
         xy = self.to_px(tile, self.table.xy_px0[near])
-        within = ((xy >= -0.5) & (xy < self._side_px - 0.5)).all(1)
+        within = ((xy >= low - 0.5) & (xy < high - 0.5)).all(1)
         found: NDArray[np.intp] = np.sort(near[within])
         return found
 
@@ -68,16 +77,25 @@ class TileNuclei:
         xy: NDArray[np.float64] = (xy_px0.astype(np.float64) - corner) / self._px0 - 0.5
         return xy
 
-    def label_map(self, tile: int, rows: NDArray[np.intp]) -> NDArray[np.int32]:
-        """Paint nuclei into a tile: int32 (H, W), j + 1 for the j-th of `rows`."""
-        rings = [self.to_px(tile, self.table.polygon(row)) for row in rows.tolist()]
-        label = masks.label_map(list(rings), self._side_px, self._side_px)
-        xy = self.to_px(tile, self.table.xy_px0[rows])
-        for number, ring in enumerate(rings):
-            if not len(ring):  # a point among outlines: it counts as the pixel it lies in
-                x, y = np.rint(xy[number]).astype(int).clip(0, self._side_px - 1)
-                label[y, x] = label[y, x] or number + 1
-        return label
+    def label_map(self, tile: int, rows: NDArray[np.intp], margin_px: int = 0) -> NDArray[np.int32]:
+        """Paint nuclei into a tile with its margin: int32 (H, W), j + 1 for the j-th of `rows`.
+
+        A point without an outline counts as a disk of its area, or of `NOMINAL_RADIUS_UM`.
+        """
+        side = self._side_px + 2 * margin_px
+        rings = [self.to_px(tile, self._ring_px0(row)) + margin_px for row in rows.tolist()]
+        return masks.label_map(list(rings), side, side)
+
+    def _ring_px0(self, row: int) -> NDArray[np.floating]:
+        polygon = self.table.polygon(row)
+        if len(polygon):
+            return polygon
+        area = float(self.table.area_um2[row])
+        radius_um = np.sqrt(area / np.pi) if area > 0 else NOMINAL_RADIUS_UM
+        angle = np.arange(24) * (2 * np.pi / 24)
+        circle = np.stack([np.cos(angle), np.sin(angle)], 1) * radius_um * self._px0 / self._mpp
+        ring: NDArray[np.floating] = self.table.xy_px0[row] + circle
+        return ring
 
 
 def open_nuclei(store: Store, detector: str | None) -> tuple[str, TileNuclei]:
@@ -97,7 +115,10 @@ class Batch:
     """Tiles with their nuclei, as `make_views` takes them.
 
     Attributes:
-        rows: of each tile, the rows of its nuclei in the table.
+        tile_BCHW: tiles with their margins.
+        xy_BM2: centroids, in pixels of these.
+        rows: of each tile, the rows of its nuclei in the table, then those of its margin.
+        margin_px: on every side.
     """
 
     tile_BCHW: Tensor
@@ -105,6 +126,7 @@ class Batch:
     valid_BM: NDArray[np.bool_]
     label_BHW: Tensor | None
     rows: list[NDArray[np.intp]]
+    margin_px: int = 0
 
 
 def tile_keys(seed: int, slide_id: str, tiles: ArrayLike) -> draws.Keys:
@@ -119,17 +141,48 @@ def draw_lots(seed: int, slide_id: str, tiles: NDArray[np.int64]) -> NDArray[np.
     return draws.uniform(draws.fold(tile_keys(seed, slide_id, tiles), _CHOICE), 1)[:, 0]
 
 
-def read_batch(source: Readable, nuclei: TileNuclei, tiles: Sequence[int], ncp: NcpConfig) -> Batch:
-    """Read some tiles, and paint label maps where there are outlines and `ncp` uses them."""
+def margin_for(ncp: NcpConfig, tile_px: int) -> int:
+    """Return how much around a tile its views may show, px; 0 where they are not centred."""
+    return crops.margin_of(tile_px) if ncp.centred else 0
+
+
+def read_batch(
+    source: Readable | Canvases,
+    nuclei: TileNuclei,
+    tiles: Sequence[int],
+    ncp: NcpConfig,
+    margin_px: int = 0,
+) -> Batch:
+    """Read some tiles, and paint label maps where there are outlines and `ncp` uses them.
+
+    Args:
+        source: of the pixels; one with a margin where that is not 0.
+        nuclei: of the tiles.
+        tiles: their numbers.
+        ncp: decides whether label maps are needed.
+        margin_px: to read around each tile (`margin_for`).
+    """
     rows = [nuclei.rows(tile) for tile in tiles]
+    if margin_px:
+        around = [nuclei.rows_around(tile, margin_px) for tile in tiles]
+        rows = [np.concatenate(pair) for pair in zip(rows, around, strict=True)]
     points = [
-        nuclei.to_px(tile, nuclei.table.xy_px0[some])
+        nuclei.to_px(tile, nuclei.table.xy_px0[some]) + margin_px
         for tile, some in zip(tiles, rows, strict=True)
     ]
     label = None
-    uses_outlines = ncp.region == "boundary" or (ncp.fill != "none" and ncp.keep != "piece")
-    if nuclei.has_outlines and uses_outlines:
-        maps = [nuclei.label_map(tile, some) for tile, some in zip(tiles, rows, strict=True)]
+    # Points stand for disks where nuclei are to go, but a boundary cannot be measured from them.
+    if ncp.fill != "none" and (nuclei.has_outlines or ncp.region == "disk"):
+        maps = [
+            nuclei.label_map(tile, some, margin_px) for tile, some in zip(tiles, rows, strict=True)
+        ]
         label = torch.from_numpy(np.stack(maps))
-    pixels = np.stack([source.read(tile) for tile in tiles])
-    return Batch(torch.from_numpy(pixels).movedim(-1, 1), *pad_nuclei(points), label, rows)
+    if isinstance(source, Canvases):
+        pixels = np.stack([source.read(tile, margin_px) for tile in tiles])
+    elif margin_px:
+        raise UsageError("these pixels come without a margin.", hint="open them by open_canvases")
+    else:
+        pixels = np.stack([source.read(tile) for tile in tiles])
+    return Batch(
+        torch.from_numpy(pixels).movedim(-1, 1), *pad_nuclei(points), label, rows, margin_px
+    )

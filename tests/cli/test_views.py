@@ -20,6 +20,7 @@ from cytofm_cli.errors import ConfigMismatchError, StoreError, UsageError
 from cytofm_cli.nuclei.base import make_table
 from cytofm_cli.nuclei.run import read_nuclei
 from cytofm_cli.store.io import Store, open_store
+from cytofm_cli.tiles.canvas import open_canvases
 from cytofm_cli.tiles.read import ReadPlan
 from cytofm_cli.tiles.source import open_tiles, plan_of
 from cytofm_cli.views.config import ViewsConfig
@@ -79,19 +80,23 @@ def test_dump__equals_make_views_of_each_tile_alone(detected, dumped):
         [f"view_{v:02d}" for v in range(4)]
         + ["tile", "boxes_px", "centres_px", "clean", "nucleus_start", "nucleus", "kept"]
     )
-    with open_tiles(store) as source:
+    shift = [64, 64, 0, 0]  # a quarter of the tile on every side
+    with open_canvases(store) as source:
         for tile in (0, 9, n_tiles - 1):
-            one = read_batch(source, nuclei, [tile], ncp)
+            one = read_batch(source, nuclei, [tile], ncp, 64)
+            assert one.tile_BCHW.shape == (1, 3, 384, 384)
             assert one.label_BHW is not None  # the classical detector draws outlines
             expected = make_views(
                 one.tile_BCHW, one.xy_BM2, one.valid_BM, recipe=recipe, ncp=ncp, mpp=plan.mpp,
                 keys_B=tile_keys(0, store.slide_id, [tile]), label_BHW=one.label_BHW,
+                margin_px=64,
             )  # fmt: skip
             for v, view in enumerate(expected.views):
                 np.testing.assert_array_equal(got[f"view_{v:02d}"][tile], to_rgb(view[0], recipe))
-            np.testing.assert_array_equal(got["boxes_px"][tile], expected.plan.boxes_BV4[0])
+            np.testing.assert_array_equal(got["boxes_px"][tile], expected.plan.boxes_BV4[0] - shift)
             np.testing.assert_array_equal(got["clean"][tile], expected.plan.clean_BV[0])
-            np.testing.assert_allclose(got["centres_px"][tile], expected.plan.centre_BV2[0], 1e-6)
+            centre = expected.plan.centre_BV2[0] - 64
+            np.testing.assert_allclose(got["centres_px"][tile], centre, atol=1e-4)
             mine = slice(*got["nucleus_start"][tile : tile + 2])
             np.testing.assert_array_equal(got["nucleus"][mine], one.rows[0])
             np.testing.assert_array_equal(got["kept"][mine].T, expected.plan.kept_BVM[0])
@@ -102,13 +107,16 @@ def test_dump__nuclei_and_centres_agree_with_the_store(detected, dumped):
     got = _contents(dumped / f"{store.slide_id}.views.zarr")
     xy_px0 = store.read("nuclei/classical/xy_px0")
     corner = store.read("tiles/xy_px0")
-    within = ((xy_px0[None] >= corner[:, None]) & (xy_px0[None] < corner[:, None] + 256)).all(-1)
-    np.testing.assert_array_equal(got["nucleus"], np.nonzero(within)[1])
-    np.testing.assert_array_equal(np.diff(got["nucleus_start"]), within.sum(1))
+    low, high = corner[:, None] - 64, corner[:, None] + 320  # with what views may show around
+    near = ((xy_px0[None] >= low) & (xy_px0[None] < high)).all(-1)
+    within = ((xy_px0[None] >= low + 64) & (xy_px0[None] < high - 64)).all(-1)
+    np.testing.assert_array_equal(np.diff(got["nucleus_start"]), near.sum(1))
     for tile in range(len(corner)):
         mine = slice(*got["nucleus_start"][tile : tile + 2])
+        own, around = np.flatnonzero(within[tile]), np.flatnonzero(near[tile] & ~within[tile])
+        np.testing.assert_array_equal(got["nucleus"][mine], [*own, *around])
         for v in range(4):
-            kept = got["nucleus"][mine][got["kept"][mine, v] == 1]
+            kept = np.intersect1d(got["nucleus"][mine][got["kept"][mine, v] == 1], own)
             centre = got["centres_px"][tile, v]
             if not len(kept):
                 assert np.isnan(centre).all() and got["clean"][tile, v]
@@ -265,7 +273,8 @@ def test_tile_nuclei__maps_corners_and_centres_of_pixels():
     np.testing.assert_allclose(nuclei.to_px(0, xy[:2]), [[0.0, 0.0], [9.45, 9.45]])
     label = nuclei.label_map(0, nuclei.rows(0))
     expected = np.zeros((10, 10), np.int32)
-    expected[0, 0] = 1  # a bare point is its pixel
+    expected[:2, :2] = 1  # a bare point is a disk of its area, 1 µm²: a radius of 1.13 px
+    expected[1, 1] = 0
     expected[2:5, 2:5] = 2  # 6 level-0 px from 4 on: pixels 2, 3, 4
     np.testing.assert_array_equal(label, expected)
 
@@ -278,3 +287,16 @@ def test_read_batch__paints_no_labels_that_nobody_uses(detected):
         assert batch.label_BHW is None
         assert batch.tile_BCHW.dtype == torch.uint8
         np.testing.assert_array_equal(batch.tile_BCHW[1].permute(1, 2, 0), source.read(0))
+
+
+def test_dump__of_before_the_margin_is_not_mixed_with_new_ones(dumped, detected, tmp_path):
+    slide_id = open_store(_first(detected)).slide_id
+    shutil.copytree(dumped / f"{slide_id}.views.zarr", tmp_path / f"{slide_id}.views.zarr")
+    path = tmp_path / f"{slide_id}.views.zarr" / "zarr.json"
+    node = json.loads(path.read_text())
+    assert node["attributes"]["cytofm_views"]["margin_px"] == 64
+    del node["attributes"]["cytofm_views"]["config"]["version"]
+    path.write_text(json.dumps(node))
+    job = ViewsJob(slide_id=slide_id, path=str(_first(detected)), folder=tmp_path, config=CONFIG)
+    with pytest.raises(ConfigMismatchError, match="version: None → 2"):
+        dump_views(job, lambda *_: None, print)

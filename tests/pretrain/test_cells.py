@@ -24,7 +24,7 @@ def test_cells__a_square_around_each_nucleus_across_the_borders_of_tiles(make_st
     batch = index.read([0, 1, 2], NCP)
     level = batch.tile_BCHW[:, 0].numpy()
     assert level.shape == (3, 20, 20)
-    tiles = open_index([path], need_nuclei=False).read([0, 1, 2], NCP).tile_BCHW
+    tiles = open_index([path], need_nuclei=False).read([0, 1, 2], PRESETS["none"]).tile_BCHW
     whole = np.concatenate(tiles.numpy(), axis=2)
     assert np.array_equal(batch.tile_BCHW[0], whole[:, 22:42, 22:42])
     assert np.array_equal(batch.tile_BCHW[1], whole[:, 20:40, 54:74])  # over a seam

@@ -129,9 +129,12 @@ def test_index__counts_tiles_and_those_without_nuclei(make_store):
     assert index.locate(3) == (0, 3) and index.locate(4) == (1, 0) and index.locate(6) == (1, 2)
     assert index.notes == ("1 of 7 tiles have no nuclei: plain views",)
     batch = index.read([6, 4, 0], NCP)
-    assert batch.tile_BCHW[:, 0, 0, 0].tolist() == [2, 0, 0]
+    # 64 px and a margin of 16 on every side; a tile's first pixel holds its number.
+    assert batch.margin_px == 16 and batch.tile_BCHW.shape == (3, 3, 96, 96)
+    assert batch.tile_BCHW[:, 0, 16, 16].tolist() == [2, 0, 0]
     assert batch.valid_BM.sum(1).tolist() == [1, 2, 1]
-    assert batch.xy_BM2[0, 0].tolist() == [140 - 128 - 0.5, 4.5]
+    assert index.read([5], NCP).valid_BM.sum() == 1  # none of its own, 140 lies in its margin
+    assert batch.xy_BM2[0, 0].tolist() == [140 - 128 - 0.5 + 16, 4.5 + 16]
 
 
 def test_index__facts_change_with_the_data_only(make_store):
@@ -201,7 +204,7 @@ def test_batches__hold_the_views_of_their_tiles_and_keys(index):
             read = index.read(tiles.tolist(), NCP)
             expected = make_views(
                 read.tile_BCHW, read.xy_BM2, read.valid_BM, recipe=RECIPE, ncp=NCP, mpp=0.5,
-                keys_B=keys,
+                keys_B=keys, label_BHW=read.label_BHW, margin_px=16,
             )  # fmt: skip
             assert np.array_equal(batch.keys_B, keys) and batch.n_global == 2
             assert [v.shape for v in batch.views] == [(6, 3, 32, 32)] * 2 + [(6, 3, 16, 16)]
@@ -234,18 +237,19 @@ def test_batches__mixed_outlines_and_points(make_store):
     paths = [make_store("a", 3, polygons=True), make_store("b", 3)]
     index = open_index(paths, None)
     batch = index.read(list(range(6)), NCP)
-    assert batch.label_BHW[:3].sum((1, 2)).min() > 0 and not batch.label_BHW[3:].any()
+    # Outlines are squares of 8 px; a point of 16 µm² is a disk of 64 px at 0.5 µm/px.
+    assert (batch.label_BHW[:3] == 1).sum((1, 2)).tolist() == [64] * 3
+    assert (batch.label_BHW[3:] == 1).sum((1, 2)).numpy() == pytest.approx([64] * 3, abs=8)
     with batches(index, stop=1, balance="tiles") as made:
         both = next(made)
-    points = open_index(paths[1:], None)  # alone, its tiles come without a map of labels
+    points = open_index(paths[1:], None)
     plan = index.schedule(0, "tiles")
     tiles, keys = plan.share(0, batch=6)
     rows = np.flatnonzero(tiles >= 3)
     read = points.read((tiles[rows] - 3).tolist(), NCP)
-    assert read.label_BHW is None
     alone = make_views(
         read.tile_BCHW, read.xy_BM2, read.valid_BM, recipe=RECIPE, ncp=NCP, mpp=0.5,
-        keys_B=keys[rows],
+        keys_B=keys[rows], label_BHW=read.label_BHW, margin_px=16,
     )  # fmt: skip
     for a, b in zip(both.views, alone.views, strict=True):
         assert torch.equal(a[rows], b)

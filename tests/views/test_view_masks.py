@@ -102,10 +102,14 @@ def test_ragged_disk__lies_between_its_smallest_and_largest_radius():
     assert (inside != inner).any() and (inside != outer).any()
 
 
-def test_outside_labels__keeps_only_kept_nuclei():
-    label = torch.tensor([[0, 1, 2, 2], [3, 0, 1, 3]])
-    kept = torch.tensor([[True, False, False], [False, True, True]])
-    assert masks.outside_labels(label, kept).tolist() == [[-1, 0, -1, -1], [0, -1, -1, 0]]
+def test_rule_labels__kept_nuclei_are_inside_dropped_ones_outside_and_disks_decide_the_rest():
+    label = torch.tensor([[0, 1, 2, 2, 0, 4], [3, 0, 1, 3, 2, 0]])
+    kept = torch.tensor([[True, False, False], [False, True, True]])  # nucleus 4 is no kept one
+    disks = torch.tensor([[-1, -1, -1, 0, 0, 0], [0, 0, 0, -1, -1, -1]], dtype=torch.int32)
+    united = masks.rule_labels(disks.clone(), label, kept)
+    assert united.tolist() == [[-1, 0, -1, -1, 0, -1], [0, 0, -1, 0, 0, -1]]
+    parts = masks.rule_labels(disks.clone(), label, kept, unite=False)
+    assert parts.tolist() == [[-1, -1, -1, -1, 0, -1], [0, 0, -1, -1, -1, -1]]
 
 
 def test_boundary_points__are_the_rim_and_know_their_nucleus():
