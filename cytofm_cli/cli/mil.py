@@ -64,10 +64,10 @@ def train(
         out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds{search}")
         return
     _say_lost(folder)
-    with out.progress_bar(f"train {config.method}", 1) as bar:
+    with out.progress_bar(f"train {config.method}", 1, "runs", "models") as bar:
 
         def progress(done: int, total: int, name: str) -> None:
-            bar.part("models", done, total)
+            bar.part("run", done, total, name)
             out.detail(f"{done}/{total} models: {name}")
 
         report = train_run(
@@ -79,6 +79,7 @@ def train(
             tune=values,
             overwrite=run.overwrite,
             progress=progress,
+            passing=lambda done, most, loss: bar.say(f"pass {done}/{most}, loss {loss:.3g}"),
             started=_describe,
         )
     if report.skipped:
@@ -186,7 +187,7 @@ def benchmark(
         return
     for place in [folder / RUNS / run_name(s.name, head) for s in sources for head in heads]:
         _say_lost(place)
-    with out.progress_bar("benchmark", len(sources) * len(heads)) as bar:
+    with out.progress_bar("benchmark", len(sources) * len(heads), "runs", "models") as bar:
         report = run_benchmark(
             config,
             sources,

@@ -54,6 +54,11 @@ class Progress:
             self._before = float(max(0, done - 1)) if self.n_items == 1 else 0.0
         self.show()
 
+    def say(self, text: str) -> None:
+        """Show a word on what is under way, e.g. a loss."""
+        self.text = text
+        self.show()
+
     def finish(self, item: str) -> None:
         """Note that an item is finished."""
         known = self._under_way.pop(item, None)
