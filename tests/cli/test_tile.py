@@ -335,3 +335,16 @@ def test_usage__is_refused_in_one_line(
     assert done.returncode == code
     assert said in done.stderr
     assert not list(tmp_path.glob("*.zarr"))
+
+
+def test_tile__says_which_of_several_pictures_is_read(cytofm, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    um = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    with tifffile.TiffWriter(tmp_path / "s.ome.tif", ome=True) as out:
+        for name in ("left", "right"):
+            scene = rng.integers(0, 255, (256, 256, 3), np.uint8)
+            out.write(scene, photometric="rgb", metadata={"axes": "YXS", "Name": name, **um})
+    words = ("tile", tmp_path / "s.ome.tif", "--tile-px", 128, "--foreground", "none")
+    told = cytofm(*words, "-o", tmp_path / "out")
+    assert told.returncode == 0, told.stderr
+    assert "s: Of 2 pictures in the file, Image 0 ('left') is read." in told.stderr
