@@ -348,3 +348,15 @@ def test_tile__says_which_of_several_pictures_is_read(cytofm, tmp_path: Path) ->
     told = cytofm(*words, "-o", tmp_path / "out")
     assert told.returncode == 0, told.stderr
     assert "s: Of 2 pictures in the file, Image 0 ('left') is read." in told.stderr
+
+
+def test_tile__again_with_a_coarser_slide_names_what_differs(cytofm, tmp_path: Path) -> None:
+    field = np.full((256, 256, 3), 200, np.uint8)
+    cm = {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "s.tif", field, photometric="rgb", metadata=None, **cm)
+    words = ("-o", tmp_path / "out", "--tile-px", 128, "--foreground", "none")
+    assert cytofm("tile", tmp_path / "s.tif", *words).returncode == 0
+    (tmp_path / "m.csv").write_text("slide_id,path,mpp\ns,s.tif,0.5\n")
+    again = cytofm("tile", "--manifest", tmp_path / "m.csv", *words)
+    assert again.returncode == 2
+    assert "was tiled with other settings: slide_mpp: 0.25 → 0.5." in again.stderr
