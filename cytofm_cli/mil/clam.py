@@ -51,7 +51,9 @@ class Clam(MilHead):
     """
 
     multi_branch: ClassVar[bool] = False
-    gap: ClassVar[str] = "dropout of the gate follows the setting (official: 0.25 whenever it is on)"
+    gap: ClassVar[str] = (
+        "dropout of the gate follows the setting (official: 0.25 whenever it is on)"
+    )
     # The commands in the authors' README; class-balanced sampling; the first pass after which
     # training may stop is the 52nd (epoch index > 50).
     OFFICIAL: ClassVar[Mapping[str, Any]] = {
