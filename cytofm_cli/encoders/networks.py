@@ -160,7 +160,7 @@ def _best(prefixes: list[str], state: Mapping[str, Tensor], where: str) -> str:
         if not _equal(state, first, other):
             raise WeightsError(
                 f"{where}: holds several networks that fit ({first or 'without prefix'}, {other}).",
-                hint=f"--weights-key {other.rstrip('.') or first.rstrip('.')}",
+                hint=f"`cytofm embed --weights-key {other.rstrip('.') or first.rstrip('.')}` takes one",
             )
     return first
 

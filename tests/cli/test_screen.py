@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,7 +64,8 @@ EVERY = ["tile", "detect", "embed", "info", "export", "encoders", "detectors", "
 def test_stdout__has_all_data_in_a_file_while_stderr_is_a_terminal(
     command: str, columns: int, stores: Path, fields: Path, tmp_path: Path
 ) -> None:
-    words = [*words_of(command, stores, fields, tmp_path), "--json"]
+    shutil.copytree(stores, tmp_path / "stores")  # other tests have the fixture as it is
+    words = [*words_of(command, tmp_path / "stores", fields, tmp_path), "--json"]
     log = tmp_path / "log.jsonl"
     with log.open("wb") as handle:
         code, shown = on_a_terminal(words, handle, columns)

@@ -145,7 +145,7 @@ def _spec(request: EncoderRequest, outline: Any) -> EncoderSpec:
     if known["input_px"] % patch_px:
         raise UsageError(
             f"{known['input_px']} px cannot be cut into patches of {patch_px} px.",
-            hint=f"--input-px {max(1, round(known['input_px'] / patch_px)) * patch_px}",
+            hint=f"`cytofm embed --input-px {max(1, round(known['input_px'] / patch_px)) * patch_px}`",
         )
     if known["interpolation"] not in ("bicubic", "bilinear"):
         known["interpolation"] = "bicubic"
