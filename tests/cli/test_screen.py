@@ -209,6 +209,13 @@ def test_progress__a_run_that_goes_on_is_not_taken_for_a_fast_one(
     assert bar.details() == "loss 3.2, 30 steps a minute, 7 min left"
 
 
+def test_progress__a_run_without_a_finished_model_shows_its_passes() -> None:
+    bar = Progress("train abmil", 1, "runs", "models")
+    bar.say("pass 7/60, loss 0.536")
+    assert bar.counts() == "at the first"
+    assert bar.details() == "pass 7/60, loss 0.536, time left unknown"
+
+
 def test_log__lines_carry_the_time_and_come_once_a_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
