@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 # A microscope's pixels lie in this range; numbers outside it are print resolutions
 # (72 or 300 dots per inch) or units misread, and are treated as missing.
 PLAUSIBLE_MPP: Final = (0.05, 5.0)
+# An objective of 10× has 1 µm/px on the cameras of slide scanners: 40× has 0.25.
+UM_PX_AT_1X: Final = 10.0
 
 
 class Size(NamedTuple):

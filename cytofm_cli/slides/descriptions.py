@@ -25,7 +25,10 @@ _OTHER_LINE: Final = re.compile(
 )
 _QPI_TYPE: Final = re.compile(r"<ImageType>\s*(\w+)\s*</ImageType>")
 _QPI_SLIDE: Final = ("fullresolution", "reducedresolution")
-_MICROMETRES: Final = ("um", "µm", "μm", "micron", "microns", r"\u00b5m", "micrometer")
+_UNITS_UM: Final = {
+    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", r"\u00b5m", "micrometer"), 1.0),
+    "nm": 1e-3, "mm": 1e3, "cm": 1e4, "inch": 25_400.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +111,10 @@ def _imagej(text: str, directory: Directory) -> Facts:
     """ImageJ counts pixels a unit in the resolution tags, and names the unit in the text."""
     lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     um: list[float | None] = [None, None]
-    if lines.get("unit", "").strip().lower() in _MICROMETRES:
+    unit_um = _UNITS_UM.get(lines.get("unit", "").strip().lower())
+    if unit_um is not None:
         for axis, tag in enumerate((tiff.X_RESOLUTION, tiff.Y_RESOLUTION)):
             value = directory.tags.get(tag)
             if value is not None and not isinstance(value, bytes) and value.size and value[0]:
-                um[axis] = 1 / float(value[0])
+                um[axis] = unit_um / float(value[0])
     return Facts(um=(um[0], um[1]), um_source="imagej.unit" if um[0] else None)

@@ -15,7 +15,7 @@ from cytofm_cli.slides.base import parse_float
 
 _UM: Final = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6,
-    "Å": 1e-4, "in": 25_400.0, "pt": 25_400.0 / 72, "mil": 25.4,
+    "Å": 1e-4, "in": 25_400.0, "pt": 25_400.0 / 72, "thou": 25.4, "mil": 25.4,
 }  # fmt: skip
 
 

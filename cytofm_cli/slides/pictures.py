@@ -2,8 +2,9 @@
 
 A file may hold label, macro photograph, thumbnail, further fields and focal planes in any
 order. The slide is the largest picture that is not named otherwise; among pictures of about
-that size, the one with lower levels, then the tiled one. A level has the slide's aspect,
-samples and stated scale; whether it has its content is checked where pixels are decoded.
+that size, the one with lower levels, then the tiled one, then one that states a microscope's
+resolution. A level has the slide's aspect, samples and stated scale; whether it has its content
+is checked where pixels are decoded.
 """
 
 from __future__ import annotations
@@ -51,21 +52,33 @@ def find_slide(path: str, directories: Sequence[Directory]) -> Slide:
             path, f"holds only the {' and the '.join(names)} of a slide.", "copy the slide itself."
         )
     if not pictures:
-        return Slide(levels=(directories[0],), notes=())
+        raise slide_error(path, "is a TIFF without a picture size.")
     of_size: dict[tuple[Size, int], Directory] = {}
     for directory in pictures:
         if directory.sub is None:
             of_size.setdefault((directory.size_px, directory.samples), directory)
-    levels = choose([levels_of(base, pictures) for base in of_size.values()])
+    found = [levels_of(base, pictures) for base in of_size.values()]
+    levels = found[choose(found, [any(map(_has_scale, each)) for each in found])]
     _refuse_thumbnail(path, levels[0])
     return Slide(levels=tuple(levels), notes=tuple(_notes(pictures, levels)))
 
 
-def choose(pyramids: Sequence[list[Directory]]) -> list[Directory]:
-    """Return the slide among pictures with their levels; the first of equal ones."""
+def choose(pyramids: Sequence[list[Directory]], has_scale: Sequence[bool]) -> int:
+    """Return which of some pictures with their levels is the slide; the first of equal ones.
+
+    Args:
+        pyramids: each picture with its levels, finest first.
+        has_scale: whether each states a microscope's resolution; photographs of glass do not.
+    """
     largest = max(_area(levels[0]) for levels in pyramids)
-    near = [levels for levels in pyramids if _area(levels[0]) * _NEAR >= largest]
-    return max(near, key=lambda p: (len(p) > 1, p[0].tile_px is not None, _area(p[0])))
+    near = [i for i, p in enumerate(pyramids) if _area(p[0]) * _NEAR >= largest]
+
+    def rank(i: int) -> tuple[bool, bool, bool, int]:
+        levels = pyramids[i]
+        tiled = levels[0].tile_px is not None
+        return len(levels) > 1, tiled, has_scale[i], _area(levels[0])
+
+    return max(near, key=rank)
 
 
 def levels_of(base: Directory, directories: Sequence[Directory]) -> list[Directory]:
@@ -79,6 +92,11 @@ def levels_of(base: Directory, directories: Sequence[Directory]) -> list[Directo
         if levels[-1].size_px.w >= _MIN_STEP * directory.size_px.w:
             levels.append(directory)
     return levels
+
+
+def _has_scale(directory: Directory) -> bool:
+    facts = descriptions.read(directory)
+    return any(is_plausible_mpp(um) for um in (*facts.um, *directory.resolution_um()))
 
 
 def _area(directory: Directory) -> int:

@@ -10,9 +10,9 @@ from typing import Final
 
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides import colour, descriptions, ome, pictures, tiff
-from cytofm_cli.slides.base import Level, mean_mpp, slide_error
+from cytofm_cli.slides.base import SCALE_TOLERANCE, Level, mean_mpp, slide_error
 from cytofm_cli.slides.tiff import Directory
-from cytofm_cli.units import Size
+from cytofm_cli.units import UM_PX_AT_1X, Size, is_plausible_mpp
 
 # Layouts that only OpenSlide knows: overlapping, sparse or moved tiles.
 _VENDORS: Final = (
@@ -23,6 +23,8 @@ _VENDORS: Final = (
     ("trestle", tiff.SOFTWARE, "MedScan"),
     ("argos", tiff.IMAGE_DESCRIPTION, "Argos.Scan.Metadata"),
 )
+# Cameras and relay lenses make the pixel of an objective finer or coarser, hardly twice.
+_UNUSUAL: Final = 1.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,27 @@ def build(path: str, directories: list[Directory]) -> Pyramid:
     except ValueError as error:
         hint = "scale it to 8 bits." if "8-bit" in str(error) else "convert it to 8-bit RGB."
         raise slide_error(path, f"{error}.", hint) from error
-    return replace(found, notes=(*found.notes, *colour.notes(base)))
+    return replace(found, notes=(*found.notes, *_doubts(found, base), *colour.notes(base)))
+
+
+def _doubts(found: Pyramid, base: Directory) -> list[str]:
+    """Say where a file contradicts the resolution that is taken from it."""
+    if found.mpp is None:
+        return []
+    doubts = []
+    by_tags, _ = mean_mpp(*base.resolution_um())
+    if by_tags is not None and abs(by_tags / found.mpp - 1) > SCALE_TOLERANCE:
+        doubts.append(
+            f"The file states {found.mpp:.4g} µm/px ({found.mpp_source}) and {by_tags:.4g} "
+            "(tiff.XResolution); the first is taken."
+        )
+    usual = UM_PX_AT_1X / found.objective if found.objective else found.mpp
+    if not 1 / _UNUSUAL < found.mpp / usual < _UNUSUAL:
+        doubts.append(
+            f"The file states {found.mpp:.4g} µm/px ({found.mpp_source}) and an objective of "
+            f"{found.objective:g}×, which has about {usual:.4g}; µm/px is taken."
+        )
+    return doubts
 
 
 def of_file(path: str) -> Pyramid | None:
@@ -221,8 +243,8 @@ def _ome_slide(
         )
     if not choices:
         raise slide_error(path, "is truncated: its OME-XML lists planes that are not in it.")
-    chosen = pictures.choose([of_channel[0] for _, of_channel in choices])
-    return next(choice for choice in choices if choice[1][0] is chosen)
+    has_scale = [any(map(is_plausible_mpp, image.um)) for image, _ in choices]
+    return choices[pictures.choose([of_channel[0] for _, of_channel in choices], has_scale)]
 
 
 def _shown(image: ome.OmeImage) -> list[int]:

@@ -28,6 +28,7 @@ _STRANGERS: Final = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file.", "run git lfs pull."),
     (b"<DataObject", "is a Philips iSyntax slide, which no reader here opens.", _EXPORT),
     (b"SIS\0", "is the tile file of an Olympus slide.", _EXPORT),
+    (b"GIF8", "is a GIF picture.", "save it as PNG or TIFF."),
     (b"BM", "is a BMP picture.", "save it as PNG or TIFF."),
     (b"\0\0\0\x0cjP  ", "is a JPEG 2000 picture.", "convert it to a tiled TIFF."),
     (b"%PDF", "is a PDF document.", "give the slide itself."),

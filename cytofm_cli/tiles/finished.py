@@ -77,7 +77,9 @@ def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str
         try:
             read = read_plan_of(reader.info, job, resolution.mpp)
         except SlideError:
-            return [f"mpp: {record['mpp']:.4g} → {job.config.target_mpp:.4g}"]
+            scales = {"mpp": (record["mpp"], job.config.target_mpp)}
+            scales["slide_mpp"] = (slide["mpp"], resolution.mpp)
+            return [f"{k}: {a:.4g} → {b:.4g}" for k, (a, b) in scales.items() if a != b]
         wanted = settings.resolved(
             settings.asked(job.config, job.mpp),
             mpp=read.mpp,

@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import MissingMppError, SlideError
 from cytofm_cli.slides.base import SlideInfo
-from cytofm_cli.units import Box, Size, is_plausible_mpp
+from cytofm_cli.units import UM_PX_AT_1X, Box, Size, is_plausible_mpp
 
 A = TypeVar("A")
 B = TypeVar("B")
 
-# An objective of 10× has 1 µm/px on the cameras of slide scanners: 40× has 0.25.
-UM_PX_AT_1X = 10.0
 _CONTRADICTION = 0.01  # relative; two ways to write one resolution differ by less
 _ROUNDING = 1e-9
 

@@ -235,6 +235,9 @@ def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, n
         f"{plan.read.mpp:.4g} µm/px{_by_whom(reader, plan.resolution)} "
         f"({share:.1%} of the slide), {how}{f', about {human_bytes(n_bytes)}' if n_bytes else ''}"
     )
+    for remark in reader.info.notes:  # another page, plane or channel could have been meant
+        if remark not in plan.resolution.warning:
+            note(f"{job.slide_id}: {remark}")
     if plan.resolution.warning:
         note(f"warning: {job.slide_id}: {plan.resolution.warning}")
     if job.config.pixels == "source" and plan.why_not_source:

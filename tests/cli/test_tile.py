@@ -335,3 +335,28 @@ def test_usage__is_refused_in_one_line(
     assert done.returncode == code
     assert said in done.stderr
     assert not list(tmp_path.glob("*.zarr"))
+
+
+def test_tile__says_which_of_several_pictures_is_read(cytofm, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    um = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    with tifffile.TiffWriter(tmp_path / "s.ome.tif", ome=True) as out:
+        for name in ("left", "right"):
+            scene = rng.integers(0, 255, (256, 256, 3), np.uint8)
+            out.write(scene, photometric="rgb", metadata={"axes": "YXS", "Name": name, **um})
+    words = ("tile", tmp_path / "s.ome.tif", "--tile-px", 128, "--foreground", "none")
+    told = cytofm(*words, "-o", tmp_path / "out")
+    assert told.returncode == 0, told.stderr
+    assert "s: Of 2 pictures in the file, Image 0 ('left') is read." in told.stderr
+
+
+def test_tile__again_with_a_coarser_slide_names_what_differs(cytofm, tmp_path: Path) -> None:
+    field = np.full((256, 256, 3), 200, np.uint8)
+    cm = {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "s.tif", field, photometric="rgb", metadata=None, **cm)
+    words = ("-o", tmp_path / "out", "--tile-px", 128, "--foreground", "none")
+    assert cytofm("tile", tmp_path / "s.tif", *words).returncode == 0
+    (tmp_path / "m.csv").write_text("slide_id,path,mpp\ns,s.tif,0.5\n")
+    again = cytofm("tile", "--manifest", tmp_path / "m.csv", *words)
+    assert again.returncode == 2
+    assert "was tiled with other settings: slide_mpp: 0.25 → 0.5." in again.stderr

@@ -301,3 +301,54 @@ def test_reader__by_name_has_the_facts_of_the_file_or_refuses(
     )
     with pytest.raises(SlideError, match="channels in separate pictures"):
         open_slide(path, reader=reader)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_slide__is_the_picture_that_states_a_microscopes_scale(tmp_path, slide_px, order) -> None:
+    photo = (np.full((480, 700, 3), 210, np.uint8), TILED)  # larger, tiled, of no known name
+    pages = [photo, (slide_px, {**TILED, **at(0.25)})]
+    path = write(tmp_path / "s.tif", [pages[i] for i in order])
+    assert facts(path) == ([(512, 512)], 0.25)
+    levels = [(slide_px, TILED), (half(slide_px, 2), {**TILED, **at(0.5)})]
+    assert facts(write(tmp_path / "l.tif", levels))[0] == [(512, 512), (256, 256)]
+
+
+@pytest.mark.parametrize(
+    ("mpp", "objective", "tag_um", "told"),
+    [
+        (0.25, 40, 0.25, []),
+        (0.2425, 20, 0.2425, ["an objective of 20×, which has about 0.5"]),
+        (0.5, 40, 0.5, ["an objective of 40×, which has about 0.25"]),
+        (0.25, 40, 1.0, ["0.25 µm/px (aperio.MPP) and 1 (tiff.XResolution); the first is taken"]),
+        (0.35, 40, 0.35, []),
+    ],
+)
+def test_contradicting_scales__are_told(tmp_path, slide_px, mpp, objective, tag_um, told) -> None:
+    text = f"{APERIO}512x512 (64x64) RAW|AppMag = {objective}|MPP = {mpp}"
+    own = {**TILED, **at(tag_um), "description": text}
+    slide = open_slide(write(tmp_path / "s.svs", [(slide_px, own)]))
+    slide.close()
+    assert slide.info.mpp == mpp
+    assert len(slide.info.notes) == len(told)
+    assert all(part in note for part, note in zip(told, slide.info.notes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_unit"), [("um", 4), ("mm", 4000), ("cm", 40_000), ("inch", 101_600)]
+)
+def test_imagej__unit_of_the_text_counts(tmp_path, slide_px, unit, per_unit) -> None:
+    own = {"resolution": (per_unit, per_unit), "resolutionunit": "NONE"}
+    own["description"] = f"ImageJ=1.53\nunit={unit}\n"
+    assert facts(write(tmp_path / "s.tif", [(slide_px, own)])) == ([(512, 512)], 0.25)
+
+
+@pytest.mark.parametrize("tag", [256, 257])
+def test_picture_without_a_size__is_refused(tmp_path, slide_px, tag) -> None:
+    path = Path(write(tmp_path / "s.tif", [(slide_px, TILED)]))
+    raw = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[0].tags[tag].valueoffset
+    raw[place : place + 4] = bytes(4)
+    path.write_bytes(raw)
+    with pytest.raises(SlideError, match="without a picture size"):
+        open_slide(str(path))

@@ -4,7 +4,8 @@ A file describes one slide in pixels of level 0, unless `scale` says otherwise; 
 column that names the slide may describe several.
 
     .geojson .json     polygons or points, classes and probabilities as QuPath exports them
-    .png .tif .tiff    integers, 0 background, one value a nucleus (8, 16 or 32 bits)
+    .png .tif .tiff    integers, 0 background, one value a nucleus (8, 16 or 32 bits); a
+                       mask of one value is cut into its connected parts (said)
     .csv .tsv .txt     columns x, y; optional label (class), probability, area_um2, slide_id; or
                        QuPath's measurements (Image, Classification, Centroid X µm, …)
 """
@@ -24,6 +25,7 @@ from cytofm_cli.nuclei import geojson_reader
 from cytofm_cli.nuclei.base import NucleusTable, check_mpp
 from cytofm_cli.nuclei.files import GEOJSON, LABELS, SUFFIXES, TABLES
 from cytofm_cli.nuclei.place import BOUNDS, SLIDE, Note, SlidePlace, on_slide
+from cytofm_cli.nuclei.plausible import as_instances, say_doubts
 from cytofm_cli.nuclei.point_tables import read_points
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.registry import Plugin
@@ -76,7 +78,9 @@ class ImportedNuclei:
         table = table.moved(scale=self.config.scale, shift_px=origin_px0)
         if place is not None and len(table):
             framed = origin_px0 != (0, 0)
-            table = on_slide(table, place.frame(BOUNDS if framed else SLIDE), str(self.path), note)
+            frame = place.frame(BOUNDS if framed else SLIDE)
+            table = on_slide(table, frame, str(self.path), note)
+            say_doubts(table, frame, str(self.path), note)
         return table.sorted().validate(str(self.path))
 
     def _read(
@@ -97,6 +101,7 @@ class ImportedNuclei:
             origin = self._origin(SLIDE, place, note)
             if place is not None:
                 self._check_size(labels, place.frame(BOUNDS if any(origin) else SLIDE)[2:], note)
+            labels = as_instances(labels, str(self.path), note)
             return label_table(labels, file_mpp), origin
         if suffix in TABLES:
             points = read_points(self.path, mpp, place.slide_id if place else None, note)
