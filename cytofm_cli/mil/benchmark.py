@@ -6,6 +6,7 @@ Every cell is an ordinary RUN under `OUT/runs/`; a killed benchmark goes on wher
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -203,9 +204,19 @@ def check_tuned(tune: Mapping[str, Sequence[str]]) -> None:
 def _jobs(
     config: MilSettings, sources: Sequence[Source], methods: Sequence[str], out: Path
 ) -> dict[str, MilConfig]:
-    """List the runs by name."""
+    """List the runs by name.
+
+    Raises:
+        UsageError: two rows would write into one folder.
+    """
     shared = {field.name: getattr(config, field.name) for field in fields(MilSettings)}
     shared["splits"] = out / SPLITS
+    names = [run_name(source.name, methods[0]) for source in sources]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise UsageError(
+            f"two kinds of bags would both lie in {RUNS}/{doubled[0]}.",
+            hint="rename a folder of bags: letters, digits, dots and _ tell folders apart",
+        )
     return {
         run_name(source.name, method): MilConfig(
             **(shared | {"method": method, "encoder": source.encoder, "unit": source.unit})
@@ -237,7 +248,7 @@ def _other_runs(jobs: Mapping[str, MilConfig], out: Path) -> list[str]:
 
 def _apart(old: str, new: str) -> str:
     """Say in what two splits.csv differ."""
-    rows = [list(csv.reader(text.splitlines())) for text in (old, new)]
+    rows = [list(csv.reader(io.StringIO(text, newline=""))) for text in (old, new)]
     folds = [sum(name.startswith("fold") for name in table[0]) if table else 0 for table in rows]
     if folds[0] != folds[1]:
         return f"{folds[0]} folds → {folds[1]}"

@@ -251,3 +251,13 @@ def test_write_tables__nothing_trained_for_a_cell_leaves_a_dash(made: Path) -> N
         made / "out", ["sharp tile", "blurred tile"], ["mean", "max"],
         resolve(MilConfig, "mil", {"bootstrap": 300}),
     )  # fmt: skip
+
+
+def test_benchmark__rows_that_would_share_a_folder_are_refused(made: Path, tmp_path: Path) -> None:
+    for name in ("a b", "a_b"):
+        shutil.copytree(made / "sharp", tmp_path / name)
+    sources = make_sources([tmp_path / "a b", tmp_path / "a_b"], (), ("tile",))
+    with pytest.raises(UsageError, match=r"both lie in runs/a_b_tile-mean"):
+        benchmark(
+            resolve(MilConfig, "mil"), sources, ["mean"], made / "labels.csv", tmp_path / "out"
+        )
