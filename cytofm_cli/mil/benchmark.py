@@ -120,10 +120,11 @@ def check_folder(
         ConfigMismatchError: the folder is of other settings; names them.
         InputError, LabelError: see `build_cohort`, `cross_validation`.
     """
-    layout = _layout(config, sources[0], labels)
+    cohort = cohort_of(config, sources[0], labels)
+    layout = splits.to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
     if overwrite:
         return layout
-    found = _other_runs(_jobs(config, sources, methods, out), out)
+    found = _other_runs(_jobs(config, sources, methods, out), out, cohort.classes)
     if not found and (out / SPLITS).is_file():
         old = (out / SPLITS).read_text(encoding="utf-8")
         found = [] if old == layout else [f"{SPLITS} ({_apart(old, layout)})"]
@@ -226,22 +227,19 @@ def _jobs(
     }
 
 
-def _layout(config: MilSettings, source: Source, labels: Path) -> str:
-    """Draw the folds from the slides of the first source; all others must hold the same."""
-    cohort = cohort_of(config, source, labels)
-    return splits.to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
-
-
-def _other_runs(jobs: Mapping[str, MilConfig], out: Path) -> list[str]:
+def _other_runs(jobs: Mapping[str, MilConfig], out: Path, classes: Sequence[str]) -> list[str]:
     """Name the runs that are there with other settings; what they read, each run compares."""
     found = []
     for name, job in jobs.items():
         run = out / RUNS / name
         if (run / METRICS).is_file():
             wanted = as_record(job, results_only=True)
-            compared = wanted.keys() - IMPLIED
-            old = {k: v for k, v in read_config(run).get("mil", {}).items() if k in compared}
-            if apart := changes({"mil": old}, {"mil": {k: wanted[k] for k in sorted(compared)}}):
+            compared = sorted(wanted.keys() - IMPLIED)
+            record = read_config(run)
+            old = {k: v for k, v in record.get("mil", {}).items() if k in compared}
+            then = {"mil": old, "task": {"classes": record.get("task", {}).get("classes")}}
+            now = {"mil": {k: wanted[k] for k in compared}, "task": {"classes": list(classes)}}
+            if apart := changes(then, now):
                 found.append(f"{name} ({', '.join(apart)})")
     return found
 

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from cytofm_cli.mil.run_folder import (
     MODELS,
     SPLITS,
     changed,
-    is_run,
     models_of,
     read_config,
 )
@@ -100,11 +99,7 @@ def load_run(run: Path) -> Ensemble:
         InputError: no finished RUN, or models are missing.
         WeightsError: a model file is damaged, exchanged, or of another head than the others.
     """
-    if is_run(run) and (exchanged := changed(run, (SPLITS, DECISIONS, *models_of(run)))):
-        raise WeightsError(
-            f"{run}: holds other files than were trained: {'; '.join(exchanged)}.",
-            hint="put the right ones back, or train it anew with `--overwrite`",
-        )
+    _refuse_exchanged(run, (SPLITS, DECISIONS))
     try:
         records = json.loads((run / MODELS / "decisions.json").read_text(encoding="utf-8"))
         decisions = tuple(Decision(**record) for record in records)
@@ -128,9 +123,18 @@ def load_run(run: Path) -> Ensemble:
                 f"the RUN is of {cards[0].method!r} for {cards[0].encoder or 'unknown'}.",
                 hint="keep the models of different RUNs in their own folders",
             )
+    _refuse_exchanged(run, models_of(run))
     plain = Origin(encoder=cards[0].encoder, unit=cards[0].unit)  # what older RUNs remember
     origin = plain if record is None else origins.from_record(record)
     return Ensemble(tuple(model for model, _ in loaded), cards, decisions, known, origin)
+
+
+def _refuse_exchanged(run: Path, names: Collection[str]) -> None:
+    if exchanged := changed(run, names):
+        raise WeightsError(
+            f"{run}: holds other files than were trained: {'; '.join(exchanged)}.",
+            hint="put the right ones back, or train it anew with `--overwrite`",
+        )
 
 
 def run_digest(run: Path) -> str:

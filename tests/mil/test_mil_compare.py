@@ -14,7 +14,7 @@ import pytest
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError
-from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, write_tables
+from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, check_folder, write_tables
 from cytofm_cli.mil.compare import Answers, compare_runs, read_answers, share_splits
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.sources import make_sources
@@ -144,6 +144,14 @@ def test_benchmark__again_is_skipped_and_a_lost_run_is_made_again_alike(made: Pa
     run_benchmark(made)
     assert (out / "runs" / "sharp_tile-max" / "metrics.json").stat().st_mtime_ns == stamp
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+
+
+def test_benchmark__other_positive_class_is_refused_before_training(made: Path) -> None:
+    settings = {"folds": 3, "seeds": 1, "epochs": 15, "bootstrap": 300, "lr": 0.02}
+    config = resolve(MilConfig, "mil", {**settings, "positive": "0"})
+    sources = make_sources([made / "sharp", made / "blurred"], (), ("tile",))
+    with pytest.raises(ConfigMismatchError, match=r"classes: .'0', '1'. → .'1', '0'."):
+        check_folder(config, sources, ("mean", "max"), made / "labels.csv", made / "out")
 
 
 def test_benchmark__settings_are_tuned_in_every_run(made: Path, tmp_path: Path) -> None:
