@@ -284,13 +284,14 @@ def digest_of_weights(config: EmbedConfig) -> str | None:
     """Return the SHA-256 of the weights that the settings name, None without a file.
 
     Raises:
-        WeightsError: it is not there.
+        WeightsError: it is not there, or what a file beside it states is wrong.
     """
     named = resolve(config.encoder, weights=config.weights).weights
     if named is None:
         return None
     if not named.is_file():
         raise WeightsError(f"{named}: no such weight file.", hint="check --weights.")
+    sidecar(named)  # a mistake in it is one of all slides: said once
     return provenance.sha256_file(named)
 
 

@@ -9,6 +9,8 @@ import timm
 import torch
 
 from cytofm_cli.encoders.base import load_encoder
+from cytofm_cli.encoders.config import EmbedConfig
+from cytofm_cli.encoders.run import digest_of_weights
 from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.evaluate.choice import choose
@@ -52,6 +54,17 @@ def test_sidecar__none_is_nothing_and_mistakes_name_file_and_key(tmp_path: Path)
         beside.write_text(text)
         with pytest.raises(WeightsError, match=said):
             sidecar(weights)
+
+
+def test_digest_of_weights__a_mistake_is_found_before_any_slide(vit: Path) -> None:
+    beside = vit.with_name("vit.pth.toml")
+    beside.write_text("mp = 0.25")
+    try:
+        with pytest.raises(WeightsError, match="unknown key 'mp'"):
+            digest_of_weights(EmbedConfig(encoder=NAME, weights=vit))
+    finally:
+        beside.unlink()
+    assert len(digest_of_weights(EmbedConfig(encoder=NAME, weights=vit)) or "") == 64
 
 
 def test_load_encoder__takes_what_is_stated_and_assumes_nothing_else(vit: Path) -> None:
