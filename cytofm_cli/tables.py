@@ -33,7 +33,8 @@ SLIDE_NAMES: Final = tuple(
     "slide_id slide slide_name filename file_name file image image_id image_name wsi".split()
 )
 GROUP_NAMES: Final = tuple(
-    "group group_id patient patient_id case case_id case_submitter_id subject subject_id "
+    "group group_id patient patient_id patients patient_number patient_no pat_id pid mrn "
+    "case case_id case_submitter_id subject subject_id "
     "participant participant_id donor donor_id individual individual_id".split()
 )
 X_NAMES: Final = ("x", "x_px", "x_px0", "centroid_x", "centroid x px")
@@ -242,8 +243,8 @@ def read_table(
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a column without what people spell differently: case, blanks, `_`, `-`."""
-    return re.sub(r"[\s_\-]+", "", unicodedata.normalize("NFKC", name).casefold())
+    """Return the name of a column without what people spell differently: case, blanks, `_-.`."""
+    return re.sub(r"[\s_.\-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def is_missing(cell: str) -> bool:

@@ -234,7 +234,7 @@ def _find(words: list[str], encoder: str) -> list[Path]:
 def _score_one(path: Path, task: _Task) -> SlideScore:
     """Score a slide; attention that cannot be written is no reason to lose the score."""
     from cytofm_cli.mil.attention import write_attention
-    from cytofm_cli.mil.bags import load_bags
+    from cytofm_cli.mil.bags import load_bags, notes
     from cytofm_cli.mil.origin import unstated
     from cytofm_cli.mil.score import score_bag
     from cytofm_cli.store.io import open_store
@@ -245,6 +245,8 @@ def _score_one(path: Path, task: _Task) -> SlideScore:
     (bag,) = load_bags(path, task.encoder or encoder or None, unit)
     result = score_bag(task.ensemble, bag, device=task.device, allow_mixed=task.allow_mixed)
     task.unstated.update(unstated(bag.origin))
+    for line in notes([bag]):
+        out.warn(line)
     if task.attention and is_store:
         try:
             write_attention(path, steps, task.run, task.ensemble.card, bag, result)

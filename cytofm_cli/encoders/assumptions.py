@@ -85,7 +85,7 @@ def notes(spec: EncoderSpec, report: layouts.LoadReport | None) -> tuple[str, ..
         lines.append(
             f"warning: {spec.name}: its weight file does not say how images are prepared; it sees "
             f"{spec.input_px} px; assumed: {assumed}; resolution: {_resolution(spec)}; licence: "
-            f"{spec.licence}. --input-px, --mean and --std state others."
+            f"{spec.licence}. --input-px, --mean and --std state others, or FILE.toml beside it."
         )
     return tuple(lines)
 

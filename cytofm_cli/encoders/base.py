@@ -149,7 +149,8 @@ def load_encoder(
 
     Random weights must be asked for: with neither a file, nor `download`, nor
     `random_weights`, a network is an error. They also show in the name (`…-random0`), so that
-    their vectors can never pass for real ones in a store.
+    their vectors can never pass for real ones in a store. What `weights.pth.toml` beside a file
+    states (see `sidecar`) goes before what the catalogue or the file says.
 
     Args:
         name_or_file: `handcrafted`, `sr-vit-tiny`, `timm/<name>`, a name of the catalogue, or a
@@ -171,10 +172,12 @@ def load_encoder(
         WeightsError: the file is missing, unsafe, or does not fit.
     """
     from cytofm_cli.encoders.catalogue import resolve
+    from cytofm_cli.encoders.sidecar import sidecar
 
     request = resolve(name_or_file, weights=weights)
     plugin = registry.encoders.load(request.plugin)
     stated = {"input_px": input_px, "mean": mean, "std": std}
+    beside = {} if request.weights is None else sidecar(request.weights)
     encoder: Encoder = plugin.make(
         EncoderRequest(
             name=request.name,
@@ -186,7 +189,7 @@ def load_encoder(
             seed=seed,
             pooling=pooling,
             builder=dict(request.builder),
-            expects=dict(request.expects),
+            expects={**request.expects, **beside},
             stated={key: value for key, value in stated.items() if value is not None},
             weights_key=weights_key,
         )

@@ -31,6 +31,11 @@ _TRUNK: Final = re.compile(
     r"(?:^|(?<=\.))(?:blocks|layers?\d*|stages|features|patch_embed|cls_token|pos_embed|embeddings"
     r"|encoder\.layers?|conv1|bn1|stem|conv_stem|norm|layernorm)(?:\.|$)"
 )
+# What wraps a part of a network, not the whole: FSDP and checkpointing each block, compile some.
+_WRAPPED_PART: Final = re.compile(
+    r"((?:^|\.)(?:\d+|patch_embed|norm|stem|layer\d)\.)"
+    r"(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,8 @@ def pick(
         WeightsError: no network has this key; several fit and nothing tells which to use; an
             entry is there twice.
     """
+    bare = {_WRAPPED_PART.sub(r"\1", name): value for name, value in state.items()}
+    state = bare if len(bare) == len(state) else state
     groups = group_by_prefix(state, wanted, rename)
     fitting = _whole(groups, wanted)
     if key is not None:
@@ -85,7 +92,7 @@ def pick(
     }
     left = [n for n in state if not n.startswith(prefix) and not n.startswith(others or "\0")]
     for name in list(left):
-        if prefix and rename(name) in wanted:  # some wrappers' files have bare names beside
+        if prefix and fitting and rename(name) in wanted:  # bare names beside some wrappers
             if name in own:
                 raise WeightsError(f"{where}: {name} is there twice, with and without {prefix}")
             own[name] = state[name]

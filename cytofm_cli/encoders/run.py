@@ -24,6 +24,7 @@ from cytofm_cli.encoders.base import CELL_UM, Encoder, EncoderSpec, load_encoder
 from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.dtype import refuse_overflow, to_dtype
+from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import (
     ConfigMismatchError,
     OutOfMemoryError,
@@ -283,13 +284,14 @@ def digest_of_weights(config: EmbedConfig) -> str | None:
     """Return the SHA-256 of the weights that the settings name, None without a file.
 
     Raises:
-        WeightsError: it is not there.
+        WeightsError: it is not there, or what a file beside it states is wrong.
     """
     named = resolve(config.encoder, weights=config.weights).weights
     if named is None:
         return None
     if not named.is_file():
         raise WeightsError(f"{named}: no such weight file.", hint="check --weights.")
+    sidecar(named)  # a mistake in it is one of all slides: said once
     return provenance.sha256_file(named)
 
 
@@ -323,6 +325,9 @@ def _settings(job: EmbedJob) -> dict[str, Any]:
         record.pop("detector")
     if Path(job.config.encoder).is_file():
         record["encoder"] = Path(job.config.encoder).name
+    named = resolve(job.config.encoder, weights=job.config.weights).weights
+    for name, value in ({} if named is None else sidecar(named)).items():
+        record[f"file_{name}"] = list(value) if isinstance(value, tuple) else value
     return record | {"weights_sha256": job.weights_sha256}
 
 

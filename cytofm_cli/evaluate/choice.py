@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cytofm_cli import provenance
 from cytofm_cli.encoders import catalogue
 from cytofm_cli.encoders.base import Encoder, load_encoder
+from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import UsageError, WeightsError
 
 
@@ -25,6 +26,7 @@ class Choice:
         weights: file of the weights, if they do not lie in `word`.
         random: take random weights.
         weights_sha256: digest of the file, None without.
+        stated: what a file beside the weights says of them.
     """
 
     label: str
@@ -33,6 +35,7 @@ class Choice:
     weights: Path | None
     random: bool
     weights_sha256: str | None
+    stated: dict[str, Any] = field(default_factory=dict)
 
     @property
     def has_weights(self) -> bool:
@@ -41,7 +44,12 @@ class Choice:
 
     def identity(self) -> dict[str, Any]:
         """Return what changes its vectors; a file counts by content, not by path."""
-        return {"name": self.name, "random": self.random, "weights_sha256": self.weights_sha256}
+        said = {"name": self.name, "random": self.random, "weights_sha256": self.weights_sha256}
+        return said | ({"stated": self.stated} if self.stated else {})
+
+    def expects(self) -> dict[str, Any]:
+        """Return the fields of `EncoderSpec` that are known without loading it."""
+        return {**catalogue.resolve(self.word, weights=self.weights).expects, **self.stated}
 
     def load(self, *, device: str, seed: int, pooling: str | None) -> Encoder:
         """Open the encoder.
@@ -113,6 +121,7 @@ def _trace(word: str) -> Choice:
         weights=None,
         random=False,
         weights_sha256=digest,
+        stated={} if resolved.weights is None else sidecar(resolved.weights),
     )
 
 
@@ -123,7 +132,8 @@ def _with_file(one: Choice, file: Path) -> Choice:
         raise UsageError(f"{one.word} is a weight file, and {file} another one.")
     if not file.is_file():
         raise WeightsError(f"{file}: no such weight file.")
-    return replace(one, weights=file, weights_sha256=provenance.sha256_file(file))
+    digest = provenance.sha256_file(file)
+    return replace(one, weights=file, weights_sha256=digest, stated=sidecar(file))
 
 
 def _tell_apart(found: list[Choice]) -> list[Choice]:

@@ -33,6 +33,8 @@ from cytofm_cli.store.io import output_errors
 
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
+# Kept features of another number were made in another way by a cytofm of the same version.
+FEATURES_LAYOUT = 2
 Answers = dict[tuple[str, str, str], NDArray[np.float64]]
 
 
@@ -65,6 +67,7 @@ class Plan:
         unread: points whose pixels the stores do not keep.
         unknown: slides of the table that are not given.
         marks: digests of points and pixels.
+        defaults: what settings come to that are not set, as far as no encoder need be loaded.
     """
 
     config: ProbeConfig
@@ -76,6 +79,7 @@ class Plan:
     unread: int
     unknown: list[str]
     marks: dict[str, str]
+    defaults: dict[str, Any]
 
 
 def probe_run(
@@ -116,7 +120,7 @@ def probe_run(
         note(line)
     out = out.absolute()
     with output_errors(out):
-        if not run_folder.may_write(out, plan.record, overwrite=overwrite):
+        if not run_folder.may_write(out, plan.record, defaults=plan.defaults, overwrite=overwrite):
             return ProbeReport(out, json.loads((out / METRICS).read_text()), skipped=True)
         (out / FEATURES).mkdir(parents=True, exist_ok=True)
         (out / METRICS).unlink(missing_ok=True)
@@ -171,7 +175,33 @@ def make_plan(
             "cytofm": __version__,
         },
     }
-    return Plan(config, used, found, tasks, list(choices), record, unread, unknown, marks)
+    return Plan(
+        config,
+        used,
+        found,
+        tasks,
+        list(choices),
+        record,
+        unread,
+        unknown,
+        marks,
+        _defaults(config, found, choices),
+    )
+
+
+def _defaults(config: ProbeConfig, points: Points, choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return what settings come to that are not set; those that encoders set only if they agree."""
+    own = [choice.expects() for choice in choices]
+    crops = {of.get("cell_um") or CELL_UM for of in own}
+    poolings = {of.get("pooling") for of in own}
+    names = [task.name for task in make_tasks(points, None, config.positive)]
+    return {
+        "folds": judge.default_folds(points.groups),
+        "task": [name for name in names if name != "positive"] or None,
+        "judged": sorted(set(points.groups)),
+        "crop_um": crops.pop() if len(crops) == 1 and config.unit == "cell" else None,
+        "pooling": poolings.pop() if len(poolings) == 1 else None,
+    }
 
 
 def features_of(
@@ -197,6 +227,7 @@ def features_of(
         "pooling": config.pooling,
         "seed": config.seed if choice.random else None,
         "cytofm": __version__,
+        "layout": FEATURES_LAYOUT,
     }
     name = schema.node_name(choice.label).replace(" ", "-")
     kept = None if folder is None else folder / f"{name}-{digest(settings)}.safetensors"

@@ -47,8 +47,20 @@ def keep_features(path: Path, values: NDArray[np.float32], facts: Mapping[str, A
     partial.replace(path)
 
 
-def may_write(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> bool:
+def may_write(
+    out: Path,
+    record: Mapping[str, Mapping[str, Any]],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    overwrite: bool,
+) -> bool:
     """Tell whether a RUN must be made; False: it is done already.
+
+    Args:
+        out: RUN folder.
+        record: sections of its config.toml.
+        defaults: what settings come to that are not set: spelt out, they are the same.
+        overwrite: make it anew if it is of other settings.
 
     Raises:
         ConfigMismatchError: `out` was made with other settings, or is something else.
@@ -72,13 +84,25 @@ def may_write(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: 
         raise ConfigMismatchError(f"{out}: is a RUN of another command.", hint="choose another -o")
     names = former_names(ProbeConfig)
     former["evaluate"] = {names.get(key, key): value for key, value in former["evaluate"].items()}
-    changed = changes(former, record)
+    changed = changes(*(_spelt_out(of, defaults or {}) for of in (former, record)))
     if changed and not overwrite:
         raise ConfigMismatchError(
             f"{out}: was made with other settings ({'; '.join(changed)}).",
             hint="`--overwrite` replaces it and keeps the features; or choose another -o",
         )
     return overwrite or not _is_whole(out)
+
+
+def _spelt_out(
+    record: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    section = dict(record["evaluate"])
+    for name, value in defaults.items():
+        if section.get(name) is None:
+            section[name] = value
+    if section.get("judged"):  # their order says nothing
+        section["judged"] = sorted(section["judged"])
+    return {**record, "evaluate": section}
 
 
 def _is_whole(out: Path) -> bool:

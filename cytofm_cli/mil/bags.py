@@ -312,7 +312,8 @@ def _bag(path: Path, features: object, xy: object, origin: Origin) -> Bag:
             "expected numbers (N, D)."
         )
     kept = np.float16 if features_ND.dtype == np.float16 else np.float32
-    features_ND = np.ascontiguousarray(features_ND, dtype=kept)
+    with np.errstate(over="ignore"):  # `check_bags` refuses what is too large
+        features_ND = np.ascontiguousarray(features_ND, dtype=kept)
     xy_px0 = None
     if xy is not None:
         xy = np.asarray(xy)

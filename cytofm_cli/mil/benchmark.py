@@ -6,6 +6,7 @@ Every cell is an ordinary RUN under `OUT/runs/`; a killed benchmark goes on wher
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -119,10 +120,11 @@ def check_folder(
         ConfigMismatchError: the folder is of other settings; names them.
         InputError, LabelError: see `build_cohort`, `cross_validation`.
     """
-    layout = _layout(config, sources[0], labels)
+    cohort = cohort_of(config, sources[0], labels)
+    layout = splits.to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
     if overwrite:
         return layout
-    found = _other_runs(_jobs(config, sources, methods, out), out)
+    found = _other_runs(_jobs(config, sources, methods, out), out, cohort.classes)
     if not found and (out / SPLITS).is_file():
         old = (out / SPLITS).read_text(encoding="utf-8")
         found = [] if old == layout else [f"{SPLITS} ({_apart(old, layout)})"]
@@ -203,9 +205,19 @@ def check_tuned(tune: Mapping[str, Sequence[str]]) -> None:
 def _jobs(
     config: MilSettings, sources: Sequence[Source], methods: Sequence[str], out: Path
 ) -> dict[str, MilConfig]:
-    """List the runs by name."""
+    """List the runs by name.
+
+    Raises:
+        UsageError: two rows would write into one folder.
+    """
     shared = {field.name: getattr(config, field.name) for field in fields(MilSettings)}
     shared["splits"] = out / SPLITS
+    names = [run_name(source.name, methods[0]) for source in sources]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise UsageError(
+            f"two kinds of bags would both lie in {RUNS}/{doubled[0]}.",
+            hint="rename a folder of bags: letters, digits, dots and _ tell folders apart",
+        )
     return {
         run_name(source.name, method): MilConfig(
             **(shared | {"method": method, "encoder": source.encoder, "unit": source.unit})
@@ -215,29 +227,26 @@ def _jobs(
     }
 
 
-def _layout(config: MilSettings, source: Source, labels: Path) -> str:
-    """Draw the folds from the slides of the first source; all others must hold the same."""
-    cohort = cohort_of(config, source, labels)
-    return splits.to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
-
-
-def _other_runs(jobs: Mapping[str, MilConfig], out: Path) -> list[str]:
+def _other_runs(jobs: Mapping[str, MilConfig], out: Path, classes: Sequence[str]) -> list[str]:
     """Name the runs that are there with other settings; what they read, each run compares."""
     found = []
     for name, job in jobs.items():
         run = out / RUNS / name
         if (run / METRICS).is_file():
             wanted = as_record(job, results_only=True)
-            compared = wanted.keys() - IMPLIED
-            old = {k: v for k, v in read_config(run).get("mil", {}).items() if k in compared}
-            if apart := changes({"mil": old}, {"mil": {k: wanted[k] for k in sorted(compared)}}):
+            compared = sorted(wanted.keys() - IMPLIED)
+            record = read_config(run)
+            old = {k: v for k, v in record.get("mil", {}).items() if k in compared}
+            then = {"mil": old, "task": {"classes": record.get("task", {}).get("classes")}}
+            now = {"mil": {k: wanted[k] for k in compared}, "task": {"classes": list(classes)}}
+            if apart := changes(then, now):
                 found.append(f"{name} ({', '.join(apart)})")
     return found
 
 
 def _apart(old: str, new: str) -> str:
     """Say in what two splits.csv differ."""
-    rows = [list(csv.reader(text.splitlines())) for text in (old, new)]
+    rows = [list(csv.reader(io.StringIO(text, newline=""))) for text in (old, new)]
     folds = [sum(name.startswith("fold") for name in table[0]) if table else 0 for table in rows]
     if folds[0] != folds[1]:
         return f"{folds[0]} folds → {folds[1]}"

@@ -13,8 +13,15 @@ from cytofm_cli.tables import plain_name
 # The Bethesda system, from normal to worst: the order in which ordinal metrics count.
 BETHESDA = ("NILM", "ASC-US", "LSIL", "ASC-H", "HSIL", "SCC")
 # What says that nothing was found, in any case: never the positive class unless asked for.
-NEGATIVE = frozenset(
-    "normal benign negative neg nilm healthy control none uninfected 0 no false".split()
+_NEGATIVE_WORDS = frozenset(
+    "normal benign negative neg nilm healthy control none uninfected no not absent wildtype "
+    "wt".split()
+)
+NEGATIVE = _NEGATIVE_WORDS | {"0", "false", "-", "(-)"}
+# What says that something was found: positive beside a word of neither kind (reactive, unknown).
+POSITIVE = frozenset(
+    "positive pos abnormal cancer cancerous malignant malignancy carcinoma tumor tumour neoplastic "
+    "diseased infected present yes true + (+)".split()
 )
 _NEGATING = ("no", "non", "not", "un")
 _DECIMAL = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*?)0*)?")
@@ -63,7 +70,7 @@ def class_order(names: Sequence[str]) -> tuple[str, ...]:
     """Order class names, the positive or the worst last.
 
     Numbers by value; else those that say that nothing was found, then the Bethesda system, then
-    the alphabet.
+    the alphabet, then those that say that something was found.
     """
     found = set(names)
     try:
@@ -90,10 +97,12 @@ def why_positive(classes: Sequence[str], *, chosen: bool) -> str:
         chosen: by the user.
     """
     first, last = (spelling_key(name) for name in classes)
-    if chosen:
+    if chosen or tuple(classes) != class_order(classes):
         return "as asked for"
     if _says_nothing(classes[0], classes) and not _says_nothing(classes[1], classes):
         return f"{classes[0]!r} says that nothing was found"
+    if _says_something(classes[1]) and not _says_something(classes[0]):
+        return f"{classes[1]!r} says that something was found"
     if _DECIMAL.fullmatch(first) and _DECIMAL.fullmatch(last):
         return "the larger number"
     if is_bethesda(classes):
@@ -169,14 +178,29 @@ def as_found(
 def _rank(name: str, found: set[str]) -> int:
     if _says_nothing(name, sorted(found)):
         return -1
+    if _says_something(name):
+        return len(BETHESDA) + 1
     rank = bethesda_rank(name)
     return len(BETHESDA) if rank is None else rank
 
 
 def _says_nothing(name: str, classes: Sequence[str]) -> bool:
-    """Tell whether a class is the negative one: by its word, or as the no- or non- of another."""
-    plain = plain_name(name)
-    if spelling_key(name) in NEGATIVE or plain in NEGATIVE:
+    """Tell whether a class is the negative one: by its word, or as the no- or non- of another.
+
+    A phrase counts by its ends: `Negative for malignancy`, `not detected`, `HPV negative`, `ER-`.
+    """
+    key, plain = spelling_key(name).rstrip("."), plain_name(name)
+    words = re.split(r"[^a-z]", key)
+    if {key, plain} & NEGATIVE or words[0] in _NEGATIVE_WORDS:
+        return True
+    if key.endswith(("-", "(-)")) or words[-1] in ("negative", "neg", "free"):
         return True
     others = {plain_name(other) for other in classes}
     return any(plain.removeprefix(word) in others - {plain} for word in _NEGATING)
+
+
+def _says_something(name: str) -> bool:
+    """Tell whether a class is the positive one by its word, or by the end of a phrase."""
+    key = spelling_key(name).rstrip(".")
+    ends = key.endswith(("+", "(+)")) or re.split(r"[^a-z]", key)[-1] in ("positive", "pos")
+    return ends or bool({key, plain_name(name)} & POSITIVE)

@@ -5,7 +5,6 @@ Legend: S slides, C classes.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.mil import intervals, metrics, statistics
 from cytofm_cli.mil.bags import named
-from cytofm_cli.mil.run_folder import PREDICTIONS, SPLITS, read_config
+from cytofm_cli.mil.run_folder import PREDICTIONS, SPLITS, changed, read_config, read_rows
 from cytofm_cli.mil.statistics import Difference
 
 Floats = NDArray[np.float64]
@@ -92,12 +91,17 @@ def read_answers(run: Path, name: str | None = None) -> Answers:
     """Read predictions.csv of a RUN and average the models of each slide.
 
     Raises:
-        InputError: no finished RUN.
+        InputError: no finished RUN, or its files are not what was trained.
     """
     classes = tuple(read_config(run)["task"]["classes"])
+    if exchanged := changed(run, (PREDICTIONS, SPLITS)):
+        raise InputError(
+            f"{run}: holds other files than were trained: {'; '.join(exchanged)}.",
+            hint="put the right ones back, or train it anew with `--overwrite`",
+        )
     try:
-        rows = _rows(run / PREDICTIONS)
-        layout = {row["slide_id"]: row for row in _rows(run / SPLITS)}
+        rows = read_rows(run / PREDICTIONS)
+        layout = {row["slide_id"]: row for row in read_rows(run / SPLITS)}
         ids = sorted({row["slide_id"] for row in rows})
         at = {slide: i for i, slide in enumerate(ids)}
         total, count = np.zeros((len(ids), len(classes))), np.zeros(len(ids))
@@ -110,7 +114,7 @@ def read_answers(run: Path, name: str | None = None) -> Answers:
         groups = tuple(layout[slide]["group"] for slide in ids)
         columns = [key for key in next(iter(layout.values())) if key.startswith("fold")]
         parts = tuple("|".join(str(layout[s][c] == "test") for c in columns) for s in ids)
-    except (OSError, KeyError, ValueError, StopIteration) as error:
+    except (OSError, KeyError, TypeError, ValueError, StopIteration) as error:
         raise InputError(
             f"{run}: its predictions or splits cannot be read ({error}).", hint="train it again"
         ) from error
@@ -223,7 +227,3 @@ def _numbers(difference: Difference) -> dict[str, float | None]:
         key: float(value) if np.isfinite(value) else None
         for key, value in difference.__dict__.items()
     }
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))

@@ -33,10 +33,18 @@ def describe(cohort: Cohort, config: MilSettings) -> list[str]:
     ]
 
 
-def positive_line(classes: Sequence[str], *, chosen: bool = False) -> str:
-    """Name the positive class and why it is; for more classes than two, their order."""
+def positive_line(classes: Sequence[str], *, chosen: bool | None = None) -> str:
+    """Name the positive class; for more classes than two, their order.
+
+    Args:
+        classes: in order.
+        chosen: the user chose; False: say by what rule it is; None: a RUN has it, and why it
+            was chosen is its affair.
+    """
+    if len(classes) == 2 and chosen is None:
+        return f"positive class: {classes[1]!r}"
     if len(classes) == 2:
-        return f"positive class: {classes[1]!r} ({why_positive(classes, chosen=chosen)})"
+        return f"positive class: {classes[1]!r} ({why_positive(classes, chosen=bool(chosen))})"
     return f"{len(classes)} classes, none is positive; in order: {', '.join(map(repr, classes))}"
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RECORD = "cytofm"  # attribute of an h5 dataset
 MEMBER = "cytofm.json"  # of the zip archive
+_ENCODER_WORDS = ("encoder", "extractor", "encoder_name", "model_name")
 OBJECTIVE_UM = 10.0  # 40× is 0.25 µm/px
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # equal exports are equal files
 
@@ -27,12 +28,13 @@ def h5_origin(file: h5py.File, key: str) -> Origin:
     """Read the origin of the features `key`: ours, else what TRIDENT or STAMP note.
 
     TRIDENT names the encoder at the features and tile and objective at the coordinates, STAMP
-    notes all three at the file.
+    notes all three at the file; others name an encoder at either place.
     """
     own = file[key].attrs.get(RECORD)
     if own is not None:
         return _parsed(own)
-    encoder = str(file[key].attrs.get("encoder", file.attrs.get("extractor", "")))
+    named = (of.get(word) for of in (file[key].attrs, file.attrs) for word in _ENCODER_WORDS)
+    encoder = next((str(word) for word in named if word is not None), "")
     record: dict[str, Any] = {"encoder": "" if encoder == "None" else encoder}
     notes = file["coords"].attrs if "coords" in file else {}
     tile_px = _number(notes.get("patch_size", file.attrs.get("tile_size_px")))

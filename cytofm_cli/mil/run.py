@@ -286,7 +286,7 @@ def _may_write(out: Path, plan: Plan, *, overwrite: bool) -> bool:
     """Tell whether a RUN must be made although `out` exists; False: it is done already."""
     if not out.is_dir():
         raise OutputError(f"{out}: is a file, no folder.", hint="choose another -o")
-    if not (out / METRICS).is_file():
+    if not (run_folder.is_run(out) or (out / METRICS).is_file()):
         if any(out.iterdir()):
             raise ConfigMismatchError(
                 f"{out}: exists and is not a RUN of `cytofm mil train`.", hint="choose another -o"
@@ -294,6 +294,11 @@ def _may_write(out: Path, plan: Plan, *, overwrite: bool) -> bool:
         return True
     if overwrite:
         return True
+    if not run_folder.is_run(out):
+        raise ConfigMismatchError(
+            f"{out}: its {CONFIG} is gone or damaged, so what it was made with is not known.",
+            hint="`--overwrite` trains it anew; or choose another -o",
+        )
     if changed := _changes(out, plan):
         raise ConfigMismatchError(
             f"{out}: was made with other settings ({'; '.join(changed)}).",

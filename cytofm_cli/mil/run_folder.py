@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +44,76 @@ def read_config(run: Path) -> dict[str, dict[str, Any]]:
         ) from error
 
 
+def parse_rows(text: str) -> list[dict[str, str]]:
+    """Parse a table that we wrote; a quoted cell may hold any line break."""
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read splits.csv or predictions.csv of a RUN.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no UTF-8.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        return parse_rows(file.read())
+
+
+def is_run(run: Path) -> bool:
+    """Tell whether a folder is a RUN, whatever of it is lost but what it was made with."""
+    try:
+        return {"mil", "task"} <= read_config(run).keys()
+    except InputError:
+        return False
+
+
 def manifest_text(run: Path) -> str:
-    """Write name and SHA-256 of everything under `models/`."""
+    """Write name and SHA-256 of all that is read again: splits, predictions, `models/`."""
     names = sorted(f"{MODELS}/{p.name}" for p in (run / MODELS).glob("[!.]*"))
-    digests = {name: sha256_file(run / name) for name in names if name != MANIFEST}
-    return json.dumps(digests, indent=2) + "\n"
+    names = [PREDICTIONS, SPLITS, *(name for name in names if name != MANIFEST)]
+    return json.dumps({name: sha256_file(run / name) for name in names}, indent=2) + "\n"
 
 
 def lost(run: Path) -> list[str]:
     """Name the files that a finished RUN should hold and does not; none if `run` is no RUN."""
-    if not (run / METRICS).is_file():
+    if not is_run(run):
         return []
-    wanted = {SPLITS, PREDICTIONS, DECISIONS, *_digests(run), *models_of(run)}
-    return sorted(name for name in wanted if not (run / name).is_file())
+    wanted = {SPLITS, PREDICTIONS, DECISIONS, *(_digests(run) or ()), *models_of(run)}
+    gone = {name for name in wanted if not (run / name).is_file()}
+    try:
+        read_metrics(run)
+    except InputError:
+        gone.add(METRICS)
+    return sorted(gone)
 
 
-def changed(run: Path) -> list[str]:
-    """Name the files whose content is not what was trained, with both digests."""
+def changed(run: Path, names: Collection[str] | None = None) -> list[str]:
+    """Name the files whose content is not what was trained, with both digests.
+
+    Args:
+        run: a RUN.
+        names: files to look at; None: all.
+    """
+    digests = _digests(run)
+    if digests is None:
+        return [f"{MANIFEST} (damaged)"]
     found = []
-    for name, wanted in _digests(run).items():
-        if (run / name).is_file() and (digest := sha256_file(run / name)) != wanted:
-            found.append(f"{name} (SHA-256 {digest[:12]}…, recorded {wanted[:12]}…)")
+    for name, wanted in digests.items():
+        if (names is None or name in names) and (run / name).is_file():
+            digest = sha256_file(run / name)
+            if digest != wanted:
+                found.append(f"{name} (SHA-256 {digest[:12]}…, recorded {wanted[:12]}…)")
     return found
 
 
-def _digests(run: Path) -> dict[str, str]:
-    """Read the manifest; empty for a RUN of older versions, which had none."""
+def _digests(run: Path) -> dict[str, str] | None:
+    """Read the manifest: empty for a RUN of older versions, which had none; None: damaged."""
     try:
         return dict(json.loads((run / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError):
+    except FileNotFoundError:
         return {}
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 def models_of(run: Path) -> list[str]:

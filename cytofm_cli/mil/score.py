@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,15 @@ from cytofm_cli.mil.artefacts import ModelCard, load_model
 from cytofm_cli.mil.bags import Bag, check_bags, named
 from cytofm_cli.mil.base import MilModel, MilOutput
 from cytofm_cli.mil.origin import Origin
-from cytofm_cli.mil.run_folder import CONFIG, MODELS, SPLITS, changed, models_of, read_config
+from cytofm_cli.mil.run_folder import (
+    CONFIG,
+    DECISIONS,
+    MODELS,
+    SPLITS,
+    changed,
+    models_of,
+    read_config,
+)
 from cytofm_cli.mil.summary import Decision, decide
 from cytofm_cli.mil.train import bag_tensor, one_thread, slide_seed
 from cytofm_cli.mil.unseen import OUT_OF_FOLD, TRAINING, Known, read_splits
@@ -91,6 +99,7 @@ def load_run(run: Path) -> Ensemble:
         InputError: no finished RUN, or models are missing.
         WeightsError: a model file is damaged, exchanged, or of another head than the others.
     """
+    _refuse_exchanged(run, (SPLITS, DECISIONS))
     try:
         records = json.loads((run / MODELS / "decisions.json").read_text(encoding="utf-8"))
         decisions = tuple(Decision(**record) for record in records)
@@ -114,14 +123,18 @@ def load_run(run: Path) -> Ensemble:
                 f"the RUN is of {cards[0].method!r} for {cards[0].encoder or 'unknown'}.",
                 hint="keep the models of different RUNs in their own folders",
             )
-    if exchanged := changed(run):
+    _refuse_exchanged(run, models_of(run))
+    plain = Origin(encoder=cards[0].encoder, unit=cards[0].unit)  # what older RUNs remember
+    origin = plain if record is None else origins.from_record(record)
+    return Ensemble(tuple(model for model, _ in loaded), cards, decisions, known, origin)
+
+
+def _refuse_exchanged(run: Path, names: Collection[str]) -> None:
+    if exchanged := changed(run, names):
         raise WeightsError(
             f"{run}: holds other files than were trained: {'; '.join(exchanged)}.",
             hint="put the right ones back, or train it anew with `--overwrite`",
         )
-    plain = Origin(encoder=cards[0].encoder, unit=cards[0].unit)  # what older RUNs remember
-    origin = plain if record is None else origins.from_record(record)
-    return Ensemble(tuple(model for model, _ in loaded), cards, decisions, known, origin)
 
 
 def run_digest(run: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from cytofm_cli.errors import InputError, LabelError
 from cytofm_cli.mil.classes import spelling_key
+from cytofm_cli.mil.run_folder import read_rows
 from cytofm_cli.tables import GROUP_NAMES, SLIDE_NAMES, is_missing, match_slide, read_table
 
 NEW, OUT_OF_FOLD, TRAINING = "new", "out-of-fold", "training"
@@ -98,7 +98,7 @@ def read_splits(path: Path) -> Known:
         InputError: it is not there, or no such table.
     """
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        rows = read_rows(path)
         group_of = {row["slide_id"]: row["group"] for row in rows}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,8 @@ from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain import lora
 from cytofm_cli.pretrain.backbone import Trunk, VitTrunk
 from cytofm_cli.pretrain.base import Backbone
+
+log = logging.getLogger(__name__)
 
 
 def export(
@@ -46,11 +49,11 @@ def export(
         cell_um: side of the crops around nuclei that the views showed; None: they showed others.
         licence: of the weights.
         pooling: cls, or cls+mean (Vision Transformers with a class token).
-        dtype: of the stored weights.
+        dtype: of the stored weights; float32 where one is too large for it, with a warning.
         state: the backbone's state dict, where its own weights are sharded.
 
     Raises:
-        UsageError: the trunk has no such pooling, or its weights do not fit the type.
+        UsageError: the trunk has no such pooling, or its weights are not finite.
     """
     if not isinstance(backbone, Trunk):
         raise UsageError(f"{type(backbone).__name__} is no trunk of cytofm.")
@@ -60,10 +63,22 @@ def export(
     plain = lora.plain_state(whole, lora.scale_of(backbone))
     kept = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
     parameters = {name for name, _ in backbone.trunk.named_parameters()}
+    if broken := [key for key, x in kept.items() if not bool(torch.isfinite(x).all())]:
+        raise UsageError(
+            f"{path}: weights are not finite: {broken[0]}.",
+            hint="training diverged: a smaller --set lr, and --overwrite",
+        )
     # Buffers keep their type: a running variance may leave the range of float16.
-    kept = {key: x.to(dtype) if key in parameters else x for key, x in kept.items()}
-    if any(not bool(torch.isfinite(x).all()) for x in kept.values()):
-        raise UsageError(f"{path}: the weights are not finite in {dtype}.", hint="write float32")
+    typed = {key: x.to(dtype) if key in parameters else x for key, x in kept.items()}
+    if all(bool(torch.isfinite(x).all()) for x in typed.values()):
+        kept = typed
+    else:
+        log.warning(
+            "warning: %s: weights up to %.6g are more than %s holds: written in float32",
+            path.name,
+            max(float(x.abs().max()) for key, x in kept.items() if key in parameters),
+            str(dtype).removeprefix("torch."),
+        )
     builder = backbone.builder
     if isinstance(backbone.trunk, SrVit):
         builder = builder | {"h": backbone.trunk.config.h}

@@ -1,5 +1,7 @@
 """Which network of a checkpoint is taken: that of its authors' features, and it is said."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -83,6 +85,29 @@ def test_load_into__one_network_is_found_under_any_prefix(tmp_path, prefix):
     assert (value, report.choice) == (2, None)
     assert [key.rpartition("head.")[1:] for key in report.dropped] == [("head.", "weight")]
     assert "entries left out: criterion (1)" in report.notes
+
+
+@pytest.mark.parametrize(
+    "word", ["_orig_mod", "_fsdp_wrapped_module", "_fsdp_wrapped_module._checkpoint_wrapped_module"]
+)
+def test_load_into__blocks_that_are_wrapped_one_by_one(tmp_path, word):
+    state = {
+        re.sub(r"(blocks\.\d+|patch_embed|norm)\.(?!proj)", rf"\1.{word}.", name, count=1): value
+        for name, value in _filled(2).items()
+    }
+    assert f"blocks.3.{word}.attn.qkv.weight" in state
+    outer = {f"{word}.{name}": value for name, value in state.items()}
+    for content in (state, outer, {"student": _filled(1), "teacher": outer}):
+        assert _load(tmp_path, content)[1] == 2
+
+
+def test_load_into__another_architecture_is_named_whatever_names_agree(tmp_path):
+    torch.save(timm.create_model("resnet34", num_classes=0).state_dict(), tmp_path / "w.pth")
+    state = weights.read_state(tmp_path / "w.pth")
+    model = timm.create_model("efficientnet_b0", num_classes=0)
+    with pytest.raises(WeightsError, match=r"w\.pth: does not fit the model") as caught:
+        layouts.load_into(model, state, where="w.pth")
+    assert caught.value.hint == "it looks like timm/resnet34"
 
 
 def test_load_into__a_masked_autoencoders_decoder_is_no_network(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cytofm_cli import run_record
+from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.evaluate import run_folder
 
 RECORD = {"evaluate": {"seed": 0}}
@@ -37,3 +38,18 @@ def test_may_write__damaged_metrics_are_made_again(tmp_path: Path) -> None:
     finish(tmp_path / "run")
     (tmp_path / "run" / run_folder.METRICS).write_text('{"tasks": ')
     assert run_folder.may_write(tmp_path / "run", RECORD, overwrite=False)
+
+
+def test_may_write__what_is_spelt_out_as_its_default_is_the_same(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish(run)
+    defaults = {"folds": 6, "judged": ["g0", "g1"], "crop_um": 32.0, "pooling": None}
+    same = {"folds": 6, "judged": ["g1", "g0"], "crop_um": 32.0}
+    record = {"evaluate": RECORD["evaluate"] | same}
+    assert not run_folder.may_write(run, record, defaults=defaults, overwrite=False)
+    run_record.write_text(run / run_folder.CONFIG, run_record.to_text(record))
+    assert not run_folder.may_write(run, RECORD, defaults=defaults, overwrite=False)
+    for key, value in {"folds": 5, "judged": ["g0"], "crop_um": 16.0, "pooling": "cls"}.items():
+        other = {"evaluate": record["evaluate"] | {key: value}}
+        with pytest.raises(ConfigMismatchError, match=f"evaluate.{key}"):
+            run_folder.may_write(run, other, defaults=defaults, overwrite=False)

@@ -26,6 +26,18 @@ from cytofm_cli.mil.classes import class_order, is_bethesda, merge_spellings, wh
         (["malignant", "non-malignant"], ("non-malignant", "malignant")),
         (["Carcinoma", "0"], ("0", "Carcinoma")),
         (["squamous", "adeno"], ("adeno", "squamous")),
+        (["cancer", "reactive"], ("reactive", "cancer")),
+        (["positive", "unknown"], ("unknown", "positive")),
+        (["tumor", "tumor-free"], ("tumor-free", "tumor")),
+        (["+", "-"], ("-", "+")),
+        (["HER2+", "HER2-"], ("HER2-", "HER2+")),
+        (["HPV negative", "HPV 16"], ("HPV negative", "HPV 16")),
+        (["HSIL", "Negative for malignancy"], ("Negative for malignancy", "HSIL")),
+        (["detected", "not detected"], ("not detected", "detected")),
+        (["mutant", "wild-type"], ("wild-type", "mutant")),
+        (["Pos.", "Neg."], ("Neg.", "Pos.")),
+        (["tumor", "benign", "atypia"], ("benign", "atypia", "tumor")),
+        (["3+", "0", "1+", "2+"], ("0", "1+", "2+", "3+")),
     ],
 )
 def test_class_order__what_says_nothing_comes_first(
@@ -64,6 +76,8 @@ def test_merge_spellings__numbers_by_value_names_by_letter() -> None:
         (("1", "2"), "the larger number"),
         (("LSIL", "HSIL"), "the worse of the Bethesda system"),
         (("adeno", "squamous"), "the last of the alphabet; --positive chooses another"),
+        (("reactive", "cancer"), "'cancer' says that something was found"),
+        (("squamous", "adeno"), "as asked for"),  # a RUN whose maker chose
     ],
 )
 def test_why_positive__is_said(classes: tuple[str, str], why: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError
-from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, write_tables
+from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, check_folder, write_tables
 from cytofm_cli.mil.compare import Answers, compare_runs, read_answers, share_splits
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.sources import make_sources
@@ -146,6 +146,14 @@ def test_benchmark__again_is_skipped_and_a_lost_run_is_made_again_alike(made: Pa
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
 
 
+def test_benchmark__other_positive_class_is_refused_before_training(made: Path) -> None:
+    settings = {"folds": 3, "seeds": 1, "epochs": 15, "bootstrap": 300, "lr": 0.02}
+    config = resolve(MilConfig, "mil", {**settings, "positive": "0"})
+    sources = make_sources([made / "sharp", made / "blurred"], (), ("tile",))
+    with pytest.raises(ConfigMismatchError, match=r"classes: .'0', '1'. → .'1', '0'."):
+        check_folder(config, sources, ("mean", "max"), made / "labels.csv", made / "out")
+
+
 def test_benchmark__settings_are_tuned_in_every_run(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
     report = run_benchmark(tmp_path, ("mean",), {"lr": ["1e-9", "0.02"]})
@@ -251,3 +259,13 @@ def test_write_tables__nothing_trained_for_a_cell_leaves_a_dash(made: Path) -> N
         made / "out", ["sharp tile", "blurred tile"], ["mean", "max"],
         resolve(MilConfig, "mil", {"bootstrap": 300}),
     )  # fmt: skip
+
+
+def test_benchmark__rows_that_would_share_a_folder_are_refused(made: Path, tmp_path: Path) -> None:
+    for name in ("a b", "a_b"):
+        shutil.copytree(made / "sharp", tmp_path / name)
+    sources = make_sources([tmp_path / "a b", tmp_path / "a_b"], (), ("tile",))
+    with pytest.raises(UsageError, match=r"both lie in runs/a_b_tile-mean"):
+        benchmark(
+            resolve(MilConfig, "mil"), sources, ["mean"], made / "labels.csv", tmp_path / "out"
+        )

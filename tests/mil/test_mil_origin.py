@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cytofm_cli.config import resolve
-from cytofm_cli.errors import InputError, LabelError, WeightsError
+from cytofm_cli.errors import ConfigMismatchError, InputError, LabelError, WeightsError
 from cytofm_cli.mil import foreign, origin
 from cytofm_cli.mil.bags import LARGEST, Bag, load_bags
 from cytofm_cli.mil.config import MilConfig
@@ -347,3 +347,40 @@ def test_find_bags__slides_in_another_format_only_are_not_left_out(tmp_path: Pat
     torch.save(torch.ones(2, 3), tmp_path / "b.pt")
     with pytest.raises(InputError, match=r"1 slide\(s\) as \.h5, and 1 as \.pt only: b"):
         load_bags(tmp_path, None, "tile")
+
+
+@pytest.mark.parametrize("name", ["splits.csv", "models/decisions.json", "models/manifest.json"])
+def test_load_run__what_was_cut_is_not_scored_with(run: Path, tmp_path: Path, name: str) -> None:
+    # A shorter splits.csv is a table, too: its slides would be scored by models that saw them.
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    data = (copy / name).read_bytes()
+    (copy / name).write_bytes(data[: data.rindex(b"\n", 0, -1)])
+    with pytest.raises(WeightsError, match=rf"holds other files.*{name}"):
+        load_run(copy)
+
+
+def test_train_run__lost_metrics_are_made_again_a_lost_config_is_said(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    wanted = (copy / "metrics.json").read_bytes()
+    for cut in (b"", wanted[:40]):
+        (copy / "metrics.json").write_bytes(cut)
+        assert not train_run(quick(), make_bags(), write_labels(tmp_path), copy).skipped
+        assert (copy / "metrics.json").read_bytes() == wanted
+    (copy / "config.toml").unlink()
+    with pytest.raises(ConfigMismatchError, match=r"its config\.toml is gone or damaged"):
+        train_run(quick(), make_bags(), write_labels(tmp_path), copy)
+
+
+@pytest.mark.parametrize("word", ["encoder", "extractor", "encoder_name", "model_name"])
+@pytest.mark.parametrize("at_file", [True, False])
+def test_load_bags__an_encoder_is_read_wherever_an_h5_file_names_it(
+    tmp_path: Path, word: str, at_file: bool
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"] = np.ones((2, 3), np.float32)
+        (file if at_file else file["features"]).attrs[word] = "virchow"
+    assert load_bags(tmp_path, None, "tile")[0].encoder == "virchow"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cytofm_cli.errors import LabelError
-from cytofm_cli.mil.unseen import Known
+from cytofm_cli.mil.unseen import Known, read_splits
 
 
 def known() -> Known:
@@ -32,3 +32,14 @@ def test_with_table__columns_of_patients_that_disagree_are_refused(tmp_path: Pat
     path.write_text("slide_id,patient\na,P2\n")
     with pytest.raises(LabelError, match="slide a is of patient 'P2', in the RUN also of 'P1'"):
         known().with_table(path, [])
+
+
+@pytest.mark.parametrize("mark", ["\n", "\r\n", "\u2028", "\x0c", "\x85"])
+def test_read_splits__line_breaks_in_patients_are_kept(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "splits.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(f'slide_id,group,fold0,fold1\na,"p{mark}1",test,train\nb,q,train,test\n')
+    found = read_splits(path)
+    assert found.group_of == {"a": f"p{mark}1", "b": "q"}
+    assert found.folds("a") == (frozenset({0}), "out-of-fold")
+    assert found.folds("b") == (frozenset({1}), "out-of-fold")

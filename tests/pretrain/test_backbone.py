@@ -252,7 +252,7 @@ def test_export__at_another_size_and_pooling(encoder, tmp_path):
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_export__halves_the_weights_unless_they_do_not_fit(tmp_path):
+def test_export__halves_the_weights_unless_they_do_not_fit(tmp_path, caplog):
     made = trunk(CONV).eval()
     path = tmp_path / "e.safetensors"
     write(path, made, dtype=torch.float16)
@@ -266,7 +266,16 @@ def test_export__halves_the_weights_unless_they_do_not_fit(tmp_path):
     np.testing.assert_allclose(values, expected, rtol=0.02, atol=0.005)
     with torch.no_grad():
         made.trunk.conv1[0].weight[0, 0, 0, 0] = 1e6
-    with pytest.raises(UsageError, match=r"not finite in torch\.float16"):
+    caplog.clear()
+    write(path, made, dtype=torch.float16)
+    with safe_open(path, "pt") as file:
+        assert file.get_tensor("conv1.0.weight").dtype == torch.float32
+        assert file.get_tensor("conv1.0.weight")[0, 0, 0, 0] == 1e6
+    (said,) = caplog.messages
+    assert said.startswith("warning: e.safetensors: weights up to 1e+06 are more than float16")
+    with torch.no_grad():
+        made.trunk.conv1[0].weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(UsageError, match=r"not finite: conv1\.0\.weight"):
         write(path, made, dtype=torch.float16)
 
 
