@@ -56,8 +56,7 @@ def probe(
 
       cytofm evaluate probe slides/ --points points.csv -o probe --slide-mpp 0.25
 
-      cytofm evaluate probe stores --points points.csv -o probe --encoder handcrafted --encoder
-      sr-vit-tiny=trained.safetensors --encoder sr-vit-tiny --random-weights
+      cytofm evaluate probe stores --points points.csv -o probe --encoder run/encoder.safetensors
     """
     from cytofm_cli.evaluate import tables
     from cytofm_cli.evaluate.choice import choose
@@ -105,7 +104,7 @@ def probe(
             note=out.warn,
         )
     if report.skipped:
-        out.detail(f"{folder}: done before, skipped")
+        out.note(f"{folder}: done before, skipped")
     for name, of in report.metrics["tasks"].items():
         out.note(tables.task_line(name, of["classes"], of["counts"]))
     for line in report.metrics.get("notes", []):  # a RUN of an older version has none

@@ -60,9 +60,10 @@ class Out:
             self._warned.add(text)
             self._print(f"warning: {text}", sys.stderr)
 
-    def error(self, error: CytofmError) -> None:
-        """Print an error as one line on stderr."""
-        self._print(f"error: {error.one_line()}", sys.stderr)
+    def error(self, error: CytofmError, *, hint: bool = True) -> None:
+        """Print an error as one line on stderr, without its hint if that was given before."""
+        told = error.one_line() if hint else " ".join(error.message.split())
+        self._print(f"error: {told}", sys.stderr)
 
     @contextlib.contextmanager
     def progress_bar(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -240,3 +241,54 @@ def test_quiet__warnings_are_shown_and_notes_are_not(capsys: pytest.CaptureFixtu
     out.note("12 tiles")
     out.note("warning: unsure of the foreground")
     assert capsys.readouterr().err == "warning: unsure of the foreground\n"
+
+
+def test_hint__that_many_slides_share_is_given_once(
+    here: Run, fields: Path, tmp_path: Path
+) -> None:
+    done = here("tile", fields, "-o", tmp_path / "s", "--no-progress")
+    assert done.stderr.count("the file states no resolution") == 4
+    assert done.stderr.count("Hint: --slide-mpp 0.25") == 1
+    log = (tmp_path / "s" / "failures.jsonl").read_text()
+    assert log.count("--slide-mpp 0.25") == 4
+
+
+def test_dry_run__prints_paths_as_a_real_run_does(here: Run, fields: Path, tmp_path: Path) -> None:
+    done = here("tile", fields, "-o", tmp_path, "--slide-mpp", 0.25, "--dry-run")
+    assert sorted(done.stdout.splitlines()) == [str(path) for path in sorted(fields.iterdir())]
+
+
+def test_failures__beside_kept_slides_are_not_called_the_only_ones(
+    here: Run, stores: Path, fields: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sorted(stores.glob("*.zarr"))[0], tmp_path / sorted(stores.iterdir())[0].name)
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    first = sorted(fields.iterdir())[0]
+    done = here(
+        "tile", first, tmp_path / "bad.jpg", "-o", tmp_path, "--slide-mpp", 0.25, "--tile-px", 128
+    )
+    assert done.returncode == 4
+    assert "1 of 2 slides failed, 1 are kept with other settings." in done.stderr
+    assert "the others are done" not in done.stderr
+
+
+def test_output__a_file_in_place_of_a_folder_is_named(
+    here: Run, fields: Path, tmp_path: Path
+) -> None:
+    taken = tmp_path / "labels.csv"
+    taken.write_text("slide_id,label\n")
+    done = here("tile", fields, "-o", taken, "--slide-mpp", 0.25)
+    assert done.returncode == 2
+    assert f"error: {taken}: is a file" in done.stderr
+    assert taken.read_text() == "slide_id,label\n"
+
+
+def test_help__of_a_group_cuts_no_line_short(here: Run) -> None:
+    for words in (("mil", "--help"), ("evaluate", "--help"), ("--help",)):
+        assert "..." not in here(*words).stdout
+
+
+def test_methods__tell_which_command_they_serve(here: Run) -> None:
+    lines = here("methods").stdout.splitlines()
+    assert any(line.split()[:3] == ["abmil", "mil", "train"] for line in lines)
+    assert any(line.split()[:2] == ["dino", "pretrain"] for line in lines)
