@@ -58,6 +58,7 @@ def probe(
 
       cytofm evaluate probe stores --points points.csv -o probe --encoder run/encoder.safetensors
     """
+    from cytofm_cli.encoders.torch_encoder import choose_device
     from cytofm_cli.evaluate import tables
     from cytofm_cli.evaluate.choice import choose
     from cytofm_cli.evaluate.features import Source
@@ -69,6 +70,7 @@ def probe(
         raise UsageError("no slides are given.", hint="cytofm evaluate probe slides/ --points …")
     if points is None or folder is None:
         raise UsageError("needs labelled points and a folder.", hint="--points points.csv -o RUN")
+    choose_device(config.device)  # a wrong one is told before anything is read
     choices = choose(
         encoder or ["handcrafted"],
         weights=weights,

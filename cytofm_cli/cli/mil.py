@@ -64,7 +64,7 @@ def train(
         out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds{search}")
         return
     _say_lost(folder)
-    with out.progress_bar(f"train {config.method}", 1) as bar:
+    with out.progress_bar(f"train {config.method}", 1, "runs", "models") as bar:
 
         def progress(done: int, total: int, name: str) -> None:
             bar.part("models", done, total)
@@ -186,7 +186,7 @@ def benchmark(
         return
     for place in [folder / RUNS / run_name(s.name, head) for s in sources for head in heads]:
         _say_lost(place)
-    with out.progress_bar("benchmark", len(sources) * len(heads)) as bar:
+    with out.progress_bar("benchmark", len(sources) * len(heads), "runs", "models") as bar:
         report = run_benchmark(
             config,
             sources,

@@ -69,10 +69,10 @@ class Out:
     def progress_bar(
         self, label: str, n_items: int, unit: str = "slides", parts: str = "tiles"
     ) -> Iterator[Progress]:
-        """Show how far a long job is: a bar on a terminal, a line a minute elsewhere."""
+        """Show how far a long job is: a bar on a terminal that can, a line a minute elsewhere."""
         if self.quiet or not self.progress:
             yield Progress(label, n_items, unit, parts)
-        elif sys.stderr.isatty():
+        elif sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
             with BarProgress(label, n_items, unit, parts) as bar:
                 self._bar = bar
                 try:

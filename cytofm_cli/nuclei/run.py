@@ -293,6 +293,7 @@ def name_of_nuclei(store: io.Store, detector: str | None) -> str:
     Raises:
         StoreError: not there, or several and none named.
     """
+    detector = registry.detectors.key(detector) if detector else None
     there = sorted(s.partition("/")[2] for s in store.steps if s.startswith("nuclei/"))
     if detector is None and len(there) == 1:
         return there[0]

@@ -164,6 +164,9 @@ def test_import__each_slide_gets_its_own_nuclei(cytofm, stores: Path, tmp_path: 
     for slide, xy in zip(slides[:2], [(300, 200), (320, 210)], strict=True):
         group = zarr.open_group(tmp_path / "stores" / f"{slide}.zarr", mode="r")
         np.testing.assert_array_equal(group["nuclei/imported/xy_px0"][:], [xy])
+    first = tmp_path / "stores" / f"{slides[0]}.zarr"
+    words_of_export = ("--to", "csv", "--detector", "import")  # as it was typed for detect
+    assert cytofm("export", first, "-o", tmp_path / "out", *words_of_export).returncode == 0
     one = tmp_path / "nuclei" / f"{slides[0]}.geojson"
     done = cytofm(*words, one)
     assert done.returncode == 2

@@ -292,3 +292,40 @@ def test_methods__tell_which_command_they_serve(here: Run) -> None:
     lines = here("methods").stdout.splitlines()
     assert any(line.split()[:3] == ["abmil", "mil", "train"] for line in lines)
     assert any(line.split()[:2] == ["dino", "pretrain"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tile", "--reader", "opnslide"), "did you mean openslide?"),
+        (("embed", "--reader", "opnslide"), "did you mean openslide?"),
+        (("embed", "--device", "gpu"), "cpu, cuda or cuda:N"),
+    ],
+)
+def test_slides__a_wrong_word_is_refused_before_any(
+    here: Run, fields: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    done = here(words[0], fields, "-o", tmp_path / "s", "--slide-mpp", 0.25, *words[1:])
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert said in line
+    assert not (tmp_path / "s").exists()
+
+
+def test_embed__the_folder_of_a_run_points_at_the_encoder_in_it(
+    here: Run, stores: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "encoder.safetensors").write_bytes(b"")
+    done = here("embed", stores, "--encoder", tmp_path)
+    assert done.returncode == 2
+    assert f"did you mean {tmp_path / 'encoder.safetensors'}?" in done.stderr
+
+
+def test_terminal__that_cannot_move_its_cursor_gets_lines_and_no_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for term, kind in (("dumb", LogProgress), ("xterm", BarProgress)):
+        monkeypatch.setenv("TERM", term)
+        with Out().progress_bar("tile", 2) as bar:
+            assert type(bar) is kind
