@@ -208,7 +208,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Name the settings that differ: `key: old → new`; what is not set is the default."""
 
     def shown(of: Mapping[str, Any], key: str) -> str:
-        return "default" if of.get(key) is None else repr(of[key])
+        # Versions were not recorded before there was a second one.
+        unset = "1" if key == "version" else "default"
+        return unset if of.get(key) is None else repr(of[key])
 
     return [
         f"{key}: {shown(old, key)} → {shown(new, key)}"

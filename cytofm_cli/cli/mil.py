@@ -67,7 +67,7 @@ def train(
     with out.progress_bar(f"train {config.method}", 1, "runs", "models") as bar:
 
         def progress(done: int, total: int, name: str) -> None:
-            bar.part("models", done, total)
+            bar.part("run", done, total, name)
             out.detail(f"{done}/{total} models: {name}")
 
         report = train_run(
@@ -79,6 +79,7 @@ def train(
             tune=values,
             overwrite=run.overwrite,
             progress=progress,
+            passing=lambda done, most, loss: bar.say(f"pass {done}/{most}, loss {loss:.3g}"),
             started=_describe,
         )
     if report.skipped:

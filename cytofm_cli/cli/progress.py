@@ -54,6 +54,11 @@ class Progress:
             self._before = float(max(0, done - 1)) if self.n_items == 1 else 0.0
         self.show()
 
+    def say(self, text: str) -> None:
+        """Show a word on what is under way, e.g. a loss."""
+        self.text = text
+        self.show()
+
     def finish(self, item: str) -> None:
         """Note that an item is finished."""
         known = self._under_way.pop(item, None)
@@ -100,9 +105,9 @@ class Progress:
 
     def counts(self) -> str:
         """Say how many items or, of a single one, parts are done."""
-        if self.n_items == 1 and self._under_way:
-            (item,) = list(self._under_way.values())[:1]
-            return f"{self.parts} {item.done}/{item.total}"
+        if self.n_items == 1 and not self.finished:
+            (item,) = self._under_way.values() or [None]
+            return f"{self.parts} {item.done}/{item.total}" if item else "at the first"
         return f"{self.unit} {self.finished}/{self.n_items}"
 
     def details(self) -> str:

@@ -158,9 +158,10 @@ def _best(prefixes: list[str], state: Mapping[str, Tensor], where: str) -> str:
     first, *ties = [prefix for prefix in prefixes if ranks[prefix] == lowest]
     for other in ties:
         if not _equal(state, first, other):
+            key = other.rstrip(".") or first.rstrip(".")
             raise WeightsError(
                 f"{where}: holds several networks that fit ({first or 'without prefix'}, {other}).",
-                hint=f"--weights-key {other.rstrip('.') or first.rstrip('.')}",
+                hint=f"`cytofm embed --weights-key {key}` takes one",
             )
     return first
 

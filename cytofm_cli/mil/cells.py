@@ -22,7 +22,7 @@ from cytofm_cli.mil.artefacts import ModelCard, save_model
 from cytofm_cli.mil.optim import warm_up
 from cytofm_cli.mil.pool import in_processes
 from cytofm_cli.mil.summary import CellResult
-from cytofm_cli.mil.train import Fitted, Labelled, fit, predict_logits
+from cytofm_cli.mil.train import Fitted, Labelled, Passing, fit, predict_logits
 from cytofm_cli.mil.tune import InnerAnswer, choose, inner_split, with_candidate
 from cytofm_cli.signals import StopFlag
 
@@ -76,9 +76,15 @@ def all_trials(plan: Plan) -> list[Cell]:
 
 
 def run_cells(
-    plan: Plan, staging: Path, progress: Callable[[int, int, str], None], stop: StopFlag
+    plan: Plan,
+    staging: Path,
+    progress: Callable[[int, int, str], None],
+    stop: StopFlag,
+    passing: Passing | None = None,
 ) -> None:
     """Train every cell that is not finished, in processes if that is worth it.
+
+    `progress` and `passing` are those of `cytofm_cli.mil.run.train_run`.
 
     Raises:
         StoppedError: `stop` was set; finished cells are kept.
@@ -93,9 +99,9 @@ def run_cells(
         while todo:
             start = time.monotonic()
             cell = todo.pop(0)
-            run_cell(plan, staging, cell, stop)
+            loss = run_cell(plan, staging, cell, stop, passing)
             done += 1
-            progress(done, len(cells), cell.name)
+            progress(done, len(cells), _told(cell, loss))
             workers = min(plan.config.workers or cores(), len(todo))
             left_s = (time.monotonic() - start) * len(todo)
             asked = plan.config.workers > 1
@@ -103,21 +109,25 @@ def run_cells(
             if workers > 1 and (asked or (left_s > WORTH_A_POOL_S and on_cpu)):
                 work = in_processes(_work, todo, workers, stop, _start_worker, plan, staging)
                 with closing(work) as finished:
-                    for other, _ in finished:
+                    for other, loss in finished:
                         done += 1
-                        progress(done, len(cells), other.name)
+                        progress(done, len(cells), _told(other, loss))
                 todo = []
 
 
-def run_cell(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
+def run_cell(
+    plan: Plan, staging: Path, cell: Cell, stop: StopFlag, passing: Passing | None = None
+) -> float:
     """Train one cell and write its model and its JSON.
+
+    Returns:
+        the loss of its last pass.
 
     Raises:
         StoppedError: `stop` was set; nothing of this cell is kept.
     """
     if cell.candidate != NO_TRIAL:
-        _run_trial(plan, staging, cell, stop)
-        return
+        return _run_trial(plan, staging, cell, stop, passing)
     if len(plan.candidates) > 1:
         plan = with_candidate(
             plan, plan.candidates[fold_choice(plan, staging, cell.fold)["chosen"]]
@@ -134,7 +144,8 @@ def run_cell(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
         plan = replace(plan, recipe=last)
     else:
         train, validation = fold.train_validation(cell.turn)
-    fitted = _fit(plan, train, validation, (config.seed, cell.fold, cell.turn + 1), stop)
+    seeds = (config.seed, cell.fold, cell.turn + 1)
+    fitted = _fit(plan, train, validation, seeds, stop, passing)
     seed = RETRAINED if cell.turn == RETRAINED else config.seed + cell.turn
     card = ModelCard(
         method=config.method,
@@ -161,6 +172,7 @@ def run_cell(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
         "history": [_finite(row) for row in fitted.history],
     }
     _write(staging, cell, record)
+    return fitted.history[-1]["loss"]
 
 
 def fold_choice(plan: Plan, staging: Path, fold: int) -> dict[str, Any]:
@@ -175,14 +187,21 @@ def fold_choice(plan: Plan, staging: Path, fold: int) -> dict[str, Any]:
     return {"fold": fold, **choose(plan.candidates, answers, plan.cohort.y_N)}
 
 
-def _run_trial(plan: Plan, staging: Path, cell: Cell, stop: StopFlag) -> None:
+def _told(cell: Cell, loss: float) -> str:
+    return f"{cell.name}, loss {loss:.3g}"
+
+
+def _run_trial(
+    plan: Plan, staging: Path, cell: Cell, stop: StopFlag, passing: Passing | None
+) -> float:
     plan = with_candidate(plan, plan.candidates[cell.candidate])
     train, choosing, judged = inner_split(plan.folds[cell.fold], cell.turn)
     # All candidates share the seed: what they differ by is the settings.
     seeds = (plan.config.seed, cell.fold, cell.turn + 1, 1)
-    fitted = _fit(plan, train, choosing, seeds, stop)
+    fitted = _fit(plan, train, choosing, seeds, stop, passing)
     logits_SC = _logits(plan, fitted.model, judged)
     _write(staging, cell, {"judged": judged.tolist(), "judged_logits_SC": logits_SC.tolist()})
+    return fitted.history[-1]["loss"]
 
 
 def _fit(
@@ -191,6 +210,7 @@ def _fit(
     validation: NDArray[np.int64],
     seeds: tuple[int, ...],
     stop: StopFlag,
+    passing: Passing | None,
 ) -> Fitted:
     return fit(
         plan.config.method,
@@ -202,6 +222,7 @@ def _fit(
         seeds=seeds,
         device=plan.config.device,
         stop=stop,
+        passing=passing,
     )
 
 
@@ -264,7 +285,7 @@ def _start_worker(plan: Plan, staging: Path) -> None:
     _plan = (plan, staging)
 
 
-def _work(cell: Cell) -> None:
+def _work(cell: Cell) -> float:
     if _plan is None:
         raise RuntimeError("worker was not started")
-    run_cell(*_plan, cell, StopFlag())  # the parent ends this process by SIGTERM
+    return run_cell(*_plan, cell, StopFlag())  # the parent ends this process by SIGTERM

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cytofm_cli import __version__
 from cytofm_cli.errors import (
@@ -51,6 +51,9 @@ from cytofm_cli.run_record import changes, to_text, write_text
 from cytofm_cli.signals import StopFlag
 from cytofm_cli.store.claim import claim
 from cytofm_cli.store.io import output_errors
+
+if TYPE_CHECKING:
+    from cytofm_cli.mil.train import Passing
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -108,6 +111,7 @@ def train_run(
     tune: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    passing: Passing | None = None,
     started: Callable[[Plan], None] | None = None,
 ) -> RunReport:
     """Train, judge and write a RUN.
@@ -124,6 +128,7 @@ def train_run(
         tune: values to try for settings of recipe or head; each fold chooses on its training part.
         overwrite: replace a RUN made with other settings.
         progress: called with (models done, of how many, what the last one was).
+        passing: called after every epoch of a model that is trained in this process.
         started: called with the plan before anything is trained or found done.
 
     Raises:
@@ -145,7 +150,7 @@ def train_run(
             out.parent.mkdir(parents=True, exist_ok=True)
             with claim(out.parent / f".{out.name}.claim"):
                 _prepare(staging, plan)
-                _run_cells(plan, staging, progress, stop)
+                _run_cells(plan, staging, progress, stop, passing)
                 found = _finish(plan, staging)
                 if out.exists():
                     shutil.rmtree(out)
@@ -335,10 +340,16 @@ def _prepare(staging: Path, plan: Plan) -> None:
     write_text(staging / CONFIG, to_text(plan.record))
 
 
-def _run_cells(plan: Plan, staging: Path, progress: Progress | None, stop: StopFlag) -> None:
+def _run_cells(
+    plan: Plan,
+    staging: Path,
+    progress: Progress | None,
+    stop: StopFlag,
+    passing: Passing | None,
+) -> None:
     from cytofm_cli.mil.cells import run_cells
 
-    run_cells(plan, staging, progress or (lambda done, total, name: None), stop)
+    run_cells(plan, staging, progress or (lambda done, total, name: None), stop, passing)
 
 
 def _finish(plan: Plan, staging: Path) -> dict[str, Any]:

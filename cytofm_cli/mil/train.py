@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -26,6 +26,8 @@ from cytofm_cli.mil.base import MilModel, Recipe, make_head, seeded
 from cytofm_cli.mil.optim import learning_rate, make_bag_loss, make_optimizer
 from cytofm_cli.mil.vpu import Instances, train_vpu
 from cytofm_cli.signals import StopFlag
+
+Passing = Callable[[int, int, float], None]  # epochs done, at most how many, loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,7 @@ def fit(
     seeds: Sequence[int],
     device: str = "cpu",
     stop: StopFlag | None = None,
+    passing: Passing | None = None,
 ) -> Fitted:
     """Train one model.
 
@@ -75,6 +78,7 @@ def fit(
         seeds: numbers that make every random choice of this model.
         device: where to compute.
         stop: looked at before every epoch.
+        passing: called after every epoch with (epochs done, at most how many, loss).
 
     Raises:
         InputError: the loss is no longer a number.
@@ -88,7 +92,7 @@ def fit(
             model.fit_scaling([bag.features_ND for bag in train.bags])
         model.to(torch.device(device))
         _train_vpu(model, train, validation, n_classes, device)
-        return _Trainer(model, recipe, train, validation, n_classes, device).run(stop)
+        return _Trainer(model, recipe, train, validation, n_classes, device).run(stop, passing)
 
 
 def _train_vpu(
@@ -200,7 +204,7 @@ class _Trainer:
         self.even_C = len(train.y_S) / (n_classes * np.maximum(counts_C, 1))
         self.weight_C = self.even_C if recipe.balance == "weights" else np.ones(n_classes)
 
-    def run(self, stop: StopFlag | None = None) -> Fitted:
+    def run(self, stop: StopFlag | None = None, passing: Passing | None = None) -> Fitted:
         recipe, history = self.recipe, []
         first = round(recipe.select_from * recipe.epochs)
         best_epoch, best_score, best_state = -1, -np.inf, None
@@ -212,6 +216,8 @@ class _Trainer:
             record = {"epoch": epoch, "lr": learning_rate(recipe, epoch), "loss": self._epoch()}
             record |= self._validate()
             history.append(record)
+            if passing is not None:
+                passing(epoch + 1, recipe.epochs, record["loss"])
             score = self._score(record)
             better = score > best_score or (score == best_score and recipe.ties == "last")
             if epoch >= first and better:

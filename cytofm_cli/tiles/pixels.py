@@ -34,9 +34,7 @@ from cytofm_cli.tiles.damage import Damage, LenientReader
 from cytofm_cli.tiles.read import ReadPlan, ordered_map, read_tile
 from cytofm_cli.units import Box
 
-# Lossless (zstd) size over raw size on Pap and H&E slides: 0.73 to 0.8; for the forecast only.
-_LOSSLESS_RATIO = 0.75
-_JPEG_RATIO = 0.12
+_SAMPLE = 12  # tiles that the forecast of the size encodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +95,25 @@ def _decodes_alike(reader: SlideReader, level: int, jpeg: NativeJpeg) -> bool:
         return False
 
 
-def forecast_bytes(n_tiles: int, config: TileConfig, source: SourceTiles | None) -> int:
-    """Forecast the size of the pixels on disk."""
-    raw = n_tiles * config.tile_px**2 * 3
+def forecast_bytes(
+    reader: SlideReader,
+    plan: ReadPlan,
+    xy_px0: NDArray[np.int32],
+    *,
+    config: TileConfig,
+    source: SourceTiles | None,
+    fill: int,
+) -> int:
+    """Forecast the size of the pixels on disk, from a dozen tiles that are encoded for it.
+
+    Arguments as `write_pixels`. What a tile takes differs tenfold between glass and cells.
+    """
     if config.pixels == "none":
         return 0
-    if (config.pixels == "source" and source is not None) or config.pixels == "jpeg":
-        return int(raw * _JPEG_RATIO)
-    return int(raw * _LOSSLESS_RATIO)
+    encode, _ = _encoder(reader, plan, xy_px0, config, source, fill, Damage())
+    rows = np.unique(np.linspace(0, len(xy_px0) - 1, _SAMPLE).round().astype(int)).tolist()
+    sizes = [sum(len(chunk or b"") for chunk in encode(row)) for row in rows]
+    return round(float(np.mean(sizes)) * len(xy_px0))
 
 
 def write_pixels(
@@ -129,7 +138,9 @@ def write_pixels(
     """
     damage = Damage()
     n, side = len(xy_px0), config.tile_px
-    chunk_side, codecs, codec = _chunking(config, source)
+    encode, (chunk_side, codecs, codec) = _encoder(
+        reader, plan, xy_px0, config, source, fill, damage
+    )
     writer = ShardedArrayWriter(
         folder / schema.TILE_PIXELS.path,
         shape=(n, side, side, 3),
@@ -140,13 +151,6 @@ def write_pixels(
         axes=schema.TILE_PIXELS.axes,
         attributes=schema.TILE_PIXELS.attributes,
     )
-    if source is not None:
-        encode: Callable[[int], list[bytes | None]] = partial(
-            _copy_tile, source, plan, xy_px0, side // chunk_side, damage, fill
-        )
-    else:
-        jpeg = reader.native_jpeg(plan.level)
-        encode = partial(_encode_tile, reader, plan, xy_px0, config, fill, damage, jpeg)
     written = 0
     with ThreadPoolExecutor(threads) as pool:
         for shard in range(writer.n_shards):
@@ -157,6 +161,24 @@ def write_pixels(
             written += writer.write_shard(shard, chunks)
     damage.refuse_too_much(reader.info.path, n)
     return codec, written, damage.n_tiles
+
+
+def _encoder(
+    reader: SlideReader,
+    plan: ReadPlan,
+    xy_px0: NDArray[np.int32],
+    config: TileConfig,
+    source: SourceTiles | None,
+    fill: int,
+    damage: Damage,
+) -> tuple[Callable[[int], list[bytes | None]], tuple[int, list[Codec], str]]:
+    """Return what makes the chunks of a tile, and side, codecs and name of the chunks."""
+    layout = _chunking(config, source)
+    if source is not None:
+        per_side = config.tile_px // layout[0]
+        return partial(_copy_tile, source, plan, xy_px0, per_side, damage, fill), layout
+    jpeg = reader.native_jpeg(plan.level)
+    return partial(_encode_tile, reader, plan, xy_px0, config, fill, damage, jpeg), layout
 
 
 def _chunking(config: TileConfig, source: SourceTiles | None) -> tuple[int, list[Codec], str]:

@@ -100,14 +100,16 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         reader = open_slide(job.path, reader=job.config.reader)
         stack.callback(reader.close)
         plan = plan_tiles(reader, job)
-        _announce(job, reader, plan, note)
+        how = _how(job, plan)
+        n_bytes = pixels.forecast_bytes(reader, plan.read, plan.xy_px0, **how)
+        _announce(job, reader, plan, n_bytes, note)
         if job.preview is not None:
             mask = plan.mask_HW
             _draw(job, plan.overview_HWC, mask, plan.downsample, plan.xy_px0, plan.read.tile_px0)
         _announce_loss(path, note)
         if job.dry_run:
-            return "done", {"n_tiles": len(plan.xy_px0), "bytes": _forecast(job, plan)}
-        _check_space(job, plan)
+            return "done", {"n_tiles": len(plan.xy_px0), "bytes": n_bytes}
+        _check_space(job, n_bytes)
         staged = stack.enter_context(io.staging(job.stores, job.slide_id, schema.TILE_STEP))
         record = _write(job, reader, plan, staged, mark, report)
         _announce_damage(job, record, note)
@@ -212,11 +214,13 @@ def fingerprint_of(path: str) -> str:
         raise SlideError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def _forecast(job: TileJob, plan: TilePlan) -> int:
-    return pixels.forecast_bytes(len(plan.xy_px0), job.config, plan.source)
+def _how(job: TileJob, plan: TilePlan) -> dict[str, Any]:
+    """Return how pixels are encoded."""
+    source = plan.source if job.config.pixels == "source" else None
+    return {"config": job.config, "source": source, "fill": plan.fill}
 
 
-def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, note: Note) -> None:
+def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, note: Note) -> None:
     n, side0 = len(plan.xy_px0), plan.read.tile_px0
     width, height = reader.info.size_px0
     share = _covered(plan.xy_px0, side0, width, height)
@@ -229,7 +233,7 @@ def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, note: Note) -> 
     note(
         f"{job.slide_id}: {n} of {plan.n_grid} tiles of {job.config.tile_px} px at "
         f"{plan.read.mpp:.4g} µm/px{_by_whom(reader, plan.resolution)} "
-        f"({share:.1%} of the slide), {how}, about {human_bytes(_forecast(job, plan))}"
+        f"({share:.1%} of the slide), {how}{f', about {human_bytes(n_bytes)}' if n_bytes else ''}"
     )
     if plan.resolution.warning:
         note(f"warning: {job.slide_id}: {plan.resolution.warning}")
@@ -283,10 +287,9 @@ def _announce_damage(job: TileJob, record: dict[str, Any], note: Note) -> None:
         )
 
 
-def _check_space(job: TileJob, plan: TilePlan) -> None:
+def _check_space(job: TileJob, wanted: int) -> None:
     import shutil
 
-    wanted = _forecast(job, plan)
     free = shutil.disk_usage(job.stores).free
     if wanted > 2 * free:  # the forecast is rough: refuse only what cannot fit
         raise DiskFullError(
@@ -318,9 +321,7 @@ def _write(
             plan.read,
             plan.xy_px0,
             staged,
-            config=job.config,
-            source=plan.source if job.config.pixels == "source" else None,
-            fill=plan.fill,
+            **_how(job, plan),
             threads=job.threads,
             report=report,
         )

@@ -64,7 +64,8 @@ EVERY = ["tile", "detect", "embed", "info", "export", "encoders", "detectors", "
 def test_stdout__has_all_data_in_a_file_while_stderr_is_a_terminal(
     command: str, columns: int, stores: Path, fields: Path, tmp_path: Path
 ) -> None:
-    words = [*words_of(command, stores, fields, tmp_path), "--json"]
+    shutil.copytree(stores, tmp_path / "stores")  # other tests have the fixture as it is
+    words = [*words_of(command, tmp_path / "stores", fields, tmp_path), "--json"]
     log = tmp_path / "log.jsonl"
     with log.open("wb") as handle:
         code, shown = on_a_terminal(words, handle, columns)
@@ -206,6 +207,13 @@ def test_progress__a_run_that_goes_on_is_not_taken_for_a_fast_one(
     bar.part("training", 801, 1000, "loss 3.2")
     assert bar.counts() == "steps 801/1000"
     assert bar.details() == "loss 3.2, 30 steps a minute, 7 min left"
+
+
+def test_progress__a_run_without_a_finished_model_shows_its_passes() -> None:
+    bar = Progress("train abmil", 1, "runs", "models")
+    bar.say("pass 7/60, loss 0.536")
+    assert bar.counts() == "at the first"
+    assert bar.details() == "pass 7/60, loss 0.536, time left unknown"
 
 
 def test_log__lines_carry_the_time_and_come_once_a_minute(

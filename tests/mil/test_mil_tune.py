@@ -132,7 +132,7 @@ def test_train_run__killed_search_goes_on_with_what_was_tried(
     tried = []
     original = cells._run_trial
     monkeypatch.setattr(
-        cells, "_run_trial", lambda *words: (tried.append(words[2].name), original(*words))
+        cells, "_run_trial", lambda *words: (tried.append(words[2].name), original(*words))[1]
     )
     report = train_run(quick(), bags, labels, tmp_path / "run", tune=tune)
     assert len(tried) == 12 - 5

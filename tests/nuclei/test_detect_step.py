@@ -202,5 +202,5 @@ def test_nuclei__of_the_former_version_are_recognised_and_stay_readable(stores, 
     assert "version" not in open_store(store).steps["nuclei/classical"]["config"]
     assert len(read_nuclei(open_store(store), None)[1]) == 8
     job = DetectJob(slide_id="full", path=str(store), config=DetectConfig())
-    with pytest.raises(ConfigMismatchError, match="version: None → 2"):
+    with pytest.raises(ConfigMismatchError, match="version: 1 → 2"):
         Detection().detect(job, lambda *_: None, print)

@@ -143,9 +143,10 @@ def _spec(request: EncoderRequest, outline: Any) -> EncoderSpec:
         raise UsageError(f"{request.name} has no class token: pooling {pooling!r} is impossible.")
     patch_px = getattr(getattr(outline, "patch_embed", None), "patch_size", (1,))[0]
     if known["input_px"] % patch_px:
+        fitting = max(1, round(known["input_px"] / patch_px)) * patch_px
         raise UsageError(
             f"{known['input_px']} px cannot be cut into patches of {patch_px} px.",
-            hint=f"--input-px {max(1, round(known['input_px'] / patch_px)) * patch_px}",
+            hint=f"`cytofm embed --input-px {fitting}`",
         )
     if known["interpolation"] not in ("bicubic", "bilinear"):
         known["interpolation"] = "bicubic"
