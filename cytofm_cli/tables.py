@@ -87,8 +87,13 @@ class Table:
         wanted = dict.fromkeys(plain_name(name) for name in names)
         return [spelt[name] for name in wanted if name in spelt]
 
-    def need(self, *names: str, hint: str | None = None) -> str:
+    def need(self, *names: str, hint: str | None = None, flag: str = "") -> str:
         """Return the column that goes by the first of these names that is there.
+
+        Args:
+            names: what it may be called.
+            hint: what to do where no column has a name like it.
+            flag: the option by which the user named it: another word mends that, not the file.
 
         Raises:
             error: none is; names the columns found and the closest.
@@ -96,9 +101,10 @@ class Table:
         found = self.find(*names)
         if not found:
             close = self._closest(names)
+            mend = f"{flag} {close}" if flag else f"Rename it {names[0]}"
             raise self.error(
                 f"{self.path}: no column {names[0]} (found: {_some(self.columns)}).",
-                hint=f"did you mean {close!r}? Rename it {names[0]}" if close else hint,
+                hint=f"did you mean {close!r}? {mend}" if close else hint,
             )
         return found[0]
 
@@ -114,7 +120,8 @@ class Table:
                 f"{self.path}: no column label; {' and '.join(others)} could be meant.",
                 hint=f"--label {others[0]}, or rename one label",
             )
-        return others[0] if others else self.need(wanted, hint=hint)
+        flag = "" if wanted == "label" else "--label"
+        return others[0] if others else self.need(wanted, hint=hint, flag=flag)
 
     def group_column(self, wanted: str | None = None, *, besides: str = "") -> str | None:
         """Return the column of patients; None: there is none.
@@ -127,7 +134,9 @@ class Table:
             error: it is not there, or two columns group the rows differently.
         """
         if wanted is not None:
-            return self.need(wanted, hint="--group COLUMN names the column of the patients")
+            return self.need(
+                wanted, hint="--group COLUMN names the column of the patients", flag="--group"
+            )
         found = [column for column in self.find(*GROUP_NAMES) if column != besides]
         for other in found[1:]:
             if not _same_groups(self.columns[found[0]], self.columns[other]):

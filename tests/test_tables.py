@@ -212,3 +212,28 @@ def test_plain_name__case_blanks_and_dashes() -> None:
 )
 def test_match_slide__id_or_file(name: str, slide: str | None) -> None:
     assert match_slide(name, {"A", "B", "B.1", "C", "C.tif"}) == slide
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "mend"),
+    [("labl", "--label", "--label label"), ("labl", "", "Rename it labl")],
+)
+def test_table__a_column_named_by_an_option_is_mended_there(
+    tmp_path: Path, name: str, flag: str, mend: str
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label\na,1\n")
+    with pytest.raises(InputError) as caught:
+        read_table(path).need(name, flag=flag)
+    assert caught.value.hint == f"did you mean 'label'? {mend}"
+
+
+def test_table__label_and_group_columns_point_at_their_options(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,grade,patient\na,1,p\n")
+    with pytest.raises(InputError) as caught:
+        read_table(path).label_column("grad")
+    assert caught.value.hint == "did you mean 'grade'? --label grade"
+    with pytest.raises(InputError) as caught:
+        read_table(path).group_column("patint")
+    assert caught.value.hint == "did you mean 'patient'? --group patient"

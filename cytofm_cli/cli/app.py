@@ -19,11 +19,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("embed", "Turn tiles into embeddings: one bag a slide."),
     "evaluate": ("evaluate", "Judge frozen encoders on labelled cells and tiles."),
     "mil": ("mil", "Train, score and compare slide-level heads on bags."),
-    "export": ("export", "Write bags as h5 (CLAM, TRIDENT) or pt files."),
+    "export": ("export", "Write bags as h5 or pt, nuclei as GeoJSON or CSV."),
     "info": ("info", "Say what slides and stores hold."),
     "encoders": ("listing", "List the encoders that can be loaded."),
     "detectors": ("listing", "List the nuclei detectors."),
-    "methods": ("listing", "List the methods of pretraining and MIL, or the settings of one."),
+    "methods": ("listing", "List the methods of MIL and pretraining, or one's settings."),
     "doctor": ("doctor", "Check this installation and machine."),
 }
 
@@ -37,7 +37,7 @@ PAGES: dict[str, str] = {
     "embed": "docs/tiles.md, docs/cytofm-tiny.md",
     "evaluate": "docs/pretraining.md",
     "mil": "README.md, docs/mil-benchmark.md",
-    "export": "README.md",
+    "export": "README.md, docs/qupath.md",
     "info": "docs/tiles.md",
     "encoders": "README.md, docs/cytofm-tiny.md",
     "detectors": "docs/nuclei.md",

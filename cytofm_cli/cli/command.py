@@ -54,6 +54,10 @@ class Command(TyperCommand):
                 param.required = False
         return super().parse_args(ctx, args)
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the first line of the help, which a list wraps where it must, uncut."""
+        return " ".join((self.help or "").partition("\n\n")[0].split())
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options under their headings."""
         arguments: list[tuple[str, str]] = []

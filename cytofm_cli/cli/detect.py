@@ -16,6 +16,7 @@ from cytofm_cli.cli.options import RunOptions, Settings, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
+from cytofm_cli.config import Layer
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
 
@@ -46,6 +47,8 @@ def detect(
     from cytofm_cli.provenance import sha256_file
 
     config = _with_nuclei(config)
+    own = parse_settings(settings)
+    _check_detector(config, own)
     found = find_stores(stores)
     files = _nuclei_of(config, [store_id(path) for path in found])
     if config.weights is not None and not config.weights.is_file():
@@ -61,7 +64,7 @@ def detect(
                 slide_id=store_id(path),
                 path=str(path),
                 config=config,
-                own=parse_settings(settings),
+                own=own,
                 weights_sha256=digest(read) if read else None,
                 nuclei=files.get(store_id(path)),
                 overwrite=run.overwrite,
@@ -70,6 +73,21 @@ def detect(
             )
         )
     run_slides("detect", tasks_with(jobs), work, run, paths[0].parent, workers=workers)
+
+
+def _check_detector(config: DetectConfig, own: Layer) -> None:
+    """Refuse, before any slide, a detector, device or setting that serves none of them.
+
+    Raises:
+        UsageError: it is not known, not installed, not there, or of a wrong value.
+    """
+    from cytofm_cli.nuclei.run import DetectJob, settings_of
+
+    settings_of(DetectJob(slide_id="", path="", config=config, own=own))
+    if config.device != "auto":  # asked for by name: worth loading torch
+        from cytofm_cli.nuclei.torch_files import pick_device
+
+        pick_device(config.device)
 
 
 def _with_nuclei(config: DetectConfig) -> DetectConfig:

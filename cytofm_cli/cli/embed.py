@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.batch import Reporter, Status, Task
-from cytofm_cli.cli.inputs import are_stores, find_slides, find_stores, store_id, take_shard
+from cytofm_cli.cli.inputs import (
+    are_stores,
+    check_reader,
+    find_slides,
+    find_stores,
+    store_id,
+    take_shard,
+)
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
@@ -58,6 +65,7 @@ def embed(
         raise UsageError("nothing to embed.", hint="cytofm embed stores --encoder handcrafted")
     digest = digest_of_weights(config)
     _check_encoder(config)
+    check_reader(tile.reader)
     if words and manifest is None and are_stores(words):
         paths = take_shard(find_stores(words), run.shard, key=store_id)
         folder = paths[0].parent if paths else Path()
@@ -110,6 +118,10 @@ def _check_encoder(config: EmbedConfig) -> None:
         from cytofm_cli.encoders.models.timm import require_model
 
         require_model(request.model)
+    if config.device != "auto":  # asked for by name: worth loading torch
+        from cytofm_cli.encoders.torch_encoder import choose_device
+
+        choose_device(config.device)
 
 
 def _crew(config: EmbedConfig, run: RunOptions, n: int) -> tuple[int, int]:

@@ -56,9 +56,9 @@ def probe(
 
       cytofm evaluate probe slides/ --points points.csv -o probe --slide-mpp 0.25
 
-      cytofm evaluate probe stores --points points.csv -o probe --encoder handcrafted --encoder
-      sr-vit-tiny=trained.safetensors --encoder sr-vit-tiny --random-weights
+      cytofm evaluate probe stores --points points.csv -o probe --encoder run/encoder.safetensors
     """
+    from cytofm_cli.encoders.torch_encoder import choose_device
     from cytofm_cli.evaluate import tables
     from cytofm_cli.evaluate.choice import choose
     from cytofm_cli.evaluate.features import Source
@@ -70,6 +70,7 @@ def probe(
         raise UsageError("no slides are given.", hint="cytofm evaluate probe slides/ --points …")
     if points is None or folder is None:
         raise UsageError("needs labelled points and a folder.", hint="--points points.csv -o RUN")
+    choose_device(config.device)  # a wrong one is told before anything is read
     choices = choose(
         encoder or ["handcrafted"],
         weights=weights,
@@ -105,7 +106,7 @@ def probe(
             note=out.warn,
         )
     if report.skipped:
-        out.detail(f"{folder}: done before, skipped")
+        out.note(f"{folder}: done before, skipped")
     for name, of in report.metrics["tasks"].items():
         out.note(tables.task_line(name, of["classes"], of["counts"]))
     for line in report.metrics.get("notes", []):  # a RUN of an older version has none

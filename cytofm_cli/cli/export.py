@@ -175,7 +175,7 @@ def _export_all(
             except CytofmError as error:
                 errors.append(error)
                 if len(stores) > 1:  # the only store's error is raised, and printed, at the end
-                    out.error(error)
+                    out.error(error, hint=error.hint not in {e.hint for e in errors[:-1]})
             n_done += 1
             bar.finish(store.name)
     _conclude(errors, counts, len(stores))
@@ -192,7 +192,9 @@ def _conclude(errors: Sequence[CytofmError], counts: Counter[str], n_stores: int
         told.append(f"{len(errors)} store(s) failed")
     out.note(f"export: {', '.join(told)}")
     if errors and len(errors) == n_stores:
-        raise type(errors[0])(f"none of {n_stores} stores could be written.", hint=errors[0].hint)
+        raise type(errors[0])(
+            f"none of {n_stores} stores could be written.", hint="the lines above say why."
+        )
     if errors:
         raise SomeSlidesFailedError(f"{len(errors)} of {n_stores} stores failed; see above.")
 

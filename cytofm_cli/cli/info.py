@@ -70,7 +70,7 @@ def _tell_store(store: Store) -> None:
     w, h = slide["size_px0"]
     lines.append(
         f"  slide   {slide['path']}  {w} × {h} px  {slide['mpp']:.4g} µm/px ({slide['mpp_source']})"
-        f"  {slide['format']}, {slide['codec']}, read by {slide['reader']}"
+        f"  {_kind(slide['format'], slide['codec'])}, read by {slide['reader']}"
     )
     why = {step: told for step in store.steps if (told := why_stale(store, step)) is not None}
     for step, record in sorted(store.steps.items()):
@@ -80,6 +80,11 @@ def _tell_store(store: Store) -> None:
     record["arrays"] = _arrays(store)
     lines += [f"    {a['path']}  {a['dtype']} {tuple(a['shape'])}" for a in record["arrays"]]
     out.data("\n".join(lines), record)
+
+
+def _kind(form: str, codec: str) -> str:
+    """Name format and codec, once where they are one: a JPEG field is a JPEG."""
+    return form if form == codec else f"{form}, {codec}"
 
 
 def _step_line(step: str, record: dict[str, Any]) -> str:
@@ -133,7 +138,7 @@ def _tell_slide(path: str) -> None:
     levels = ", ".join(f"1/{level.downsample:g}" for level in facts.levels)
     lines = [
         path,
-        f"  {w} × {h} px, {mpp}, {facts.format}, {facts.codec}, read by {facts.reader}",
+        f"  {w} × {h} px, {mpp}, {_kind(facts.format, facts.codec)}, read by {facts.reader}",
         f"  levels {levels}",
         *(f"  {note}" for note in facts.notes),
     ]

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.registry import readers
 from cytofm_cli.slides import folders
 from cytofm_cli.slides.folders import slide_id_of
 from cytofm_cli.store import schema
@@ -69,6 +70,16 @@ def list_slides(inputs: Sequence[str]) -> list[SlideRef]:
     paths = expand_paths(inputs, find_in_folder=lambda folder: folders.find_slides(str(folder)))
     once = {path if "://" in path else str(Path(path).absolute()): path for path in reversed(paths)}
     return [_ref(path) for path in folders.join_series([*reversed(once.values())])]
+
+
+def check_reader(name: str) -> None:
+    """Refuse, before any slide, a reader that is not known or not installed.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if name != "auto":
+        readers.load(name)
 
 
 def find_stores(inputs: Sequence[str]) -> list[Path]:

@@ -13,6 +13,7 @@ from cytofm_cli.cli.out import out
 from cytofm_cli.errors import UsageError
 from cytofm_cli.registry import Available, Registry
 
+_COMMAND = {"MIL method": "mil train", "pretraining method": "pretrain"}
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
@@ -94,9 +95,10 @@ def _list_or_show(kinds: tuple[Registry, ...], name: str | None, *, as_json: boo
         _show(kinds, name)
         return
     for kind in kinds:
+        serves = f"{_COMMAND[kind.kind]:<10} " if len(kinds) > 1 else ""
         for row in kind.available():
             record = {"kind": kind.kind, **dataclasses.asdict(row), "available": _usable(row)}
-            out.data(f"{row.name:<14} {row.summary}{_mark(row)}", record)
+            out.data(f"{row.name:<14} {serves}{row.summary}{_mark(row)}", record)
 
 
 def _usable(row: Available) -> bool:
@@ -127,12 +129,14 @@ def _show(kinds: tuple[Registry, ...], name: str) -> None:
         choices = field.metadata.get("choices")
         shown = f"{text} [{'|'.join(choices)}]" if choices else text
         record = {"name": field.name, "default": field.default, "help": text, "choices": choices}
-        out.data(f"{field.name:<20} {field.default!s:<10} {shown}", record)
+        default = "-" if field.default is None else str(field.default)
+        out.data(f"{field.name:<20} {default:<10} {shown}", record)
 
 
 def _pair(key: str, value: Any, *, as_json: bool) -> None:
     if not as_json:
-        out.data(f"{key:<16} {'-' if value is None else value}")
+        shown = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+        out.data(f"{key:<16} {'-' if shown in (None, '') else shown}")
 
 
 def _refuse_unknown(kind: str, name: str, known: list[str]) -> None:

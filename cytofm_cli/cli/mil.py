@@ -83,7 +83,7 @@ def train(
             started=_describe,
         )
     if report.skipped:
-        out.detail(f"{folder}: done before, skipped")
+        out.note(f"{folder}: done before, skipped")
     for line in report.metrics["notes"]:
         out.warn(line)
     out.note(result_line(report.metrics))

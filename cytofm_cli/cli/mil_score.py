@@ -167,6 +167,7 @@ def _say(task: _Task, scores: Sequence[SlideScore]) -> None:
     from cytofm_cli.mil.describe import positive_line
     from cytofm_cli.mil.origin import unstated
 
+    out.note(f"{len(scores)} slides scored by {task.run.name}")
     out.note(positive_line(task.ensemble.card.classes))
     known = task.ensemble.known
     for what, count in Counter(what for score in scores for what in score.differs).items():
@@ -198,6 +199,7 @@ def _score_all(
 
     scores: list[SlideScore] = []
     failures: list[CytofmError] = []
+    hints: set[str | None] = set()
     with stop_requests() as stop, out.progress_bar("score", len(paths)) as bar:
         for path in paths:
             if stop:
@@ -207,7 +209,8 @@ def _score_all(
             except CytofmError as error:
                 failures.append(error)
                 if len(paths) > 1:  # the only slide's error is raised, and printed, at the end
-                    out.error(error)
+                    out.error(error, hint=error.hint not in hints)
+                hints.add(error.hint)
             bar.finish(path.stem)
     return scores, failures, stop
 
@@ -278,4 +281,6 @@ def _all_failed(failures: Sequence[CytofmError]) -> CytofmError:
     first = failures[0]
     if len(failures) == 1:
         return first
-    return type(first)(f"none of {len(failures)} slides could be scored.", hint=first.hint)
+    return type(first)(
+        f"none of {len(failures)} slides could be scored.", hint="the lines above say why."
+    )

@@ -60,18 +60,19 @@ class Out:
             self._warned.add(text)
             self._print(f"warning: {text}", sys.stderr)
 
-    def error(self, error: CytofmError) -> None:
-        """Print an error as one line on stderr."""
-        self._print(f"error: {error.one_line()}", sys.stderr)
+    def error(self, error: CytofmError, *, hint: bool = True) -> None:
+        """Print an error as one line on stderr, without its hint if that was given before."""
+        told = error.one_line() if hint else " ".join(error.message.split())
+        self._print(f"error: {told}", sys.stderr)
 
     @contextlib.contextmanager
     def progress_bar(
         self, label: str, n_items: int, unit: str = "slides", parts: str = "tiles"
     ) -> Iterator[Progress]:
-        """Show how far a long job is: a bar on a terminal, a line a minute elsewhere."""
+        """Show how far a long job is: a bar on a terminal that can, a line a minute elsewhere."""
         if self.quiet or not self.progress:
             yield Progress(label, n_items, unit, parts)
-        elif sys.stderr.isatty():
+        elif sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
             with BarProgress(label, n_items, unit, parts) as bar:
                 self._bar = bar
                 try:

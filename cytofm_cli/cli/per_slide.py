@@ -85,7 +85,7 @@ def _run_once(
     workers: int,
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    said: set[str] = set()
+    said: set[str] = set()  # notes and hints: what is true of all slides, each would say
     with (
         out.progress_bar(command, len(tasks)) as bar,
         contextlib.closing(
@@ -96,7 +96,7 @@ def _run_once(
             if isinstance(event, Progress):
                 bar.part(event.slide_id, event.done, event.total)
             elif isinstance(event, Note):
-                if event.text not in said:  # what is true of all slides, each child says
+                if event.text not in said:
                     out.note(event.text)
                 said.add(event.text)
             else:
@@ -104,7 +104,7 @@ def _run_once(
                 if event.error is not None and event.error.of_all_slides:
                     raise event.error
                 outcomes.append(event)
-                _report(event, run, alone=len(tasks) == 1)
+                _report(event, run, said, alone=len(tasks) == 1)
                 if not run.dry_run:
                     failures.update(event)
                 if run.fail_fast and event.status == "failed" and event.error is not None:
@@ -166,7 +166,7 @@ class FailureLog:
             partial.replace(self.path)
 
 
-def _report(outcome: Outcome, run: RunOptions, *, alone: bool) -> None:
+def _report(outcome: Outcome, run: RunOptions, said: set[str], *, alone: bool) -> None:
     record = {
         "slide_id": outcome.slide_id,
         "path": outcome.path,
@@ -179,7 +179,8 @@ def _report(outcome: Outcome, run: RunOptions, *, alone: bool) -> None:
         return
     if outcome.error is not None:
         if not alone:  # the only slide's error is raised, and printed, at the end
-            out.error(outcome.error)
+            out.error(outcome.error, hint=outcome.error.hint not in said)
+            said.add(outcome.error.hint or "")
         if out.verbose > 1 and "traceback" in outcome.facts:
             out.note(outcome.facts["traceback"])
         record |= {"error": outcome.error.message, "hint": outcome.error.hint}
@@ -188,8 +189,9 @@ def _report(outcome: Outcome, run: RunOptions, *, alone: bool) -> None:
         return
     if outcome.status == "skipped":
         out.detail(f"{outcome.slide_id}: done before, skipped")
-    text = outcome.facts.get("store") or json.dumps({"slide_id": outcome.slide_id, **outcome.facts})
-    out.data(str(text), record)
+    elif not alone and (told := _holdings([outcome])):
+        out.note(f"{outcome.slide_id}: {told}")
+    out.data(str(outcome.facts.get("store", outcome.path)), record)
 
 
 def _conclude(command: str, outcomes: Sequence[Outcome], log: Path | None) -> None:
@@ -213,7 +215,7 @@ def _conclude(command: str, outcomes: Sequence[Outcome], log: Path | None) -> No
         raise _AllFailedError(errors, _where(log))
     if errors:
         raise SomeSlidesFailedError(
-            f"{len(errors)} of {len(outcomes)} slides failed, the others are done.",
+            f"{len(errors)} of {len(outcomes)} slides failed, {_rest(counts, log)}.",
             hint=_where(log),
         )
     if counts["refused"]:
@@ -232,14 +234,32 @@ def _where(log: Path | None) -> str:
     return "the lines above say why." if log is None else f"{log} says why."
 
 
+def _rest(counts: Counter[str], log: Path | None) -> str:
+    """Say what became of the slides that did not fail."""
+    if not counts["refused"] and not counts["held"]:
+        return f"the others are {'planned' if log is None else 'done'}"
+    told = [f"{counts['refused']} are kept with other settings"] if counts["refused"] else []
+    told += [f"{counts['held']} are held by other processes"] if counts["held"] else []
+    return " and ".join(told)
+
+
 def _sums(outcomes: Sequence[Outcome]) -> str:
     """Add up what the slides hold: tiles, nuclei, rows of bags."""
-    told = []
-    for key, word in (("n_tiles", "tiles"), ("n_nuclei", "nuclei"), ("n_rows", "embeddings")):
-        found = [outcome.facts[key] for outcome in outcomes if key in outcome.facts]
-        if found:
-            told.append(f"{sum(found)} {word}")
+    tiles = [outcome.facts["n_tiles"] for outcome in outcomes if "n_tiles" in outcome.facts]
+    told = [f"{sum(tiles)} tiles"] if tiles else []
+    if held := _holdings(outcomes):
+        told.append(held)
     return f": {', '.join(told)}" if told else ""
+
+
+def _holdings(outcomes: Sequence[Outcome]) -> str:
+    """Say how many nuclei or rows a step has put where; "" if it made neither."""
+    found = [outcome.facts for outcome in outcomes if {"step", "n"} <= outcome.facts.keys()]
+    if not found:
+        return ""
+    kind = str(found[0]["step"]).partition("/")[0]
+    what = "nuclei" if kind == "nuclei" else f"rows of {found[0].get('dim', '?')} numbers"
+    return f"{sum(facts['n'] for facts in found)} {what} in {found[0]['step']}"
 
 
 class _AllFailedError(CytofmError):

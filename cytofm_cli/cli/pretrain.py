@@ -81,10 +81,9 @@ def pretrain(
     if not report.is_main:
         return
     if report.skipped:
-        out.detail(f"{folder}: done before, skipped")
-    out.data(
-        str(report.encoder), {"run": str(folder), "encoder": str(report.encoder)} | report.summary
-    )
+        out.note(f"{folder}: done before, skipped")
+    encoder = str(folder / report.encoder.name)
+    out.data(encoder, report.summary | {"run": str(folder), "encoder_file": encoder})
 
 
 def _recipe(method: str) -> str:

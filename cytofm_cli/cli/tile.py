@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cytofm_cli.batch import Reporter, Status, Task
-from cytofm_cli.cli.inputs import find_slides, take_shard
+from cytofm_cli.cli.inputs import check_reader, find_slides, take_shard
 from cytofm_cli.cli.options import Out, RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
@@ -45,6 +45,7 @@ def tile(
 
     if config.max_tiles is not None and config.select == "all":
         raise UsageError("--max-tiles needs a way to choose.", hint="add --select random.")
+    check_reader(config.reader)
     refs = take_shard(find_slides(inputs or [], manifest), run.shard, key=lambda ref: ref.slide_id)
     workers, threads = crew_size(run, len(refs))
     jobs = [

@@ -308,6 +308,9 @@ def resolve(name_or_file: str, *, weights: Path | None = None) -> Resolved:
     ):
         known = [row.name for row in describe()]
         close = difflib.get_close_matches(name_or_file, known, n=2)
+        within = Path(name_or_file) / "encoder.safetensors"
+        if within.is_file():  # the RUN of `cytofm pretrain` for the file in it
+            close = [str(within)]
         raise UsageError(
             f"no encoder is called {name_or_file!r}.",
             hint=f"did you mean {' or '.join(close)}?" if close else "cytofm encoders lists them",

@@ -120,7 +120,9 @@ def choose_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts where CUDA is not built in
-        raise UsageError(f"device {wanted!r} cannot be used.", hint="--device cpu") from error
+        raise UsageError(
+            f"device {wanted!r} cannot be used here.", hint="cpu, cuda or cuda:N"
+        ) from error
     return device
 
 

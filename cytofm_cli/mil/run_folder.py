@@ -29,7 +29,8 @@ def read_metrics(run: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
+            f"{run}: not a finished RUN of `cytofm mil train`.",
+            hint="give what its -o named",
         ) from error
     return found
 
@@ -40,7 +41,8 @@ def read_config(run: Path) -> dict[str, dict[str, Any]]:
         return tomllib.loads((run / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
+            f"{run}: not a finished RUN of `cytofm mil train`.",
+            hint="give what its -o named",
         ) from error
 
 

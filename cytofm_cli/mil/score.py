@@ -105,7 +105,8 @@ def load_run(run: Path) -> Ensemble:
         decisions = tuple(Decision(**record) for record in records)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{run}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
+            f"{run}: not a finished RUN of `cytofm mil train`.",
+            hint="give what its -o named",
         ) from error
     known, record = read_splits(run / SPLITS), read_config(run).get(origins.SECTION)
     files = [run / name for name in models_of(run)]

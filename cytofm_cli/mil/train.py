@@ -180,9 +180,8 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=torch.device(device))
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise UsageError(
-            f"device {device!r} cannot be used ({reason}).", hint="`--device cpu`"
+            f"device {device!r} cannot be used here.", hint="cpu, cuda or cuda:N"
         ) from error
 
 

@@ -9,8 +9,9 @@ Legend: S slides, C classes.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from cytofm_cli.config import as_record, field_types, resolve
 from cytofm_cli.errors import UsageError
 from cytofm_cli.mil import metrics
 from cytofm_cli.mil.splits import TEST, Fold, Ints
+from cytofm_cli.registry import mil_methods
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.base import Recipe
@@ -81,13 +83,25 @@ def make_candidates(
         own = {k: v for k, v in given.items() if k in in_recipe}
         others = {k: v for k, v in given.items() if k not in in_recipe}
         whole = resolve(Recipe, "recipe", recipe, own)
+        _refuse_unknown(method, others, in_recipe)
         _, config = make_head(method, n_features, n_classes, {**head, **others})
-        if others and config is None:
-            raise UsageError(f"head {method!r} has no setting {next(iter(others))!r}.")
         record = as_record(config) if config is not None else {}
         known = {**as_record(whole), **record}
         found.append(Candidate({key: known[key] for key in given}, whole, record))
     return found
+
+
+def _refuse_unknown(method: str, others: Mapping[str, str], in_recipe: Collection[str]) -> None:
+    """Refuse a setting that neither the recipe nor the head has, and name the closest of both."""
+    plugin = mil_methods.load(method)
+    known = [*in_recipe, *(field_types(plugin.config) if plugin.config else ())]
+    for key in others:
+        if key.replace("-", "_") not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise UsageError(
+                f"--tune: recipe and head {method!r} have no setting {key!r}.",
+                hint=f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}",
+            )
 
 
 def inner_split(fold: Fold, turn: int) -> tuple[Ints, Ints, Ints]:

@@ -102,7 +102,8 @@ def read_splits(path: Path) -> Known:
         group_of = {row["slide_id"]: row["group"] for row in rows}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path.parent}: not a finished RUN of `cytofm mil train`.", hint="give its folder"
+            f"{path.parent}: not a finished RUN of `cytofm mil train`.",
+            hint="give what its -o named",
         ) from error
     tested = {
         row["slide_id"]: frozenset(

@@ -14,7 +14,7 @@ import numpy as np
 from cytofm_cli import provenance, registry
 from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, field_types, resolve
-from cytofm_cli.errors import InputError, StoreError, UsageError
+from cytofm_cli.errors import CytofmError, InputError, StoreError, UsageError
 from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.place import count_off_tiles, place_of
@@ -87,7 +87,7 @@ class Detection:
         if schema.TILE_STEP not in store.steps:
             raise StoreError(f"{job.path}: has no tiles.", hint="make them with `cytofm tile`.")
         step = schema.nuclei_step(job.detector)
-        settings = self._settings(job)
+        settings = settings_of(job)
         tile = store.steps[schema.TILE_STEP]
         mark = f"{tile['config_hash']}-{tile['input_fingerprint']}"
         if self._is_done(job, step, settings, mark):
@@ -127,42 +127,13 @@ class Detection:
             Path(job.path), step, config=settings, input_fingerprint=mark
         )
 
-    def _settings(self, job: DetectJob) -> dict[str, Any]:
-        """Return the settings that change a nucleus; weights count by content."""
-        own = as_record(self._own_config(job), results_only=True)
-        for path in ("weights", "nuclei"):
-            own.pop(path, None)
-        version = registry.detectors.load(job.detector).version
-        made_by = {"version": version} if version > 1 else {}
-        return {"detector": job.detector, "weights_sha256": job.weights_sha256, **made_by, **own}
-
-    def _own_config(self, job: DetectJob) -> Any:
-        plugin = registry.detectors.load(job.detector)
-        assert plugin.config is not None
-        known = field_types(plugin.config)
-        given: dict[str, Any] = {
-            key: value
-            for key, value in (
-                ("weights", job.config.weights),
-                ("nuclei", job.nuclei),
-                ("device", job.config.device),
-            )
-            if key in known and value is not None
-        }
-        if job.config.weights is not None and "weights" not in known and "path" not in known:
-            raise UsageError(f"detector {job.detector!r} takes no --weights.")
-        if "path" in known and job.config.weights is not None:
-            given["path"] = job.config.weights
-        return resolve(plugin.config, job.detector, given, job.own)
-
     def _run(
         self, job: DetectJob, store: io.Store, report: Report, note: Note
     ) -> tuple[NucleusTable, dict[str, Any], list[str]]:
         """Return the nuclei, facts for the record, and what the user should know."""
         # A network is loaded once; a file of nuclei is another one for each slide.
         if self._detector is None or job.nuclei is not None:
-            made = registry.detectors.load(job.detector).make(self._own_config(job))
-            self._detector = made
+            self._detector = _make(job)
         if isinstance(self._detector, NucleusSource):
             return _from_file(self._detector, job, store, note), {"n_quartered": 0}, []
         with open_field(store, slides=job.config.slides) as tiles:
@@ -188,6 +159,56 @@ class Detection:
                 "not hold; --slides DIR, where the slide is, completes them"
             )
         return table, facts, notes
+
+
+def settings_of(job: DetectJob) -> dict[str, Any]:
+    """Return the settings that change a nucleus; weights count by content.
+
+    Raises:
+        UsageError: no such detector, or settings that it does not take.
+        MissingPackageError: what the detector needs is not installed.
+    """
+    own = as_record(_own_config(job), results_only=True)
+    for path in ("weights", "nuclei"):
+        own.pop(path, None)
+    version = registry.detectors.load(job.detector).version
+    made_by = {"version": version} if version > 1 else {}
+    return {"detector": job.detector, "weights_sha256": job.weights_sha256, **made_by, **own}
+
+
+def _own_config(job: DetectJob) -> Any:
+    plugin = registry.detectors.load(job.detector)
+    assert plugin.config is not None
+    known = field_types(plugin.config)
+    given: dict[str, Any] = {
+        key: value
+        for key, value in (
+            ("weights", job.config.weights),
+            ("nuclei", job.nuclei),
+            ("device", job.config.device),
+        )
+        if key in known and value is not None
+    }
+    if job.config.weights is not None and "weights" not in known and "path" not in known:
+        raise UsageError(
+            f"--weights: detector {job.config.detector!r} takes none.",
+            hint="leave it out, or name its detector with --detector: `cytofm detectors`.",
+        )
+    if "path" in known and job.config.weights is not None:
+        given["path"] = job.config.weights
+    return resolve(plugin.config, job.detector, given, job.own)
+
+
+def _make(job: DetectJob) -> NucleusDetector | NucleusSource:
+    """Make the detector; what is wrong with its weights or device is so for every slide."""
+    try:
+        made: NucleusDetector | NucleusSource = registry.detectors.load(job.detector).make(
+            _own_config(job)
+        )
+    except CytofmError as error:
+        error.of_all_slides = job.nuclei is None
+        raise
+    return made
 
 
 def _from_file(source: NucleusSource, job: DetectJob, store: io.Store, note: Note) -> NucleusTable:
@@ -272,6 +293,7 @@ def name_of_nuclei(store: io.Store, detector: str | None) -> str:
     Raises:
         StoreError: not there, or several and none named.
     """
+    detector = registry.detectors.key(detector) if detector else None
     there = sorted(s.partition("/")[2] for s in store.steps if s.startswith("nuclei/"))
     if detector is None and len(there) == 1:
         return there[0]

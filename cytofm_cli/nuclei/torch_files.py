@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import pickle
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"{name!r} is no device.", hint="auto, cpu, cuda or cuda:1") from error
+        raise UsageError(f"no device is called {name!r}.", hint="cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r} is asked for and there is no GPU.", hint="device auto")
+        raise UsageError(f"--device {name}: there is no GPU here.", hint="--device cpu")
     return device
 
 
@@ -75,9 +74,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
             "because such a file can run code.",
             hint="save it again as a dictionary of tensors",
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        # A KeyError only holds the byte that the unpickler stumbled on.
-        said = "" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+    except Exception as error:  # what is no pickle can stop the unpickler in any way
+        told = isinstance(error, RuntimeError | OSError | EOFError | ValueError)
+        said = str(error).partition("\n")[0] if told else ""
         raise WeightsError(
             f"{path}: cannot be read as a weight file ({said or 'not written by torch.save'})."
         ) from error

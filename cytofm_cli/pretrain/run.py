@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cytofm_cli import registry
-from cytofm_cli.errors import InputError, StoppedError
+from cytofm_cli.errors import CytofmError, InputError, StoppedError
 from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel, run_folder
 from cytofm_cli.pretrain.backbone import TrunkInfo, VitTrunk, h_at, make_backbones
 from cytofm_cli.pretrain.base import Method
@@ -115,6 +115,10 @@ def pretrain(
             except StoppedError as error:
                 if world.is_main:  # torchrun hides exit codes: batch scripts look at this
                     write_text(out / run_folder.STOPPED, f"{error.message}\n")
+                raise
+            except CytofmError:
+                if world.is_main:
+                    run_folder.forget_false_start(out)
                 raise
     encoder = out / run_folder.ENCODER
     return PretrainReport(out, encoder, summary, skipped=False, is_main=world.is_main)

@@ -124,6 +124,13 @@ def prepare(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bo
         write_text(out / CONFIG, to_text({**record, "made": made}))
 
 
+def forget_false_start(out: Path) -> None:
+    """Remove a RUN that holds nothing but its settings: they must not bind the next command."""
+    made = {path.name for path in out.iterdir()}
+    if made <= {CONFIG, checkpoint.FOLDER} and not checkpoint.saved_steps(out):
+        shutil.rmtree(out)
+
+
 def _unsettled(
     former: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, dict[str, Any]]]:

@@ -132,6 +132,11 @@ def output_errors(where: Path) -> Iterator[None]:
             raise InputError(
                 f"{where}: a file name is too long for the disk.", hint="use shorter names."
             ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise OutputError(
+                f"{where}: is a file, or lies in one; a folder is needed.",
+                hint="write to another folder.",
+            ) from error
         if error.errno in _UNWRITABLE:
             raise OutputError(
                 f"{where}: cannot be written ({error.strerror}).",

@@ -94,6 +94,52 @@ def test_detect__what_cannot_be_is_refused_in_one_line(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--detector", "clasical"),
+        ("--set", "min_prob=0.3"),
+        ("--set", "min_probability=2"),
+        ("--set", "nuclei=blue"),
+        ("--device", "gpu"),
+        ("--weights", "README.md"),
+        ("--detector", "cellvit"),
+        ("--detector", "cellvit", "--weights", "README.md"),
+    ],
+)
+def test_detect__what_is_wrong_for_all_slides_is_said_once(
+    here, stores: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])  # README.md is no file of weights
+    done = here("detect", stores, *words, "--no-progress")
+    assert done.returncode in (2, 3)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert not (stores / "failures.jsonl").exists()
+
+
+def test_steps__say_how_much_they_found_for_each_slide_and_in_all(
+    here, stores: Path, tmp_path: Path
+) -> None:
+    made = [tmp_path / store.name for store in sorted(stores.glob("*.zarr"))[:2]]
+    for store in made:
+        shutil.copytree(stores / store.name, store)
+    found = here("detect", tmp_path).stderr
+    counts = [len(zarr.open_group(s, mode="r")["nuclei/classical/xy_px0"][:]) for s in made]
+    assert min(counts) > 0
+    for store, count in zip(made, counts, strict=True):
+        assert f"{store.stem}: {count} nuclei in nuclei/classical\n" in found
+    assert f"detect: 2 done: {sum(counts)} nuclei in nuclei/classical\n" in found
+    again = here("detect", tmp_path).stderr
+    assert again == f"detect: 2 skipped (done before): {sum(counts)} nuclei in nuclei/classical\n"
+    rows = sum(
+        len(zarr.open_group(s, mode="r")["embeddings/handcrafted/tile/values"][:]) for s in made
+    )
+    told = f"embed: 2 skipped (done before): {rows} rows of 263 numbers in embeddings/handcrafted"
+    assert told in here("embed", tmp_path).stderr
+
+
 def write_square(path: Path, x: float, y: float) -> None:
     ring = [[x - 9, y - 9], [x + 9, y - 9], [x + 9, y + 9], [x - 9, y + 9], [x - 9, y - 9]]
     shape = {"type": "Polygon", "coordinates": [ring]}
@@ -118,6 +164,9 @@ def test_import__each_slide_gets_its_own_nuclei(cytofm, stores: Path, tmp_path: 
     for slide, xy in zip(slides[:2], [(300, 200), (320, 210)], strict=True):
         group = zarr.open_group(tmp_path / "stores" / f"{slide}.zarr", mode="r")
         np.testing.assert_array_equal(group["nuclei/imported/xy_px0"][:], [xy])
+    first = tmp_path / "stores" / f"{slides[0]}.zarr"
+    words_of_export = ("--to", "csv", "--detector", "import")  # as it was typed for detect
+    assert cytofm("export", first, "-o", tmp_path / "out", *words_of_export).returncode == 0
     one = tmp_path / "nuclei" / f"{slides[0]}.geojson"
     done = cytofm(*words, one)
     assert done.returncode == 2

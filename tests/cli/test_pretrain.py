@@ -219,6 +219,15 @@ def test_pretrain__bad_input_is_one_clear_line(here, detected, tmp_path, more, c
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.parametrize("slip", [("--encoder", "sr-vit-tny"), ("--init", "none.pt")])
+def test_pretrain__a_start_that_failed_does_not_bind_the_corrected_command(
+    here, detected, tmp_path, slip
+):
+    run = tmp_path / "run"
+    assert here("pretrain", detected, "-o", run, *TINY, *slip).returncode in (2, 3)
+    assert not run.exists()
+
+
 def test_pretrain__stores_without_nuclei_are_refused_unless_asked_for(here, stores, tmp_path):
     done = here("pretrain", stores, "-o", tmp_path / "run", *TINY)
     assert done.returncode == 3 and "cytofm detect" in done.stderr

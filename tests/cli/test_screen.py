@@ -249,3 +249,91 @@ def test_quiet__warnings_are_shown_and_notes_are_not(capsys: pytest.CaptureFixtu
     out.note("12 tiles")
     out.note("warning: unsure of the foreground")
     assert capsys.readouterr().err == "warning: unsure of the foreground\n"
+
+
+def test_hint__that_many_slides_share_is_given_once(
+    here: Run, fields: Path, tmp_path: Path
+) -> None:
+    done = here("tile", fields, "-o", tmp_path / "s", "--no-progress")
+    assert done.stderr.count("the file states no resolution") == 4
+    assert done.stderr.count("Hint: --slide-mpp 0.25") == 1
+    log = (tmp_path / "s" / "failures.jsonl").read_text()
+    assert log.count("--slide-mpp 0.25") == 4
+
+
+def test_dry_run__prints_paths_as_a_real_run_does(here: Run, fields: Path, tmp_path: Path) -> None:
+    done = here("tile", fields, "-o", tmp_path, "--slide-mpp", 0.25, "--dry-run")
+    assert sorted(done.stdout.splitlines()) == [str(path) for path in sorted(fields.iterdir())]
+
+
+def test_failures__beside_kept_slides_are_not_called_the_only_ones(
+    here: Run, stores: Path, fields: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sorted(stores.glob("*.zarr"))[0], tmp_path / sorted(stores.iterdir())[0].name)
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    first = sorted(fields.iterdir())[0]
+    done = here(
+        "tile", first, tmp_path / "bad.jpg", "-o", tmp_path, "--slide-mpp", 0.25, "--tile-px", 128
+    )
+    assert done.returncode == 4
+    assert "1 of 2 slides failed, 1 are kept with other settings." in done.stderr
+    assert "the others are done" not in done.stderr
+
+
+def test_output__a_file_in_place_of_a_folder_is_named(
+    here: Run, fields: Path, tmp_path: Path
+) -> None:
+    taken = tmp_path / "labels.csv"
+    taken.write_text("slide_id,label\n")
+    done = here("tile", fields, "-o", taken, "--slide-mpp", 0.25)
+    assert done.returncode == 2
+    assert f"error: {taken}: is a file" in done.stderr
+    assert taken.read_text() == "slide_id,label\n"
+
+
+def test_help__of_a_group_cuts_no_line_short(here: Run) -> None:
+    for words in (("mil", "--help"), ("evaluate", "--help"), ("--help",)):
+        assert "..." not in here(*words).stdout.partition("Commands:")[2]
+
+
+def test_methods__tell_which_command_they_serve(here: Run) -> None:
+    lines = here("methods").stdout.splitlines()
+    assert any(line.split()[:3] == ["abmil", "mil", "train"] for line in lines)
+    assert any(line.split()[:2] == ["dino", "pretrain"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tile", "--reader", "opnslide"), "did you mean openslide?"),
+        (("embed", "--reader", "opnslide"), "did you mean openslide?"),
+        (("embed", "--device", "gpu"), "cpu, cuda or cuda:N"),
+    ],
+)
+def test_slides__a_wrong_word_is_refused_before_any(
+    here: Run, fields: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    done = here(words[0], fields, "-o", tmp_path / "s", "--slide-mpp", 0.25, *words[1:])
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert said in line
+    assert not (tmp_path / "s").exists()
+
+
+def test_embed__the_folder_of_a_run_points_at_the_encoder_in_it(
+    here: Run, stores: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "encoder.safetensors").write_bytes(b"")
+    done = here("embed", stores, "--encoder", tmp_path)
+    assert done.returncode == 2
+    assert f"did you mean {tmp_path / 'encoder.safetensors'}?" in done.stderr
+
+
+def test_terminal__that_cannot_move_its_cursor_gets_lines_and_no_bar(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for term, kind in (("dumb", LogProgress), ("xterm", BarProgress)):
+        monkeypatch.setenv("TERM", term)
+        with Out().progress_bar("tile", 2) as bar:
+            assert type(bar) is kind

@@ -154,3 +154,15 @@ def test_make_plan__search_that_cannot_be(
     bags, labels = cohort
     with pytest.raises(UsageError, match=said):
         make_plan(quick(**settings), bags, labels, {}, tune=tune)
+
+
+def test_tune__a_misspelt_setting_is_compared_with_those_of_recipe_and_head(
+    cohort: tuple[list[Bag], Path],
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_plan(quick(), *cohort, {}, tune={"lrr": ["1e-3", "1e-4"]})
+    assert caught.value.message == "--tune: recipe and head 'mean' have no setting 'lrr'."
+    assert caught.value.hint == "did you mean lr?"
+    with pytest.raises(UsageError) as caught:
+        make_plan(quick(), *cohort, {}, tune={"hiden": ["8", "16"]})
+    assert caught.value.hint == "did you mean hidden?"
