@@ -24,6 +24,9 @@ MAX_MPP_ANISOTROPY = 0.05
 SCALE_TOLERANCE = 0.1
 DAMAGED_HINT = "copy the file again from its source."
 
+# How the note on a print resolution ends: it is no news to who states the right one.
+NO_MICROSCOPE = "is not a microscope's"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
@@ -212,7 +215,7 @@ def mean_mpp(x: float | None, y: float | None) -> tuple[float | None, str | None
     x = y if x is None else x
     y = x if y is None else y
     if x is None or y is None or not (is_plausible_mpp(x) and is_plausible_mpp(y)):
-        return None, f"The resolution in the file ({x:g} x {y:g} µm/px) is not a microscope's."
+        return None, f"The resolution in the file ({x:g} x {y:g} µm/px) {NO_MICROSCOPE}."
     if abs(x - y) > MAX_MPP_ANISOTROPY * min(x, y):
         return None, f"The pixels are not square ({x:g} x {y:g} µm/px): pass the resolution."
     return (x + y) / 2, None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cytofm_cli import provenance
 from cytofm_cli.batch import Status
 from cytofm_cli.errors import DiskFullError, NoForegroundError, SlideError, StoreError
-from cytofm_cli.slides.base import SlideReader, finest_level_for
+from cytofm_cli.slides.base import NO_MICROSCOPE, SlideReader, finest_level_for
 from cytofm_cli.slides.blocks import WHITE
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import io, schema
@@ -235,9 +235,8 @@ def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, n
         f"{plan.read.mpp:.4g} µm/px{_by_whom(reader, plan.resolution)} "
         f"({share:.1%} of the slide), {how}{f', about {human_bytes(n_bytes)}' if n_bytes else ''}"
     )
-    for remark in reader.info.notes:  # another page, plane or channel could have been meant
-        if remark not in plan.resolution.warning:
-            note(f"{job.slide_id}: {remark}")
+    for remark in _remarks(reader, plan.resolution):
+        note(f"{job.slide_id}: {remark}")
     if plan.resolution.warning:
         note(f"warning: {job.slide_id}: {plan.resolution.warning}")
     if job.config.pixels == "source" and plan.why_not_source:
@@ -253,13 +252,23 @@ def _announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, n
         note(f"warning: {job.slide_id}: unsure of the foreground: {plan.found.unsure}")
 
 
+def _remarks(reader: SlideReader, resolution: Resolution) -> list[str]:
+    """Return what is odd about the file: another page, plane or channel could have been meant."""
+    corrected = resolution.source in ("manifest", "--slide-mpp")
+    return [
+        remark
+        for remark in reader.info.notes
+        if remark not in resolution.warning and not (corrected and NO_MICROSCOPE in remark)
+    ]
+
+
 def _by_whom(reader: SlideReader, resolution: Resolution) -> str:
     """Say who states the resolution where it is not the file."""
     if resolution.source == "objective":
         objective = f"{reader.info.objective:g}× objective: the file states no µm/px"
         return f", the slide's {resolution.mpp:.4g} by its {objective}"
     if resolution.source in ("--slide-mpp", "--mpp"):
-        return f", the slide's {resolution.mpp:.4g} by {resolution.source}: the file states none"
+        return f", the slide's {resolution.mpp:.4g} by {resolution.source}"
     return ""
 
 

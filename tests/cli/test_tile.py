@@ -360,3 +360,16 @@ def test_tile__again_with_a_coarser_slide_names_what_differs(cytofm, tmp_path: P
     again = cytofm("tile", "--manifest", tmp_path / "m.csv", *words)
     assert again.returncode == 2
     assert "was tiled with other settings: slide_mpp: 0.25 → 0.5." in again.stderr
+
+
+def test_tile__a_print_resolution_that_the_user_corrects_is_no_news(
+    cytofm, fields: Path, tmp_path: Path
+) -> None:
+    for name in fields.glob("*.jpg"):
+        picture = pyvips.Image.new_from_file(str(name)).crop(0, 0, 512, 512)
+        picture.copy(xres=72 / 25.4, yres=72 / 25.4).jpegsave(str(tmp_path / name.name))
+    words = ["tile", tmp_path, "--pixels", "none", "--tile-px", 256]
+    silent = cytofm(*words, "-o", tmp_path / "a", "--slide-mpp", 0.25)
+    assert "not a microscope's" not in silent.stderr
+    told = cytofm(*words, "-o", tmp_path / "b")
+    assert "is not a microscope's" in told.stderr
