@@ -108,15 +108,17 @@ def test_detect__what_cannot_be_is_refused_in_one_line(
     ],
 )
 def test_detect__what_is_wrong_for_all_slides_is_said_once(
-    here, stores: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    here, stores: Path, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for store in sorted(stores.glob("*.zarr"))[:2]:
+        shutil.copytree(store, tmp_path / store.name)
     monkeypatch.chdir(Path(__file__).parents[2])  # README.md is no file of weights
-    done = here("detect", stores, *words, "--no-progress")
+    done = here("detect", tmp_path, *words, "--no-progress")
     assert done.returncode in (2, 3)
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert not (stores / "failures.jsonl").exists()
+    assert not (tmp_path / "failures.jsonl").exists()
 
 
 def test_steps__say_how_much_they_found_for_each_slide_and_in_all(

@@ -250,7 +250,7 @@ def test_tile__output_that_is_a_file_is_refused(cytofm, fields: Path, tmp_path: 
     (tmp_path / "file").touch()
     done = cytofm("tile", fields, "-o", tmp_path / "file", "--slide-mpp", 0.25)
     assert done.returncode == 2
-    assert "cannot be written" in done.stderr
+    assert "a folder is needed" in done.stderr
 
 
 HANGING_READER = """
