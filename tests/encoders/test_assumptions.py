@@ -108,7 +108,7 @@ def test_load_encoder__random_weights_assume_nothing():
 def test_load_encoder__sizes_that_patches_do_not_fill_are_refused(foreign):
     with pytest.raises(UsageError, match="225 px cannot be cut into patches of 14 px") as caught:
         load_encoder(f"timm/{_DINOV2}", weights=foreign[1], device="cpu", input_px=225)
-    assert caught.value.hint == "--input-px 224"
+    assert caught.value.hint == "`cytofm embed --input-px 224`"
     with pytest.raises(UsageError, match="any size"):
         load_encoder("handcrafted", input_px=64)
 

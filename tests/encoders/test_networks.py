@@ -126,7 +126,7 @@ def test_load_into__networks_that_nothing_tells_apart_are_refused(tmp_path):
         WeightsError, match=r"several networks that fit \(left\., right\.\)"
     ) as caught:
         _load(tmp_path, content)
-    assert caught.value.hint == "--weights-key right"
+    assert caught.value.hint == "`cytofm embed --weights-key right` takes one"
     assert _load(tmp_path, content, key="left")[1] == 1
     with pytest.raises(WeightsError, match="no network is called 'middle'") as caught:
         _load(tmp_path, content, key="middle")
