@@ -335,16 +335,22 @@ def test_mil_score__maps_parts_and_stop_by_signal(here, bags: Path) -> None:
     assert not list(bags.parent.glob(".*"))
 
 
+def copies(stores: Path, folder: Path, names: str) -> Path:
+    """Copy every store once a letter, write labels.csv beside them; return their folder."""
+    for copy in names:
+        for path in stores.glob("*.zarr"):
+            shutil.copytree(path, folder / "stores" / f"{path.stem}-{copy}.zarr")
+    ids = sorted(path.stem for path in (folder / "stores").glob("*.zarr"))
+    rows = [f"{slide},{'ab'[n % 2]},g{n}" for n, slide in enumerate(ids)]
+    (folder / "labels.csv").write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
+    return folder / "stores"
+
+
 def test_mil_score__map_of_a_store_has_squares_of_its_tiles(
     here, stores: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "stores"
-    for copy in "12":
-        for path in stores.glob("*.zarr"):
-            shutil.copytree(path, folder / f"{path.stem}-{copy}.zarr")
+    folder = copies(stores, tmp_path, "12")
     ids = sorted(path.stem for path in folder.glob("*.zarr"))
-    rows = [f"{slide},{'ab'[n % 2]},g{n}" for n, slide in enumerate(ids)]
-    (tmp_path / "labels.csv").write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
     few = ("--folds", 2, "--seeds", 1, "--epochs", 1, "--inner-folds", 2, "--method", "clam_mb")
     words = ("--bags", folder, "--labels", tmp_path / "labels.csv", "-o", tmp_path / "run")
     trained = here("mil", "train", *words, *few)
@@ -653,13 +659,8 @@ def test_mil_score__slide_that_comes_twice_is_refused(here, bags: Path) -> None:
 def test_mil_score__attention_follows_the_models_that_may_be_asked(
     here, stores: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "stores"
-    for copy in "123":
-        for path in stores.glob("*.zarr"):
-            shutil.copytree(path, folder / f"{path.stem}-{copy}.zarr")
+    folder = copies(stores, tmp_path, "123")
     ids = sorted(path.stem for path in folder.glob("*.zarr"))
-    rows = [f"{slide},{'ab'[n % 2]},g{n}" for n, slide in enumerate(ids)]
-    (tmp_path / "labels.csv").write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
     few = ("--folds", 2, "--seeds", 1, "--epochs", 3, "--inner-folds", 2, "--lr", 0.01)
     words = ("--bags", folder, "--labels", tmp_path / "labels.csv", "-o", tmp_path / "run", *few)
     trained = here("mil", "train", *words)
