@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.batch import Reporter, Status, Task
 from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions, Settings, parse_settings
 from cytofm_cli.cli.options import register as register_command
@@ -19,6 +18,7 @@ from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
 from cytofm_cli.config import Layer
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
+from cytofm_cli.work.batch import Reporter, Status, Task
 
 if TYPE_CHECKING:
     from cytofm_cli.nuclei.run import Detection
@@ -44,7 +44,7 @@ def detect(
       cytofm detect stores --detector import --nuclei folder-of-geojson
     """
     from cytofm_cli.nuclei.run import DetectJob
-    from cytofm_cli.provenance import sha256_file
+    from cytofm_cli.runs.provenance import sha256_file
 
     config = _with_nuclei(config)
     own = parse_settings(settings)

@@ -63,7 +63,7 @@ def doctor(
 
 
 def _machine() -> str:
-    from cytofm_cli.resources import cpu_count
+    from cytofm_cli.work.cpus import cpu_count
 
     return f"{platform.system()} {platform.machine()}, {cpu_count()} processors allowed"
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.batch import Reporter, Status, Task
 from cytofm_cli.cli.inputs import (
     are_stores,
     check_reader,
@@ -25,6 +24,7 @@ from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.work.batch import Reporter, Status, Task
 
 if TYPE_CHECKING:
     from cytofm_cli.encoders.run import Embedder, EmbedJob

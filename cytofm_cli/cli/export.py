@@ -15,7 +15,7 @@ from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, UsageError
 
 if TYPE_CHECKING:
-    from cytofm_cli.store.exported import Product
+    from cytofm_cli.exporters.product import Product
 
 Report = Callable[[int, int], None]
 _BAGS = ("h5", "pt")
@@ -94,7 +94,7 @@ def export(
     origin = _choice("--origin", origin or "bounds", _ORIGINS)
 
     def products(path: Path, report: Report) -> list[Product]:
-        from cytofm_cli.store import export as bags
+        from cytofm_cli.exporters import bags
         from cytofm_cli.store.io import open_store
 
         store = open_store(path)
@@ -107,7 +107,7 @@ def export(
         ]
         of_nuclei = [kind for kind in kinds if kind in _NUCLEI]
         if of_nuclei:
-            from cytofm_cli.nuclei import export as nuclei
+            from cytofm_cli.exporters import nuclei
 
             wanted = nuclei.Wanted(detector=detector, run=run, origin=origin, slides=slides)
             made += nuclei.products(store, folder, of_nuclei, wanted, out.note, report)
@@ -155,8 +155,8 @@ def _export_all(
     Raises:
         CytofmError: the error of the only store, that some or all failed, or that a signal came.
     """
-    from cytofm_cli.signals import catch_signals
-    from cytofm_cli.store.exported import make
+    from cytofm_cli.exporters.product import make
+    from cytofm_cli.work.signals import catch_signals
 
     errors: list[CytofmError] = []
     counts: Counter[str] = Counter()

@@ -107,7 +107,7 @@ def compare(
     """
     from cytofm_cli.mil.compare import cautions, compare_runs, read_answers, share_splits
     from cytofm_cli.mil.describe import positive_line
-    from cytofm_cli.mil.intervals import interval_text
+    from cytofm_cli.stats.cautions import interval_text
 
     out.json = as_json
     places = [run.resolve() for run in runs]
@@ -223,8 +223,8 @@ def _check_used(config: MilSettings, labels: Path) -> None:
 
 
 def _say_lost(run: Path) -> None:
-    from cytofm_cli.mil.bags import named
     from cytofm_cli.mil.run_folder import lost
+    from cytofm_cli.words import named
 
     if gone := lost(run):
         out.warn(f"{run}: is made again, because files are gone: {named(gone)}")

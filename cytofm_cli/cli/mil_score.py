@@ -24,7 +24,7 @@ from cytofm_cli.store.schema import STORE_SUFFIX
 if TYPE_CHECKING:
     from cytofm_cli.mil.bags import Bag
     from cytofm_cli.mil.score import Ensemble, SlideScore
-    from cytofm_cli.signals import StopFlag
+    from cytofm_cli.work.signals import StopFlag
 
 
 def score(
@@ -163,9 +163,9 @@ def _encoder_of(ensemble: Ensemble, said: str | None) -> str | None:
 
 def _say(task: _Task, scores: Sequence[SlideScore]) -> None:
     """Say what the scores rest on that cannot be seen from them."""
-    from cytofm_cli.mil.bags import named
     from cytofm_cli.mil.describe import positive_line
     from cytofm_cli.mil.origin import unstated
+    from cytofm_cli.words import named
 
     out.note(f"{len(scores)} slides scored by {task.run.name}")
     out.note(positive_line(task.ensemble.card.classes))
@@ -195,7 +195,7 @@ def _score_all(
     paths: Sequence[Path], task: _Task
 ) -> tuple[list[SlideScore], list[CytofmError], StopFlag]:
     """Score slides until a signal asks to stop; the slide at hand is finished."""
-    from cytofm_cli.mil.pool import stop_requests
+    from cytofm_cli.work.pool import stop_requests
 
     scores: list[SlideScore] = []
     failures: list[CytofmError] = []

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from cytofm_cli.batch import Note, Outcome, Progress, Task, Work, run_batch
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import (
@@ -20,8 +19,9 @@ from cytofm_cli.errors import (
     SomeSlidesFailedError,
     TryAgainError,
 )
-from cytofm_cli.resources import cpu_count
 from cytofm_cli.store.io import output_errors
+from cytofm_cli.work.batch import Note, Outcome, Progress, Task, Work, run_batch
+from cytofm_cli.work.cpus import cpu_count
 
 # A slide that another process holds is looked at again before the command says "try again".
 _LOOKS_AT_HELD = 3
@@ -43,7 +43,7 @@ def run_slides(
     Args:
         command: name in `failures.jsonl`, e.g. "tile".
         tasks: the slides.
-        work: see `cytofm_cli.batch.run_batch`.
+        work: see `cytofm_cli.work.batch.run_batch`.
         run: flags of the command.
         folder: where `failures.jsonl` goes.
         workers: slides at a time.

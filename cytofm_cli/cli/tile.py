@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cytofm_cli.batch import Reporter, Status, Task
 from cytofm_cli.cli.inputs import check_reader, find_slides, take_shard
 from cytofm_cli.cli.options import Out, RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
 from cytofm_cli.errors import UsageError
 from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.work.batch import Reporter, Status, Task
 
 
 def tile(

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.batch import Reporter, Status, Task
 from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
 from cytofm_cli.errors import UsageError
-from cytofm_cli.resources import cpu_count
 from cytofm_cli.store.io import is_store, output_errors
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.work.batch import Reporter, Status, Task
+from cytofm_cli.work.cpus import cpu_count
 
 if TYPE_CHECKING:
     import numpy as np

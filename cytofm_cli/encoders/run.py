@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli import provenance
-from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, differences
 from cytofm_cli.encoders.base import CELL_UM, Encoder, EncoderSpec, load_encoder, store_key
 from cytofm_cli.encoders.catalogue import resolve
@@ -34,6 +32,7 @@ from cytofm_cli.errors import (
 )
 from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.nuclei.run import name_of_nuclei
+from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk, why_stale
 from cytofm_cli.store.zarr3 import write_array, write_rows
@@ -42,6 +41,7 @@ from cytofm_cli.tiles.finished import is_done
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.run import fingerprint_of, tile_slide
 from cytofm_cli.tiles.source import TileSource, open_tiles
+from cytofm_cli.work.batch import Status
 
 _CPU_BATCH = 16  # larger ones fall out of the caches
 _GPU_BATCH = 256

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cytofm_cli import provenance
 from cytofm_cli.encoders import catalogue
 from cytofm_cli.encoders.base import Encoder, load_encoder
 from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import UsageError, WeightsError
+from cytofm_cli.runs import provenance
 
 
 @dataclass(frozen=True, kw_only=True)

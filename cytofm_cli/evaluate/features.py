@@ -20,15 +20,15 @@ from cytofm_cli.encoders.base import Encoder, store_key
 from cytofm_cli.encoders.run import default_batch, embed_tiles
 from cytofm_cli.errors import InputError, LabelError, StoreError, UsageError
 from cytofm_cli.evaluate.points import Points
-from cytofm_cli.mil.bags import named
-from cytofm_cli.mil.classes import as_found, class_order, is_bethesda
 from cytofm_cli.nuclei.crops import CellCrops
 from cytofm_cli.slides.open import open_slide
+from cytofm_cli.stats.classes import as_found, class_order, is_bethesda
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, is_store, open_store, read_embeddings
 from cytofm_cli.tiles.field import Field, SlideField, TiledField, open_field
 from cytofm_cli.tiles.read import plan_reading, resolve_mpp
 from cytofm_cli.tiles.source import TileSource, open_tiles, plan_of
+from cytofm_cli.words import named
 
 log = logging.getLogger(__name__)
 

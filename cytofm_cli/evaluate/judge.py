@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.mil import metrics, statistics
-from cytofm_cli.mil.statistics import Difference, Estimate, Metric
+from cytofm_cli.stats import intervals as statistics
+from cytofm_cli.stats import metrics
+from cytofm_cli.stats.intervals import Difference, Estimate, Metric
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

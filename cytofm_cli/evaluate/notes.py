@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.encoders.base import EncoderSpec
-from cytofm_cli.mil import intervals
-from cytofm_cli.mil.bags import named
+from cytofm_cli.stats import cautions as intervals
+from cytofm_cli.words import named
 
 if TYPE_CHECKING:
     from cytofm_cli.evaluate.run import Plan

@@ -25,10 +25,10 @@ from cytofm_cli.evaluate.features import Source, locate, open_source
 from cytofm_cli.evaluate.judge import balanced_accuracy, default_folds
 from cytofm_cli.evaluate.points import make_tasks, read_points
 from cytofm_cli.evaluate.probe import grouped_folds, knn, out_of_fold
-from cytofm_cli.mil import metrics
-from cytofm_cli.mil.bags import named
 from cytofm_cli.nuclei.crops import CellCrops
+from cytofm_cli.stats import metrics
 from cytofm_cli.views.draws import permutation
+from cytofm_cli.words import named
 
 Ints = NDArray[np.int64]
 Triple = tuple[float, float, float]

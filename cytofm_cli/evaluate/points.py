@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import LabelError, UsageError
-from cytofm_cli.mil.bags import named
-from cytofm_cli.mil.classes import (
+from cytofm_cli.stats.classes import (
     BETHESDA,
     as_found,
     bethesda_rank,
@@ -35,6 +34,7 @@ from cytofm_cli.tables import (
     match_slide,
     read_table,
 )
+from cytofm_cli.words import named
 
 Ints = NDArray[np.int64]
 _EXPECTED = (*SLIDE_NAMES, *X_NAMES, *Y_NAMES, *LABEL_NAMES, *GROUP_NAMES)

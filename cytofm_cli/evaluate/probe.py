@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.mil import metrics
-from cytofm_cli.mil.balance import balanced_parts
+from cytofm_cli.stats import metrics
+from cytofm_cli.stats.balance import balanced_parts
 from cytofm_cli.views import draws
 
 Floats = NDArray[np.float64]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli import __version__, provenance, run_record
+from cytofm_cli import __version__
 from cytofm_cli.config import as_record, digest
 from cytofm_cli.encoders.base import CELL_UM
 from cytofm_cli.errors import LabelError
@@ -25,11 +25,13 @@ from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.notes import cautions, check_scale, plan_notes
 from cytofm_cli.evaluate.points import Points, Task, count_labels, make_tasks, read_points
 from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS, PREDICTIONS, TABLE
-from cytofm_cli.mil.pool import stop_requests
-from cytofm_cli.resources import cpu_count
-from cytofm_cli.signals import StopFlag
+from cytofm_cli.runs import provenance
+from cytofm_cli.runs import record as run_record
 from cytofm_cli.store import lineage, schema
 from cytofm_cli.store.io import output_errors
+from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.pool import stop_requests
+from cytofm_cli.work.signals import StopFlag
 
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]

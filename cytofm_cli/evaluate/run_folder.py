@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cytofm_cli.config import former_names
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
 from cytofm_cli.evaluate.config import ProbeConfig
-from cytofm_cli.run_record import changes
+from cytofm_cli.runs.record import changes
 
 METRICS, CONFIG, FEATURES = "metrics.json", "config.toml", "features"
 PREDICTIONS, TABLE = "predictions.csv", "table.md"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.evaluate.points import Points, Task
-from cytofm_cli.mil.intervals import interval_text
+from cytofm_cli.stats.cautions import interval_text
 
 _METRICS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy"}
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cytofm_cli import provenance
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.mil.artefacts import ModelCard
 from cytofm_cli.mil.bags import Bag
 from cytofm_cli.mil.score import SlideScore, run_digest
+from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.zarr3 import write_array
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import InputError
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.origin import UNKNOWN, Origin
+from cytofm_cli.words import named
 
 if TYPE_CHECKING:
     import h5py
@@ -186,13 +187,6 @@ def fingerprint(bags: Iterable[Bag]) -> str:
         state.update(f"{bag.slide_id}\0{bag.features_ND.shape}\0{half}".encode())
         state.update(np.ascontiguousarray(bag.features_ND).view(np.uint8).data)
     return state.hexdigest()[:16]
-
-
-def named(ids: Iterable[str], shown: int = 3) -> str:
-    """Name the first few of many: `a, b, c and 4 more`."""
-    names = sorted(ids)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _refuse(ids: Iterable[str], what: str, hint: str | None = None) -> None:

@@ -22,17 +22,18 @@ from cytofm_cli.errors import (
     StoppedError,
     UsageError,
 )
-from cytofm_cli.mil import splits, tables
-from cytofm_cli.mil.bags import named
+from cytofm_cli.mil import tables
 from cytofm_cli.mil.cells import cores
 from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
 from cytofm_cli.mil.config import MilConfig, MilSettings
-from cytofm_cli.mil.pool import in_processes, stop_requests
 from cytofm_cli.mil.run import make_folds, train_run
 from cytofm_cli.mil.run_folder import METRICS, SPLITS, read_config, read_metrics
 from cytofm_cli.mil.sources import Source, cohort_of
-from cytofm_cli.run_record import changes, write_text
+from cytofm_cli.runs.record import changes, write_text
+from cytofm_cli.stats import folds as splits
 from cytofm_cli.store.io import output_errors
+from cytofm_cli.words import named
+from cytofm_cli.work.pool import in_processes, stop_requests
 
 RUNS, FAILURES = "runs", "failures.jsonl"
 # Settings whose effect is compared: whose features, classes and patients by each run, folds here.

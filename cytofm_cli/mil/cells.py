@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from cytofm_cli.mil.artefacts import ModelCard, save_model
 from cytofm_cli.mil.optim import warm_up
-from cytofm_cli.mil.pool import in_processes
 from cytofm_cli.mil.summary import CellResult
 from cytofm_cli.mil.train import Fitted, Labelled, Passing, fit, predict_logits
 from cytofm_cli.mil.tune import InnerAnswer, choose, inner_split, with_candidate
-from cytofm_cli.signals import StopFlag
+from cytofm_cli.work.pool import in_processes
+from cytofm_cli.work.signals import StopFlag
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.run import Plan

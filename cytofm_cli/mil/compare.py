@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError, UsageError
-from cytofm_cli.mil import intervals, metrics, statistics
-from cytofm_cli.mil.bags import named
 from cytofm_cli.mil.run_folder import PREDICTIONS, SPLITS, changed, read_config, read_rows
-from cytofm_cli.mil.statistics import Difference
+from cytofm_cli.stats import cautions as intervals
+from cytofm_cli.stats import intervals as statistics
+from cytofm_cli.stats import metrics
+from cytofm_cli.stats.intervals import Difference
+from cytofm_cli.words import named
 
 Floats = NDArray[np.float64]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cytofm_cli.mil import intervals
-from cytofm_cli.mil.classes import why_positive
 from cytofm_cli.mil.config import MilSettings
-from cytofm_cli.mil.intervals import interval_text
 from cytofm_cli.mil.labels import Cohort
 from cytofm_cli.mil.origin import Origin
+from cytofm_cli.stats import cautions as intervals
+from cytofm_cli.stats.cautions import interval_text
+from cytofm_cli.stats.classes import why_positive
 
 
 def describe(cohort: Cohort, config: MilSettings) -> list[str]:

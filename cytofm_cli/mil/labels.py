@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import LabelError
-from cytofm_cli.mil.bags import Bag, named
-from cytofm_cli.mil.classes import choose_order, merge_spellings
+from cytofm_cli.mil.bags import Bag
+from cytofm_cli.stats.classes import choose_order, merge_spellings
+from cytofm_cli.stats.folds import SPLIT_NAMES
 from cytofm_cli.tables import (
     GROUP_NAMES,
     LABEL_NAMES,
@@ -22,16 +23,8 @@ from cytofm_cli.tables import (
     match_slide,
     read_table,
 )
+from cytofm_cli.words import named
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
 _HEADER = "the header must be slide_id,label[,group][,split]"
 
 

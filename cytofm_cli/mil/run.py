@@ -24,15 +24,13 @@ from cytofm_cli.errors import (
     WeightsError,
 )
 from cytofm_cli.mil import origin as origins
-from cytofm_cli.mil import run_folder, splits, summary
-from cytofm_cli.mil.bags import Bag, check_bags, fingerprint, load_bags, named
+from cytofm_cli.mil import run_folder, summary
+from cytofm_cli.mil.bags import Bag, check_bags, fingerprint, load_bags
 from cytofm_cli.mil.bags import notes as bag_notes
 from cytofm_cli.mil.cache import bag_file
-from cytofm_cli.mil.classes import is_bethesda
 from cytofm_cli.mil.config import MilConfig, MilSettings, check_classes
 from cytofm_cli.mil.labels import Cohort, build_cohort, read_labels
 from cytofm_cli.mil.origin import Origin
-from cytofm_cli.mil.pool import stop_requests
 from cytofm_cli.mil.run_folder import (
     CELLS,
     CONFIG,
@@ -45,12 +43,16 @@ from cytofm_cli.mil.run_folder import (
     read_config,
     read_metrics,
 )
-from cytofm_cli.mil.splits import Fold
 from cytofm_cli.mil.tune import Candidate, make_candidates
-from cytofm_cli.run_record import changes, to_text, write_text
-from cytofm_cli.signals import StopFlag
-from cytofm_cli.store.claim import claim
+from cytofm_cli.runs.record import changes, to_text, write_text
+from cytofm_cli.stats import folds as splits
+from cytofm_cli.stats.classes import is_bethesda
+from cytofm_cli.stats.folds import Fold
 from cytofm_cli.store.io import output_errors
+from cytofm_cli.words import named
+from cytofm_cli.work.claim import claim
+from cytofm_cli.work.pool import stop_requests
+from cytofm_cli.work.signals import StopFlag
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.train import Passing

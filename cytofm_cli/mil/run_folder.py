@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.provenance import sha256_file
+from cytofm_cli.runs.provenance import sha256_file
 
 MANIFEST = "models/manifest.json"
 METRICS, CONFIG, SPLITS = "metrics.json", "config.toml", "splits.csv"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import InputError, WeightsError
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.artefacts import ModelCard, load_model
-from cytofm_cli.mil.bags import Bag, check_bags, named
+from cytofm_cli.mil.bags import Bag, check_bags
 from cytofm_cli.mil.base import MilModel, MilOutput
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.mil.run_folder import (
@@ -35,6 +35,7 @@ from cytofm_cli.mil.run_folder import (
 from cytofm_cli.mil.summary import Decision, decide
 from cytofm_cli.mil.train import bag_tensor, one_thread, slide_seed
 from cytofm_cli.mil.unseen import OUT_OF_FOLD, TRAINING, Known, read_splits
+from cytofm_cli.words import named
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.mil import intervals, metrics, statistics
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import Cohort
+from cytofm_cli.stats import cautions as intervals
+from cytofm_cli.stats import intervals as statistics
+from cytofm_cli.stats import metrics
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from cytofm_cli.config import as_record, field_types, resolve
 from cytofm_cli.errors import UsageError
-from cytofm_cli.mil import metrics
-from cytofm_cli.mil.splits import TEST, Fold, Ints
 from cytofm_cli.registry import mil_methods
+from cytofm_cli.stats import metrics
+from cytofm_cli.stats.folds import TEST, Fold, Ints
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.base import Recipe

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from cytofm_cli.errors import InputError, LabelError
-from cytofm_cli.mil.classes import spelling_key
 from cytofm_cli.mil.run_folder import read_rows
+from cytofm_cli.stats.classes import spelling_key
 from cytofm_cli.tables import GROUP_NAMES, SLIDE_NAMES, is_missing, match_slide, read_table
 
 NEW, OUT_OF_FOLD, TRAINING = "new", "out-of-fold", "training"

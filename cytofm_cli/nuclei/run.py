@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cytofm_cli import provenance, registry
-from cytofm_cli.batch import Status
+from cytofm_cli import registry
 from cytofm_cli.config import as_record, field_types, resolve
 from cytofm_cli.errors import CytofmError, InputError, StoreError, UsageError
 from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
@@ -20,12 +19,14 @@ from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.place import count_off_tiles, place_of
 from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles, with_halo, without_cut
 from cytofm_cli.nuclei.survey import doubts, settle
+from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
 from cytofm_cli.store.zarr3 import write_array
 from cytofm_cli.tiles.field import Field, open_field
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.units import Box
+from cytofm_cli.work.batch import Status
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]

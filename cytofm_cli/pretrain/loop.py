@@ -26,8 +26,8 @@ from cytofm_cli.pretrain.base import Batch, Length, Method, StepOutput
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.monitor import collapse, utilisation
-from cytofm_cli.signals import StopFlag
 from cytofm_cli.views import draws
+from cytofm_cli.work.signals import StopFlag
 
 log = logging.getLogger(__name__)
 _SEED_STREAM = 700  # what the run's seed is folded with for torch's generator

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.resources import cpu_count
 from cytofm_cli.store.io import output_errors
+from cytofm_cli.work.cpus import cpu_count
 
 TIMES: Final = frozenset({"tiles_per_s", "wait_share", "utilisation"})
 

@@ -26,11 +26,11 @@ from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, find_device, make_plan, share_of
-from cytofm_cli.run_record import write_text
-from cytofm_cli.signals import StopFlag, catch_signals
-from cytofm_cli.store.claim import claim
+from cytofm_cli.runs.record import write_text
 from cytofm_cli.store.io import output_errors
 from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.work.claim import claim
+from cytofm_cli.work.signals import StopFlag, catch_signals
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def _threads(config: PretrainConfig, out: Path, *, overwrite: bool) -> int:
 
     With another number of threads torch adds in another order, so a RUN keeps to its own.
     """
-    from cytofm_cli.resources import cpu_count
+    from cytofm_cli.work.cpus import cpu_count
 
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     begun = None if overwrite else run_folder.begun_threads(out)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from cytofm_cli.config import differences
 from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError, TryAgainError
 from cytofm_cli.store import lineage, schema
-from cytofm_cli.store.claim import claim
 from cytofm_cli.store.fresh import again, require_fresh, why_stale
 from cytofm_cli.store.staging import (
     aside_of,
@@ -34,6 +33,7 @@ from cytofm_cli.store.staging import (
     tidy,
 )
 from cytofm_cli.store.zarr3 import write_group, write_json
+from cytofm_cli.work.claim import claim
 
 # All that a step needs of a store is found here.
 __all__ = ["check_slide_id", "claim_step", "output_errors", "require_fresh", "staging", "tidy"]

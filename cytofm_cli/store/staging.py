@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cytofm_cli.errors import CytofmError, DiskFullError, InputError, OutputError
 from cytofm_cli.store import schema
-from cytofm_cli.store.claim import SUFFIX_BYTES, ClaimHeldError, claim, host_tag
+from cytofm_cli.work.claim import SUFFIX_BYTES, ClaimHeldError, claim, host_tag
 
 _UNWRITABLE = frozenset(
     {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}

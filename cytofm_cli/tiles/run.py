@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli import provenance
-from cytofm_cli.batch import Status
 from cytofm_cli.errors import DiskFullError, NoForegroundError, SlideError, StoreError
+from cytofm_cli.runs import provenance
 from cytofm_cli.slides.base import NO_MICROSCOPE, SlideReader, finest_level_for
 from cytofm_cli.slides.blocks import WHITE
 from cytofm_cli.slides.open import open_slide
@@ -30,6 +29,7 @@ from cytofm_cli.tiles.grid import lay_grid
 from cytofm_cli.tiles.read import ReadPlan, Resolution, ordered_map
 from cytofm_cli.tiles.select import choose
 from cytofm_cli.units import Box, human_bytes
+from cytofm_cli.work.batch import Status
 
 # The thumbnail is for people: a 100 000 px slide needs no larger one.
 MOST_THUMBNAIL_PX = 4096

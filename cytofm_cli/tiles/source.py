@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli import provenance
 from cytofm_cli.errors import SlideError, StoreError
+from cytofm_cli.runs import provenance
 from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema

@@ -34,10 +34,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cytofm_cli import provenance
-from cytofm_cli.batch import Status
 from cytofm_cli.config import as_record, differences, field_types
 from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError
+from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.zarr3 import (
     BYTES,
@@ -62,6 +61,7 @@ from cytofm_cli.views.stored import (
     read_batch,
     tile_keys,
 )
+from cytofm_cli.work.batch import Status
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]

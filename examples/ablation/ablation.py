@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.evaluate.judge import over_slides, slide_weights
-from cytofm_cli.mil import metrics, statistics
+from cytofm_cli.stats import intervals as statistics
+from cytofm_cli.stats import metrics
 
 PLAIN = ("--no-ncp", "--h", "0", "--no-irpe")
 METHODS = ("simclr", "moco", "byol", "dino", "ibot")

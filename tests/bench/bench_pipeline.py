@@ -26,10 +26,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import sparse_slide
 
-from cytofm_cli.resources import cpu_count
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store.zarr3 import zstd_encode
 from cytofm_cli.units import Box
+from cytofm_cli.work.cpus import cpu_count
 
 TILE_PX = 256
 NULL_ENCODER = """

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from cytofm_cli.__main__ import main
-from cytofm_cli.batch import Event, Reporter, Task, Work, _attempt
 from cytofm_cli.cli import detect, embed, per_slide
 from cytofm_cli.cli.out import out
+from cytofm_cli.work.batch import Event, Reporter, Task, Work, _attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ROOT / "examples" / "pap_fields"

@@ -174,7 +174,7 @@ def test_pretrain__a_run_keeps_the_threads_it_was_begun_with(
     bare = list(TINY)
     at = bare.index("--threads")
     del bare[at : at + 2]
-    monkeypatch.setattr("cytofm_cli.resources.cpu_count", lambda: 3)
+    monkeypatch.setattr("cytofm_cli.work.cpus.cpu_count", lambda: 3)
     assert here("pretrain", detected, "-o", whole, *bare).returncode == 0
     used: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)

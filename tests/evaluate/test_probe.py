@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from cytofm_cli.evaluate import probe
-from cytofm_cli.mil import metrics
+from cytofm_cli.stats import metrics
 
 ONES = np.ones(2)
 

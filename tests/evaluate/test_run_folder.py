@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cytofm_cli import run_record
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.evaluate import run_folder
+from cytofm_cli.runs import record as run_record
 
 RECORD = {"evaluate": {"seed": 0}}
 

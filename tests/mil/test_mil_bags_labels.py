@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from cytofm_cli.errors import InputError, LabelError
-from cytofm_cli.mil.bags import Bag, fingerprint, load_bags, named
+from cytofm_cli.mil.bags import Bag, fingerprint, load_bags
 from cytofm_cli.mil.cache import bag_file
 from cytofm_cli.mil.labels import build_cohort, read_labels
+from cytofm_cli.words import named
 
 
 def write_h5(path: Path, features: np.ndarray, key: str = "features", coords: bool = True) -> None:

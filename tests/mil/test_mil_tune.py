@@ -14,8 +14,8 @@ from cytofm_cli.mil import cells
 from cytofm_cli.mil.bags import Bag
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.run import make_plan, read_config, train_run
-from cytofm_cli.mil.splits import TEST, TRAIN, Fold
 from cytofm_cli.mil.tune import Candidate, InnerAnswer, choose, inner_split
+from cytofm_cli.stats.folds import TEST, TRAIN, Fold
 
 QUICK = {"method": "mean", "folds": 2, "seeds": 1, "epochs": 15, "inner_folds": 3, "workers": 1}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cytofm_cli import provenance
 from cytofm_cli.nuclei.base import make_table
 from cytofm_cli.nuclei.run import write_nuclei
+from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import BYTES, ZSTD, ShardedArrayWriter, write_array, zstd_encode
 

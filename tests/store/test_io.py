@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import zarr
 
-from cytofm_cli import provenance
 from cytofm_cli.errors import (
     ConfigMismatchError,
     DiskFullError,
@@ -20,6 +19,7 @@ from cytofm_cli.errors import (
     OutputError,
     StoreError,
 )
+from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array, write_rows
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cytofm_cli import provenance
 from cytofm_cli.errors import ConfigMismatchError, StoreError, TryAgainError
 from cytofm_cli.nuclei.base import make_table
 from cytofm_cli.nuclei.run import read_nuclei, write_nuclei
+from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.fresh import why_stale
 from cytofm_cli.store.zarr3 import write_array, write_rows

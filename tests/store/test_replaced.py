@@ -18,12 +18,13 @@ from cytofm_cli.encoders.dtype import to_dtype
 from cytofm_cli.encoders.models.handcrafted import HandcraftedEncoder
 from cytofm_cli.encoders.run import Embedder, EmbedJob
 from cytofm_cli.errors import ConfigMismatchError, StoreError
+from cytofm_cli.exporters import bags as export
 from cytofm_cli.mil.attention import write_attention
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
 from cytofm_cli.nuclei.run import Detection, DetectJob
-from cytofm_cli.store import export, io
+from cytofm_cli.store import io
 from cytofm_cli.store.fresh import why_stale
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.run import ViewsJob, dump_views

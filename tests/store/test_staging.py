@@ -9,9 +9,9 @@ import pytest
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.store import io, schema
-from cytofm_cli.store.claim import ClaimHeldError
 from cytofm_cli.store.staging import aside_of, commit_claim, hidden
 from cytofm_cli.store.zarr3 import write_json
+from cytofm_cli.work.claim import ClaimHeldError
 
 LONGEST = ["L" * 231, "é" * 115 + "L"]  # 231 bytes each
 

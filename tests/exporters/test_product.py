@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cytofm_cli.errors import ConfigMismatchError
-from cytofm_cli.store.exported import Product, make, replacing
+from cytofm_cli.exporters.product import Product, make, replacing
 
 
 def product(folder: Path, text: str, *, setting: str = "a", step: str = "s") -> Product:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import StoreError
+from cytofm_cli.exporters.product import Product, replacing
 from cytofm_cli.mil.maps import named_columns
 from cytofm_cli.nuclei import geojson
 from cytofm_cli.nuclei.base import NucleusTable
@@ -26,7 +27,6 @@ from cytofm_cli.nuclei.place import BOUNDS, Note, SlidePlace, place_of
 from cytofm_cli.nuclei.run import name_of_nuclei, read_nuclei
 from cytofm_cli.nuclei.stitch import with_halo
 from cytofm_cli.store import schema
-from cytofm_cli.store.exported import Product, replacing
 from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.field import Field, open_field
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cytofm_cli.mil.classes import class_order, is_bethesda, merge_spellings, why_positive
+from cytofm_cli.stats.classes import class_order, is_bethesda, merge_spellings, why_positive
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from cytofm_cli.mil import metrics
+from cytofm_cli.stats import metrics
 
 
 def case(seed: int, n: int = 60, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cytofm_cli.batch import Note, Outcome, Progress, Reporter, Status, Task, run_batch
 from cytofm_cli.errors import SlideError, SlideTimeoutError
+from cytofm_cli.work.batch import Note, Outcome, Progress, Reporter, Status, Task, run_batch
 
 
 def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
@@ -79,7 +79,7 @@ def test_run_batch__children_are_reused() -> None:
 
 SCRIPT = """
 import os, sys, time
-from cytofm_cli.batch import Task, run_batch
+from cytofm_cli.work.batch import Task, run_batch
 from cytofm_cli.errors import CytofmError
 def work(task, report):
     print(os.getpid(), flush=True)

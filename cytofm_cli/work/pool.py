@@ -14,9 +14,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from cytofm_cli.batch import die_with_parent
 from cytofm_cli.errors import OutOfMemoryError
-from cytofm_cli.signals import StopFlag, catch_signals
+from cytofm_cli.work.batch import die_with_parent
+from cytofm_cli.work.signals import StopFlag, catch_signals
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

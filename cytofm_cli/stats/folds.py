@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import LabelError
-from cytofm_cli.mil.bags import named
-from cytofm_cli.mil.balance import balanced_parts
-from cytofm_cli.mil.labels import SPLIT_NAMES
+from cytofm_cli.stats.balance import balanced_parts
 from cytofm_cli.tables import (
     GROUP_NAMES,
     SLIDE_NAMES,
@@ -29,10 +27,21 @@ from cytofm_cli.tables import (
     plain_name,
     read_table,
 )
+from cytofm_cli.words import named
 
 TEST, TRAIN = -1, -2  # other values of `Fold.part_N` count the validation sets
 _HEADER = "the header must be slide_id,group,fold0,fold1,…, as `mil train` writes it"
 Ints = NDArray[np.int64]
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import shapely
 
-from cytofm_cli import provenance
 from cytofm_cli.errors import StoreError
+from cytofm_cli.exporters import bags as bag_export
+from cytofm_cli.exporters import nuclei as nuclei_export
+from cytofm_cli.exporters.product import Product, make
 from cytofm_cli.mil.bags import load_bags
-from cytofm_cli.nuclei import export as nuclei_export
 from cytofm_cli.nuclei.base import NucleusTable, make_table
 from cytofm_cli.nuclei.detectors.imported import ImportedConfig, ImportedNuclei
 from cytofm_cli.nuclei.place import SlidePlace
 from cytofm_cli.nuclei.run import write_nuclei
-from cytofm_cli.store import export as bag_export
+from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, schema
-from cytofm_cli.store.exported import Product, make
 from cytofm_cli.store.zarr3 import BYTES, ZSTD, ShardedArrayWriter, write_array, zstd_encode
 from cytofm_cli.units import Box, Size
 

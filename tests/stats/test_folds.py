@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytofm_cli.errors import LabelError
-from cytofm_cli.mil import balance, splits
+from cytofm_cli.stats import balance
+from cytofm_cli.stats import folds as splits
 
 
 def cohort(seed: int, n_groups: int) -> tuple[np.ndarray, list[str]]:

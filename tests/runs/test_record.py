@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-from cytofm_cli.run_record import changes, to_text
+from cytofm_cli.runs.record import changes, to_text
 
 
 def record(lr: float | None = None, came_to: float = 3e-4, seed: int = 0) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from cytofm_cli.store import claim as claims
-from cytofm_cli.store.claim import ClaimHeldError, claim
+from cytofm_cli.work import claim as claims
+from cytofm_cli.work.claim import ClaimHeldError, claim
 
 
 def test_claim__second_process_is_told_who_holds_it(tmp_path: Path) -> None:
     path = tmp_path / ".a.claim"
     code = (
-        "import sys, time; from pathlib import Path; from cytofm_cli.store.claim import claim\n"
+        "import sys, time; from pathlib import Path; from cytofm_cli.work.claim import claim\n"
         "with claim(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -43,7 +43,7 @@ def test_claim__second_process_is_told_who_holds_it(tmp_path: Path) -> None:
 
 
 HOLD_AND_DIE = (
-    "import os, sys; from pathlib import Path; from cytofm_cli.store.claim import claim\n"
+    "import os, sys; from pathlib import Path; from cytofm_cli.work.claim import claim\n"
     "held = claim(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
 )
 
@@ -79,7 +79,7 @@ def test_claim__a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
 def test_claim__waits_for_the_holder(tmp_path: Path) -> None:
     path = tmp_path / ".a.claim"
     code = (
-        "import sys, time; from pathlib import Path; from cytofm_cli.store.claim import claim\n"
+        "import sys, time; from pathlib import Path; from cytofm_cli.work.claim import claim\n"
         "with claim(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(0.3)"
     )
     holder = subprocess.Popen(
@@ -135,7 +135,7 @@ def test_claim__a_process_that_cannot_be_looked_up_is_judged_by_its_heartbeat_al
 def test_claim__in_another_pid_namespace_a_living_holder_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / ".a.claim"
     code = (
-        "import sys; from pathlib import Path; from cytofm_cli.store.claim import claim\n"
+        "import sys; from pathlib import Path; from cytofm_cli.work.claim import claim\n"
         "with claim(Path(sys.argv[1])): pass"
     )
     inside = ["unshare", "--pid", "--fork", "--mount-proc"]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cytofm_cli import provenance
 from cytofm_cli.errors import StoreError
+from cytofm_cli.exporters import bags as export
 from cytofm_cli.mil.bags import load_bags
-from cytofm_cli.store import export, io, schema
+from cytofm_cli.runs import provenance
+from cytofm_cli.store import io, schema
 from cytofm_cli.store.zarr3 import write_array, write_rows
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from cytofm_cli.mil import metrics, statistics
+from cytofm_cli.stats import intervals as statistics
+from cytofm_cli.stats import metrics
 
 
 def sample(seed: int, n: int = 80, shift: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -23,8 +23,8 @@ from multiprocessing.context import ForkProcess
 from typing import Any, Literal
 
 from cytofm_cli.errors import ConfigMismatchError, CytofmError, SlideError, SlideTimeoutError
-from cytofm_cli.signals import catch_signals
-from cytofm_cli.store.claim import ClaimHeldError
+from cytofm_cli.work.claim import ClaimHeldError
+from cytofm_cli.work.signals import catch_signals
 
 Status = Literal["done", "skipped", "held", "refused", "failed"]
 _POLL_S = 0.5

@@ -1,0 +1,1 @@
+"""RUN folders: their records, and where results come from."""

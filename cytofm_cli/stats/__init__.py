@@ -1,0 +1,1 @@
+"""Numbers and folds: metrics, intervals, tests, folds, classes. Knows no model."""

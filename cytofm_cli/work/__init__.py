@@ -1,0 +1,1 @@
+"""Running many items safely: batches, pools, signals, claims, processors, devices, files."""
