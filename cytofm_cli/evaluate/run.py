@@ -27,7 +27,7 @@ from cytofm_cli.evaluate.points import Points, Task, count_labels, make_tasks, r
 from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS, PREDICTIONS, TABLE
 from cytofm_cli.runs import provenance
 from cytofm_cli.runs import record as run_record
-from cytofm_cli.store import lineage, schema
+from cytofm_cli.store import schema
 from cytofm_cli.store.io import output_errors
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.pool import stop_requests
@@ -396,6 +396,6 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
 def _mark(source: Source) -> str:
     store = source.store
     if store is not None:
-        return lineage.id_of(store.steps[schema.TILE_STEP])
+        return store.tile.identity
     path = source.path
     return path if "://" in path else f"{provenance.fingerprint(Path(path))}-{source.mpp}"
