@@ -8,7 +8,7 @@ from typing import Any
 
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.mil.artefacts import ModelCard
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.score import SlideScore, run_digest
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, lineage, schema

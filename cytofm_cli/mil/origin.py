@@ -9,13 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.store import lineage, schema
-
-if TYPE_CHECKING:
-    from cytofm_cli.mil.bags import Bag
 
 SECTION = "origin"  # of a RUN's config.toml
 # `cytofm tile` reads a level within 5 % of --mpp as it is: two slides of one setting may lie
@@ -133,11 +130,13 @@ def with_stated(where: object, origin: Origin, *, encoder: str | None, unit: str
     return dataclasses.replace(origin, encoder=origin.encoder or said.encoder, unit=unit)
 
 
-def common(bags: Sequence[Bag], *, allow_mixed: bool = False) -> tuple[Origin, list[str]]:
+def common(
+    of_slides: Mapping[str, Origin], *, allow_mixed: bool = False
+) -> tuple[Origin, list[str]]:
     """Find the one origin of all bags.
 
     Args:
-        bags: at least one.
+        of_slides: origin of each bag by slide id; at least one.
         allow_mixed: go on with bags of several origins; what differs is left unstated.
 
     Returns:
@@ -149,7 +148,7 @@ def common(bags: Sequence[Bag], *, allow_mixed: bool = False) -> tuple[Origin, l
     values: dict[str, Any] = {}
     mixed: list[str] = []
     for key, (name, unit) in _WORDS.items():
-        stated = [(getattr(bag.origin, key), bag.slide_id) for bag in bags]
+        stated = [(getattr(origin, key), slide) for slide, origin in of_slides.items()]
         if key != "encoder":  # features that do not say whose they are fit to no others
             stated = [(value, slide) for value, slide in stated if value is not None]
         if not stated:
@@ -165,11 +164,11 @@ def common(bags: Sequence[Bag], *, allow_mixed: bool = False) -> tuple[Origin, l
     return Origin(**values), mixed
 
 
-def notes(bags: Iterable[Bag], mixed: Sequence[str]) -> list[str]:
+def notes(origins: Iterable[Origin], mixed: Sequence[str]) -> list[str]:
     """Say what is not known, or not the same, of the bags that a RUN learns from."""
     silent: dict[str, int] = {}
-    for bag in bags:
-        for name in unstated(bag.origin):
+    for origin in origins:
+        for name in unstated(origin):
             silent[name] = silent.get(name, 0) + 1
     found = [f"mixed bags (--allow-mixed): {what}" for what in mixed]
     if silent:
