@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import StoreError
+from cytofm_cli.exporters.maps import named_columns
 from cytofm_cli.exporters.product import Product, replacing
-from cytofm_cli.mil.maps import named_columns
 from cytofm_cli.nuclei import geojson
 from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.nuclei.features import CELL_RADIUS_UM, Morphometrics, measure

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.mil.artefacts import ModelCard
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.score import SlideScore, run_digest
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema

@@ -15,7 +15,6 @@ from cytofm_cli.errors import InputError
 from cytofm_cli.store import lineage, schema
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.bags import Bag
     from cytofm_cli.store.io import Store
 
 SECTION = "origin"  # of a RUN's config.toml
@@ -139,11 +138,13 @@ def with_stated(where: object, origin: Origin, *, encoder: str | None, unit: str
     return dataclasses.replace(origin, encoder=origin.encoder or said.encoder, unit=unit)
 
 
-def common(bags: Sequence[Bag], *, allow_mixed: bool = False) -> tuple[Origin, list[str]]:
+def common(
+    of_slides: Mapping[str, Origin], *, allow_mixed: bool = False
+) -> tuple[Origin, list[str]]:
     """Find the one origin of all bags.
 
     Args:
-        bags: at least one.
+        of_slides: origin of each bag by slide id; at least one.
         allow_mixed: go on with bags of several origins; what differs is left unstated.
 
     Returns:
@@ -155,7 +156,7 @@ def common(bags: Sequence[Bag], *, allow_mixed: bool = False) -> tuple[Origin, l
     values: dict[str, Any] = {}
     mixed: list[str] = []
     for key, (name, unit) in _WORDS.items():
-        stated = [(getattr(bag.origin, key), bag.slide_id) for bag in bags]
+        stated = [(getattr(origin, key), slide) for slide, origin in of_slides.items()]
         if key != "encoder":  # features that do not say whose they are fit to no others
             stated = [(value, slide) for value, slide in stated if value is not None]
         if not stated:
@@ -171,11 +172,11 @@ def common(bags: Sequence[Bag], *, allow_mixed: bool = False) -> tuple[Origin, l
     return Origin(**values), mixed
 
 
-def notes(bags: Iterable[Bag], mixed: Sequence[str]) -> list[str]:
+def notes(origins: Iterable[Origin], mixed: Sequence[str]) -> list[str]:
     """Say what is not known, or not the same, of the bags that a RUN learns from."""
     silent: dict[str, int] = {}
-    for bag in bags:
-        for name in unstated(bag.origin):
+    for origin in origins:
+        for name in unstated(origin):
             silent[name] = silent.get(name, 0) + 1
     found = [f"mixed bags (--allow-mixed): {what}" for what in mixed]
     if silent:

@@ -39,6 +39,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def utc_now() -> str:
+    """Return the time as records keep it, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def record(config: Mapping[str, Any], *, input_fingerprint: str, **facts: Any) -> dict[str, Any]:
     """Make the provenance record of a finished step.
 
@@ -59,5 +64,5 @@ def stamp(config: Mapping[str, Any], *, input_fingerprint: str) -> dict[str, Any
         "config": dict(config),
         "config_hash": digest(config),
         "input_fingerprint": input_fingerprint,
-        "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "time_utc": utc_now(),
     }
