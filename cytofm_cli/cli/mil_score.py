@@ -84,7 +84,7 @@ def score(
       cytofm mil score run new-stores -o new.csv --no-attention --geojson maps
     """
     from cytofm_cli.mil.score import load_run, scores_csv
-    from cytofm_cli.store.io import output_errors
+    from cytofm_cli.work.files import output_errors, write_text
 
     out.json, out.quiet = as_json, quiet
     ensemble = load_run(run_folder)
@@ -117,10 +117,7 @@ def score(
     scores, failures, stop = _score_all(paths, task)
     if not scores and (stop or failures):
         raise stop.error() if stop else _all_failed(failures)
-    with output_errors(table):
-        partial = table.with_name(f".{table.name}.partial")
-        partial.write_text(scores_csv(scores, ensemble.card.classes), encoding="utf-8")
-        partial.replace(table)
+    write_text(table, scores_csv(scores, ensemble.card.classes))
     out.data(str(table), {"scores": str(table), "slides": len(scores)})
     if stop and len(scores) + len(failures) < len(paths):
         raise type(stop.error())(

@@ -19,9 +19,9 @@ from cytofm_cli.errors import (
     SomeSlidesFailedError,
     TryAgainError,
 )
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.work.batch import Note, Outcome, Progress, Task, Work, run_batch
 from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.files import output_errors, write_text
 
 # A slide that another process holds is looked at again before the command says "try again".
 _LOOKS_AT_HELD = 3
@@ -158,12 +158,8 @@ class FailureLog:
             if not self._records:
                 self.path.unlink(missing_ok=True)
                 return
-            partial = self.path.with_name(f".{self.path.name}.partial")
             lines = (json.dumps(r, ensure_ascii=False) for r in self._records.values())
-            # What is no UTF-8 in a path becomes \udcXX, which is how JSON spells it too.
-            text = "\n".join(lines) + "\n"
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-            partial.replace(self.path)
+            write_text(self.path, "\n".join(lines) + "\n")
 
 
 def _report(outcome: Outcome, run: RunOptions, said: set[str], *, alone: bool) -> None:

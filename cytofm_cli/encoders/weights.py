@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from cytofm_cli.encoders.base import EncoderSpec, Interpolation, Pooling
 from cytofm_cli.errors import WeightsError
+from cytofm_cli.work.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,15 +124,10 @@ def write_encoder(
     metadata = {"format": FORMAT, "name": spec.name, "arch": arch, "config": json.dumps(config)}
     metadata |= {key: json.dumps(getattr(spec, key)) for key in _JSON_FIELDS}
     metadata |= {key: getattr(spec, key) for key in _TEXT_FIELDS}
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        save_file(tensors, staged, metadata=metadata)
-        _sort_metadata(staged)
-        staged.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+        _sort_metadata(partial)
 
 
 def _sort_metadata(path: Path) -> None:
@@ -146,13 +141,6 @@ def _sort_metadata(path: Path) -> None:
             raise AssertionError("a sorted header is longer than the header")
         file.seek(8)
         file.write(text.ljust(size))
-
-
-def _umask() -> int:
-    """Return the process's mask of file modes; asking is only possible by setting."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

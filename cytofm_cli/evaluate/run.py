@@ -28,8 +28,8 @@ from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS, PREDICTION
 from cytofm_cli.runs import provenance
 from cytofm_cli.runs import record as run_record
 from cytofm_cli.store import lineage, schema
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.files import output_errors, write_text
 from cytofm_cli.work.pool import stop_requests
 from cytofm_cli.work.signals import StopFlag
 
@@ -128,14 +128,12 @@ def probe_run(
         (out / METRICS).unlink(missing_ok=True)
         with stop_requests() as stop:
             found, answers, folds = _judge_all(plan, out / FEATURES, progress, note, stop)
-        run_record.write_text(out / CONFIG, run_record.to_text(plan.record))
-        run_record.write_text(
+        write_text(out / CONFIG, run_record.to_text(plan.record))
+        write_text(
             out / PREDICTIONS, tables.predictions_csv(plan.points, plan.tasks, folds, answers)
         )
-        run_record.write_text(out / TABLE, tables.markdown(found))
-        run_record.write_text(
-            out / METRICS, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
-        )
+        write_text(out / TABLE, tables.markdown(found))
+        write_text(out / METRICS, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     return ProbeReport(out, found, skipped=False)
 
 

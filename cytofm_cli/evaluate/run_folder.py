@@ -18,6 +18,7 @@ from cytofm_cli.config import former_names
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.runs.record import changes
+from cytofm_cli.work.files import write_bytes
 
 METRICS, CONFIG, FEATURES = "metrics.json", "config.toml", "features"
 PREDICTIONS, TABLE = "predictions.csv", "table.md"
@@ -42,9 +43,7 @@ def keep_features(path: Path, values: NDArray[np.float32], facts: Mapping[str, A
     """Keep features, visible only when complete."""
     from safetensors.numpy import save
 
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save({"features": values}, metadata={"facts": json.dumps(facts)}))
-    partial.replace(path)
+    write_bytes(path, save({"features": values}, metadata={"facts": json.dumps(facts)}))
 
 
 def may_write(

@@ -29,10 +29,10 @@ from cytofm_cli.mil.config import MilConfig, MilSettings
 from cytofm_cli.mil.run import make_folds, train_run
 from cytofm_cli.mil.run_folder import METRICS, SPLITS, read_config, read_metrics
 from cytofm_cli.mil.sources import Source, cohort_of
-from cytofm_cli.runs.record import changes, write_text
+from cytofm_cli.runs.record import changes
 from cytofm_cli.stats import folds as splits
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.words import named
+from cytofm_cli.work.files import output_errors, write_text
 from cytofm_cli.work.pool import in_processes, stop_requests
 
 RUNS, FAILURES = "runs", "failures.jsonl"

@@ -23,6 +23,7 @@ from cytofm_cli.mil.optim import warm_up
 from cytofm_cli.mil.summary import CellResult
 from cytofm_cli.mil.train import Fitted, Labelled, Passing, fit, predict_logits
 from cytofm_cli.mil.tune import InnerAnswer, choose, inner_split, with_candidate
+from cytofm_cli.work.files import write_json
 from cytofm_cli.work.pool import in_processes
 from cytofm_cli.work.signals import StopFlag
 
@@ -227,10 +228,7 @@ def _fit(
 
 
 def _write(staging: Path, cell: Cell, record: dict[str, Any]) -> None:
-    path = _file(staging, cell)
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-    staged.replace(path)
+    write_json(_file(staging, cell), record)
 
 
 def read_cell(staging: Path, cell: Cell) -> CellResult:

@@ -44,13 +44,13 @@ from cytofm_cli.mil.run_folder import (
     read_metrics,
 )
 from cytofm_cli.mil.tune import Candidate, make_candidates
-from cytofm_cli.runs.record import changes, to_text, write_text
+from cytofm_cli.runs.record import changes, to_text
 from cytofm_cli.stats import folds as splits
 from cytofm_cli.stats.classes import is_bethesda
 from cytofm_cli.stats.folds import Fold
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.words import named
 from cytofm_cli.work.claim import claim
+from cytofm_cli.work.files import output_errors, remove_partials, write_text
 from cytofm_cli.work.pool import stop_requests
 from cytofm_cli.work.signals import StopFlag
 
@@ -342,6 +342,8 @@ def _prepare(staging: Path, plan: Plan) -> None:
             shutil.rmtree(staging)
     for folder in (MODELS, CELLS):
         (staging / folder).mkdir(parents=True, exist_ok=True)
+        remove_partials(staging / folder)
+    remove_partials(staging)
     layout = splits.to_csv(plan.folds, plan.cohort.slide_ids, plan.cohort.groups)
     write_text(staging / SPLITS, layout)
     write_text(staging / CONFIG, to_text(plan.record))

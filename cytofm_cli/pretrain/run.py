@@ -26,10 +26,9 @@ from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, find_device, make_plan, share_of
-from cytofm_cli.runs.record import write_text
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.work.claim import claim
+from cytofm_cli.work.files import output_errors, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals
 
 log = logging.getLogger(__name__)

@@ -26,8 +26,9 @@ from cytofm_cli import __version__
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
 from cytofm_cli.pretrain import checkpoint
 from cytofm_cli.runs.provenance import sha256_file
-from cytofm_cli.runs.record import changes, to_text, write_text
+from cytofm_cli.runs.record import changes, to_text
 from cytofm_cli.views.recipes import same_views
+from cytofm_cli.work.files import write_text
 
 CONFIG: Final = "config.toml"
 SUMMARY: Final = "summary.json"

@@ -28,15 +28,15 @@ from cytofm_cli.store.staging import (
     check_slide_id,
     claim_step,
     commit_claim,
-    output_errors,
     staging,
     tidy,
 )
-from cytofm_cli.store.zarr3 import write_group, write_json
+from cytofm_cli.store.zarr3 import write_group
 from cytofm_cli.work.claim import claim
+from cytofm_cli.work.files import flush_folder, remove_partials, write_json
 
 # All that a step needs of a store is found here.
-__all__ = ["check_slide_id", "claim_step", "output_errors", "require_fresh", "staging", "tidy"]
+__all__ = ["check_slide_id", "claim_step", "require_fresh", "staging", "tidy"]
 
 COMMIT_WAIT_S = 60.0
 
@@ -242,6 +242,7 @@ def commit_store(
         "steps": {schema.TILE_STEP: record},
     }
     write_group(staged, {schema.ATTRIBUTES_KEY: content})
+    flush_folder(staged)
     aside = aside_of(path)
     with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
         if path.exists():
@@ -313,7 +314,7 @@ def _replace(staged: Path, path: Path, step: str, gone: Sequence[str]) -> None:
     target, aside = path / step, aside_of(path, "replaced-step")
     for parent in reversed(target.relative_to(path).parents[:-1]):
         if not (path / parent / "zarr.json").exists():
-            write_group(path / parent)
+            write_group(path / parent, flush=True)
     going = [name for name in (*gone, step) if (path / name).exists()]
     shutil.rmtree(aside, ignore_errors=True)
     if going:
@@ -322,6 +323,7 @@ def _replace(staged: Path, path: Path, step: str, gone: Sequence[str]) -> None:
         aside.mkdir()
         for number, name in enumerate(going):
             (path / name).rename(aside / str(number))
+    flush_folder(staged)
     staged.rename(target)
     _update_root(path)
     shutil.rmtree(aside, ignore_errors=True)
@@ -365,4 +367,5 @@ def _update_root(path: Path, drop: Sequence[str] = ()) -> None:
         content["steps"] |= _orphans(path, content["steps"])
     for step in drop:
         content["steps"].pop(step, None)
-    write_json(path / "zarr.json", node)
+    remove_partials(path)  # of a killed process: this one holds the claim
+    write_json(path / "zarr.json", node, indent=1)
