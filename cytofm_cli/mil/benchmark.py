@@ -23,7 +23,6 @@ from cytofm_cli.errors import (
     UsageError,
 )
 from cytofm_cli.mil import tables
-from cytofm_cli.mil.cells import cores
 from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
 from cytofm_cli.mil.config import MilConfig, MilSettings
 from cytofm_cli.mil.run import make_folds, train_run
@@ -32,6 +31,7 @@ from cytofm_cli.mil.sources import Source, cohort_of
 from cytofm_cli.runs.record import changes
 from cytofm_cli.stats import folds as splits
 from cytofm_cli.words import named
+from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, write_text
 from cytofm_cli.work.pool import in_processes, stop_requests
 
@@ -269,7 +269,7 @@ def _run_all(
     """Run the jobs in processes, one model at a time in each; return what failed and why."""
     some = next(iter(jobs.values()))
     devices = some.device.split(",")
-    workers = min(some.workers or (cores() if devices == ["cpu"] else len(devices)), len(jobs))
+    workers = min(some.workers or (cpu_count() if devices == ["cpu"] else len(devices)), len(jobs))
     failures: dict[str, str] = {}
     tasks = [
         (
