@@ -1,4 +1,4 @@
-"""How many processors this process may use; the machine's own count says little on a shared node."""
+"""How many processors this process may use; on a shared machine that is not all it has."""
 
 from __future__ import annotations
 
