@@ -192,12 +192,12 @@ def _score_all(
     paths: Sequence[Path], task: _Task
 ) -> tuple[list[SlideScore], list[CytofmError], StopFlag]:
     """Score slides until a signal asks to stop; the slide at hand is finished."""
-    from cytofm_cli.work.pool import stop_requests
+    from cytofm_cli.work.signals import catch_signals
 
     scores: list[SlideScore] = []
     failures: list[CytofmError] = []
     hints: set[str | None] = set()
-    with stop_requests() as stop, out.progress_bar("score", len(paths)) as bar:
+    with catch_signals() as stop, out.progress_bar("score", len(paths)) as bar:
         for path in paths:
             if stop:
                 break

@@ -16,10 +16,12 @@ from cytofm_cli.cli.out import out
 from cytofm_cli.errors import (
     ConfigMismatchError,
     CytofmError,
+    SlideError,
+    SlideTimeoutError,
     SomeSlidesFailedError,
     TryAgainError,
 )
-from cytofm_cli.work.batch import Note, Outcome, Progress, Task, Work, run_batch
+from cytofm_cli.work.batch import Loss, Note, Outcome, Progress, Task, Work, run_batch
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, write_text
 
@@ -89,7 +91,7 @@ def _run_once(
     with (
         out.progress_bar(command, len(tasks)) as bar,
         contextlib.closing(
-            run_batch(work, tasks, workers=workers, stall_s=run.timeout_s)
+            run_batch(work, tasks, workers=workers, stall_s=run.timeout_s, explain=explain)
         ) as events,
     ):
         for event in events:
@@ -110,6 +112,26 @@ def _run_once(
                 if run.fail_fast and event.status == "failed" and event.error is not None:
                     raise event.error
     return outcomes
+
+
+def explain(task: Task, loss: Loss) -> SlideError:
+    """Say why a slide was lost."""
+    if loss.why == "stalled":
+        return SlideTimeoutError(
+            f"{task.path}: no progress for {loss.detail}; given up.",
+            hint="is the disk slow? then raise --timeout-s; else the file is damaged.",
+        )
+    if loss.why == "killed":
+        return SlideError(
+            f"{task.path}: the process was killed, most likely for lack of memory.",
+            hint="give the job more memory, or fewer --workers.",
+        )
+    if loss.why == "out of memory":
+        return SlideError(f"{task.path}: out of memory.", hint="use fewer --workers.")
+    return SlideError(
+        f"{task.path}: crashed the reading library ({loss.detail}).",
+        hint="the file is damaged; scan it again.",
+    )
 
 
 class FailureLog:

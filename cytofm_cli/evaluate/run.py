@@ -30,8 +30,7 @@ from cytofm_cli.runs import record as run_record
 from cytofm_cli.store import lineage, schema
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, write_text
-from cytofm_cli.work.pool import stop_requests
-from cytofm_cli.work.signals import StopFlag
+from cytofm_cli.work.signals import StopFlag, catch_signals
 
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
@@ -126,7 +125,7 @@ def probe_run(
             return ProbeReport(out, json.loads((out / METRICS).read_text()), skipped=True)
         (out / FEATURES).mkdir(parents=True, exist_ok=True)
         (out / METRICS).unlink(missing_ok=True)
-        with stop_requests() as stop:
+        with catch_signals() as stop:
             found, answers, folds = _judge_all(plan, out / FEATURES, progress, note, stop)
         write_text(out / CONFIG, run_record.to_text(plan.record))
         write_text(

@@ -33,7 +33,8 @@ from cytofm_cli.stats import folds as splits
 from cytofm_cli.words import named
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, write_text
-from cytofm_cli.work.pool import in_processes, stop_requests
+from cytofm_cli.work.pool import in_processes
+from cytofm_cli.work.signals import catch_signals
 
 RUNS, FAILURES = "runs", "failures.jsonl"
 # Settings whose effect is compared: whose features, classes and patients by each run, folds here.
@@ -288,7 +289,7 @@ def _run_all(
             _note(failures, task[0], _run_one(task))
             progress(done, len(tasks), task[0])
         return failures
-    with stop_requests() as stop, closing(in_processes(_run_one, tasks, workers, stop)) as ended:
+    with catch_signals() as stop, closing(in_processes(_run_one, tasks, workers, stop)) as ended:
         for done, (task, reason) in enumerate(ended, start=1):
             _note(failures, task[0], reason)
             progress(done, len(tasks), task[0])

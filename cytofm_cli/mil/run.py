@@ -51,8 +51,7 @@ from cytofm_cli.stats.folds import Fold
 from cytofm_cli.words import named
 from cytofm_cli.work.claim import claim
 from cytofm_cli.work.files import output_errors, remove_partials, write_text
-from cytofm_cli.work.pool import stop_requests
-from cytofm_cli.work.signals import StopFlag
+from cytofm_cli.work.signals import StopFlag, catch_signals
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.train import Passing
@@ -142,7 +141,7 @@ def train_run(
     """
     out = out.absolute()
     staging = out.parent / f".{out.name}.partial"
-    with stop_requests() as stop, bag_file(out) as cache:
+    with catch_signals() as stop, bag_file(out) as cache:
         plan = make_plan(config, bags, labels, head or {}, tune=tune, cache=cache)
         if started is not None:
             started(plan)

@@ -1,4 +1,4 @@
-"""How many processors this process may use; on a shared machine that is not all it has."""
+"""How many processors this process may use: where machines are shared, not all of them."""
 
 from __future__ import annotations
 
