@@ -53,7 +53,7 @@ def score(
             "--allow-mixed", help="Score features of another encoder, tile size or resolution."
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     attention: Annotated[
         bool | None,
         typer.Option(

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from cytofm_cli.runs.record import changes
 from cytofm_cli.stats import folds as splits
 from cytofm_cli.words import named
 from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.device import find_device
 from cytofm_cli.work.files import output_errors, write_text
 from cytofm_cli.work.pool import in_processes
 from cytofm_cli.work.signals import catch_signals
@@ -210,7 +212,7 @@ def _jobs(
     """List the runs by name.
 
     Raises:
-        UsageError: two rows would write into one folder.
+        UsageError: two rows would write into one folder, or there is no such device.
     """
     shared = {field.name: getattr(config, field.name) for field in fields(MilSettings)}
     shared["splits"] = out / SPLITS
@@ -220,9 +222,14 @@ def _jobs(
             f"two kinds of bags would both lie in {RUNS}/{doubled[0]}.",
             hint="rename a folder of bags: letters, digits, dots and _ tell folders apart",
         )
+    devices = cycle([str(find_device(name)) for name in config.device.split(",")])
     return {
         run_name(source.name, method): MilConfig(
-            **(shared | {"method": method, "encoder": source.encoder, "unit": source.unit})
+            **(
+                shared
+                | {"method": method, "encoder": source.encoder, "unit": source.unit}
+                | {"device": next(devices)}
+            )
         )
         for source in sources
         for method in methods
@@ -268,21 +275,21 @@ def _run_all(
     progress: Callable[[int, int, str], None],
 ) -> dict[str, str]:
     """Run the jobs in processes, one model at a time in each; return what failed and why."""
-    some = next(iter(jobs.values()))
-    devices = some.device.split(",")
-    workers = min(some.workers or (cpu_count() if devices == ["cpu"] else len(devices)), len(jobs))
+    devices = {job.device for job in jobs.values()}
+    asked = next(iter(jobs.values())).workers
+    workers = min(asked or (cpu_count() if devices == {"cpu"} else len(devices)), len(jobs))
     failures: dict[str, str] = {}
     tasks = [
         (
             name,
-            asdict(replace(job, workers=1, device=devices[i % len(devices)])),
+            asdict(replace(job, workers=1)),
             folder_of[name],
             labels,
             out / RUNS / name,
             dict(tune or {}),
             overwrite,
         )
-        for i, (name, job) in enumerate(jobs.items())
+        for name, job in jobs.items()
     ]
     if workers == 1:
         for done, task in enumerate(tasks, start=1):

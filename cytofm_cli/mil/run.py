@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from cytofm_cli.stats.classes import is_bethesda
 from cytofm_cli.stats.folds import Fold
 from cytofm_cli.words import named
 from cytofm_cli.work.claim import claim
+from cytofm_cli.work.device import find_device
 from cytofm_cli.work.files import output_errors, remove_partials, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals
 
@@ -173,9 +174,8 @@ def make_plan(
     Arguments are those of `train_run`, and `cache`, the file for the features.
     """
     from cytofm_cli.mil.base import preset_settings
-    from cytofm_cli.mil.train import check_device
 
-    check_device(config.device)
+    config = replace(config, device=str(find_device(config.device)))  # `auto` is no record
     recipe_preset, head_preset = preset_settings(config.method, config.preset)
     recipe_settings = {**recipe_preset, **config.recipe_overrides()}
     head_settings = {**head_preset, **head}
