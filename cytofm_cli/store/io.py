@@ -268,13 +268,14 @@ def commit_group(staged: Path, path: Path, step: str, record: Mapping[str, Any])
         TryAgainError: what the step was made from has been replaced meanwhile.
         ClaimHeldError: another process keeps changing the store.
     """
+    flush_folder(staged)  # all but its record, before others have to wait
     with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
         store = open_store(path)
         parents = lineage.parents_of(store.steps, step, record)
         record = {"made_from": lineage.made_from(store.steps, *parents), **record}
         record["id"] = _id_for(store, step, staged, record)
         _refuse_late(store, step, record)
-        write_group(staged, {schema.ATTRIBUTES_KEY: record})
+        write_group(staged, {schema.ATTRIBUTES_KEY: record}, flush=True)
         former = store.steps.get(step)
         same = former is not None and lineage.id_of(former) == record["id"]
         gone = [] if same else lineage.descendants(store.steps, step)
@@ -323,7 +324,6 @@ def _replace(staged: Path, path: Path, step: str, gone: Sequence[str]) -> None:
         aside.mkdir()
         for number, name in enumerate(going):
             (path / name).rename(aside / str(number))
-    flush_folder(staged)
     staged.rename(target)
     _update_root(path)
     shutil.rmtree(aside, ignore_errors=True)
