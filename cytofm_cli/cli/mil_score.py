@@ -264,14 +264,14 @@ def _score_one(path: Path, task: _Task) -> SlideScore:
 def _write_map(folder: Path, path: Path, unit: str, bag: Bag, result: SlideScore) -> None:
     from cytofm_cli.exporters.maps import write_geojson
     from cytofm_cli.nuclei.place import BOUNDS, place_of
-    from cytofm_cli.store import io, schema
+    from cytofm_cli.store import io
 
     side, origin_px0 = None, (0, 0)
     if path.suffix == STORE_SUFFIX:
         store = io.open_store(path)
         origin_px0 = place_of(store, out.note).frame(BOUNDS)[:2]
         if unit == "tile":
-            side = float(store.steps[schema.TILE_STEP]["tile_px0"])
+            side = float(store.tile.tile_px0)
     try:
         write_geojson(folder, bag, result, side, origin_px0=origin_px0)
     except InputError as error:

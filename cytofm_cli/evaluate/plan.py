@@ -23,7 +23,6 @@ from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.points import Points, Task, make_tasks, read_points
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import lineage, schema
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +148,6 @@ def is_judged(points: Points, task: Task, wanted: Sequence[str] | None) -> NDArr
 def _mark(source: Source) -> str:
     store = source.store
     if store is not None:
-        return lineage.id_of(store.steps[schema.TILE_STEP])
+        return store.tile.identity
     path = source.path
     return path if "://" in path else f"{provenance.fingerprint(Path(path))}-{source.mpp}"

@@ -111,11 +111,11 @@ def _read(path: Path, encoder: str | None, unit: str) -> Bag:
 
 
 def _read_store(path: Path, encoder: str | None, unit: str) -> Bag:
-    from cytofm_cli.store import io
+    from cytofm_cli.store.io import open_store
 
-    found = io.read_embeddings(path, encoder, unit)
-    origin = origins.of_store(io.open_store(path).steps, found.encoder, unit)
-    return _bag(path, found.values, found.xy_px0, origin)
+    with open_store(path) as store:
+        bag = store.embeddings(encoder, unit)
+        return _bag(path, bag.values, bag.xy_px0, origins.of_store(store, bag.encoder, unit))
 
 
 def _read_h5(path: Path) -> Bag:

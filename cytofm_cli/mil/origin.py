@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.store import lineage, schema
+
+if TYPE_CHECKING:
+    from cytofm_cli.store.io import Store
 
 SECTION = "origin"  # of a RUN's config.toml
 # `cytofm tile` reads a level within 5 % of --mpp as it is: two slides of one setting may lie
@@ -80,18 +83,23 @@ def from_record(record: Mapping[str, Any]) -> Origin:
     )
 
 
-def of_store(steps: Mapping[str, Mapping[str, Any]], encoder: str, unit: str) -> Origin:
+def of_store(store: Store, encoder: str, unit: str) -> Origin:
     """Read the origin of a bag off the records of its store."""
     step = schema.embedding_step(encoder, unit)
-    tile, made = steps.get(schema.TILE_STEP, {}), steps[step]
-    nuclei = [name for name in lineage.parents_of(steps, step) if name.startswith("nuclei/")]
+    record = store.embedding_record(encoder, unit)
+    tile = store.tile if schema.TILE_STEP in store.steps else None
+    parents = lineage.parents_of(store.steps, step)
+    nuclei = [name for name in parents if name.startswith("nuclei/")]
     return from_record(
         {
-            **made,
             "encoder": encoder,
+            "weights_sha256": record.weights_sha256,
+            "pooling": record.pooling,
             "unit": unit,
-            "tile_px": tile.get("tile_px"),
-            "mpp": tile.get("mpp"),
+            "tile_px": tile and tile.tile_px,
+            "mpp": tile and tile.mpp,
+            "cell_um": record.cell_um,
+            "seen_mpp": record.seen_mpp,
             "detector": nuclei[0].partition("/")[2] if len(nuclei) == 1 else None,
         }
     )
