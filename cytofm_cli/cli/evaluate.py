@@ -54,9 +54,9 @@ def probe(
 
     Examples:
 
-      cytofm evaluate probe slides/ --points points.csv -o probe --slide-mpp 0.25
+      cytofm evaluate probe slides --points points.csv -o run --slide-mpp 0.25
 
-      cytofm evaluate probe stores --points points.csv -o probe --encoder run/encoder.safetensors
+      cytofm evaluate probe stores --points p.csv -o out --encoder a.safetensors
     """
     from cytofm_cli.encoders.torch_encoder import choose_device
     from cytofm_cli.evaluate import tables

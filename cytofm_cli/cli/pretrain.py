@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cytofm_cli.cli.inputs import find_stores
-from cytofm_cli.cli.options import CommonOptions, Settings, parse_settings
+from cytofm_cli.cli.options import CommonOptions, SetWords, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.config import option
-from cytofm_cli.pretrain.config import PretrainConfig
-from cytofm_cli.views.config import RECIPES, ViewsConfig
+from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews
 
 if TYPE_CHECKING:
     from cytofm_cli.pretrain.plan import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainViews(ViewsConfig):
-    """The settings of the views, but that the method brings its recipe."""
-
-    recipe: str | None = option(  # type: ignore[assignment]
-        None, "set of views [default: the method's]", choices=RECIPES
-    )
-
-
 def pretrain(
     stores: Annotated[list[str], typer.Argument(help="Stores, or folders of stores.")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder of the RUN.")],
-    settings: Settings = None,
+    settings: SetWords = None,
     slides: Annotated[
         Path | None,
         typer.Option(help="Folder where the slides lie now, for stores without pixels."),
@@ -46,15 +34,14 @@ def pretrain(
 
     Examples:
 
-      cytofm pretrain stores -o run --method dino --encoder sr-vit-tiny --steps 20000
+      cytofm pretrain stores -o run --encoder sr-vit-tiny --steps 20000
 
-      torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run --batch 1024
+      torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run
     """
     from cytofm_cli.pretrain import run as runs
     from cytofm_cli.pretrain.plan import make_plan
 
-    given = {field.name: getattr(views, field.name) for field in fields(ViewsConfig)}
-    plain = ViewsConfig(**{**given, "recipe": views.recipe or _recipe(config.method)})
+    plain = views.of(config.method)
     paths = find_stores(stores)
     chosen = parse_settings(settings)
     if run.dry_run:
@@ -84,11 +71,6 @@ def pretrain(
         out.note(f"{folder}: done before, skipped")
     encoder = str(folder / report.encoder.name)
     out.data(encoder, report.summary | {"run": str(folder), "encoder_file": encoder})
-
-
-def _recipe(method: str) -> str:
-    """Return the views of a method: those of its name, or for plug-ins of others DINO's."""
-    return method if method in RECIPES else "dino"
 
 
 def _record(plan: Plan) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def views(
 
       cytofm views stores -o views --preview 4
 
-      cytofm views stores -o views --recipe dinov2 --preset paper --max-tiles 100
+      cytofm views stores -o out --recipe dinov2 --preset paper --max-tiles 100
     """
     from cytofm_cli.views.recipes import ncp_of, recipe_of
     from cytofm_cli.views.run import ViewsJob

@@ -34,43 +34,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 from cytofm_cli.units import Box
 from cytofm_cli.views import draws, masks, pixels
+from cytofm_cli.views.config import Fill, Keep, Redraw, Region, WithoutNuclei
 from cytofm_cli.views.draws import Stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class NcpConfig:
+class NcpConfig(Settings):
     """How nuclei guide the views. The defaults are the `safe` preset."""
 
-    keep: str = option(
-        "subset", "which nuclei survive", choices=("subset", "all", "single", "piece")
-    )
+    keep: Keep = option("subset", "which nuclei survive")
     keep_fraction: float = option(
         0.5, "probability that a nucleus survives (at least one does)", low=0, high=1
     )
-    region: str = option("disk", "from where the radius counts", choices=("disk", "boundary"))
+    region: Region = option("disk", "from where the radius counts")
     radius_um: float = option(12.5, "what is kept around a nucleus, µm", low=0)
-    fill: str = option(
-        "pixels",
-        "what replaces the rest",
-        choices=("pixels", "blocks", "window", "mean", "blur", "none"),
-    )
+    fill: Fill = option("pixels", "what replaces the rest")
     block_px: int = option(16, "side of blocks and windows, tile pixels", low=2)
-    redraw: str = option(
-        "view", "what is drawn anew for each view", choices=("image", "noise", "view")
-    )
+    redraw: Redraw = option("view", "what is drawn anew for each view")
     feather_um: float = option(2.0, "width of the feathered edge, µm", low=0)
     clean_probability: float = option(0.25, "share of unperturbed views", low=0, high=1)
     centred: bool = option(True, "centre views on kept nuclei")
     centre_jitter: float = option(
         0.1, "largest shift of a centre, as a share of the view's side", low=0, high=1
     )
-    without_nuclei: str = option(
-        "plain", "what a tile without nuclei becomes", choices=("plain", "drop")
-    )
+    without_nuclei: WithoutNuclei = option("plain", "what a tile without nuclei becomes")
 
 
 PRESETS: Final[dict[str, NcpConfig]] = {
