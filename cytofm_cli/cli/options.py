@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -126,18 +126,14 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
     same.
     """
     hints = typing.get_type_hints(function, include_extras=True)
-    sections: dict[str, type[Settings]] = {
-        name: kind
-        for name, kind in hints.items()
-        if isinstance(kind, type) and issubclass(kind, Settings)
-    }
-    declared = set(sections)
-    if not any(issubclass(kind, OutputOptions) for kind in sections.values()):
+    asked = {name: kind for name, kind in hints.items() if _is_settings(kind)}
+    sections: dict[str, type[Settings]] = dict(asked)
+    if not any(issubclass(kind, OutputOptions) for kind in asked.values()):
         sections["run"] = OutputOptions
     plain = [
         parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(function).parameters.items()
-        if name not in sections
+        if name not in asked
     ]
     flags = {name: _flags(kind) for name, kind in sections.items()}
     spread = [*plain, *_once(flags.values())]
@@ -145,14 +141,7 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(**values: Any) -> Any:
         given = {parameter.name: values[parameter.name] for parameter in plain}
-        explicit = {
-            name: Layer(
-                {p.name: v for p in group if (v := _given(values[p.name])) is not None},
-                form="{flag} {value}",
-            )
-            for name, group in flags.items()
-        }
-        merged, notes = _merge(sections, explicit)
+        merged, notes = _merge(sections, _typed(flags, values))
         run = next(c for c in merged.values() if isinstance(c, OutputOptions))
         _configure_output(run)
         for note in notes:
@@ -161,17 +150,39 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
             tables = {c.SECTION: c for c in merged.values() if not isinstance(c, OutputOptions)}
             print(configs.to_toml(tables), end="")
             return None
-        return function(**given, **{name: merged[name] for name in declared})
+        return function(**given, **{name: merged[name] for name in asked})
 
     command.__signature__ = inspect.Signature(spread)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in spread}
-    command.variables = frozenset(  # type: ignore[attr-defined]
-        configs.variable(kind.SECTION, name)
-        for kind in sections.values()
-        for name in (*configs.field_types(kind), *configs.former_names(kind))
-    )
+    command.variables = _variables(sections.values())  # type: ignore[attr-defined]
     del command.__wrapped__  # typer would look through it at the unspread signature
     return command
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+def _typed(
+    flags: Mapping[str, Sequence[inspect.Parameter]], values: Mapping[str, Any]
+) -> dict[str, Layer]:
+    """Return what was typed of the settings of each parameter."""
+    return {
+        name: Layer(
+            {p.name: v for p in group if (v := _given(values[p.name])) is not None},
+            form="{flag} {value}",
+        )
+        for name, group in flags.items()
+    }
+
+
+def _variables(kinds: Iterable[type[Settings]]) -> frozenset[str]:
+    """Name the variables that a command reads."""
+    return frozenset(
+        configs.variable(kind.SECTION, name)
+        for kind in kinds
+        for name in (*configs.kinds_of(kind), *configs.former_names(kind))
+    )
 
 
 def _once(groups: Iterable[list[inspect.Parameter]]) -> list[inspect.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews
 
 if TYPE_CHECKING:
     from cytofm_cli.pretrain.plan import Plan
+    from cytofm_cli.views.config import ViewsConfig
 
 
 def pretrain(
@@ -38,17 +40,44 @@ def pretrain(
 
       torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run
     """
-    from cytofm_cli.pretrain import run as runs
-    from cytofm_cli.pretrain.plan import make_plan
-
     plain = views.of(config.method)
     paths = find_stores(stores)
     chosen = parse_settings(settings)
     if run.dry_run:
-        plan = make_plan(config, plain, paths, chosen, slides=slides)
-        out.data(str(folder), _record(plan))
-        out.note(_one_line(plan))
-        return
+        _say_plan(config, plain, paths, folder, chosen, slides)
+    else:
+        _pretrain(config, plain, paths, folder, chosen, slides, overwrite=run.overwrite)
+
+
+def _say_plan(
+    config: PretrainConfig,
+    views: ViewsConfig,
+    paths: Sequence[Path],
+    folder: Path,
+    chosen: Mapping[str, str],
+    slides: Path | None,
+) -> None:
+    """Say what would be trained."""
+    from cytofm_cli.pretrain.plan import make_plan
+
+    plan = make_plan(config, views, paths, chosen, slides=slides)
+    out.data(str(folder), _record(plan))
+    out.note(_one_line(plan))
+
+
+def _pretrain(
+    config: PretrainConfig,
+    views: ViewsConfig,
+    paths: Sequence[Path],
+    folder: Path,
+    chosen: Mapping[str, str],
+    slides: Path | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Train, and say where the encoder is."""
+    from cytofm_cli.pretrain import run as runs
+
     with out.progress_bar(f"pretrain {config.method}", 1, "runs", "steps") as bar:
 
         def progress(done: int, total: int, loss: float) -> None:
@@ -56,12 +85,12 @@ def pretrain(
 
         report = runs.pretrain(
             config,
-            plain,
+            views,
             paths,
             folder,
             settings=chosen,
             slides=slides,
-            overwrite=run.overwrite,
+            overwrite=overwrite,
             note=out.note,
             progress=progress,
         )
