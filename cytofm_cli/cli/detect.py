@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cytofm_cli import registry
 from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions, Settings, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
-from cytofm_cli.config import Layer
+from cytofm_cli.config import Layer, field_types
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
@@ -91,12 +92,13 @@ def _check_detector(config: DetectConfig, own: Layer) -> None:
 
 
 def _with_nuclei(config: DetectConfig) -> DetectConfig:
-    """Put what the detector `import` reads in its place, whichever option gave it.
+    """Put what a detector like `import` reads in its place, whichever option gave it.
 
     Raises:
         UsageError: `import` without a file, or a file for another detector.
     """
-    if config.detector not in ("import", "imported"):
+    plugin = registry.detectors.find(config.detector)
+    if plugin.config is None or "nuclei" not in field_types(plugin.config):
         if config.nuclei is not None:
             raise UsageError(
                 f"--nuclei is for the detector import, not for {config.detector!r}.",

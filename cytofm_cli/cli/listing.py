@@ -89,7 +89,7 @@ def methods(
     _list_or_show(kinds, name, as_json=as_json)
 
 
-def _list_or_show(kinds: tuple[Registry, ...], name: str | None, *, as_json: bool) -> None:
+def _list_or_show(kinds: tuple[Registry[Any], ...], name: str | None, *, as_json: bool) -> None:
     out.json = as_json
     if name is not None:
         _show(kinds, name)
@@ -111,7 +111,7 @@ def _mark(row: Available) -> str:
     return f"  (broken: {row.broken})" if row.broken else ""
 
 
-def _show(kinds: tuple[Registry, ...], name: str) -> None:
+def _show(kinds: tuple[Registry[Any], ...], name: str) -> None:
     """Show the settings of one plug-in, also of one whose packages are missing."""
     known = [kind for kind in kinds if kind.key(name) in kind.names()]
     if not known:

@@ -13,6 +13,7 @@ from cytofm_cli.cli.options import CommonOptions, Settings, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.config import option
+from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.views.config import RECIPES, ViewsConfig
 
@@ -53,8 +54,7 @@ def pretrain(
     from cytofm_cli.pretrain import run as runs
     from cytofm_cli.pretrain.plan import make_plan
 
-    given = {field.name: getattr(views, field.name) for field in fields(ViewsConfig)}
-    plain = ViewsConfig(**{**given, "recipe": views.recipe or _recipe(config.method)})
+    plain = _with_views_of(config.method, views)
     paths = find_stores(stores)
     chosen = parse_settings(settings)
     if run.dry_run:
@@ -86,9 +86,21 @@ def pretrain(
     out.data(encoder, report.summary | {"run": str(folder), "encoder_file": encoder})
 
 
-def _recipe(method: str) -> str:
-    """Return the views of a method: those of its name, or for plug-ins of others DINO's."""
-    return method if method in RECIPES else "dino"
+def _with_views_of(method: str, views: PretrainViews) -> ViewsConfig:
+    """Return the settings of the views; what the user leaves open is as the method has it.
+
+    Raises:
+        UsageError: no such method, or it names settings that have another default.
+    """
+    from cytofm_cli.registry import pretrain_methods
+
+    given = {field.name: getattr(views, field.name) for field in fields(ViewsConfig)}
+    own = pretrain_methods.load(method).views
+    for name in own:
+        if name not in given or getattr(PretrainViews, name) is not None:
+            raise UsageError(f"method {method!r} cannot settle [views] {name}.")
+    left_open = {name: value for name, value in own.items() if given[name] is None}
+    return ViewsConfig(**given | {"recipe": views.recipe or "dino"} | left_open)
 
 
 def _record(plan: Plan) -> dict[str, Any]:

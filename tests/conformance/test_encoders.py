@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cytofm_cli import registry
-from cytofm_cli.encoders.base import Encoder, load_encoder, store_key
+from cytofm_cli.encoders.base import Encoder, store_key
+from cytofm_cli.encoders.load import load_encoder
 
 # One model of each plug-in; a new plug-in must be named here to be tested.
 EXAMPLES = {

@@ -112,4 +112,5 @@ PLUGIN = Plugin(
     summary="Cellpose-SAM with your weight file",
     needs=("cellpose",),
     extra="cellpose",
+    sample="cytofm_cli.testing.samples.detectors:cellpose",
 )

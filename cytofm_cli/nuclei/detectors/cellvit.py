@@ -248,4 +248,5 @@ PLUGIN = Plugin(
     make=CellvitDetector,
     config=CellvitConfig,
     summary="CellViT-256 or CellViT-SAM with your weight file; nuclei with PanNuke classes",
+    sample="cytofm_cli.testing.samples.detectors:cellvit",
 )

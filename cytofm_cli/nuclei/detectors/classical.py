@@ -309,4 +309,5 @@ PLUGIN = Plugin(
     config=ClassicalConfig,
     version=2,  # from 2 on, stain and illumination are told from the slide
     summary="no weights: darkness, scale-space blobs, outlines; stained or fluorescent nuclei",
+    sample="cytofm_cli.testing.samples.detectors:classical",
 )

@@ -188,4 +188,6 @@ PLUGIN = Plugin(
     make=ImportedNuclei,
     config=ImportedConfig,
     summary="nuclei from a file: GeoJSON (QuPath), label image, table of points",
+    typed="import",  # one of Python's own words
+    sample="cytofm_cli.testing.samples.detectors:imported",
 )

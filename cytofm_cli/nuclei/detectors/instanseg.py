@@ -172,4 +172,5 @@ PLUGIN = Plugin(
     make=InstansegDetector,
     config=InstansegConfig,
     summary="InstanSeg with your TorchScript file, at the model's own resolution",
+    sample="cytofm_cli.testing.samples.detectors:instanseg",
 )

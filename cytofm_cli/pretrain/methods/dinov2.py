@@ -18,7 +18,7 @@ from cytofm_cli.config import option
 from cytofm_cli.pretrain.base import StepOutput
 from cytofm_cli.pretrain.losses import koleo_loss
 from cytofm_cli.pretrain.patches import MaskedConfig, MaskedMethod
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,4 +53,10 @@ class DinoV2(MaskedMethod):
         return replace(out, loss=out.loss + self.config.koleo * spread, parts=parts)
 
 
-PLUGIN = Plugin(make=DinoV2, config=Config, summary="DINOv2: iBOT, Sinkhorn, KoLeo (Oquab 2024)")
+PLUGIN = PretrainPlugin(
+    make=DinoV2,
+    config=Config,
+    summary="DINOv2: iBOT, Sinkhorn, KoLeo (Oquab 2024)",
+    views={"recipe": "dinov2"},
+    sample="cytofm_cli.testing.samples.pretrain:dinov2",
+)

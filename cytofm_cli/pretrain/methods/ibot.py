@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cytofm_cli.config import option
 from cytofm_cli.pretrain.patches import MaskedConfig, MaskedMethod
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,4 +26,10 @@ class Ibot(MaskedMethod):
     config: Config
 
 
-PLUGIN = Plugin(make=Ibot, config=Config, summary="iBOT: DINO and masked patches (Zhou 2022)")
+PLUGIN = PretrainPlugin(
+    make=Ibot,
+    config=Config,
+    summary="iBOT: DINO and masked patches (Zhou 2022)",
+    views={"recipe": "ibot"},
+    sample="cytofm_cli.testing.samples.pretrain:ibot",
+)

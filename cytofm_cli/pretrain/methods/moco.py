@@ -24,7 +24,7 @@ from cytofm_cli.pretrain.teacher import (
     require_temperature,
     two_views,
 )
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,4 +97,10 @@ def _freeze_patch_embed(trunk: nn.Module) -> None:
         parameter.requires_grad = False
 
 
-PLUGIN = Plugin(make=MoCo, config=Config, summary="MoCo v3: contrast with a teacher (Chen 2021)")
+PLUGIN = PretrainPlugin(
+    make=MoCo,
+    config=Config,
+    summary="MoCo v3: contrast with a teacher (Chen 2021)",
+    views={"recipe": "moco"},
+    sample="cytofm_cli.testing.samples.pretrain:moco",
+)
