@@ -104,7 +104,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 # The tables of a configuration file: the sections of all commands.
-SECTIONS = ("run", "tile", "detect", "views", "pretrain", "embed", "evaluate", "mil")
+SECTIONS = ("run", "tile", "detect", "views", "pretrain", "embed", "evaluate", "mil", "export")
 
 
 def check_sections(tables: Mapping[str, Any], path: Path) -> None:

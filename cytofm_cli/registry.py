@@ -57,7 +57,7 @@ Samples = Callable[[Path], Sequence[Sample]]
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """What a plug-in module exports under the name `PLUGIN`: a detector, a MIL head.
+    """What a plug-in module exports under the name `PLUGIN`; for a MIL head, this very class.
 
     The other kinds have more to say, each in a class of its own below.
 
@@ -98,6 +98,18 @@ class ReaderPlugin(Plugin):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectorPlugin(Plugin):
+    """A detector of nuclei; `make(config)` gives a `nuclei.base.NucleusDetector`.
+
+    Attributes:
+        from_files: it gives a `nuclei.base.NucleusSource`, which reads the file of each slide
+            (`--nuclei`, the setting `nuclei` of its `config`) and looks at no pixels.
+    """
+
+    from_files: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderPlugin(Plugin):
     """An encoder; `make(request)` gives an `encoders.base.Encoder`.
 
@@ -135,7 +147,7 @@ class PretrainPlugin(Plugin):
 
 @dataclass(frozen=True, kw_only=True)
 class ExporterPlugin(Plugin):
-    """An exporter; `make(request)` gives the `exporters.base.Product`s of a store.
+    """An exporter; `make(request)` gives `exporters.product.Product`s.
 
     Attributes:
         what: what its files hold: "bags", "nuclei", or both.
@@ -400,13 +412,13 @@ def _import_from(folder: str, name: str) -> Any:
 
 
 readers = Registry("reader", "cytofm_cli.slides.readers", "cytofm.readers", ReaderPlugin)
-detectors = Registry("detector", "cytofm_cli.nuclei.detectors", "cytofm.detectors", Plugin)
+detectors = Registry("detector", "cytofm_cli.nuclei.detectors", "cytofm.detectors", DetectorPlugin)
 encoders = Registry("encoder", "cytofm_cli.encoders.models", "cytofm.encoders", EncoderPlugin)
 mil_methods = Registry("MIL method", "cytofm_cli.mil.methods", "cytofm.mil_methods", Plugin)
 pretrain_methods = Registry(
     "pretraining method", "cytofm_cli.pretrain.methods", "cytofm.pretrain_methods", PretrainPlugin
 )
-exporters = Registry("exporter", "cytofm_cli.exporters", "cytofm.exporters", ExporterPlugin)
+exporters = Registry("exporter", "cytofm_cli.exporters.formats", "cytofm.exporters", ExporterPlugin)
 ALL: Final[tuple[Registry[Any], ...]] = (
     readers, detectors, encoders, pretrain_methods, mil_methods, exporters,
 )  # fmt: skip

@@ -66,6 +66,7 @@ _VALUES: dict[str, Values] = {
     "method": _names(registry.mil_methods),
     "benchmark method": _names(registry.mil_methods, "all"),
     "pretrain method": _names(registry.pretrain_methods),
+    "export to": _names(registry.exporters),
     "reader": _names(registry.readers, "auto"),
     "device": lambda _: ["auto", "cpu", "cuda", "cuda:0"],
     "train device": lambda _: ["cpu", "cuda", "cuda:0"],

@@ -16,7 +16,7 @@ from cytofm_cli.cli.options import RunOptions, Settings, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
-from cytofm_cli.config import Layer, field_types
+from cytofm_cli.config import Layer
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
@@ -97,8 +97,7 @@ def _with_nuclei(config: DetectConfig) -> DetectConfig:
     Raises:
         UsageError: `import` without a file, or a file for another detector.
     """
-    plugin = registry.detectors.find(config.detector)
-    if plugin.config is None or "nuclei" not in field_types(plugin.config):
+    if not registry.detectors.find(config.detector).from_files:
         if config.nuclei is not None:
             raise UsageError(
                 f"--nuclei is for the detector import, not for {config.detector!r}.",
