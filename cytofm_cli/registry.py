@@ -44,15 +44,22 @@ class Sample:
 
     Attributes:
         settings: of the plug-in. What they are differs by kind: see `cytofm_cli.testing`.
-        traits: what the suite has to know of the plug-in under these settings.
+        traits: what the suite has to know of the plug-in under these settings; likewise.
+        made: the thing itself, where settings alone do not make it.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     traits: Mapping[str, Any] = field(default_factory=dict)
+    made: Any = None
 
 
 # Called with an empty folder, where it may leave files (weights, slides).
 Samples = Callable[[Path], Sequence[Sample]]
+
+
+def samples(*settings: Mapping[str, Any], **traits: Any) -> Samples:
+    """Return the samples of a plug-in that needs no files: one for each of these settings."""
+    return lambda _folder: [Sample(settings=each, traits=traits) for each in settings or ({},)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from cytofm_cli.encoders import handcrafted
 from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec
 from cytofm_cli.encoders.entries import Entry
 from cytofm_cli.errors import UsageError
-from cytofm_cli.registry import EncoderPlugin, Sample
+from cytofm_cli.registry import EncoderPlugin, samples
 
 
 class HandcraftedEncoder:
@@ -58,5 +58,5 @@ PLUGIN = EncoderPlugin(
             needs_weights=False,
         ),
     ),
-    sample=lambda _folder: [Sample()],
+    sample=samples(),
 )

@@ -15,7 +15,7 @@ from cytofm_cli.encoders.base import (
 )
 from cytofm_cli.encoders.entries import IMAGENET, SHIPPED, Entry
 from cytofm_cli.errors import UsageError
-from cytofm_cli.registry import EncoderPlugin, Sample
+from cytofm_cli.registry import EncoderPlugin, samples
 
 if TYPE_CHECKING:
     from cytofm_cli.encoders.torch_encoder import TorchEncoder
@@ -125,7 +125,5 @@ PLUGIN = EncoderPlugin(
     needs=("timm",),
     entries=tuple(_entries()),
     trunk=trunk,
-    sample=lambda _folder: [
-        Sample(settings={"name_or_file": "sr-vit-tiny", "random_weights": True})
-    ],
+    sample=samples({"name_or_file": "sr-vit-tiny", "random_weights": True}),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.encoders import assumptions, weights
@@ -19,7 +18,7 @@ from cytofm_cli.encoders.base import (
 )
 from cytofm_cli.encoders.published import PUBLISHED
 from cytofm_cli.errors import UsageError, WeightsError
-from cytofm_cli.registry import EncoderPlugin, Sample
+from cytofm_cli.registry import EncoderPlugin, samples
 
 if TYPE_CHECKING:
     from cytofm_cli.encoders.torch_encoder import TorchEncoder
@@ -202,15 +201,7 @@ def trunk(request: TrunkRequest) -> Blueprint:
     return Blueprint(arch=request.name, builder=builder, is_vit=is_vit, network=network)
 
 
-def _sample(_folder: Path) -> list[Sample]:
-    vit = {"name_or_file": "timm/vit_tiny_patch16_224", "random_weights": True}
-    return [
-        Sample(settings=vit),
-        Sample(settings=vit | {"pooling": "cls+mean"}),
-        Sample(settings={"name_or_file": "timm/resnet18", "random_weights": True}),
-    ]
-
-
+_VIT_TINY = {"name_or_file": "timm/vit_tiny_patch16_224", "random_weights": True}
 PLUGIN = EncoderPlugin(
     make=make,
     summary="any network of timm: timm/<name>",
@@ -219,5 +210,9 @@ PLUGIN = EncoderPlugin(
     models="<name>",
     require=require_model,
     trunk=trunk,
-    sample=_sample,
+    sample=samples(
+        _VIT_TINY,
+        _VIT_TINY | {"pooling": "cls+mean"},
+        _VIT_TINY | {"name_or_file": "timm/resnet18"},
+    ),
 )

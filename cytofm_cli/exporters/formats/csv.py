@@ -12,7 +12,7 @@ import numpy as np
 from cytofm_cli.exporters.base import ExportRequest
 from cytofm_cli.exporters.nuclei import Nuclei, source_of
 from cytofm_cli.exporters.product import Product, replacing
-from cytofm_cli.registry import ExporterPlugin, Sample
+from cytofm_cli.registry import ExporterPlugin, samples
 
 
 def products(request: ExportRequest) -> list[Product]:
@@ -49,5 +49,5 @@ PLUGIN = ExporterPlugin(
     summary="nuclei as CSV, a row a nucleus, with morphometrics",
     what=("nuclei",),
     options=("detector", "run"),
-    sample=lambda _folder: [Sample()],
+    sample=samples(),
 )

@@ -11,7 +11,7 @@ from cytofm_cli.exporters.nuclei import Nuclei, source_of
 from cytofm_cli.exporters.product import Product, replacing
 from cytofm_cli.nuclei import geojson
 from cytofm_cli.nuclei.place import BOUNDS, SlidePlace, place_of
-from cytofm_cli.registry import ExporterPlugin, Sample
+from cytofm_cli.registry import ExporterPlugin, samples
 
 
 def products(request: ExportRequest) -> list[Product]:
@@ -49,5 +49,5 @@ PLUGIN = ExporterPlugin(
     summary="nuclei as GeoJSON for QuPath",
     what=("nuclei",),
     options=("detector", "run", "origin"),
-    sample=lambda _folder: [Sample(), Sample(settings={"origin": "slide"})],
+    sample=samples({}, {"origin": "slide"}),
 )

@@ -18,7 +18,7 @@ from cytofm_cli.exporters.base import ExportRequest
 from cytofm_cli.exporters.formats.pt import write_pt
 from cytofm_cli.exporters.product import Product, replacing
 from cytofm_cli.mil import foreign
-from cytofm_cli.registry import ExporterPlugin, Sample
+from cytofm_cli.registry import ExporterPlugin, samples
 from cytofm_cli.store.io import Embeddings, Store
 
 if TYPE_CHECKING:
@@ -155,9 +155,5 @@ PLUGIN = ExporterPlugin(
     what=("bags",),
     options=("layout", "encoder", "unit"),
     needs=("h5py",),
-    sample=lambda _folder: [
-        Sample(settings={"layout": layout, "unit": unit})
-        for layout in ("trident", "clam")
-        for unit in ("tile", "cell")
-    ],
+    sample=samples({}, {"layout": "clam"}, {"unit": "cell"}, {"layout": "clam", "unit": "cell"}),
 )

@@ -10,7 +10,7 @@ from cytofm_cli.exporters.bags import BagGeometry, origin_of, product
 from cytofm_cli.exporters.base import ExportRequest
 from cytofm_cli.exporters.product import Product, replacing
 from cytofm_cli.mil import foreign, origin
-from cytofm_cli.registry import ExporterPlugin, Sample
+from cytofm_cli.registry import ExporterPlugin, samples
 from cytofm_cli.store.io import Embeddings, Store, read_embeddings
 
 
@@ -46,5 +46,5 @@ PLUGIN = ExporterPlugin(
     summary="bags as pt: a float32 (n, d) tensor",
     what=("bags",),
     options=("encoder", "unit"),
-    sample=lambda _folder: [Sample(), Sample(settings={"unit": "cell"})],
+    sample=samples({}, {"unit": "cell"}),
 )

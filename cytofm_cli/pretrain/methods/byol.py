@@ -17,7 +17,7 @@ from cytofm_cli.pretrain.base import Backbones, Batch, Length, StepOutput
 from cytofm_cli.pretrain.heads import projector
 from cytofm_cli.pretrain.losses import byol_loss
 from cytofm_cli.pretrain.teacher import TeacherConfig, TeacherMethod, encode, two_views
-from cytofm_cli.registry import PretrainPlugin
+from cytofm_cli.registry import PretrainPlugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,5 +71,5 @@ PLUGIN = PretrainPlugin(
     config=Config,
     summary="BYOL: prediction of a teacher (Grill 2020)",
     views={"recipe": "byol"},
-    sample="cytofm_cli.testing.samples.pretrain:byol",
+    sample=samples(),
 )

@@ -16,7 +16,7 @@ from cytofm_cli.pretrain.base import Batch, StepOutput
 from cytofm_cli.pretrain.heads import DinoHead
 from cytofm_cli.pretrain.losses import dino_loss, entropy
 from cytofm_cli.pretrain.teacher import PrototypeConfig, PrototypeMethod, encode
-from cytofm_cli.registry import PretrainPlugin
+from cytofm_cli.registry import PretrainPlugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,5 +59,5 @@ PLUGIN = PretrainPlugin(
     config=Config,
     summary="DINO: self-distillation (Caron 2021)",
     views={"recipe": "dino"},
-    sample="cytofm_cli.testing.samples.pretrain:dino",
+    sample=samples({}, {"centring": "sinkhorn"}),
 )

@@ -36,7 +36,7 @@ from cytofm_cli.pretrain.base import (
 from cytofm_cli.pretrain.heads import projector
 from cytofm_cli.pretrain.losses import Standardise, nt_xent
 from cytofm_cli.pretrain.teacher import encode, require_temperature
-from cytofm_cli.registry import PretrainPlugin
+from cytofm_cli.registry import PretrainPlugin, samples
 from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -154,5 +154,5 @@ PLUGIN = PretrainPlugin(
     config=Config,
     summary="distillation from a frozen encoder, with contrast",
     views={"recipe": "distill"},
-    sample="cytofm_cli.testing.samples.pretrain:distill",
+    sample=samples(),
 )

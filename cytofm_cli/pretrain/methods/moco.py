@@ -24,7 +24,7 @@ from cytofm_cli.pretrain.teacher import (
     require_temperature,
     two_views,
 )
-from cytofm_cli.registry import PretrainPlugin
+from cytofm_cli.registry import PretrainPlugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,5 +102,5 @@ PLUGIN = PretrainPlugin(
     config=Config,
     summary="MoCo v3: contrast with a teacher (Chen 2021)",
     views={"recipe": "moco"},
-    sample="cytofm_cli.testing.samples.pretrain:moco",
+    sample=samples({}, {"freeze_patch_embed": False}),
 )

@@ -25,7 +25,7 @@ from cytofm_cli.pretrain.base import (
 from cytofm_cli.pretrain.heads import projector
 from cytofm_cli.pretrain.losses import nt_xent
 from cytofm_cli.pretrain.teacher import encode, require_temperature, two_views
-from cytofm_cli.registry import PretrainPlugin
+from cytofm_cli.registry import PretrainPlugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,5 +79,5 @@ PLUGIN = PretrainPlugin(
     config=Config,
     summary="SimCLR: contrast of two views (Chen 2020)",
     views={"recipe": "simclr"},
-    sample="cytofm_cli.testing.samples.pretrain:simclr",
+    sample=samples(),
 )
