@@ -10,8 +10,8 @@ import timm
 import torch
 from torch import nn
 
-from cytofm_cli.encoders.base import load_encoder
 from cytofm_cli.encoders.irpe import IrpeConfig, TokenGrid
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sr_vit import (
     SrVit,
     SrVitConfig,
