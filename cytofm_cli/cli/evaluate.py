@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cytofm_cli.cli.inputs import are_stores, find_slides, find_stores, store_id
+from cytofm_cli.api.inputs import are_stores, find_slides, find_stores, store_id
 from cytofm_cli.cli.options import CommonOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
@@ -80,7 +80,7 @@ def probe(
     if words and manifest is None and are_stores(words):
         sources = [Source(store_id(path), str(path)) for path in find_stores(words)]
     else:
-        refs = find_slides(words, manifest)
+        refs = find_slides(words, manifest, warn=out.warn)
         sources = [Source(ref.slide_id, ref.path, ref.mpp) for ref in refs]
     if run.dry_run:
         plan = make_plan(config, sources, points, choices, groups=groups)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cytofm_cli.cli.inputs import find_stores
+from cytofm_cli.api.inputs import find_stores
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, UsageError
 

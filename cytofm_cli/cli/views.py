@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
+from cytofm_cli.api.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
+from cytofm_cli.cli.per_slide import crew_size, run_slides
 from cytofm_cli.errors import UsageError
 from cytofm_cli.store.io import is_store, output_errors
 from cytofm_cli.store.schema import STORE_SUFFIX
@@ -91,7 +91,7 @@ def views(
             )
             for path in paths
         ]
-        run_slides("views", tasks_with(jobs), work, run, folder, workers=workers)
+        run_slides("views", jobs, work, run, folder, workers=workers)
     # After the dump: its children are forked, and a process with torch's threads must not fork.
     if preview and not run.dry_run:
         _preview(paths, preview, folder, config, run, detector=detector, seed=seed, slides=slides)

@@ -83,7 +83,7 @@ Event = Outcome | Progress | Note
 class Reporter:
     """The child's voice: every report also shows the supervisor that the child is alive."""
 
-    def __init__(self, pipe: Connection, slide_id: str) -> None:
+    def __init__(self, pipe: Connection | _Ear, slide_id: str) -> None:
         self._pipe = pipe
         self._slide_id = slide_id
         self._last = 0.0
@@ -137,6 +137,25 @@ def run_batch(
                         crew.remove(worker)
         finally:
             _dismiss(crew)
+
+
+def do_here(work: Work, tasks: Sequence[Task], hear: Callable[[Event], None]) -> None:
+    """Work on every task in this process, one after the other; nothing guards against a crash.
+
+    Args:
+        work: what is done.
+        tasks: the slides, in order.
+        hear: called with progress and notes while a slide is worked on, and with its outcome.
+    """
+    for task in tasks:
+        hear(_attempt(work, task, Reporter(_Ear(hear), task.slide_id)))
+
+
+@dataclass(frozen=True)
+class _Ear:
+    """Takes what a child would send through its pipe."""
+
+    send: Callable[[Event], None]
 
 
 class _Worker:
