@@ -73,6 +73,23 @@ class Registry:
     package: str
     group: str
     spoken: Mapping[str, str] = field(default_factory=dict)
+    _added: dict[str, Plugin] = field(default_factory=dict, init=False, compare=False)
+
+    def add(self, name: str, plugin: Plugin) -> None:
+        """Make a plug-in known in this process, e.g. one that is defined in a notebook.
+
+        It takes the place of one that was added under the same name; processes that are started
+        later do not know it.
+
+        Raises:
+            UsageError: a plug-in of this name is installed.
+        """
+        key = self.key(name)
+        if key not in self._added and key in self.names():
+            raise UsageError(
+                f"a {self.kind} called {name!r} is there already.", hint="choose another name"
+            )
+        self._added[key] = plugin
 
     def names(self) -> list[str]:
         """Return the names of all plug-ins, sorted, without importing them."""
@@ -81,13 +98,13 @@ class Registry:
         except ModuleNotFoundError:
             spec = None
         if spec is None or spec.submodule_search_locations is None:
-            return []
+            return sorted(self._added)
         own = {
             module.name
             for module in pkgutil.iter_modules(spec.submodule_search_locations)
             if not module.name.startswith("_")
         }
-        return sorted(own | set(self._outside()))
+        return sorted(own | set(self._outside()) | set(self._added))
 
     def load(self, name: str) -> Plugin:
         """Import and return one plug-in.
@@ -117,6 +134,8 @@ class Registry:
             close = difflib.get_close_matches(name, typed, n=1)
             known = f"did you mean {close[0]}?" if close else f"known: {', '.join(typed)}"
             raise UsageError(f"no {self.kind} is called {name!r}.", hint=known)
+        if name in self._added:
+            return self._added[name]
         outside = self._outside()
         if name in outside:
             plugin = outside[name].load()
