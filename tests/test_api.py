@@ -448,7 +448,14 @@ def test_registry__a_head_of_the_session_trains_and_scores(
         mil_methods._added, "own", Plugin(make=Own, config=plugin.config, summary="-")
     )
     labels = write_bags(tmp_path / "bags")
-    trained = cytofm.train(tmp_path / "bags", labels, tmp_path / "run", method="own", **QUICK)
+    trained = cytofm.train(
+        tmp_path / "bags",
+        labels,
+        tmp_path / "run",
+        method="own",
+        head_settings={"hidden": 8},
+        **QUICK,
+    )
     assert trained.metrics["auc"]["value"] == 1.0
     assert "own" in {row.name for row in cytofm.list_methods()}
     with pytest.raises(UsageError, match="'abmil' is there already"):
