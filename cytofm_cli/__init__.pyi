@@ -3,7 +3,6 @@ from cytofm_cli.api.cohort import Started as Started
 from cytofm_cli.api.detect import detect as detect
 from cytofm_cli.api.embed import embed as embed
 from cytofm_cli.api.export import export as export
-from cytofm_cli.api.frames import arrays as arrays
 from cytofm_cli.api.frames import embeddings_frame as embeddings_frame
 from cytofm_cli.api.frames import nuclei_frame as nuclei_frame
 from cytofm_cli.api.frames import tiles_frame as tiles_frame
@@ -27,10 +26,9 @@ from cytofm_cli.encoders.config import EmbedConfig as EmbedConfig
 from cytofm_cli.errors import CytofmError as CytofmError
 from cytofm_cli.errors import CytofmWarning as CytofmWarning
 from cytofm_cli.evaluate.config import ProbeConfig as ProbeConfig
-from cytofm_cli.mil.bags import Bag as Bag
+from cytofm_cli.mil.bag import Bag as Bag
 from cytofm_cli.mil.config import MilConfig as MilConfig
 from cytofm_cli.nuclei.config import DetectConfig as DetectConfig
-from cytofm_cli.nuclei.run import read_nuclei as read_nuclei
 from cytofm_cli.pretrain.config import PretrainConfig as PretrainConfig
 from cytofm_cli.tiles.config import TileConfig as TileConfig
 from cytofm_cli.views.config import ViewsConfig as ViewsConfig

@@ -303,18 +303,6 @@ def test_open_slide__takes_a_path(slides: Path) -> None:
         reader.close()
 
 
-def test_arrays__are_read_where_they_are_sliced(stores: Path) -> None:
-    store = cytofm.open_store(stores / "a.zarr")
-    arrays = cytofm.arrays(store)
-    x, y = arrays["tiles/xy_px0"][0]
-    tile = arrays["tiles/pixels"][0]
-    assert np.array_equal(tile, draw_field()[y : y + 256, x : x + 256])
-    assert set(arrays) >= {"thumbnail", "nuclei/classical/xy_px0"}
-    assert len(arrays) == len(list(arrays))
-    with pytest.raises(KeyError):
-        arrays["tiles"]
-
-
 def test_frames__hold_what_the_store_holds(stores: Path) -> None:
     store = cytofm.open_store(stores / "a.zarr")
     tiles = cytofm.tiles_frame(store)
@@ -366,9 +354,9 @@ def test_frames__say_how_to_install_what_is_missing(
 
 def test_load_encoder__embeds_images_as_the_step_does(stores: Path) -> None:
     encoder = cytofm.load_encoder("handcrafted")
-    arrays = cytofm.arrays(stores / "a.zarr")
-    values = encoder.embed(arrays["tiles/pixels"][...], batch_size=1)
-    assert np.array_equal(values, arrays["embeddings/handcrafted/tile/values"][...])
+    store = cytofm.open_store(stores / "a.zarr")
+    values = encoder.embed(store.array("tiles/pixels")[...], batch_size=1)
+    assert np.array_equal(values, store.embeddings().values)
     assert repr(encoder) == "<ImageEncoder handcrafted: any size → 263 numbers>"
     for wrong in (np.zeros((4, 32, 32, 3)), np.zeros((32, 32, 3), np.uint8)):
         with pytest.raises(InputError, match="images are"):

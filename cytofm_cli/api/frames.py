@@ -1,4 +1,4 @@
-"""A store as lazy arrays, as pandas tables, as AnnData.
+"""A store as pandas tables and as AnnData.
 
 Places are (x, y) in level-0 pixels, as in the store: corners of tiles, centres of nuclei.
 pandas and anndata are optional: `pip install 'cytofm[frames]'`.
@@ -7,8 +7,6 @@ pandas and anndata are optional: `pip install 'cytofm[frames]'`.
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,31 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.api.given import PathLike
-from cytofm_cli.errors import MissingPackageError, StoreError
+from cytofm_cli.errors import MissingPackageError
 from cytofm_cli.exporters.bags import nuclei_of
-from cytofm_cli.nuclei.run import read_nuclei
-from cytofm_cli.store import schema
-from cytofm_cli.store.io import Store, open_store, read_embeddings
+from cytofm_cli.store.io import Store, open_store
 
 if TYPE_CHECKING:
     import anndata as ad
     import pandas as pd
-    import zarr
 
-    from cytofm_cli.nuclei.base import NucleusTable
+    from cytofm_cli.store.tables import NucleusTable
 
 StoreLike = Store | PathLike
-
-
-def arrays(store: StoreLike) -> Mapping[str, zarr.Array]:
-    """Return the arrays of a store by path: `arrays(store)["tiles/pixels"][0]`.
-
-    Nothing is read but what is sliced; a slice is a NumPy array.
-
-    Raises:
-        StoreError: no store.
-    """
-    return _Arrays(_opened(store).path)
 
 
 def tiles_frame(store: StoreLike) -> pd.DataFrame:
@@ -52,12 +36,8 @@ def tiles_frame(store: StoreLike) -> pd.DataFrame:
         MissingPackageError: pandas is not installed.
         StoreError: the store has no tiles.
     """
-    pandas, store = require("pandas"), _opened(store)
-    if schema.TILE_STEP not in store.steps:
-        raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
-    columns = _places(store.read(schema.TILE_XY.path))
-    for name, kind in (("foreground", schema.TILE_FOREGROUND), ("focus", schema.TILE_FOCUS)):
-        columns[name] = store.read(kind.path)
+    pandas, tiles = require("pandas"), _opened(store).tiles()
+    columns = _places(tiles.xy_px0) | {"foreground": tiles.foreground, "focus": tiles.focus}
     return pandas.DataFrame(columns).rename_axis("tile")
 
 
@@ -65,7 +45,7 @@ def nuclei_frame(store: StoreLike, detector: str | None = None) -> pd.DataFrame:
     """Return the nuclei, one row each in the order of the store.
 
     Columns: x_px0, y_px0 (centroid), area_um2, probability, class (by name, categorical).
-    Outlines: `cytofm_cli.nuclei.run.read_nuclei(store, detector)[1].polygon(row)`.
+    Outlines: `store.nuclei(detector).polygon(row)`.
 
     Args:
         store: an open store, or its path.
@@ -75,8 +55,7 @@ def nuclei_frame(store: StoreLike, detector: str | None = None) -> pd.DataFrame:
         MissingPackageError: pandas is not installed.
         StoreError: no nuclei, or several detectors and none named.
     """
-    pandas, store = require("pandas"), _opened(store)
-    _, table = read_nuclei(store, detector)
+    pandas, table = require("pandas"), _opened(store).nuclei(detector)
     return pandas.DataFrame(_columns(table, pandas)).rename_axis("nucleus")
 
 
@@ -96,8 +75,7 @@ def embeddings_frame(
         MissingPackageError: pandas is not installed.
         StoreError: no such embeddings, or several encoders and none named.
     """
-    pandas, store = require("pandas"), _opened(store)
-    bag = read_embeddings(store.path, encoder, unit)
+    pandas, bag = require("pandas"), _opened(store).embeddings(encoder, unit)
     places = _places(bag.xy_px0)
     rows = [np.arange(len(bag.values)), places["x_px0"], places["y_px0"]]
     index = pandas.MultiIndex.from_arrays(rows, names=[unit, "x_px0", "y_px0"])
@@ -122,7 +100,7 @@ def to_anndata(store: StoreLike, encoder: str | None = None, unit: str = "cell")
             others than the cells.
     """
     anndata, pandas, store = require("anndata"), require("pandas"), _opened(store)
-    bag = read_embeddings(store.path, encoder, unit)
+    bag = store.embeddings(encoder, unit)
     nuclei = nuclei_of(store, bag.xy_px0) if unit == "cell" else None
     if unit == "tile":
         obs = tiles_frame(store)
@@ -136,7 +114,7 @@ def to_anndata(store: StoreLike, encoder: str | None = None, unit: str = "cell")
         "slide_id": store.slide_id,
         "encoder": bag.encoder,
         "unit": unit,
-        "slide_mpp": float(store.slide["mpp"]),
+        "slide_mpp": float(store.slide.mpp),
     }
     made: ad.AnnData = anndata.AnnData(
         X=bag.values,
@@ -160,34 +138,6 @@ def require(package: str) -> Any:
         raise MissingPackageError(
             f"{package} is not installed.", hint="pip install 'cytofm[frames]'"
         ) from error
-
-
-class _Arrays(Mapping[str, "zarr.Array"]):
-    """The arrays of a store, opened when asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __getitem__(self, name: str) -> zarr.Array:
-        import zarr
-
-        if name not in self:
-            raise KeyError(name)
-        return zarr.open_array(self._path / name, mode="r")
-
-    def __contains__(self, name: object) -> bool:
-        return name in set(self)
-
-    def __iter__(self) -> Iterator[str]:
-        for node in sorted(self._path.rglob("zarr.json")):
-            if json.loads(node.read_bytes())["node_type"] == "array":
-                yield node.parent.relative_to(self._path).as_posix()
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __repr__(self) -> str:
-        return f"<arrays of {self._path}: {', '.join(self)}>"
 
 
 def _opened(store: StoreLike) -> Store:

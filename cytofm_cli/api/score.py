@@ -121,8 +121,8 @@ def score(
         WeightsError: a model is damaged or exchanged.
         OutputError: `out` cannot be written.
     """
+    from cytofm_cli.api.scoring import Scoring, encoder_of, find_all, score_one
     from cytofm_cli.mil.score import load_run
-    from cytofm_cli.mil.scoring import Scoring, encoder_of, find_all, score_one
 
     run, table = Path(run), path_of(out)
     if table is not None and table.is_dir():

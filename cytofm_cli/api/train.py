@@ -11,7 +11,7 @@ from cytofm_cli.api.given import PathLike, config_of, plugin_settings
 from cytofm_cli.mil.config import MilConfig
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.bags import Bag
+    from cytofm_cli.mil.bag import Bag
     from cytofm_cli.mil.run import RunReport
 
 

@@ -21,8 +21,8 @@ from cytofm_cli.errors import (
 from cytofm_cli.store.schema import STORE_SUFFIX
 
 if TYPE_CHECKING:
+    from cytofm_cli.api.scoring import Scoring
     from cytofm_cli.mil.score import SlideScore
-    from cytofm_cli.mil.scoring import Scoring
     from cytofm_cli.work.signals import StopFlag
 
 
@@ -82,8 +82,8 @@ def score(
 
       cytofm mil score run new-stores -o new.csv --no-attention --geojson maps
     """
+    from cytofm_cli.api.scoring import Scoring, encoder_of, find_all
     from cytofm_cli.mil.score import load_run, scores_csv
-    from cytofm_cli.mil.scoring import Scoring, encoder_of, find_all
     from cytofm_cli.store.io import output_errors
 
     out.json, out.quiet = as_json, quiet
@@ -170,7 +170,7 @@ def _score_all(
     paths: Sequence[Path], task: Scoring
 ) -> tuple[list[SlideScore], list[CytofmError], StopFlag]:
     """Score slides until a signal asks to stop; the slide at hand is finished."""
-    from cytofm_cli.mil.scoring import score_one
+    from cytofm_cli.api.scoring import score_one
     from cytofm_cli.work.pool import stop_requests
 
     scores: list[SlideScore] = []

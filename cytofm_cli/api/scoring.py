@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cytofm_cli.errors import CytofmError, InputError, UsageError
+from cytofm_cli.exporters.maps import write_geojson
 from cytofm_cli.mil.attention import write_attention
-from cytofm_cli.mil.bags import Bag, find_bags, load_bags, notes
-from cytofm_cli.mil.maps import write_geojson
+from cytofm_cli.mil.bag import Bag, notes
+from cytofm_cli.mil.bags import find_bags, load_bags
 from cytofm_cli.mil.origin import unstated
 from cytofm_cli.mil.score import Ensemble, SlideScore, score_bag
 from cytofm_cli.nuclei.place import BOUNDS, place_of
@@ -85,7 +86,7 @@ def _write_map(
         store = io.open_store(path)
         origin_px0 = place_of(store, note).frame(BOUNDS)[:2]
         if unit == "tile":
-            side = float(store.steps[schema.TILE_STEP]["tile_px0"])
+            side = float(store.tile.tile_px0)
     write_geojson(folder, bag, result, side, origin_px0=origin_px0)
 
 
