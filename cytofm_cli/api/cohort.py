@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from cytofm_cli.api.failures import FailureLog
+from cytofm_cli.api.failures import FailureLog, explain
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.errors import CytofmWarning
-from cytofm_cli.store.io import output_errors
-from cytofm_cli.work.batch import Event, Note, Outcome, Task, Work, do_here, run_batch
+from cytofm_cli.work.batch import Event, Note, Outcome, Task, Work, attempt, run_batch
 from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.files import output_errors
 
 # A slide that another process holds is looked at again before the step says "held".
 _LOOKS_AT_HELD = 3
@@ -138,7 +138,7 @@ def _do(
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
 
-    def hear(event: Event) -> None:
+    def hear(event: Any) -> None:
         if not isinstance(event, Outcome):
             listen(event)
             return
@@ -153,7 +153,8 @@ def _do(
 
     listen(Started(len(tasks)))
     if manner.workers is None and not manner.fork:
-        do_here(work, tasks, hear)
+        for task in tasks:
+            hear(attempt(work, explain, task, hear))
     else:
         with contextlib.closing(_elsewhere(work, tasks, manner, workers)) as events:
             for event in events:
@@ -165,7 +166,8 @@ def _elsewhere(
     work: Work, tasks: Sequence[Task], manner: Manner, workers: int
 ) -> Generator[Event, None, None]:
     if manner.fork:
-        return run_batch(work, tasks, workers=workers, stall_s=manner.timeout_s)
+        stall_s = manner.timeout_s
+        return run_batch(work, tasks, workers=workers, stall_s=stall_s, explain=explain)
     from cytofm_cli.api.fresh import run_fresh
 
     return run_fresh(work, tasks, workers=workers, stall_s=manner.timeout_s)

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cytofm_cli.store.io import output_errors
-from cytofm_cli.work.batch import Outcome
+from cytofm_cli.errors import SlideError, SlideTimeoutError
+from cytofm_cli.work.batch import Loss, Outcome, Task
+from cytofm_cli.work.files import output_errors, write_text
 
 
 class FailureLog:
@@ -63,9 +64,25 @@ class FailureLog:
             if not self._records:
                 self.path.unlink(missing_ok=True)
                 return
-            partial = self.path.with_name(f".{self.path.name}.partial")
             lines = (json.dumps(r, ensure_ascii=False) for r in self._records.values())
-            # What is no UTF-8 in a path becomes \udcXX, which is how JSON spells it too.
-            text = "\n".join(lines) + "\n"
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-            partial.replace(self.path)
+            write_text(self.path, "\n".join(lines) + "\n")
+
+
+def explain(task: Task, loss: Loss) -> SlideError:
+    """Say why a slide was lost."""
+    if loss.why == "stalled":
+        return SlideTimeoutError(
+            f"{task.path}: no progress for {loss.detail}; given up.",
+            hint="is the disk slow? then raise --timeout-s; else the file is damaged.",
+        )
+    if loss.why == "killed":
+        return SlideError(
+            f"{task.path}: the process was killed, most likely for lack of memory.",
+            hint="give the job more memory, or fewer --workers.",
+        )
+    if loss.why == "out of memory":
+        return SlideError(f"{task.path}: out of memory.", hint="use fewer --workers.")
+    return SlideError(
+        f"{task.path}: crashed the reading library ({loss.detail}).",
+        hint="the file is damaged; scan it again.",
+    )

@@ -17,8 +17,10 @@ from collections.abc import Generator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
+from cytofm_cli.api.failures import explain
 from cytofm_cli.errors import CytofmError
-from cytofm_cli.work.batch import Event, Task, Work, die_with_parent, run_batch
+from cytofm_cli.work.batch import Event, Task, Work, run_batch
+from cytofm_cli.work.children import die_with
 
 _START = (
     "import json, sys\n"
@@ -81,15 +83,13 @@ def _end(supervisor: subprocess.Popen[bytes]) -> None:
 
 def serve(handle: int, parent: int) -> None:
     """Be the supervisor: take the tasks from the pipe, send every event through it."""
-    die_with_parent()
-    if os.getppid() != parent:  # it died before we asked to be told
-        return
+    die_with(parent)
     pipe = Connection(handle)
     work, tasks, workers, stall_s = pipe.recv()
     with contextlib.suppress(BrokenPipeError):  # nobody listens any more
         try:
             with contextlib.closing(
-                run_batch(work, tasks, workers=workers, stall_s=stall_s)
+                run_batch(work, tasks, workers=workers, stall_s=stall_s, explain=explain)
             ) as events:
                 for event in events:
                     pipe.send(event)

@@ -54,13 +54,13 @@ def probe(
         UsageError, InputError, LabelError, WeightsError: what is given cannot be used.
         ConfigMismatchError: `out` was made with other settings.
     """
-    from cytofm_cli.encoders.torch_encoder import choose_device
     from cytofm_cli.evaluate.choice import choose
     from cytofm_cli.evaluate.features import Source
     from cytofm_cli.evaluate.run import probe_run
+    from cytofm_cli.work.device import check_device
 
     config = config_of(ProbeConfig, config, settings, "probe")
-    choose_device(config.device)
+    check_device(config.device)
     choices = choose(
         words_of(encoders),
         weights=path_of(weights),

@@ -157,13 +157,11 @@ def score(
 
 
 def _write(table: Path, text: str) -> None:
-    from cytofm_cli.store.io import output_errors
+    from cytofm_cli.work.files import output_errors, write_text
 
     with output_errors(table):
         table.parent.mkdir(parents=True, exist_ok=True)
-        partial = table.with_name(f".{table.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(table)
+    write_text(table, text)
 
 
 def _warn(text: str) -> None:
