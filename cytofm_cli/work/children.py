@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -145,6 +146,11 @@ class _Child(Generic[Task]):
         self._heard = self._given = time.monotonic()
         sys.stdout.flush()  # else a forked child prints what is waiting a second time
         sys.stderr.flush()
+        if method == "spawn":
+            # Python's tracker of resources comes with the first child, and lets SIGINT through
+            # again once it has started: so it starts alone.
+            with _signals_held_back():
+                resource_tracker.ensure_running()
         # Killed before it has read all that it is sent: `news` finds it dead.
         with _signals_held_back(), contextlib.suppress(BrokenPipeError):
             self.process.start()
