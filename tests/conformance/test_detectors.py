@@ -25,7 +25,6 @@ from cytofm_cli.registry import Plugin, detectors
 from cytofm_cli.units import Box, Size
 
 MPP = 0.25
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 class DarkRegions(torch.nn.Module):
