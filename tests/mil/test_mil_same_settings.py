@@ -13,7 +13,8 @@ from cytofm_cli.mil.bags import Bag
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.run import read_config, train_run
 
-QUICK = {"folds": 3, "seeds": 1, "inner_folds": 3, "bootstrap": 100, "workers": 1, "method": "mean"}
+QUICK = {"folds": 3, "seeds": 1, "inner_folds": 3, "bootstrap": 100, "workers": 1, "method": "mean",
+         "epochs": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
