@@ -22,7 +22,7 @@ from cytofm_cli.errors import (
 from cytofm_cli.store.schema import STORE_SUFFIX
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.bags import Bag
+    from cytofm_cli.mil.bag import Bag
     from cytofm_cli.mil.score import Ensemble, SlideScore
     from cytofm_cli.work.signals import StopFlag
 
@@ -53,7 +53,7 @@ def score(
             "--allow-mixed", help="Score features of another encoder, tile size or resolution."
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     attention: Annotated[
         bool | None,
         typer.Option(
@@ -84,7 +84,7 @@ def score(
       cytofm mil score run new-stores -o new.csv --no-attention --geojson maps
     """
     from cytofm_cli.mil.score import load_run, scores_csv
-    from cytofm_cli.store.io import output_errors
+    from cytofm_cli.work.files import output_errors, write_text
 
     out.json, out.quiet = as_json, quiet
     ensemble = load_run(run_folder)
@@ -117,10 +117,7 @@ def score(
     scores, failures, stop = _score_all(paths, task)
     if not scores and (stop or failures):
         raise stop.error() if stop else _all_failed(failures)
-    with output_errors(table):
-        partial = table.with_name(f".{table.name}.partial")
-        partial.write_text(scores_csv(scores, ensemble.card.classes), encoding="utf-8")
-        partial.replace(table)
+    write_text(table, scores_csv(scores, ensemble.card.classes))
     out.data(str(table), {"scores": str(table), "slides": len(scores)})
     if stop and len(scores) + len(failures) < len(paths):
         raise type(stop.error())(
@@ -195,12 +192,12 @@ def _score_all(
     paths: Sequence[Path], task: _Task
 ) -> tuple[list[SlideScore], list[CytofmError], StopFlag]:
     """Score slides until a signal asks to stop; the slide at hand is finished."""
-    from cytofm_cli.work.pool import stop_requests
+    from cytofm_cli.work.signals import catch_signals
 
     scores: list[SlideScore] = []
     failures: list[CytofmError] = []
     hints: set[str | None] = set()
-    with stop_requests() as stop, out.progress_bar("score", len(paths)) as bar:
+    with catch_signals() as stop, out.progress_bar("score", len(paths)) as bar:
         for path in paths:
             if stop:
                 break
@@ -237,7 +234,8 @@ def _find(words: list[str], encoder: str) -> list[Path]:
 def _score_one(path: Path, task: _Task) -> SlideScore:
     """Score a slide; attention that cannot be written is no reason to lose the score."""
     from cytofm_cli.mil.attention import write_attention
-    from cytofm_cli.mil.bags import load_bags, notes
+    from cytofm_cli.mil.bag import notes
+    from cytofm_cli.mil.bags import load_bags
     from cytofm_cli.mil.origin import unstated
     from cytofm_cli.mil.score import score_bag
     from cytofm_cli.store.io import open_store
@@ -261,16 +259,16 @@ def _score_one(path: Path, task: _Task) -> SlideScore:
 
 
 def _write_map(folder: Path, path: Path, unit: str, bag: Bag, result: SlideScore) -> None:
-    from cytofm_cli.mil.maps import write_geojson
+    from cytofm_cli.exporters.maps import write_geojson
     from cytofm_cli.nuclei.place import BOUNDS, place_of
-    from cytofm_cli.store import io, schema
+    from cytofm_cli.store import io
 
     side, origin_px0 = None, (0, 0)
     if path.suffix == STORE_SUFFIX:
         store = io.open_store(path)
         origin_px0 = place_of(store, out.note).frame(BOUNDS)[:2]
         if unit == "tile":
-            side = float(store.steps[schema.TILE_STEP]["tile_px0"])
+            side = float(store.tile.tile_px0)
     try:
         write_geojson(folder, bag, result, side, origin_px0=origin_px0)
     except InputError as error:

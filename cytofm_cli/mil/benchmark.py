@@ -11,29 +11,34 @@ import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from cytofm_cli.config import as_record, field_types
 from cytofm_cli.errors import (
-    ConfigMismatchError,
     CytofmError,
     InputError,
     StoppedError,
     UsageError,
 )
 from cytofm_cli.mil import tables
-from cytofm_cli.mil.cells import cores
-from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
+from cytofm_cli.mil.answers import read_answers
 from cytofm_cli.mil.config import MilConfig, MilSettings
-from cytofm_cli.mil.run import make_folds, train_run
+from cytofm_cli.mil.plan import make_folds
+from cytofm_cli.mil.run import train_run
 from cytofm_cli.mil.run_folder import METRICS, SPLITS, read_config, read_metrics
 from cytofm_cli.mil.sources import Source, cohort_of
-from cytofm_cli.runs.record import changes, write_text
-from cytofm_cli.stats import folds as splits
-from cytofm_cli.store.io import output_errors
+from cytofm_cli.mil.splits import to_csv
+from cytofm_cli.runs.folder import refuse_changes
+from cytofm_cli.runs.record import changes
+from cytofm_cli.stats.compare import Comparison, compare_runs
 from cytofm_cli.words import named
-from cytofm_cli.work.pool import in_processes, stop_requests
+from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.device import find_device
+from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.pool import in_processes
+from cytofm_cli.work.signals import catch_signals
 
 RUNS, FAILURES = "runs", "failures.jsonl"
 # Settings whose effect is compared: whose features, classes and patients by each run, folds here.
@@ -122,18 +127,14 @@ def check_folder(
         InputError, LabelError: see `build_cohort`, `cross_validation`.
     """
     cohort = cohort_of(config, sources[0], labels)
-    layout = splits.to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
+    layout = to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
     if overwrite:
         return layout
     found = _other_runs(_jobs(config, sources, methods, out), out, cohort.classes)
     if not found and (out / SPLITS).is_file():
         old = (out / SPLITS).read_text(encoding="utf-8")
         found = [] if old == layout else [f"{SPLITS} ({_apart(old, layout)})"]
-    if found:
-        raise ConfigMismatchError(
-            f"{out}: was made with other settings: {'; '.join(found)}.",
-            hint="another -o keeps both, `--overwrite` makes these runs anew",
-        )
+    refuse_changes(out, found, overwrite="makes these runs anew")
     return layout
 
 
@@ -209,7 +210,7 @@ def _jobs(
     """List the runs by name.
 
     Raises:
-        UsageError: two rows would write into one folder.
+        UsageError: two rows would write into one folder, or there is no such device.
     """
     shared = {field.name: getattr(config, field.name) for field in fields(MilSettings)}
     shared["splits"] = out / SPLITS
@@ -219,9 +220,14 @@ def _jobs(
             f"two kinds of bags would both lie in {RUNS}/{doubled[0]}.",
             hint="rename a folder of bags: letters, digits, dots and _ tell folders apart",
         )
+    devices = cycle([str(find_device(name)) for name in config.device.split(",")])
     return {
         run_name(source.name, method): MilConfig(
-            **(shared | {"method": method, "encoder": source.encoder, "unit": source.unit})
+            **(
+                shared
+                | {"method": method, "encoder": source.encoder, "unit": source.unit}
+                | {"device": next(devices)}
+            )
         )
         for source in sources
         for method in methods
@@ -267,28 +273,28 @@ def _run_all(
     progress: Callable[[int, int, str], None],
 ) -> dict[str, str]:
     """Run the jobs in processes, one model at a time in each; return what failed and why."""
-    some = next(iter(jobs.values()))
-    devices = some.device.split(",")
-    workers = min(some.workers or (cores() if devices == ["cpu"] else len(devices)), len(jobs))
+    devices = {job.device for job in jobs.values()}
+    asked = next(iter(jobs.values())).workers
+    workers = min(asked or (cpu_count() if devices == {"cpu"} else len(devices)), len(jobs))
     failures: dict[str, str] = {}
     tasks = [
         (
             name,
-            asdict(replace(job, workers=1, device=devices[i % len(devices)])),
+            asdict(replace(job, workers=1)),
             folder_of[name],
             labels,
             out / RUNS / name,
             dict(tune or {}),
             overwrite,
         )
-        for i, (name, job) in enumerate(jobs.items())
+        for name, job in jobs.items()
     ]
     if workers == 1:
         for done, task in enumerate(tasks, start=1):
             _note(failures, task[0], _run_one(task))
             progress(done, len(tasks), task[0])
         return failures
-    with stop_requests() as stop, closing(in_processes(_run_one, tasks, workers, stop)) as ended:
+    with catch_signals() as stop, closing(in_processes(_run_one, tasks, workers, stop)) as ended:
         for done, (task, reason) in enumerate(ended, start=1):
             _note(failures, task[0], reason)
             progress(done, len(tasks), task[0])

@@ -8,8 +8,8 @@ Format: Zarr core v3.0 and the `sharding_indexed` codec v1.0 of its specificatio
 
 from __future__ import annotations
 
+import functools
 import json
-import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cytofm_cli.work.files import write_json
 
 Codec = dict[str, Any]
 
@@ -44,20 +46,15 @@ def zstd_decode(data: bytes) -> bytes:
     return bytes(imagecodecs.zstd_decode(data))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    # What is no UTF-8 in a path becomes \udcXX, which is how JSON spells it too.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
+def write_group(
+    path: Path, attributes: Mapping[str, Any] | None = None, *, flush: bool = False
+) -> None:
+    """Make a group node, with its folder; `flush` one that is not in a staging folder.
 
-
-def write_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None:
-    """Make a group node, with its folder."""
-    path.mkdir(parents=True, exist_ok=True)
+    What is staged is flushed whole before it is renamed into place (`flush_folder`).
+    """
     node = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
-    write_json(path / "zarr.json", node)
+    write_json(path / "zarr.json", node, indent=1, flush=flush)
 
 
 def write_array(
@@ -102,7 +99,7 @@ def _write_array_node(
         "attributes": dict(attributes or {}),
         "dimension_names": list(axes),
     }
-    write_json(path / "zarr.json", node)
+    write_json(path / "zarr.json", node, indent=1, flush=False)
 
 
 def hash_array(path: Path, hasher: Hasher) -> None:
@@ -196,14 +193,16 @@ class ShardedArrayWriter:
                     handle.write(chunk)
                     table[position] = (offset, len(chunk))
                     offset += len(chunk)
-            handle.write(_with_checksum(table.tobytes()))
+            handle.write(bytes(_crc32c().encode(table)))
             return handle.tell()
 
 
-def _with_checksum(table: bytes) -> bytes:
-    import google_crc32c
+@functools.cache
+def _crc32c() -> Any:
+    """Return the codec that puts a CRC-32C behind the index of a shard, and checks it there."""
+    from numcodecs.checksum32 import CRC32C  # importing numcodecs takes 0.05 s
 
-    return table + struct.pack("<I", google_crc32c.value(table))
+    return CRC32C(location="end")
 
 
 class ShardedArrayReader:
@@ -272,12 +271,13 @@ class ShardedArrayReader:
         handle = (self.path / key).open("rb")
         n_bytes = int(np.prod(self.chunks_per_shard)) * 16
         handle.seek(-n_bytes - 4, 2)
-        raw = handle.read()
-        if raw != _with_checksum(raw[:n_bytes]):
+        try:
+            table = np.frombuffer(_crc32c().decode(handle.read()), dtype="<u8")
+        except (ValueError, RuntimeError) as error:
             handle.close()
-            raise ValueError(f"{self.path / key}: the shard's index is damaged")
+            raise ValueError(f"{self.path / key}: the shard's index is damaged") from error
         self._handles[shard] = handle
-        self._tables[shard] = np.frombuffer(raw[:n_bytes], dtype="<u8").reshape(-1, 2)
+        self._tables[shard] = table.reshape(-1, 2)
         return self._tables[shard]
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError
+from cytofm_cli.mil.answers import read_answers
 from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, check_folder, write_tables
-from cytofm_cli.mil.compare import Answers, compare_runs, read_answers, share_splits
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.sources import make_sources
+from cytofm_cli.stats.compare import Answers, compare_runs, share_splits
 
 N = 36
 
@@ -269,3 +271,20 @@ def test_benchmark__rows_that_would_share_a_folder_are_refused(made: Path, tmp_p
         benchmark(
             resolve(MilConfig, "mil"), sources, ["mean"], made / "labels.csv", tmp_path / "out"
         )
+
+
+def test_benchmark__devices_are_dealt_to_the_runs_and_compared_run_by_run(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = (made / "out" / "table.csv").read_bytes()
+    assert run_benchmark(made, device="cpu,auto").failures == {}  # four runs, all done on a CPU
+    assert (made / "out" / "table.csv").read_bytes() == before
+    with pytest.raises(UsageError, match="cuda:1: there is no GPU here"):
+        run_benchmark(made, device="cpu,cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigMismatchError) as caught:
+        run_benchmark(made, device="cuda:0,cuda:1")
+    assert caught.value.message.count("'cpu' → 'cuda:0'") == 2
+    assert caught.value.message.count("'cpu' → 'cuda:1'") == 2

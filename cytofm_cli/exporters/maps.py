@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.exporters.product import replacing
+from cytofm_cli.work.files import replacing
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.bags import Bag
+    from cytofm_cli.mil.bag import Bag
     from cytofm_cli.mil.score import SlideScore
 
 WHOLE_SLIDE = "attention"
