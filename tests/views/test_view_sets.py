@@ -395,7 +395,7 @@ def test_sheet__shows_tile_outline_and_views():
     assert {(0, 170, 60), (255, 190, 0), (40, 110, 255)} <= colours
 
 
-@pytest.mark.skipif(not CRIC.is_dir(), reason="the CRIC fields are not beside the checkout")
+@pytest.mark.needs_shared("data/cric")
 def test_real_field__views_keep_the_marked_nuclei():
     with (CRIC / "points.csv").open() as handle:
         rows = [row for row in csv.DictReader(handle) if row["image"] == "field_001.jpg"]
