@@ -26,9 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cytofm_cli.encoders import catalogue, layouts, weights
 from cytofm_cli.encoders.base import EncoderRequest
-from cytofm_cli.encoders.irpe import IrpeConfig, TokenGrid
 from cytofm_cli.encoders.models import timm as timm_networks
-from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig, annealed_h, relative_keys
+from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig, TokenGrid, annealed_h, relative_keys
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain import lora
 from cytofm_cli.pretrain.base import Backbone, Backbones, Tokens
@@ -290,7 +289,7 @@ def _blueprint(config: PretrainConfig, patch_px: int, img_px: int) -> _Blueprint
         patch_px=patch_px,
         img_px=img_px,
         h=config.h or None,
-        irpe=IrpeConfig() if config.irpe else None,
+        irpe=config.irpe,
     )
     return _Blueprint(
         arch=found.name,
