@@ -19,8 +19,6 @@ from cytofm_kernels.errors import TopHError
 from cytofm_kernels.reference import Ties, accumulate_dtype, full_precision
 from cytofm_kernels.relpos import RelPos
 
-MAX_UINT8_BUCKETS = 256
-
 
 class _Last(threading.local):
     backend: str = "none"
