@@ -1,3 +1,3 @@
 """cytofm: from glass slide to slide-level answer, for cytology."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
