@@ -63,7 +63,8 @@ def probe(
     from cytofm_cli.evaluate.choice import choose
     from cytofm_cli.evaluate.features import Source
     from cytofm_cli.evaluate.notes import plan_notes
-    from cytofm_cli.evaluate.run import make_plan, probe_run
+    from cytofm_cli.evaluate.plan import make_plan
+    from cytofm_cli.evaluate.run import probe_run
 
     words = inputs or []
     if not words and manifest is None:

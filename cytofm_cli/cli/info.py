@@ -12,7 +12,6 @@ from cytofm_cli.cli.inputs import find_slides, list_slides
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
 from cytofm_cli.slides.folders import join_series
-from cytofm_cli.store.fresh import why_stale
 from cytofm_cli.store.io import Store, is_store, open_store
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.units import human_bytes
@@ -67,18 +66,24 @@ def _things(word: str) -> list[Path | str]:
 
 def _tell_store(store: Store) -> None:
     slide, lines = store.slide, [str(store.path)]
-    w, h = slide["size_px0"]
+    w, h = slide.size_px0
     lines.append(
-        f"  slide   {slide['path']}  {w} × {h} px  {slide['mpp']:.4g} µm/px ({slide['mpp_source']})"
-        f"  {_kind(slide['format'], slide['codec'])}, read by {slide['reader']}"
+        f"  slide   {slide.path}  {w} × {h} px  {slide.mpp:.4g} µm/px ({slide.mpp_source})"
+        f"  {_kind(slide.format, slide.codec)}, read by {slide.reader}"
     )
-    why = {step: told for step in store.steps if (told := why_stale(store, step)) is not None}
-    for step, record in sorted(store.steps.items()):
+    why = {step: told for step in store.steps if (told := store.why_stale(step)) is not None}
+    for step in sorted(store.steps):
         stale = f"; out of date: {why[step]}" if step in why else ""
-        lines.append(f"  {step}  {_step_line(step, record)}{stale}")
-    record = {"store": str(store.path), "slide": slide, "steps": store.steps, "out_of_date": why}
-    record["arrays"] = _arrays(store)
-    lines += [f"    {a['path']}  {a['dtype']} {tuple(a['shape'])}" for a in record["arrays"]]
+        lines.append(f"  {step}  {_step_line(store, step)}{stale}")
+    arrays = _arrays(store)
+    record = {
+        "store": str(store.path),
+        "slide": slide.to_json(),
+        "steps": {step: record.to_json() for step, record in store.steps.items()},
+        "out_of_date": why,
+        "arrays": arrays,
+    }
+    lines += [f"    {a['path']}  {a['dtype']} {tuple(a['shape'])}" for a in arrays]
     out.data("\n".join(lines), record)
 
 
@@ -87,27 +92,37 @@ def _kind(form: str, codec: str) -> str:
     return form if form == codec else f"{form}, {codec}"
 
 
-def _step_line(step: str, record: dict[str, Any]) -> str:
-    when = f"{record['tool']}, {record['time_utc']}"
+def _step_line(store: Store, step: str) -> str:
+    when = f"{store.steps[step].tool}, {store.steps[step].time_utc}"
     if step == "tile":
+        tile = store.tile
         return (
-            f"{record['n_tiles']} of {record['n_grid']} tiles of {record['tile_px']} px at "
-            f"{record['mpp']:.4g} µm/px, pixels {record['store_codec']} "
-            f"({human_bytes(record['pixel_bytes'])}); {when}"
+            f"{tile.n_tiles} of {tile.n_grid} tiles of {tile.tile_px} px at "
+            f"{tile.mpp:.4g} µm/px, pixels {tile.store_codec} "
+            f"({human_bytes(tile.pixel_bytes)}); {when}"
         )
-    return f"{_held(step, record)}; {when}"
+    return f"{_held(store, step)}; {when}"
 
 
-def _held(step: str, record: dict[str, Any]) -> str:
+def _held(store: Store, step: str) -> str:
     """Say what a step's arrays hold, in its own words."""
-    kind, n = step.partition("/")[0], record.get("n")
-    if n is None:
-        return "a count is not recorded"
+    kind, name, unit = (*step.split("/"), "", "")[:3]
     if kind == "nuclei":
-        classes = ", ".join(record.get("classes") or ())
-        return f"{n} nuclei" + (f" of classes {classes}" if classes else "")
-    what = {"embeddings": "embeddings", "attention": "rows of attention"}.get(kind, "rows")
-    return f"{n} {what}" + (f" of {record['dim']} numbers" if record.get("dim") else "")
+        nuclei = store.nuclei_record(name)
+        classes = f" of classes {', '.join(nuclei.classes)}" if nuclei.classes else ""
+        return _counted(nuclei.n, f"nuclei{classes}")
+    if kind == "embeddings":
+        bag = store.embedding_record(name, unit)
+        return _counted(bag.n, f"embeddings of {bag.dim} numbers")
+    attention = store.attention_record(name, unit) if kind == "attention" else None
+    if attention is None:  # of a newer version
+        return "what this version does not know"
+    wide = f" of {attention.dim} numbers" if attention.dim else ""
+    return _counted(attention.n, f"rows of attention{wide}")
+
+
+def _counted(n: int | None, what: str) -> str:
+    return "a count is not recorded" if n is None else f"{n} {what}"
 
 
 def _arrays(store: Store) -> list[dict[str, Any]]:
@@ -128,11 +143,8 @@ def _arrays(store: Store) -> list[dict[str, Any]]:
 def _tell_slide(path: str) -> None:
     from cytofm_cli.slides.open import open_slide
 
-    reader = open_slide(path)
-    try:
+    with open_slide(path) as reader:
         facts = reader.info
-    finally:
-        reader.close()
     mpp = f"{facts.mpp:.4g} µm/px ({facts.mpp_source})" if facts.mpp else "resolution not stated"
     w, h = facts.size_px0
     levels = ", ".join(f"1/{level.downsample:g}" for level in facts.levels)

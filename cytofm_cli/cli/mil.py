@@ -15,7 +15,7 @@ from cytofm_cli.errors import SomeSlidesFailedError, UsageError
 from cytofm_cli.mil.config import BenchmarkConfig, MilConfig, MilSettings
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.run import Plan
+    from cytofm_cli.mil.plan import Plan
 
 
 def train(
@@ -51,7 +51,8 @@ def train(
     """
     from cytofm_cli.mil.cache import bag_file
     from cytofm_cli.mil.describe import result_line
-    from cytofm_cli.mil.run import make_plan, train_run
+    from cytofm_cli.mil.plan import make_plan
+    from cytofm_cli.mil.run import train_run
 
     head = parse_settings(settings)
     values = _values_to_try(tune)
@@ -105,9 +106,10 @@ def compare(
 
       cytofm mil compare runs/* --json
     """
-    from cytofm_cli.mil.compare import cautions, compare_runs, read_answers, share_splits
+    from cytofm_cli.mil.answers import read_answers
     from cytofm_cli.mil.describe import positive_line
     from cytofm_cli.stats.cautions import interval_text
+    from cytofm_cli.stats.compare import cautions, compare_runs, share_splits
 
     out.json = as_json
     places = [run.resolve() for run in runs]

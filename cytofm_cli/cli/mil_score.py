@@ -22,7 +22,7 @@ from cytofm_cli.errors import (
 from cytofm_cli.store.schema import STORE_SUFFIX
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.bags import Bag
+    from cytofm_cli.mil.bag import Bag
     from cytofm_cli.mil.score import Ensemble, SlideScore
     from cytofm_cli.work.signals import StopFlag
 
@@ -237,7 +237,8 @@ def _find(words: list[str], encoder: str) -> list[Path]:
 def _score_one(path: Path, task: _Task) -> SlideScore:
     """Score a slide; attention that cannot be written is no reason to lose the score."""
     from cytofm_cli.mil.attention import write_attention
-    from cytofm_cli.mil.bags import load_bags, notes
+    from cytofm_cli.mil.bag import notes
+    from cytofm_cli.mil.bags import load_bags
     from cytofm_cli.mil.origin import unstated
     from cytofm_cli.mil.score import score_bag
     from cytofm_cli.store.io import open_store
@@ -261,16 +262,16 @@ def _score_one(path: Path, task: _Task) -> SlideScore:
 
 
 def _write_map(folder: Path, path: Path, unit: str, bag: Bag, result: SlideScore) -> None:
-    from cytofm_cli.mil.maps import write_geojson
+    from cytofm_cli.exporters.maps import write_geojson
     from cytofm_cli.nuclei.place import BOUNDS, place_of
-    from cytofm_cli.store import io, schema
+    from cytofm_cli.store import io
 
     side, origin_px0 = None, (0, 0)
     if path.suffix == STORE_SUFFIX:
         store = io.open_store(path)
         origin_px0 = place_of(store, out.note).frame(BOUNDS)[:2]
         if unit == "tile":
-            side = float(store.steps[schema.TILE_STEP]["tile_px0"])
+            side = float(store.tile.tile_px0)
     try:
         write_geojson(folder, bag, result, side, origin_px0=origin_px0)
     except InputError as error:

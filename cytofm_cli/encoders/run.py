@@ -26,16 +26,14 @@ from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import (
     ConfigMismatchError,
     OutOfMemoryError,
-    StoreError,
     UsageError,
     WeightsError,
 )
 from cytofm_cli.nuclei.crops import open_cells
-from cytofm_cli.nuclei.run import name_of_nuclei
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import io, lineage, schema
-from cytofm_cli.store.fresh import loss_note, say_risk, why_stale
-from cytofm_cli.store.zarr3 import write_array, write_rows
+from cytofm_cli.store import arrays, commit, io, lineage, schema
+from cytofm_cli.store.fresh import loss_note, say_risk
+from cytofm_cli.store.records import EmbeddingRecord
 from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.finished import is_done
 from cytofm_cli.tiles.read import ordered_map
@@ -103,18 +101,20 @@ class Embedder:
         finished = _find_finished(store, job.config.unit, settings, mark)
         if finished is not None and not job.overwrite:
             io.tidy(job.store.parent, job.slide_id, finished)
-            _warn_of_old_size(job.config, store.steps[finished], note)
+            _warn_of_old_size(job.config, store.embedding_records(job.config.unit)[finished], note)
             return "skipped", _facts(store, finished)
         if job.dry_run:
-            say_risk(store, finished, note)
-            return "done", {"store": str(job.store), "n_tiles": store.steps["tile"]["n_tiles"]}
+            say_risk(store.path, store.steps, finished, note)
+            return "done", {"store": str(job.store), "n_tiles": store.tile.n_tiles}
         encoder = self._load(job.config, note)
         step = schema.embedding_step(store_key(encoder.spec), job.config.unit)
         with io.claim_step(job.store.parent, job.slide_id, step):
-            if not job.overwrite and io.is_finished(
+            if not job.overwrite and commit.is_finished(
                 job.store,
                 step,
-                config=_in_words_of(store.steps.get(step), settings, encoder.spec),
+                config=_in_words_of(
+                    store.embedding_records(job.config.unit).get(step), settings, encoder.spec
+                ),
                 input_fingerprint=mark,
             ):
                 return "skipped", _facts(io.open_store(job.store), step)
@@ -156,7 +156,7 @@ class Embedder:
     ) -> None:
         encoder = self._load(job.config, note)
         spec = encoder.spec
-        tile = store.steps[schema.TILE_STEP]
+        tile = store.tile
         made_from = lineage.made_from(store.steps, *_sources(store, job.config))
         cell_um = job.config.cell_um or spec.cell_um or CELL_UM
         where = f"{job.store}: encoder {spec.name}"
@@ -170,19 +170,18 @@ class Embedder:
                 refuse=lambda part: refuse_overflow(part, job.config.dtype, where),
             )
             xy_px0 = instances.xy_px0
-        side_px = tile["tile_px"]
+        side_px: float = tile.tile_px
         if job.config.unit == "cell":
-            side_px = cell_um / tile["mpp"]
-        seen_mpp = tile["mpp"] * side_px / (spec.input_px or side_px)
+            side_px = cell_um / tile.mpp
+        seen_mpp = tile.mpp * side_px / (spec.input_px or side_px)
         if spec.mpp is not None and abs(seen_mpp / spec.mpp - 1) > 0.25:
             note(
                 f"warning: {spec.name} was trained at {spec.mpp:g} µm/px and sees "
                 f"{seen_mpp:.3g}: its input should cover {spec.mpp * (spec.input_px or 0):.0f} µm."
             )
         rows = to_dtype(values, job.config.dtype, where)
-        record = provenance.record(
-            settings,
-            input_fingerprint=mark,
+        record = EmbeddingRecord(
+            **provenance.stamp(settings, input_fingerprint=mark),
             encoder=spec.name,
             dim=spec.dim,
             n=len(rows),
@@ -191,8 +190,8 @@ class Embedder:
             cell_um=cell_um if job.config.unit == "cell" else None,
             **spec.facts(),
             batch_size=batch_size,
-            store_codec=tile["store_codec"],
-            source_codec=tile["source_codec"],
+            store_codec=tile.store_codec,
+            source_codec=tile.source_codec,
             seed=job.config.seed,
             made_from=made_from,
         )
@@ -205,20 +204,14 @@ def _save(
     step: str,
     rows: NDArray[np.floating[Any]],
     xy_px0: NDArray[np.int32],
-    record: Mapping[str, Any],
+    record: EmbeddingRecord,
 ) -> tuple[str, ...]:
     """Put a bag into the store; return what was made from the former one and is gone."""
     xy_kind = schema.EMBEDDINGS_XY if job.config.unit == "tile" else schema.CELL_EMBEDDINGS_XY
     with io.staging(job.store.parent, job.slide_id, step) as staged:
-        write_rows(
-            staged / "values",
-            rows,
-            axes=schema.EMBEDDINGS.axes,
-            rows_per_chunk=schema.ROWS_PER_CHUNK,
-            attributes=schema.EMBEDDINGS.attributes,
-        )
-        write_array(staged / "xy_px0", xy_px0, axes=xy_kind.axes, attributes=xy_kind.attributes)
-        return io.commit_group(staged, job.store, step, record)
+        arrays.write_rows(staged, schema.EMBEDDINGS, rows)
+        arrays.write(staged, xy_kind, xy_px0)
+        return commit.commit_group(staged, job.store, step, record)
 
 
 def embed_tiles(
@@ -331,52 +324,47 @@ def _settings(job: EmbedJob) -> dict[str, Any]:
     return record | {"weights_sha256": job.weights_sha256}
 
 
-def _warn_of_old_size(config: EmbedConfig, record: Mapping[str, Any], note: Note) -> None:
+def _warn_of_old_size(config: EmbedConfig, record: EmbeddingRecord, note: Note) -> None:
     """Tell where weights from elsewhere were run at timm's size, as before this was recorded."""
     foreign = config.encoder.startswith("timm/vit_") and config.weights is not None
-    if foreign and "assumed" not in record and config.input_px is None:
+    if foreign and record.assumed is None and config.input_px is None:
         note(
-            f"warning: {record['encoder']}: was embedded at {record['input_px']} px before cytofm "
+            f"warning: {record.encoder}: was embedded at {record.input_px} px before cytofm "
             "looked at what its weights are laid out for; --overwrite makes it anew."
         )
 
 
 def _input_mark(store: io.Store, config: EmbedConfig) -> str:
-    if schema.TILE_STEP not in store.steps:
-        raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
-    tile = store.steps[schema.TILE_STEP]
-    mark = f"{tile['config_hash']}-{tile['input_fingerprint']}"
+    mark = store.tile.mark
     if config.unit == "tile":
         return mark
     (nuclei,) = set(_sources(store, config)) - {schema.TILE_STEP}
-    return f"{mark}-{store.steps[nuclei]['config_hash']}"
+    return f"{mark}-{store.steps[nuclei].config_hash}"
 
 
 def _sources(store: io.Store, config: EmbedConfig) -> tuple[str, ...]:
     """Name the steps that a bag is made from."""
     if config.unit == "tile":
         return (schema.TILE_STEP,)
-    return (schema.TILE_STEP, schema.nuclei_step(name_of_nuclei(store, config.detector)))
+    return (schema.TILE_STEP, schema.nuclei_step(store.which_detector(config.detector)))
 
 
 def _find_finished(
     store: io.Store, unit: str, settings: Mapping[str, Any], mark: str
 ) -> str | None:
     """Find a finished bag by its settings alone: a done slide needs no encoder loaded."""
-    for step, record in store.steps.items():
+    for step, record in store.embedding_records(unit).items():
         if (
-            step.startswith("embeddings/")
-            and step.endswith(f"/{unit}")
-            and not differences(record["config"], _in_words_of(record, settings))
-            and record["input_fingerprint"] == mark
-            and why_stale(store, step) is None
+            not differences(record.config, _in_words_of(record, settings))
+            and record.input_fingerprint == mark
+            and store.why_stale(step) is None
         ):
             return step
     return None
 
 
 def _in_words_of(
-    record: Mapping[str, Any] | None, settings: Mapping[str, Any], spec: EncoderSpec | None = None
+    record: EmbeddingRecord | None, settings: Mapping[str, Any], spec: EncoderSpec | None = None
 ) -> dict[str, Any]:
     """Return settings in the words of a finished step, where both come to the same.
 
@@ -391,18 +379,18 @@ def _in_words_of(
     if record is None:
         return words
     defaults = {} if spec is None else asdict(spec) | {"cell_um": spec.cell_um or CELL_UM}
-    for key in {*settings, *record["config"]}:
-        then, now = record["config"].get(key), settings.get(key)
-        was = record.get(key) if then is None else then
+    for key in {*settings, *record.config}:
+        then, now = record.config.get(key), settings.get(key)
+        was = getattr(record, key, None) if then is None else then
         wanted = defaults.get(key) if now is None else now
         acts = {
             "seed": settings["random_weights"],
             "detector": then is not None and now is not None,  # else the input tells
-            "encoder": spec is None or record["encoder"] != spec.name,
+            "encoder": spec is None or record.encoder != spec.name,
         }
         if not acts.get(key, True) or (was is not None and _plain(was) == _plain(wanted)):
             words[key] = then
-    return {key: value for key, value in words.items() if key in record["config"] or value}
+    return {key: value for key, value in words.items() if key in record.config or value}
 
 
 def _plain(value: Any) -> Any:
@@ -423,8 +411,8 @@ def _ensure_tiles(job: TileJob, path: Path, report: Report, note: Note) -> None:
 
 
 def _facts(store: io.Store, step: str) -> dict[str, Any]:
-    record = store.steps[step]
-    return {"store": str(store.path), "step": step, "n": record["n"], "dim": record["dim"]}
+    record = store.embedding_record(*step.split("/")[1:])
+    return {"store": str(store.path), "step": step, "n": record.n, "dim": record.dim}
 
 
 def with_tile_defaults(job: TileJob) -> TileJob:

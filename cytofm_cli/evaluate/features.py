@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from cytofm_cli.encoders.base import Encoder, store_key
 from cytofm_cli.encoders.run import default_batch, embed_tiles
-from cytofm_cli.errors import InputError, LabelError, StoreError, UsageError
+from cytofm_cli.errors import InputError, LabelError, UsageError
 from cytofm_cli.evaluate.points import Points
 from cytofm_cli.nuclei.crops import CellCrops
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.stats.classes import as_found, class_order, is_bethesda
 from cytofm_cli.store import schema
-from cytofm_cli.store.io import Store, is_store, open_store, read_embeddings
+from cytofm_cli.store.io import Store, is_store, open_store
 from cytofm_cli.tiles.field import Field, SlideField, TiledField, open_field
 from cytofm_cli.tiles.read import plan_reading, resolve_mpp
 from cytofm_cli.tiles.source import TileSource, open_tiles, plan_of
@@ -81,13 +81,11 @@ def open_source(
     """
     store = source.store
     if store is not None:
-        if schema.TILE_STEP not in store.steps:
-            raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
+        fill = store.tile.fill
         with open_field(store, slides=slides) as field:
-            yield field, int(store.steps[schema.TILE_STEP]["fill"])
+            yield field, fill
         return
-    reader = open_slide(source.path)
-    try:
+    with open_slide(source.path) as reader:
         resolution = resolve_mpp(reader.info, manifest_mpp=source.mpp, slide_mpp=mpp)
         slide_mpp = resolution.mpp
         if resolution.warning:
@@ -96,8 +94,6 @@ def open_source(
             reader.info, slide_mpp=slide_mpp, target_mpp=slide_mpp, tile_px=1, tolerance=0.0
         )
         yield SlideField(reader, plan, np.zeros((0, 2), np.int32), WHITE), WHITE
-    finally:
-        reader.close()
 
 
 def locate(
@@ -228,10 +224,11 @@ def stored_features(
         rows = points.of_slide(source.slide_id)
         if not len(rows):
             continue
-        record = _store_of(source).steps.get(schema.embedding_step(key, "tile"))
-        if record is None or weights_sha256 not in (None, record.get("weights_sha256")):
+        store = _store_of(source)
+        record = store.embedding_records("tile").get(schema.embedding_step(key, "tile"))
+        if record is None or weights_sha256 not in (None, record.weights_sha256):
             return None
-        parts.append(read_embeddings(Path(source.path), key, "tile").values[points.tile_N[rows]])
+        parts.append(store.embeddings(key, "tile").values[points.tile_N[rows]])
     return np.concatenate(parts).astype(np.float32)
 
 
@@ -258,7 +255,7 @@ def label_tiles(
         if not len(rows):
             continue
         store = _store_of(source)
-        xy_px0 = store.read(schema.TILE_XY.path)
+        xy_px0 = store.tile_xy_px0
         side_px0 = plan_of(store).tile_px0
         for number, corner in enumerate(xy_px0):
             offset = points.xy_px0[rows] - corner

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.encoders.base import EncoderSpec
+from cytofm_cli.evaluate.plan import Plan
 from cytofm_cli.stats import cautions as intervals
 from cytofm_cli.words import named
-
-if TYPE_CHECKING:
-    from cytofm_cli.evaluate.run import Plan
 
 
 def plan_notes(plan: Plan) -> list[str]:

@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli import __version__
-from cytofm_cli.config import as_record, digest
+from cytofm_cli.config import digest
 from cytofm_cli.encoders.base import CELL_UM
-from cytofm_cli.errors import LabelError
 from cytofm_cli.evaluate import features, judge, probe, run_folder, tables
 from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.notes import cautions, check_scale, plan_notes
-from cytofm_cli.evaluate.points import Points, Task, count_labels, make_tasks, read_points
-from cytofm_cli.evaluate.run_folder import CONFIG, FEATURES, METRICS, PREDICTIONS, TABLE
-from cytofm_cli.runs import provenance
-from cytofm_cli.runs import record as run_record
-from cytofm_cli.store import lineage, schema
+from cytofm_cli.evaluate.plan import Plan, is_judged, make_plan
+from cytofm_cli.evaluate.points import Task, count_labels
+from cytofm_cli.evaluate.run_folder import FEATURES, METRICS, PREDICTIONS, TABLE
+from cytofm_cli.runs.folder import CONFIG, holding
+from cytofm_cli.runs.record import to_text, write_text
+from cytofm_cli.store import schema
 from cytofm_cli.store.io import output_errors
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.pool import stop_requests
@@ -53,35 +53,6 @@ class ProbeReport:
     path: Path
     metrics: dict[str, Any]
     skipped: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Everything that is fixed before the first crop is read.
-
-    Attributes:
-        config: the settings.
-        sources: slides or stores.
-        points: labelled cells or tiles.
-        tasks: what to tell apart.
-        choices: encoders.
-        record: sections of config.toml.
-        unread: points whose pixels the stores do not keep.
-        unknown: slides of the table that are not given.
-        marks: digests of points and pixels.
-        defaults: what settings come to that are not set, as far as no encoder need be loaded.
-    """
-
-    config: ProbeConfig
-    sources: list[Source]
-    points: Points
-    tasks: list[Task]
-    choices: list[Choice]
-    record: dict[str, dict[str, Any]]
-    unread: int
-    unknown: list[str]
-    marks: dict[str, str]
-    defaults: dict[str, Any]
 
 
 def probe_run(
@@ -123,87 +94,19 @@ def probe_run(
     out = out.absolute()
     with output_errors(out):
         if not run_folder.may_write(out, plan.record, defaults=plan.defaults, overwrite=overwrite):
-            return ProbeReport(out, json.loads((out / METRICS).read_text()), skipped=True)
-        (out / FEATURES).mkdir(parents=True, exist_ok=True)
-        (out / METRICS).unlink(missing_ok=True)
-        with stop_requests() as stop:
-            found, answers, folds = _judge_all(plan, out / FEATURES, progress, note, stop)
-        run_record.write_text(out / CONFIG, run_record.to_text(plan.record))
-        run_record.write_text(
-            out / PREDICTIONS, tables.predictions_csv(plan.points, plan.tasks, folds, answers)
-        )
-        run_record.write_text(out / TABLE, tables.markdown(found))
-        run_record.write_text(
-            out / METRICS, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
-        )
-    return ProbeReport(out, found, skipped=False)
-
-
-def make_plan(
-    config: ProbeConfig,
-    sources: Sequence[Source],
-    points: Path,
-    choices: Sequence[Choice],
-    *,
-    groups: Path | None = None,
-) -> Plan:
-    """Read and check everything but pixels.
-
-    Raises:
-        LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`, `is_judged`.
-    """
-    ids = {source.slide_id for source in sources}
-    found, unknown = read_points(points, ids, groups)
-    used = [source for source in sources if source.slide_id in set(found.slides)]
-    found, unread = features.locate(found, used, mpp=config.slide_mpp, slides=config.slides)
-    if config.unit == "tile":
-        found = features.label_tiles(found, used, rule=config.tile_label, positive=config.positive)
-    tasks = make_tasks(found, config.task, config.positive)
-    for task in tasks:
-        is_judged(found, task, config.judged)
-    marks = {
-        "points": digest({"slides": found.slides, "xy": found.xy_px0.tolist()}),
-        "sources": digest({source.slide_id: _mark(source) for source in used}),
-    }
-    record = {
-        "evaluate": as_record(config, results_only=True),
-        "data": {
-            "encoders": [f"{choice.label} {digest(choice.identity())}" for choice in choices],
-            "instances": len(found),
-            "slides": len(set(found.slides)),
-            "groups": len(set(found.groups)),
-            "labels_digest": digest({"labels": found.labels, "groups": found.groups}),
-            **marks,
-            "cytofm": __version__,
-        },
-    }
-    return Plan(
-        config,
-        used,
-        found,
-        tasks,
-        list(choices),
-        record,
-        unread,
-        unknown,
-        marks,
-        _defaults(config, found, choices),
-    )
-
-
-def _defaults(config: ProbeConfig, points: Points, choices: Sequence[Choice]) -> dict[str, Any]:
-    """Return what settings come to that are not set; those that encoders set only if they agree."""
-    own = [choice.expects() for choice in choices]
-    crops = {of.get("cell_um") or CELL_UM for of in own}
-    poolings = {of.get("pooling") for of in own}
-    names = [task.name for task in make_tasks(points, None, config.positive)]
-    return {
-        "folds": judge.default_folds(points.groups),
-        "task": [name for name in names if name != "positive"] or None,
-        "judged": sorted(set(points.groups)),
-        "crop_um": crops.pop() if len(crops) == 1 and config.unit == "cell" else None,
-        "pooling": poolings.pop() if len(poolings) == 1 else None,
-    }
+            return ProbeReport(out, run_folder.read_metrics(out), skipped=True)
+        with holding(out):
+            (out / FEATURES).mkdir(parents=True, exist_ok=True)
+            (out / METRICS).unlink(missing_ok=True)
+            with stop_requests() as stop:
+                metrics, answers, folds = _judge_all(plan, out / FEATURES, progress, note, stop)
+            predictions = tables.predictions_csv(plan.points, plan.tasks, folds, answers)
+            write_text(out / CONFIG, to_text(plan.record))
+            write_text(out / PREDICTIONS, predictions)
+            write_text(out / TABLE, tables.markdown(metrics))
+            whole = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
+            write_text(out / METRICS, whole)
+    return ProbeReport(out, metrics, skipped=False)
 
 
 def features_of(
@@ -220,6 +123,18 @@ def features_of(
         if stored is not None:
             features.check_finite(stored, points, choice.label)
             return stored, {"dim": stored.shape[1], "features": "of the stores"}
+    kept = None if folder is None else folder / _features_name(plan, choice)
+    if kept is not None and (known := run_folder.read_features(kept, len(points))) is not None:
+        return known
+    values, facts = _compute(plan, choice, progress, note)
+    if kept is not None:
+        run_folder.keep_features(kept, values, facts)
+    return values, facts
+
+
+def _features_name(plan: Plan, choice: Choice) -> str:
+    """Return the file of kept features: all that they depend on is in its name."""
+    config = plan.config
     settings = {
         **choice.identity(),
         **plan.marks,
@@ -232,9 +147,13 @@ def features_of(
         "layout": FEATURES_LAYOUT,
     }
     name = schema.node_name(choice.label).replace(" ", "-")
-    kept = None if folder is None else folder / f"{name}-{digest(settings)}.safetensors"
-    if kept is not None and (known := run_folder.read_features(kept, len(points))) is not None:
-        return known
+    return f"{name}-{digest(settings)}.safetensors"
+
+
+def _compute(
+    plan: Plan, choice: Choice, progress: Progress, note: Note
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    config, points = plan.config, plan.points
     encoder = choice.load(device=config.device, seed=config.seed, pooling=config.pooling)
     for line in getattr(encoder, "notes", ()):
         note(line)
@@ -253,14 +172,7 @@ def features_of(
         how |= {"crop_um": crop_um, "mpp": config.slide_mpp}
         values = features.cell_features(points, plan.sources, encoder, **how)
     spec = encoder.spec
-    facts = {
-        "dim": spec.dim,
-        "crop_um": how.get("crop_um"),
-        **spec.facts(),
-    }
-    if kept is not None:
-        run_folder.keep_features(kept, values, facts)
-    return values, facts
+    return values, {"dim": spec.dim, "crop_um": how.get("crop_um"), **spec.facts()}
 
 
 def _judge_all(
@@ -338,30 +250,6 @@ def _judge_task(
     return {"probes": judged, "few_shot": shots}, said
 
 
-def is_judged(points: Points, task: Task, wanted: Sequence[str] | None) -> NDArray[np.bool_]:
-    """Tell which instances of a task are judged, bool (N,); None wants all groups.
-
-    Raises:
-        LabelError: a judged group is not there, or together they lack a class.
-    """
-    if wanted is None:
-        return np.ones(len(task.rows_N), dtype=bool)
-    groups = sorted({points.groups[i] for i in task.rows_N})
-    if absent := sorted(set(wanted) - set(groups)):
-        raise LabelError(
-            f"task {task.name}: no instance is of group {', '.join(absent)}.",
-            hint=f"groups: {', '.join(groups)}",
-        )
-    tested_N = np.array([points.groups[i] in wanted for i in task.rows_N])
-    there = set(task.y_N[tested_N].tolist())
-    if lacking := [name for c, name in enumerate(task.classes) if c not in there]:
-        raise LabelError(
-            f"task {task.name}: the judged groups have no {', '.join(lacking)}.",
-            hint="judge more groups",
-        )
-    return tested_N
-
-
 def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
     config, points = plan.config, plan.points
     k = 20 if 20 in config.k else config.k[0]
@@ -391,11 +279,3 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
             for task in plan.tasks
         },
     }
-
-
-def _mark(source: Source) -> str:
-    store = source.store
-    if store is not None:
-        return lineage.id_of(store.steps[schema.TILE_STEP])
-    path = source.path
-    return path if "://" in path else f"{provenance.fingerprint(Path(path))}-{source.mpp}"

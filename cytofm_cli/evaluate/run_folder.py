@@ -6,21 +6,24 @@ Legend: N instances, D features.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.config import former_names
-from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
+from cytofm_cli.errors import InputError
 from cytofm_cli.evaluate.config import ProbeConfig
-from cytofm_cli.runs.record import changes
+from cytofm_cli.runs.folder import Kind, refuse_changes
+from cytofm_cli.runs.record import Record, changes
 
-METRICS, CONFIG, FEATURES = "metrics.json", "config.toml", "features"
-PREDICTIONS, TABLE = "predictions.csv", "table.md"
+METRICS: Final = "metrics.json"
+FEATURES: Final = "features"
+PREDICTIONS: Final = "predictions.csv"
+TABLE: Final = "table.md"
+RUN: Final = Kind("cytofm evaluate probe", frozenset({"evaluate"}), frozenset({FEATURES}))
 
 
 def read_features(path: Path, n: int) -> tuple[NDArray[np.float32], dict[str, Any]] | None:
@@ -49,7 +52,7 @@ def keep_features(path: Path, values: NDArray[np.float32], facts: Mapping[str, A
 
 def may_write(
     out: Path,
-    record: Mapping[str, Mapping[str, Any]],
+    record: Record,
     *,
     defaults: Mapping[str, Any] | None = None,
     overwrite: bool,
@@ -63,39 +66,32 @@ def may_write(
         overwrite: make it anew if it is of other settings.
 
     Raises:
+        OutputError: `out` is a file.
         ConfigMismatchError: `out` was made with other settings, or is something else.
+        InputError: its config.toml is damaged.
     """
-    if not out.exists():
+    former = RUN.former(out)
+    if former is None:
         return True
-    if not out.is_dir():
-        raise OutputError(f"{out}: is a file, no folder.", hint="choose another -o")
-    if not (out / CONFIG).is_file():
-        if any(path.name != FEATURES for path in out.iterdir()):
-            raise ConfigMismatchError(
-                f"{out}: exists and is not a RUN of `cytofm evaluate probe`.",
-                hint="choose another -o",
-            )
-        return True
-    try:
-        former = tomllib.loads((out / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{out / CONFIG}: damaged ({error}).", hint="choose another -o") from error
-    if "evaluate" not in former:
-        raise ConfigMismatchError(f"{out}: is a RUN of another command.", hint="choose another -o")
     names = former_names(ProbeConfig)
     former["evaluate"] = {names.get(key, key): value for key, value in former["evaluate"].items()}
-    changed = changes(*(_spelt_out(of, defaults or {}) for of in (former, record)))
-    if changed and not overwrite:
-        raise ConfigMismatchError(
-            f"{out}: was made with other settings ({'; '.join(changed)}).",
-            hint="`--overwrite` replaces it and keeps the features; or choose another -o",
-        )
+    if not overwrite:
+        changed = changes(*(_spelt_out(of, defaults or {}) for of in (former, record)))
+        refuse_changes(out, changed, overwrite="replaces it and keeps the features")
     return overwrite or not _is_whole(out)
 
 
-def _spelt_out(
-    record: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Any]
-) -> dict[str, Mapping[str, Any]]:
+def read_metrics(out: Path) -> dict[str, Any]:
+    """Read metrics.json of a RUN.
+
+    Raises:
+        InputError: `out` is no finished RUN.
+    """
+    metrics: dict[str, Any] = RUN.read_json(out, METRICS)
+    return metrics
+
+
+def _spelt_out(record: Record, defaults: Mapping[str, Any]) -> Record:
     section = dict(record["evaluate"])
     for name, value in defaults.items():
         if section.get(name) is None:
@@ -110,6 +106,6 @@ def _is_whole(out: Path) -> bool:
     if not all((out / name).is_file() for name in (PREDICTIONS, TABLE)):
         return False
     try:
-        return isinstance(json.loads((out / METRICS).read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
+        return isinstance(read_metrics(out), dict)
+    except InputError:
         return False

@@ -20,7 +20,8 @@ from cytofm_cli.errors import StoreError
 from cytofm_cli.exporters.product import Product, replacing
 from cytofm_cli.mil import foreign, origin
 from cytofm_cli.store import schema
-from cytofm_cli.store.io import Embeddings, Store, name_of_embeddings, read_embeddings
+from cytofm_cli.store.io import Store
+from cytofm_cli.store.tables import Embeddings
 
 if TYPE_CHECKING:
     import h5py
@@ -63,23 +64,23 @@ def geometry_of(store: Store, cell_um: float | None = None) -> BagGeometry:
         store: the slide.
         cell_um: side of the crop around each cell, µm; None for tiles.
     """
-    tile, slide = store.steps["tile"], store.slide
-    stride = tile["config"]["stride_px"] or tile["tile_px"]
-    tile_px, tile_px0 = tile["tile_px"], tile["tile_px0"]
+    tile, slide = store.tile, store.slide
+    stride = tile.config["stride_px"] or tile.tile_px
+    tile_px, tile_px0 = tile.tile_px, tile.tile_px0
     if cell_um is not None:
-        tile_px = stride = max(1, round(cell_um / tile["mpp"]))
-        tile_px0 = cell_um / slide["mpp"]
-    level = slide["levels"][tile["level"]]
+        tile_px = stride = max(1, round(cell_um / tile.mpp))
+        tile_px0 = cell_um / slide.mpp
+    level = slide.levels[tile.level]
     return BagGeometry(
         name=store.slide_id,
         tile_px=tile_px,
         tile_px0=tile_px0,
         overlap_px=tile_px - stride,
-        level=tile["level"],
-        mpp=tile["mpp"],
-        mpp0=slide["mpp"],
-        size_px0=(slide["size_px0"][0], slide["size_px0"][1]),
-        level_size_px=(level["size_px"][0], level["size_px"][1]),
+        level=tile.level,
+        mpp=tile.mpp,
+        mpp0=slide.mpp,
+        size_px0=slide.size_px0,
+        level_size_px=level.size_px,
     )
 
 
@@ -96,15 +97,16 @@ def product(store: Store, folder: Path, layout: str, *, encoder: str | None, uni
     Raises:
         StoreError: no such embeddings, or several and none named.
     """
-    step = name_of_embeddings(store, encoder, unit)
-    key, record = step.split("/")[1], store.steps[step]
-    where = geometry_of(store, record.get("cell_um") if unit == "cell" else None)
+    key = store.which_encoder(encoder, unit)
+    store.require_fresh(schema.embedding_step(key, unit))
+    record = store.embedding_record(key, unit)
+    where = geometry_of(store, record.cell_um if unit == "cell" else None)
     files = {"trident": _trident_files, "clam": _clam_files, "pt": _pt_files}[layout]
     write = {"trident": export_trident, "clam": export_clam, "pt": export_pt}[layout]
     return Product(
         files=files(where, folder, key, unit),
         settings={"layout": layout, "encoder": key, "unit": unit},
-        steps=(store.steps[schema.TILE_STEP], record),
+        steps=(store.tile, record),
         write=lambda: write(store, folder, encoder=encoder, unit=unit),
     )
 
@@ -134,10 +136,10 @@ def _read(
     store: Store, encoder: str | None, unit: str
 ) -> tuple[Embeddings, BagGeometry, NucleusTable | None]:
     """Return a bag, where its instances lie, and the nuclei of a bag of cells."""
-    bag = read_embeddings(store.path, encoder, unit)
+    bag = store.embeddings(encoder, unit)
     if unit == "tile":
         return bag, geometry_of(store), None
-    return bag, geometry_of(store, bag.provenance.get("cell_um")), nuclei_of(store, bag.xy_px0)
+    return bag, geometry_of(store, bag.record.cell_um), nuclei_of(store, bag.xy_px0)
 
 
 def nuclei_of(store: Store, xy_px0: NDArray[np.int32]) -> NucleusTable | None:
@@ -146,11 +148,9 @@ def nuclei_of(store: Store, xy_px0: NDArray[np.int32]) -> NucleusTable | None:
     Raises:
         StoreError: the nuclei of the store are others.
     """
-    from cytofm_cli.nuclei.run import read_nuclei
-
     names = [step.partition("/")[2] for step in store.steps if step.startswith("nuclei/")]
     for name in sorted(names):
-        _, table = read_nuclei(store, name)
+        table = store.nuclei(name)
         if np.array_equal(np.round(table.xy_px0).astype(np.int32), xy_px0):
             return table
     if not names:
@@ -218,13 +218,13 @@ def export_clam(
 def export_pt(store: Store, folder: Path, *, encoder: str | None, unit: str = "tile") -> list[Path]:
     """Write `<slide>.pt`: the float32 (n, d) tensor alone."""
     path = folder / f"{store.slide_id}.pt"
-    bag = read_embeddings(store.path, encoder, unit)
+    bag = store.embeddings(encoder, unit)
     _write_pt(path, bag, _origin(store, bag, unit))
     return [path]
 
 
 def _origin(store: Store, bag: Embeddings, unit: str) -> origin.Origin:
-    return origin.of_store(store.steps, bag.encoder, unit)
+    return origin.of_store(store, bag.encoder, unit)
 
 
 def _trident_coords(file: h5py.File, bag: Embeddings, where: BagGeometry, folder: Path) -> None:

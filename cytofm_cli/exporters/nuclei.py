@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import StoreError
+from cytofm_cli.exporters.maps import named_columns
 from cytofm_cli.exporters.product import Product, replacing
-from cytofm_cli.mil.maps import named_columns
 from cytofm_cli.nuclei import geojson
 from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.nuclei.features import CELL_RADIUS_UM, Morphometrics, measure
 from cytofm_cli.nuclei.place import BOUNDS, Note, SlidePlace, place_of
-from cytofm_cli.nuclei.run import name_of_nuclei, read_nuclei
 from cytofm_cli.nuclei.stitch import with_halo
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
@@ -84,7 +83,7 @@ def products(
     Raises:
         StoreError: no such nuclei or scores, or several and none named.
     """
-    detector = name_of_nuclei(store, wanted.detector)
+    detector = store.which_detector(wanted.detector)
     steps = [store.steps[schema.TILE_STEP], store.steps[schema.nuclei_step(detector)]]
     run = _run_of(store, wanted.run, note)
     if run is not None:
@@ -149,17 +148,15 @@ def scores_of(store: Store, table: NucleusTable, run: str) -> Columns:
     Raises:
         StoreError: the scores are of other cells than these nuclei.
     """
-    step = schema.attention_step(run, "cell")
-    record = store.steps[step]
+    record, step = store.attention_record(run, "cell"), schema.attention_step(run, "cell")
+    assert record is not None, "asked for after it was found"
     values_NK = store.read(f"{step}/values")
     xy_px0 = np.round(table.xy_px0).astype(np.int32)
-    for bag, made in store.steps.items():
-        mark = f"{made['config_hash']}-{made['input_fingerprint']}"
-        cells = bag.startswith("embeddings/") and bag.endswith("/cell")
-        if not cells or mark != record["input_fingerprint"] or len(values_NK) != len(table):
+    for bag, source in store.embedding_records("cell").items():
+        if source.mark != record.input_fingerprint or len(values_NK) != len(table):
             continue
         if np.array_equal(store.read(f"{bag}/xy_px0"), xy_px0):
-            return named_columns(record["config"]["columns"], values_NK)
+            return named_columns(record.columns, values_NK)
     raise StoreError(
         f"{store.path}: the scores of RUN {run} are of other cells than these nuclei.",
         hint="embed the cells and score them again, or name the nuclei with --detector",
@@ -195,7 +192,7 @@ def _read(
     note: Note,
     report: Report | None,
 ) -> _Nuclei:
-    _, table = read_nuclei(store, detector)
+    table = store.nuclei(detector)
     scores: Columns = {}
     try:
         scores = scores_of(store, table, run) if run is not None else {}

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 from cytofm_cli.config import differences, digest
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.store.io import output_errors
+from cytofm_cli.store.records import StepRecord
 
 RECORDS: Final = ".cytofm"
 _ABANDONED_S: Final = 3600.0
@@ -39,7 +40,7 @@ class Product:
 
     files: Sequence[Path]
     settings: Mapping[str, Any]
-    steps: Sequence[Mapping[str, Any]]
+    steps: Sequence[StepRecord]
     write: Callable[[], object]
 
 
@@ -55,7 +56,7 @@ def make(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
         ConfigMismatchError: a file of that name was made with other settings.
         OutputError: the folder cannot be written.
     """
-    source = digest({"steps": [dict(step) for step in product.steps]})
+    source = digest({"steps": [step.to_json() for step in product.steps]})
     if not overwrite and all(_is_current(f, folder, product, source) for f in product.files):
         return "skipped"
     product.write()

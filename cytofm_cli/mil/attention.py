@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.mil.artefacts import ModelCard
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.score import SlideScore, run_digest
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import io, lineage, schema
-from cytofm_cli.store.zarr3 import write_array
+from cytofm_cli.store import arrays, commit, io, lineage, schema
+from cytofm_cli.store.lineage import Steps
+from cytofm_cli.store.records import AttentionRecord
 
 
 def write_attention(
     store: Path,
-    steps: Mapping[str, dict[str, Any]],
+    steps: Steps,
     run: Path,
     card: ModelCard,
     bag: Bag,
@@ -39,38 +38,35 @@ def write_attention(
     """
     step = schema.attention_step(run.name, card.unit)
     bag_step = schema.embedding_step(bag.encoder, card.unit)
-    source = steps[bag_step]
-    mark = f"{source['config_hash']}-{source['input_fingerprint']}"
+    mark = steps[bag_step].mark
     facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
-    there = io.open_store(store).steps.get(step, {})
+    there = io.open_store(store).attention_record(run.name, card.unit)
     try:
-        done = io.is_finished(store, step, config=facts, input_fingerprint=mark)
+        done = commit.is_finished(store, step, config=facts, input_fingerprint=mark)
         # --groups may tell by now that other models of the RUN must be asked.
-        if done and there.get("basis") == result.basis:
+        if done and there is not None and there.basis == result.basis:
             return
     except ConfigMismatchError as error:
         # The same RUN on embeddings that were made anew may replace its own attention.
-        if there.get("config") != facts:
+        if there is None or there.config != facts:
             raise ConfigMismatchError(
                 f"{store}: keeps the {step} of another RUN named {run.name}.",
                 hint="rename the RUN folder to keep both, or use --no-attention.",
             ) from error
-    record = provenance.record(
-        facts,
-        input_fingerprint=mark,
+    record = AttentionRecord(
+        **provenance.stamp(facts, input_fingerprint=mark),
         run_folder=str(run),
         n=len(result.instances_NK),
         dim=len(result.columns),
         basis=result.basis,
         predicted=result.predicted,
-        differs=list(result.differs),
+        differs=tuple(result.differs),
         made_from=lineage.made_from(steps, bag_step),
     )
     with (
         io.claim_step(store.parent, bag.slide_id, step),
         io.staging(store.parent, bag.slide_id, step) as staged,
     ):
-        kind = schema.ATTENTION
-        told = kind.attributes | {"columns": list(result.columns)}
-        write_array(staged / "values", result.instances_NK, axes=kind.axes, attributes=told)
-        io.commit_group(staged, store, step, record)
+        columns = {"columns": list(result.columns)}
+        arrays.write(staged, schema.ATTENTION, result.instances_NK, columns)
+        commit.commit_group(staged, store, step, record)

@@ -1,22 +1,22 @@
-"""Bags: the embeddings of one slide, from stores or from files of other MIL code.
+"""Reading bags: from stores, or from files of other MIL code.
 
 Legend: N instances, D features.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.mil import origin as origins
-from cytofm_cli.mil.origin import UNKNOWN, Origin
+from cytofm_cli.mil.bag import Bag, check_bags
+from cytofm_cli.mil.cache import store_bags
+from cytofm_cli.mil.foreign import h5_origin, pt_origin
+from cytofm_cli.mil.origin import Origin
 from cytofm_cli.words import named
 
 if TYPE_CHECKING:
@@ -26,49 +26,6 @@ FEATURE_KEYS = ("features", "feats")  # CLAM and TRIDENT; STAMP
 # What a folder of the other tools holds: CLAM's two, then TRIDENT's `features_<encoder>`.
 SUBFOLDERS = ("h5_files", "pt_files")
 SUFFIXES = (".zarr", ".h5", ".pt")
-# A head multiplies features, the gradient of a product of two grows with the third power, and
-# Adam squares it: up to 1e6 the sixth power (1e36) stays below float32's 3.4e38. No encoder gives
-# as much; damaged files do.
-LARGEST = 1e6
-
-
-@dataclass(frozen=True, eq=False)
-class Bag:
-    """The instances of one slide.
-
-    Attributes:
-        slide_id: name of the slide.
-        features_ND: float16 or float32 (N, D), finite, N ≥ 1; may be mapped from a file.
-        xy_px0: int32 (N, 2), level-0 pixels (x, y), or None where the file has none.
-        origin: what made the features from what, as far as the file says.
-    """
-
-    slide_id: str
-    features_ND: NDArray[np.float16] | NDArray[np.float32]
-    xy_px0: NDArray[np.int32] | None = None
-    origin: Origin = UNKNOWN
-
-    @property
-    def encoder(self) -> str:
-        """Return what made the features; "" if nothing says."""
-        return self.origin.encoder
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Send a mapped bag to a worker process as the place in its file."""
-        features = self.features_ND
-        if not isinstance(features, np.memmap):
-            return Bag, (self.slide_id, features, self.xy_px0, self.origin)
-        place = (features.filename, features.offset, features.shape, features.dtype.str)
-        return _mapped_bag, (self.slide_id, place, self.xy_px0, self.origin)
-
-
-def map_features(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> Any:
-    """Map features from a file; writing to the array changes memory, never the file."""
-    return np.memmap(path, dtype=dtype, mode="c", offset=start, shape=shape)
-
-
-def _mapped_bag(slide_id: str, place: tuple[Any, ...], xy_px0: Any, origin: Origin) -> Bag:
-    return Bag(slide_id, map_features(*place), xy_px0, origin)
 
 
 def load_bags(source: Path, encoder: str | None, unit: str, cache: Path | None = None) -> list[Bag]:
@@ -88,12 +45,7 @@ def load_bags(source: Path, encoder: str | None, unit: str, cache: Path | None =
     """
     paths = find_bags(source, encoder)
     read = (_read(path, encoder, unit) for path in paths)
-    if cache is None:
-        bags = list(read)
-    else:
-        from cytofm_cli.mil.cache import store_bags
-
-        bags = store_bags(read, cache)
+    bags = list(read) if cache is None else store_bags(read, cache)
     check_bags(bags)
     return bags
 
@@ -119,80 +71,6 @@ def find_bags(source: Path, encoder: str | None = None) -> list[Path]:
         f"{source}: holds no <slide>.zarr, .h5 or .pt.",
         hint="run `cytofm tile` and `cytofm embed` first",
     )
-
-
-def check_bags(bags: Sequence[Bag]) -> None:
-    """Refuse bags that cannot be trained on or scored.
-
-    Raises:
-        InputError: empty bag, features that are NaN, infinite or beyond `LARGEST`, mixed widths,
-            doubled ids.
-    """
-    ids = [bag.slide_id for bag in bags]
-    _refuse({i for i in ids if ids.count(i) > 1} if len(set(ids)) < len(ids) else (), "come twice")
-    _refuse(
-        [bag.slide_id for bag in bags if len(bag.features_ND) == 0],
-        "have an empty bag (no instances)",
-        "leave these slides out, or lower `--min-foreground` in `cytofm tile`",
-    )
-    _refuse(
-        [bag.slide_id for bag in bags if not np.isfinite(bag.features_ND).all()],
-        "have NaN or infinite features",
-        "embed these slides again with `--overwrite`",
-    )
-    beyond = {bag.slide_id: size for bag in bags if (size := largest(bag)) > LARGEST}
-    _refuse(
-        beyond,
-        f"have features beyond ±{LARGEST:g} (up to {max(beyond.values(), default=0):.3g}), which "
-        "float32 cannot multiply",
-        "a damaged file? Embed these slides again, or scale the features of all slides",
-    )
-    first: dict[int, str] = {}
-    for bag in bags:
-        first.setdefault(bag.features_ND.shape[1], bag.slide_id)
-    if len(first) > 1:
-        (a, slide_a), (b, slide_b) = list(first.items())[:2]
-        raise InputError(
-            f"bags do not fit together: {slide_a} is {a}, {slide_b} is {b} (features wide).",
-            hint="choose one encoder with `--encoder`, or use separate folders",
-        )
-
-
-def largest(bag: Bag) -> float:
-    """Return a bound on the magnitude of a bag's features: exact for float32."""
-    x_ND = bag.features_ND
-    if x_ND.dtype == np.float16:  # never beyond LARGEST, and NumPy is slow at them
-        return float(np.finfo(np.float16).max)
-    return max(float(x_ND.max()), -float(x_ND.min())) if x_ND.size else 0.0
-
-
-def notes(bags: Iterable[Bag]) -> list[str]:
-    """Say which bags cannot be told from failed embeddings."""
-    alike = [bag.slide_id for bag in bags if _is_constant(bag.features_ND)]
-    if not alike:
-        return []
-    return [f"{len(alike)} slide(s) hold one number everywhere, as failed ones do: {named(alike)}"]
-
-
-def _is_constant(x_ND: NDArray[Any]) -> bool:
-    first = x_ND[0, 0]
-    return x_ND.size > 1 and bool((x_ND[0] == first).all()) and bool((x_ND == first).all())
-
-
-def fingerprint(bags: Iterable[Bag]) -> str:
-    """Return a hash of ids and features, to know whether a run saw the same input."""
-    state = hashlib.sha256()
-    for bag in bags:
-        half = "float16\0" if bag.features_ND.dtype == np.float16 else ""
-        state.update(f"{bag.slide_id}\0{bag.features_ND.shape}\0{half}".encode())
-        state.update(np.ascontiguousarray(bag.features_ND).view(np.uint8).data)
-    return state.hexdigest()[:16]
-
-
-def _refuse(ids: Iterable[str], what: str, hint: str | None = None) -> None:
-    ids = list(ids)
-    if ids:
-        raise InputError(f"{len(ids)} slide(s) {what}: {named(ids)}.", hint=hint)
 
 
 def _refuse_others(folder: Path, suffix: str, there: dict[str, list[Path]]) -> None:
@@ -233,17 +111,15 @@ def _read(path: Path, encoder: str | None, unit: str) -> Bag:
 
 
 def _read_store(path: Path, encoder: str | None, unit: str) -> Bag:
-    from cytofm_cli.store import io
+    from cytofm_cli.store.io import open_store
 
-    found = io.read_embeddings(path, encoder, unit)
-    origin = origins.of_store(io.open_store(path).steps, found.encoder, unit)
-    return _bag(path, found.values, found.xy_px0, origin)
+    with open_store(path) as store:
+        bag = store.embeddings(encoder, unit)
+        return _bag(path, bag.values, bag.xy_px0, origins.of_store(store, bag.encoder, unit))
 
 
 def _read_h5(path: Path) -> Bag:
     import h5py
-
-    from cytofm_cli.mil.foreign import h5_origin
 
     try:
         with h5py.File(path) as file:
@@ -275,8 +151,6 @@ def _dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
 
 def _read_pt(path: Path) -> Bag:
     import torch
-
-    from cytofm_cli.mil.foreign import pt_origin
 
     try:
         features = torch.load(path, map_location="cpu", weights_only=True)

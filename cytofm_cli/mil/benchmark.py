@@ -16,21 +16,23 @@ from typing import Any
 
 from cytofm_cli.config import as_record, field_types
 from cytofm_cli.errors import (
-    ConfigMismatchError,
     CytofmError,
     InputError,
     StoppedError,
     UsageError,
 )
 from cytofm_cli.mil import tables
+from cytofm_cli.mil.answers import read_answers
 from cytofm_cli.mil.cells import cores
-from cytofm_cli.mil.compare import Comparison, compare_runs, read_answers
 from cytofm_cli.mil.config import MilConfig, MilSettings
-from cytofm_cli.mil.run import make_folds, train_run
+from cytofm_cli.mil.plan import make_folds
+from cytofm_cli.mil.run import train_run
 from cytofm_cli.mil.run_folder import METRICS, SPLITS, read_config, read_metrics
 from cytofm_cli.mil.sources import Source, cohort_of
+from cytofm_cli.mil.splits import to_csv
+from cytofm_cli.runs.folder import refuse_changes
 from cytofm_cli.runs.record import changes, write_text
-from cytofm_cli.stats import folds as splits
+from cytofm_cli.stats.compare import Comparison, compare_runs
 from cytofm_cli.store.io import output_errors
 from cytofm_cli.words import named
 from cytofm_cli.work.pool import in_processes, stop_requests
@@ -122,18 +124,14 @@ def check_folder(
         InputError, LabelError: see `build_cohort`, `cross_validation`.
     """
     cohort = cohort_of(config, sources[0], labels)
-    layout = splits.to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
+    layout = to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
     if overwrite:
         return layout
     found = _other_runs(_jobs(config, sources, methods, out), out, cohort.classes)
     if not found and (out / SPLITS).is_file():
         old = (out / SPLITS).read_text(encoding="utf-8")
         found = [] if old == layout else [f"{SPLITS} ({_apart(old, layout)})"]
-    if found:
-        raise ConfigMismatchError(
-            f"{out}: was made with other settings: {'; '.join(found)}.",
-            hint="another -o keeps both, `--overwrite` makes these runs anew",
-        )
+    refuse_changes(out, found, overwrite="makes these runs anew")
     return layout
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cytofm_cli.mil.bags import Bag, map_features
+from cytofm_cli.mil.bag import Bag, map_features
 from cytofm_cli.store.io import output_errors
 
 ALIGN = 64  # bytes

@@ -13,21 +13,19 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.mil.artefacts import ModelCard, save_model
 from cytofm_cli.mil.optim import warm_up
+from cytofm_cli.mil.plan import Plan
 from cytofm_cli.mil.summary import CellResult
 from cytofm_cli.mil.train import Fitted, Labelled, Passing, fit, predict_logits
 from cytofm_cli.mil.tune import InnerAnswer, choose, inner_split, with_candidate
 from cytofm_cli.work.pool import in_processes
 from cytofm_cli.work.signals import StopFlag
-
-if TYPE_CHECKING:
-    from cytofm_cli.mil.run import Plan
 
 log = logging.getLogger(__name__)
 # A worker process costs some seconds of imports: only longer work is spread.

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import LabelError
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
+from cytofm_cli.mil.splits import SPLIT_NAMES
 from cytofm_cli.stats.classes import choose_order, merge_spellings
-from cytofm_cli.stats.folds import SPLIT_NAMES
 from cytofm_cli.tables import (
     GROUP_NAMES,
     LABEL_NAMES,

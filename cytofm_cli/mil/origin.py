@@ -15,7 +15,7 @@ from cytofm_cli.errors import InputError
 from cytofm_cli.store import lineage, schema
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.bags import Bag
+    from cytofm_cli.store.io import Store
 
 SECTION = "origin"  # of a RUN's config.toml
 # `cytofm tile` reads a level within 5 % of --mpp as it is: two slides of one setting may lie
@@ -83,18 +83,23 @@ def from_record(record: Mapping[str, Any]) -> Origin:
     )
 
 
-def of_store(steps: Mapping[str, Mapping[str, Any]], encoder: str, unit: str) -> Origin:
+def of_store(store: Store, encoder: str, unit: str) -> Origin:
     """Read the origin of a bag off the records of its store."""
     step = schema.embedding_step(encoder, unit)
-    tile, made = steps.get(schema.TILE_STEP, {}), steps[step]
-    nuclei = [name for name in lineage.parents_of(steps, step) if name.startswith("nuclei/")]
+    record = store.embedding_record(encoder, unit)
+    tile = store.tile if schema.TILE_STEP in store.steps else None
+    parents = lineage.parents_of(store.steps, step)
+    nuclei = [name for name in parents if name.startswith("nuclei/")]
     return from_record(
         {
-            **made,
             "encoder": encoder,
+            "weights_sha256": record.weights_sha256,
+            "pooling": record.pooling,
             "unit": unit,
-            "tile_px": tile.get("tile_px"),
-            "mpp": tile.get("mpp"),
+            "tile_px": tile and tile.tile_px,
+            "mpp": tile and tile.mpp,
+            "cell_um": record.cell_um,
+            "seen_mpp": record.seen_mpp,
             "detector": nuclei[0].partition("/")[2] if len(nuclei) == 1 else None,
         }
     )
@@ -133,11 +138,13 @@ def with_stated(where: object, origin: Origin, *, encoder: str | None, unit: str
     return dataclasses.replace(origin, encoder=origin.encoder or said.encoder, unit=unit)
 
 
-def common(bags: Sequence[Bag], *, allow_mixed: bool = False) -> tuple[Origin, list[str]]:
+def common(
+    of_slides: Mapping[str, Origin], *, allow_mixed: bool = False
+) -> tuple[Origin, list[str]]:
     """Find the one origin of all bags.
 
     Args:
-        bags: at least one.
+        of_slides: origin of each bag by slide id; at least one.
         allow_mixed: go on with bags of several origins; what differs is left unstated.
 
     Returns:
@@ -149,7 +156,7 @@ def common(bags: Sequence[Bag], *, allow_mixed: bool = False) -> tuple[Origin, l
     values: dict[str, Any] = {}
     mixed: list[str] = []
     for key, (name, unit) in _WORDS.items():
-        stated = [(getattr(bag.origin, key), bag.slide_id) for bag in bags]
+        stated = [(getattr(origin, key), slide) for slide, origin in of_slides.items()]
         if key != "encoder":  # features that do not say whose they are fit to no others
             stated = [(value, slide) for value, slide in stated if value is not None]
         if not stated:
@@ -165,11 +172,11 @@ def common(bags: Sequence[Bag], *, allow_mixed: bool = False) -> tuple[Origin, l
     return Origin(**values), mixed
 
 
-def notes(bags: Iterable[Bag], mixed: Sequence[str]) -> list[str]:
+def notes(origins: Iterable[Origin], mixed: Sequence[str]) -> list[str]:
     """Say what is not known, or not the same, of the bags that a RUN learns from."""
     silent: dict[str, int] = {}
-    for bag in bags:
-        for name in unstated(bag.origin):
+    for origin in origins:
+        for name in unstated(origin):
             silent[name] = silent.get(name, 0) + 1
     found = [f"mixed bags (--allow-mixed): {what}" for what in mixed]
     if silent:

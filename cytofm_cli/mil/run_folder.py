@@ -1,22 +1,59 @@
-"""The folder of a finished RUN: its files, and how lost and exchanged ones are noticed."""
+"""The RUN of `mil train`: its files, and how lost and exchanged ones are noticed."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from cytofm_cli.errors import InputError
-from cytofm_cli.runs.provenance import sha256_file
+from cytofm_cli.errors import ConfigMismatchError, InputError, WeightsError
+from cytofm_cli.mil.origin import SECTION
+from cytofm_cli.runs import folder
+from cytofm_cli.runs.folder import CONFIG, Kind
+from cytofm_cli.runs.record import Record, changes
 
-MANIFEST = "models/manifest.json"
-METRICS, CONFIG, SPLITS = "metrics.json", "config.toml", "splits.csv"
-PREDICTIONS, LOG, MODELS, CELLS = "predictions.csv", "log.jsonl", "models", "cells"
-DECISIONS = "models/decisions.json"
+RUN: Final = Kind("cytofm mil train", frozenset({"mil", "task"}))
+METRICS: Final = "metrics.json"
+SPLITS: Final = "splits.csv"
+PREDICTIONS: Final = "predictions.csv"
+LOG: Final = "log.jsonl"
+MODELS: Final = "models"
+CELLS: Final = "cells"
+MANIFEST: Final = "models/manifest.json"
+DECISIONS: Final = "models/decisions.json"
+# What decides the folds, and nothing else.
+_ABOUT_FOLDS = ("protocol", "folds", "inner_folds", "repeats", "test_fraction")
+
+
+def may_write(out: Path, record: Record, *, overwrite: bool) -> bool:
+    """Tell whether a RUN must be made; False: it is done already.
+
+    Args:
+        out: RUN folder.
+        record: sections of its config.toml.
+        overwrite: make a RUN anew, whatever its settings.
+
+    Raises:
+        OutputError: `out` is a file.
+        ConfigMismatchError: `out` was made with other settings, or is something else.
+        WeightsError: a file of it was exchanged. A RUN that lost files is made again.
+    """
+    if (out / METRICS).is_file() and not _says_settings(out):
+        if overwrite:
+            return True
+        raise ConfigMismatchError(
+            f"{out}: its {CONFIG} is gone or damaged, so what it was made with is not known.",
+            hint=f"`--overwrite` trains it anew; or {folder.ELSEWHERE}",
+        )
+    former = RUN.former(out)
+    if former is None or overwrite:
+        return True
+    folder.refuse_changes(out, _changes(former, record), overwrite="replaces it")
+    refuse_exchanged(out)
+    return bool(lost(out))
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
@@ -25,25 +62,13 @@ def read_metrics(run: Path) -> dict[str, Any]:
     Raises:
         InputError: `run` is no finished RUN.
     """
-    try:
-        found: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{run}: not a finished RUN of `cytofm mil train`.",
-            hint="give what its -o named",
-        ) from error
-    return found
+    metrics: dict[str, Any] = RUN.read_json(run, METRICS)
+    return metrics
 
 
 def read_config(run: Path) -> dict[str, dict[str, Any]]:
     """Read config.toml of a RUN: sections `mil`, `recipe`, the head's name, `task`."""
-    try:
-        return tomllib.loads((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{run}: not a finished RUN of `cytofm mil train`.",
-            hint="give what its -o named",
-        ) from error
+    return RUN.read_config(run)
 
 
 def parse_rows(text: str) -> list[dict[str, str]]:
@@ -61,26 +86,18 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return parse_rows(file.read())
 
 
-def is_run(run: Path) -> bool:
-    """Tell whether a folder is a RUN, whatever of it is lost but what it was made with."""
-    try:
-        return {"mil", "task"} <= read_config(run).keys()
-    except InputError:
-        return False
-
-
 def manifest_text(run: Path) -> str:
     """Write name and SHA-256 of all that is read again: splits, predictions, `models/`."""
     names = sorted(f"{MODELS}/{p.name}" for p in (run / MODELS).glob("[!.]*"))
     names = [PREDICTIONS, SPLITS, *(name for name in names if name != MANIFEST)]
-    return json.dumps({name: sha256_file(run / name) for name in names}, indent=2) + "\n"
+    return json.dumps(folder.digests(run, names), indent=2) + "\n"
 
 
 def lost(run: Path) -> list[str]:
     """Name the files that a finished RUN should hold and does not; none if `run` is no RUN."""
-    if not is_run(run):
+    if not RUN.is_run(run):
         return []
-    wanted = {SPLITS, PREDICTIONS, DECISIONS, *(_digests(run) or ()), *models_of(run)}
+    wanted = {SPLITS, PREDICTIONS, DECISIONS, *(_recorded(run) or ()), *models_of(run)}
     gone = {name for name in wanted if not (run / name).is_file()}
     try:
         read_metrics(run)
@@ -89,33 +106,27 @@ def lost(run: Path) -> list[str]:
     return sorted(gone)
 
 
-def changed(run: Path, names: Collection[str] | None = None) -> list[str]:
-    """Name the files whose content is not what was trained, with both digests.
+def refuse_exchanged(run: Path, names: Collection[str] | None = None) -> None:
+    """Refuse a RUN with files whose content is not what was trained.
 
     Args:
         run: a RUN.
         names: files to look at; None: all.
+
+    Raises:
+        WeightsError: names the files, with both digests.
     """
-    digests = _digests(run)
-    if digests is None:
-        return [f"{MANIFEST} (damaged)"]
-    found = []
-    for name, wanted in digests.items():
-        if (names is None or name in names) and (run / name).is_file():
-            digest = sha256_file(run / name)
-            if digest != wanted:
-                found.append(f"{name} (SHA-256 {digest[:12]}…, recorded {wanted[:12]}…)")
-    return found
-
-
-def _digests(run: Path) -> dict[str, str] | None:
-    """Read the manifest: empty for a RUN of older versions, which had none; None: damaged."""
-    try:
-        return dict(json.loads((run / MANIFEST).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (OSError, TypeError, ValueError):
-        return None
+    recorded = _recorded(run)
+    if recorded is None:
+        exchanged = [f"{MANIFEST} (damaged)"]
+    else:
+        looked_at = {k: v for k, v in recorded.items() if names is None or k in names}
+        exchanged = folder.exchanged(run, looked_at)
+    if exchanged:
+        raise WeightsError(
+            f"{run}: holds other files than were trained: {'; '.join(exchanged)}.",
+            hint="put the right ones back, or train it anew with `--overwrite`",
+        )
 
 
 def models_of(run: Path) -> list[str]:
@@ -134,3 +145,35 @@ def models_of(run: Path) -> list[str]:
         for fold in range(folds)
         for turn in range(seeds)
     ]
+
+
+def _says_settings(run: Path) -> bool:
+    """Tell whether a folder says what it was made with, by whatever command."""
+    try:
+        return bool(read_config(run))
+    except InputError:
+        return False
+
+
+def _recorded(run: Path) -> dict[str, str] | None:
+    """Read the manifest: empty for a RUN of older versions, which had none; None: damaged."""
+    try:
+        return dict(json.loads((run / MANIFEST).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def _changes(former: Record, record: Record) -> list[str]:
+    # A RUN of a version that did not record the origin: the digest of the bags tells enough.
+    wanted = {name: of for name, of in record.items() if name in former or name != SECTION}
+    if former["task"].get("splits_digest") == record["task"]["splits_digest"]:
+        # The same folds, by whatever words they were drawn.
+        former, wanted = (_without_folds(of) for of in (former, wanted))
+    return changes(former, wanted)
+
+
+def _without_folds(record: Record) -> dict[str, Any]:
+    mil = {key: value for key, value in record["mil"].items() if key not in _ABOUT_FOLDS}
+    return {**record, "mil": mil}

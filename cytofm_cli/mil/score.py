@@ -8,8 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +19,21 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import InputError, WeightsError
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.artefacts import ModelCard, load_model
-from cytofm_cli.mil.bags import Bag, check_bags
+from cytofm_cli.mil.bag import Bag, check_bags
 from cytofm_cli.mil.base import MilModel, MilOutput
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.mil.run_folder import (
-    CONFIG,
     DECISIONS,
-    MODELS,
+    RUN,
     SPLITS,
-    changed,
     models_of,
     read_config,
+    refuse_exchanged,
 )
-from cytofm_cli.mil.summary import Decision, decide
 from cytofm_cli.mil.train import bag_tensor, one_thread, slide_seed
 from cytofm_cli.mil.unseen import OUT_OF_FOLD, TRAINING, Known, read_splits
+from cytofm_cli.runs.folder import CONFIG
+from cytofm_cli.stats.judge import Decision, decide
 from cytofm_cli.words import named
 
 
@@ -100,15 +99,11 @@ def load_run(run: Path) -> Ensemble:
         InputError: no finished RUN, or models are missing.
         WeightsError: a model file is damaged, exchanged, or of another head than the others.
     """
-    _refuse_exchanged(run, (SPLITS, DECISIONS))
+    refuse_exchanged(run, (SPLITS, DECISIONS))
     try:
-        records = json.loads((run / MODELS / "decisions.json").read_text(encoding="utf-8"))
-        decisions = tuple(Decision(**record) for record in records)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{run}: not a finished RUN of `cytofm mil train`.",
-            hint="give what its -o named",
-        ) from error
+        decisions = tuple(Decision(**record) for record in RUN.read_json(run, DECISIONS))
+    except TypeError as error:
+        raise RUN.unfinished(run) from error
     known, record = read_splits(run / SPLITS), read_config(run).get(origins.SECTION)
     files = [run / name for name in models_of(run)]
     if gone := [path.name for path in files if not path.is_file()]:
@@ -125,24 +120,16 @@ def load_run(run: Path) -> Ensemble:
                 f"the RUN is of {cards[0].method!r} for {cards[0].encoder or 'unknown'}.",
                 hint="keep the models of different RUNs in their own folders",
             )
-    _refuse_exchanged(run, models_of(run))
+    refuse_exchanged(run, models_of(run))
     plain = Origin(encoder=cards[0].encoder, unit=cards[0].unit)  # what older RUNs remember
     origin = plain if record is None else origins.from_record(record)
     return Ensemble(tuple(model for model, _ in loaded), cards, decisions, known, origin)
 
 
-def _refuse_exchanged(run: Path, names: Collection[str]) -> None:
-    if exchanged := changed(run, names):
-        raise WeightsError(
-            f"{run}: holds other files than were trained: {'; '.join(exchanged)}.",
-            hint="put the right ones back, or train it anew with `--overwrite`",
-        )
-
-
 def run_digest(run: Path) -> str:
     """Identify a finished RUN by what was learnt from what, whatever its folder is called."""
     state = hashlib.sha256()
-    for path in (run / CONFIG, run / MODELS / "decisions.json"):
+    for path in (run / CONFIG, run / DECISIONS):
         state.update(path.read_bytes())
     return state.hexdigest()[:16]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from cytofm_cli.errors import InputError, UsageError
-from cytofm_cli.mil.bags import Bag, find_bags, load_bags
+from cytofm_cli.mil.bag import Bag
+from cytofm_cli.mil.bags import find_bags, load_bags
 from cytofm_cli.mil.config import MilSettings
 from cytofm_cli.mil.describe import bags_text, describe
 from cytofm_cli.mil.labels import Cohort, build_cohort, read_labels

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import Cohort
 from cytofm_cli.stats import cautions as intervals
-from cytofm_cli.stats import intervals as statistics
 from cytofm_cli.stats import metrics
+from cytofm_cli.stats.judge import Decision, fix_decision
+from cytofm_cli.stats.judge import judge as judge_answers
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -50,47 +50,15 @@ class CellResult:
     history: list[dict[str, float]]
 
 
-@dataclass(frozen=True)
-class Decision:
-    """How the logits of one fold's models become answers; fixed on validation alone.
-
-    Attributes:
-        temperature: divides the logits.
-        threshold: of the positive class, for two classes.
-    """
-
-    temperature: float
-    threshold: float
-
-    def probabilities(self, logits_SC: Floats) -> Floats:
-        """Return calibrated probabilities."""
-        return metrics.softmax(logits_SC, self.temperature)
-
-    def classes(self, p_SC: Floats) -> Ints:
-        """Return the predicted class indices."""
-        return decide(p_SC, self.threshold)
-
-
-def decide(p_SC: Floats, threshold: float) -> Ints:
-    """Return class indices: by threshold for two classes, else the most probable."""
-    if p_SC.shape[1] == 2:
-        return np.asarray(p_SC[:, 1] >= threshold, dtype=np.int64)
-    return np.asarray(p_SC.argmax(1), dtype=np.int64)
-
-
 def fold_decision(cells: Sequence[CellResult], y_S: Ints, config: MilConfig) -> Decision:
     """Fix temperature and threshold of one fold on the validation slides of its models."""
-    y = np.concatenate([y_S[cell.validation] for cell in cells])
-    logits = np.concatenate([cell.validation_logits_SC for cell in cells])
-    both = len(np.unique(y)) > 1
-    temperature = metrics.fit_temperature(logits, y) if config.calibrate and both else 1.0
-    p_SC = metrics.softmax(logits, temperature)
-    threshold = 0.5
-    if p_SC.shape[1] == 2 and both and config.threshold == "youden":
-        threshold = metrics.youden_threshold(y, p_SC[:, 1])
-    elif p_SC.shape[1] == 2 and both and config.threshold == "specificity":
-        threshold = metrics.specificity_threshold(y, p_SC[:, 1], config.specificity)
-    return Decision(temperature, threshold)
+    return fix_decision(
+        np.concatenate([y_S[cell.validation] for cell in cells]),
+        np.concatenate([cell.validation_logits_SC for cell in cells]),
+        calibrate=config.calibrate,
+        rule=config.threshold,
+        specificity=config.specificity,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,52 +139,17 @@ def judge(
         config: replicates, seed, specificity.
         ordinal: the classes are ordered.
     """
-    y = cohort.y_N[pooled.index]
-    groups = [cohort.groups[i] for i in pooled.index.tolist()]
-    weight_RS = statistics.group_weights(groups, config.bootstrap, config.seed)
-    n_classes = len(cohort.classes)
-    wanted = _metrics(y, pooled, uncalibrated, n_classes, config, ordinal=ordinal)
-    estimates = {name: statistics.bootstrap(of, weight_RS) for name, of in wanted.items()}
-    found: dict[str, Any] = {name: one.record() for name, one in estimates.items()}
-    found["replicates_left_out"] = {name: e.dropped for name, e in estimates.items() if e.dropped}
-    if n_classes == 2:
-        delong = statistics.delong_interval(y, pooled.p_SC[:, 1], groups)
-        found["auc_delong"] = delong.record()
-    return found
-
-
-def _metrics(
-    y: Ints,
-    pooled: Pooled,
-    raw: Pooled,
-    n_classes: int,
-    config: MilConfig,
-    *,
-    ordinal: bool,
-) -> dict[str, Callable[[Floats | None], Floats]]:
-    p, hard = pooled.p_SC, pooled.predicted_S
-    wanted: dict[str, Callable[[Floats | None], Floats]] = {
-        "auc": partial(metrics.macro_auc, y, p),
-        "accuracy": partial(metrics.accuracy, y, hard),
-        "recall": partial(metrics.recall, y, hard, n_classes),
-        "average_precision": partial(metrics.macro_average_precision, y, p),
-        "brier": partial(metrics.brier, y, p),
-        "ece": partial(metrics.calibration_error, y, p),
-        "brier_uncalibrated": partial(metrics.brier, y, raw.p_SC),
-        "ece_uncalibrated": partial(metrics.calibration_error, y, raw.p_SC),
-    }
-    if n_classes == 2:
-        wanted["specificity"] = partial(metrics.class_recall, y, hard, 0)
-        wanted[f"sensitivity_at_specificity_{config.specificity:g}"] = partial(
-            metrics.sensitivity_at_specificity, y, p[:, 1], config.specificity
-        )
-    if ordinal:
-        wanted["quadratic_kappa"] = partial(metrics.quadratic_kappa, y, hard, n_classes)
-        for cut in range(1, n_classes):
-            wanted[f"auc_from_class_{cut}"] = partial(
-                metrics.auc, (y >= cut).astype(np.int64), p[:, cut:].sum(1)
-            )
-    return wanted
+    return judge_answers(
+        cohort.y_N[pooled.index],
+        pooled.p_SC,
+        pooled.predicted_S,
+        uncalibrated.p_SC,
+        [cohort.groups[i] for i in pooled.index.tolist()],
+        replicates=config.bootstrap,
+        seed=config.seed,
+        specificity=config.specificity,
+        ordinal=ordinal,
+    )
 
 
 def spread(

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cytofm_cli.mil.compare import Comparison
 from cytofm_cli.stats import cautions as intervals
 from cytofm_cli.stats.cautions import interval_text, is_usable
+from cytofm_cli.stats.compare import Comparison
 
 METRICS = ("auc", "accuracy", "recall")
 ALPHA = 0.05

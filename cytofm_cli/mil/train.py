@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cytofm_cli.errors import InputError, UsageError
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.base import MilModel, Recipe, make_head, seeded
 from cytofm_cli.mil.optim import learning_rate, make_bag_loss, make_optimizer
 from cytofm_cli.mil.vpu import Instances, train_vpu

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from cytofm_cli.errors import InputError, LabelError
-from cytofm_cli.mil.run_folder import read_rows
+from cytofm_cli.errors import LabelError
+from cytofm_cli.mil.run_folder import RUN, read_rows
 from cytofm_cli.stats.classes import spelling_key
 from cytofm_cli.tables import GROUP_NAMES, SLIDE_NAMES, is_missing, match_slide, read_table
 
@@ -101,10 +101,7 @@ def read_splits(path: Path) -> Known:
         rows = read_rows(path)
         group_of = {row["slide_id"]: row["group"] for row in rows}
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path.parent}: not a finished RUN of `cytofm mil train`.",
-            hint="give what its -o named",
-        ) from error
+        raise RUN.unfinished(path.parent) from error
     tested = {
         row["slide_id"]: frozenset(
             int(key.removeprefix("fold")) for key, part in row.items() if part == "test"

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import StoreError
-from cytofm_cli.nuclei.run import read_nuclei
 from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.field import Field, open_field, read_square
 
@@ -53,13 +52,13 @@ def open_cells(
     Raises:
         StoreError: no nuclei step, or no nucleus was found on the slide.
     """
-    name, table = read_nuclei(store, detector)
+    table = store.nuclei(detector)
     if not len(table):
         raise StoreError(
-            f"{store.path}: {name} found no nuclei, so there is no cell to embed.",
+            f"{store.path}: {store.which_detector(detector)} found no nuclei, "
+            "so there is no cell to embed.",
             hint="leave the slide out, or detect with other settings.",
         )
     with open_field(store, slides=slides) as tiles:
         side_px = max(1, round(cell_um / tiles.mpp))
-        fill = store.steps["tile"]["fill"]
-        yield CellCrops(tiles, table.xy_px0, side_px=side_px, fill=fill)
+        yield CellCrops(tiles, table.xy_px0, side_px=side_px, fill=store.tile.fill)

@@ -15,9 +15,8 @@ from typing import Final
 import numpy as np
 
 from cytofm_cli.errors import CytofmError, InputError
-from cytofm_cli.nuclei.base import NucleusTable
-from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
+from cytofm_cli.store.tables import NucleusTable
 from cytofm_cli.units import Box, Size
 
 Note = Callable[[str], None]
@@ -55,8 +54,9 @@ def place_of(store: Store, note: Note, *, slides: Path | None = None) -> SlidePl
         note: told where an old store does not say what part was scanned.
         slides: folder where the slides lie now, if they were moved since.
     """
-    bounds = store.slide.get("bounds_px0")
-    if "bounds_px0" not in store.slide and store.slide.get("format") in _CROPPED:
+    slide = store.slide
+    bounds = Box(*slide.bounds_px0) if slide.bounds_px0 else None
+    if not slide.says_bounds and slide.format in _CROPPED:
         known, bounds = _bounds_of_file(store, slides)
         if not known:
             note(
@@ -65,8 +65,8 @@ def place_of(store: Store, note: Note, *, slides: Path | None = None) -> SlidePl
             )
     return SlidePlace(
         slide_id=store.slide_id,
-        size_px0=Size(*store.slide["size_px0"]),
-        bounds_px0=Box(*bounds) if bounds else None,
+        size_px0=Size(*slide.size_px0),
+        bounds_px0=bounds,
     )
 
 
@@ -76,13 +76,10 @@ def _bounds_of_file(store: Store, slides: Path | None) -> tuple[bool, Box | None
     from cytofm_cli.tiles.source import find_slide
 
     try:
-        reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
+        with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
+            return True, reader.info.bounds_px0
     except CytofmError:
         return False, None
-    try:
-        return True, reader.info.bounds_px0
-    finally:
-        reader.close()
 
 
 def on_slide(table: NucleusTable, frame: Box, what: str, note: Note) -> NucleusTable:
@@ -121,8 +118,8 @@ def count_off_tiles(store: Store, table: NucleusTable) -> int:
     """Count the nuclei whose centroid lies in no tile: no pixels of theirs are stored."""
     from scipy.spatial import cKDTree
 
-    side = float(store.steps[schema.TILE_STEP]["tile_px0"])
-    corners = store.read(schema.TILE_XY.path).astype(np.float64)
+    side = float(store.tile.tile_px0)
+    corners = store.tile_xy_px0.astype(np.float64)
     if not len(table) or not len(corners):
         return len(table)
     gap, _ = cKDTree(corners + side / 2).query(table.xy_px0.astype(np.float64), p=np.inf)

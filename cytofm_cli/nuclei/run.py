@@ -9,20 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cytofm_cli import registry
 from cytofm_cli.config import as_record, field_types, resolve
-from cytofm_cli.errors import CytofmError, InputError, StoreError, UsageError
+from cytofm_cli.errors import CytofmError, InputError, UsageError
 from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.place import count_off_tiles, place_of
 from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles, with_halo, without_cut
 from cytofm_cli.nuclei.survey import doubts, settle
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import io, lineage, schema
+from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
-from cytofm_cli.store.zarr3 import write_array
+from cytofm_cli.store.records import NucleiRecord
 from cytofm_cli.tiles.field import Field, open_field
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.units import Box
@@ -85,60 +83,56 @@ class Detection:
                 hint=f"name the file after the slide, e.g. {job.slide_id}.geojson",
             )
         store = io.open_store(Path(job.path))
-        if schema.TILE_STEP not in store.steps:
-            raise StoreError(f"{job.path}: has no tiles.", hint="make them with `cytofm tile`.")
+        mark = store.tile.mark
         step = schema.nuclei_step(job.detector)
         settings = settings_of(job)
-        tile = store.steps[schema.TILE_STEP]
-        mark = f"{tile['config_hash']}-{tile['input_fingerprint']}"
         if self._is_done(job, step, settings, mark):
             io.tidy(store.path.parent, job.slide_id, step)
-            return "skipped", _facts(store, step)
+            return "skipped", _facts(store, job.detector)
         if job.dry_run:
-            say_risk(store, step, note)
-            return "done", {"store": job.path, "n_tiles": tile["n_tiles"]}
+            say_risk(store.path, store.steps, step, note)
+            return "done", {"store": job.path, "n_tiles": store.tile.n_tiles}
         with io.claim_step(store.path.parent, job.slide_id, step):
             if self._is_done(job, step, settings, mark):
-                return "skipped", _facts(io.open_store(store.path), step)
+                return "skipped", _facts(io.open_store(store.path), job.detector)
             table, facts, notes = self._run(job, store, report, note)
             # Of another program's nuclei only their absence is odd.
             odd = doubts(len(table), store) if job.nuclei is None or not len(table) else []
             for line in [*notes, *odd]:
                 note(f"warning: {job.slide_id}: {line}")
-            record = provenance.record(
-                settings,
-                input_fingerprint=mark,
+            record = NucleiRecord(
+                **provenance.stamp(settings, input_fingerprint=mark),
                 n=len(table),
                 **facts,
                 detector=job.detector,
-                classes=list(table.classes),
+                classes=table.classes,
                 weights_sha256=job.weights_sha256,
                 nuclei_file=job.nuclei.name if job.nuclei else None,
                 made_from=lineage.made_from(store.steps, schema.TILE_STEP),
             )
             with io.staging(store.path.parent, job.slide_id, step) as staged:
                 write_nuclei(staged, table)
-                gone = io.commit_group(staged, store.path, step, record)
+                gone = commit.commit_group(staged, store.path, step, record)
             if gone:
                 note(loss_note(store.path, step, gone))
-        return "done", _facts(io.open_store(store.path), step)
+        return "done", _facts(io.open_store(store.path), job.detector)
 
     def _is_done(self, job: DetectJob, step: str, settings: dict[str, Any], mark: str) -> bool:
-        return not job.overwrite and io.is_finished(
+        return not job.overwrite and commit.is_finished(
             Path(job.path), step, config=settings, input_fingerprint=mark
         )
 
     def _run(
         self, job: DetectJob, store: io.Store, report: Report, note: Note
     ) -> tuple[NucleusTable, dict[str, Any], list[str]]:
-        """Return the nuclei, facts for the record, and what the user should know."""
+        """Return the nuclei, fields of the record, and what the user should know."""
         # A network is loaded once; a file of nuclei is another one for each slide.
         if self._detector is None or job.nuclei is not None:
             self._detector = _make(job)
         if isinstance(self._detector, NucleusSource):
             return _from_file(self._detector, job, store, note), {"n_quartered": 0}, []
         with open_field(store, slides=job.config.slides) as tiles:
-            detector, facts, notes = settle(self._detector, tiles, store)
+            detector, other, notes = settle(self._detector, tiles, store)
             find = partial(_find, detector, tiles)
             boxes = sorted(set(tiles.boxes))
             parts: list[_Found] = []
@@ -151,7 +145,8 @@ class Detection:
             table = merged.moved(scale=tiles.downsample).validate(str(store.path))
             n_quartered = sum(part.n_quartered for part in parts)
             n_cut = sum(part.n_cut for part in parts)
-            facts |= {"n_quartered": n_quartered, "n_cut": n_cut, "beyond_tiles": tiles.beyond}
+            facts: dict[str, Any] = {"n_quartered": n_quartered, "n_cut": n_cut}
+            facts |= {"beyond_tiles": tuple(tiles.beyond), "other": other}
         if n_quartered:
             notes.append(f"too little memory; {n_quartered} tiles quartered")
         if n_cut:
@@ -215,7 +210,7 @@ def _make(job: DetectJob) -> NucleusDetector | NucleusSource:
 def _from_file(source: NucleusSource, job: DetectJob, store: io.Store, note: Note) -> NucleusTable:
     note(f"{job.slide_id}: nuclei from {job.nuclei}")
     place = place_of(store, note, slides=job.config.slides)
-    table = source.read(store.slide["mpp"], place, note)
+    table = source.read(store.slide.mpp, place, note)
     n_off = count_off_tiles(store, table)
     if n_off:
         note(
@@ -253,64 +248,12 @@ def write_nuclei(folder: Path, table: NucleusTable) -> None:
         (schema.NUCLEI_CONTOUR, table.contour_px0),
         (schema.NUCLEI_CONTOUR_START, table.contour_start),
     ):
-        name = kind.path.rpartition("/")[2]
-        write_array(folder / name, values, axes=kind.axes, attributes=kind.attributes)
+        arrays.write(folder, kind, values)
 
 
-def read_nuclei(store: io.Store, detector: str | None) -> tuple[str, NucleusTable]:
-    """Read the nuclei of a store.
-
-    Args:
-        store: the store.
-        detector: whose nuclei; None takes the only ones there are.
-
-    Returns:
-        (name of the detector, its table).
-
-    Raises:
-        StoreError: none, several and none named, or they were found on other tiles.
-    """
-    detector = name_of_nuclei(store, detector)
-    step = schema.nuclei_step(detector)
-    io.require_fresh(store, step)
-    names = ("xy_px0", "area_um2", "probability", "class", "contour_px0", "contour_start")
-    columns = [np.asarray(store.read(f"{step}/{name}")) for name in names]
-    xy, area, probability, class_id, contour, start = columns
-    table = NucleusTable(
-        xy_px0=xy,
-        area_um2=area,
-        probability=probability,
-        class_id=class_id,
-        contour_px0=contour,
-        contour_start=start,
-        classes=tuple(store.steps[step]["classes"]),
-    )
-    return detector, table
-
-
-def name_of_nuclei(store: io.Store, detector: str | None) -> str:
-    """Return whose nuclei are meant; None means the only ones there are.
-
-    Raises:
-        StoreError: not there, or several and none named.
-    """
-    detector = registry.detectors.key(detector) if detector else None
-    there = sorted(s.partition("/")[2] for s in store.steps if s.startswith("nuclei/"))
-    if detector is None and len(there) == 1:
-        return there[0]
-    if detector is None or detector not in there:
-        what = f"no nuclei of {detector!r}" if detector else "no nuclei"
-        if there and detector is None:
-            what = f"nuclei of {len(there)} detectors"
-        hint = f"--detector {there[0]}" if there else "find them with `cytofm detect`."
-        raise StoreError(f"{store.path}: holds {what}.", hint=hint)
-    return detector
-
-
-def _facts(store: io.Store, step: str) -> dict[str, Any]:
-    record = store.steps[step]
-    facts = {"store": str(store.path), "step": step, "n": record["n"]}
-    if record.get("nuclei_file"):
-        facts["nuclei_file"] = record["nuclei_file"]
-    # Stores of earlier versions do not say.
-    return facts | ({"n_quartered": record["n_quartered"]} if record.get("n_quartered") else {})
+def _facts(store: io.Store, detector: str) -> dict[str, Any]:
+    record = store.nuclei_record(detector)
+    facts = {"store": str(store.path), "step": schema.nuclei_step(detector), "n": record.n}
+    if record.nuclei_file:
+        facts["nuclei_file"] = record.nuclei_file
+    return facts | ({"n_quartered": record.n_quartered} if record.n_quartered else {})

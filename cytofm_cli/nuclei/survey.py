@@ -30,7 +30,7 @@ def settle(
     boxes = sorted(set(field.boxes))
     rows = np.unique(np.linspace(0, len(boxes) - 1, MOST_IMAGES).round().astype(int))
     images = [field.read(_middle(boxes[row])) for row in rows] if boxes else []
-    illumination = store.steps[schema.TILE_STEP].get("illumination")
+    illumination = store.tile.illumination
     return detector.for_slide(images, field.mpp, illumination)
 
 
@@ -55,9 +55,9 @@ def doubts(n_nuclei: int, store: Store) -> list[str]:
 
 def foreground_mm2(store: Store) -> float:
     """Return the area of a store's tiles that is foreground."""
-    tile = store.steps[schema.TILE_STEP]
-    side_mm = float(tile["tile_px"]) * float(tile["mpp"]) / 1000
-    share = np.ones(int(tile["n_tiles"]))
+    tile = store.tile
+    side_mm = float(tile.tile_px) * float(tile.mpp) / 1000
+    share = np.ones(tile.n_tiles)
     if store.has(schema.TILE_FOREGROUND.path):
         share = np.nan_to_num(store.read(schema.TILE_FOREGROUND.path), nan=1.0)
     return float(share.sum()) * side_mm**2

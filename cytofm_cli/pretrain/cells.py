@@ -63,14 +63,11 @@ def open_squares(
         side_px: side of the squares, tile pixels.
         slides: folder where the slides lie now.
     """
-    fill = int(store.steps[schema.TILE_STEP]["fill"])
+    fill = store.tile.fill
     if store.has(schema.TILE_PIXELS.path):
         with open_field(store) as field:
             yield CellCrops(field, nuclei.table.xy_px0, side_px=side_px, fill=fill)
         return
-    reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
-    try:
+    with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
         plan = replace(plan_of(store), tile_px=side_px)
         yield SlideTiles(reader, plan, nuclei.corner_px0, fill=fill)
-    finally:
-        reader.close()

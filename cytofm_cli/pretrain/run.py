@@ -26,10 +26,10 @@ from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, find_device, make_plan, share_of
+from cytofm_cli.runs import folder
 from cytofm_cli.runs.record import write_text
 from cytofm_cli.store.io import output_errors
 from cytofm_cli.views.config import ViewsConfig
-from cytofm_cli.work.claim import claim
 from cytofm_cli.work.signals import StopFlag, catch_signals
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,7 @@ def pretrain(
                 summary = run_folder.read_summary(out)
                 return PretrainReport(out, out / run_folder.ENCODER, summary, skipped=True)
             if world.is_main:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(claim(out.parent / f".{out.name}.claim"))
+                stack.enter_context(folder.holding(out))
             stack.enter_context(distributed.process_group(world, device))
             if world.is_main:
                 run_folder.prepare(out, plan.record, overwrite=overwrite)
@@ -114,7 +113,7 @@ def pretrain(
                 summary = _train(plan, out, world, device, stop, say, progress, slides)
             except StoppedError as error:
                 if world.is_main:  # torchrun hides exit codes: batch scripts look at this
-                    write_text(out / run_folder.STOPPED, f"{error.message}\n")
+                    folder.mark_stopped(out, error.message)
                 raise
             except CytofmError:
                 if world.is_main:

@@ -12,28 +12,23 @@ RUN/config.toml           settings of the run, the views and the method, and wha
 
 from __future__ import annotations
 
-import json
-import shutil
-import tomllib
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from cytofm_cli import __version__
-from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
+from cytofm_cli.errors import InputError
 from cytofm_cli.pretrain import checkpoint
-from cytofm_cli.runs.provenance import sha256_file
-from cytofm_cli.runs.record import changes, to_text, write_text
+from cytofm_cli.runs import folder
+from cytofm_cli.runs.folder import Kind, is_whole, refuse_changes
+from cytofm_cli.runs.record import Record, changes
 from cytofm_cli.views.recipes import same_views
 
-CONFIG: Final = "config.toml"
+RUN: Final = Kind("cytofm pretrain", frozenset({"pretrain"}))
 SUMMARY: Final = "summary.json"
 ENCODER: Final = "encoder.safetensors"
 BEST: Final = "encoder-best.safetensors"
-STOPPED: Final = "stopped"
 COMPUTE: Final = "compute"  # section of what the machine lends that changes the weights
 
 
@@ -43,14 +38,11 @@ def read_summary(run: Path) -> dict[str, Any]:
     Raises:
         InputError: `run` is not one.
     """
-    try:
-        found: dict[str, Any] = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run}: not a finished RUN of `cytofm pretrain`.") from error
-    return found
+    summary: dict[str, Any] = RUN.read_json(run, SUMMARY)
+    return summary
 
 
-def is_done(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> bool:
+def is_done(out: Path, record: Record, *, overwrite: bool) -> bool:
     """Tell whether a RUN is finished; refuse what may not be written over.
 
     Raises:
@@ -64,20 +56,15 @@ def is_done(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bo
     # On a GPU, and in RUNs from before it was written down, nothing is known of the threads.
     alone = {"made", COMPUTE} - (former.keys() & record.keys())
     changed = changes(*_unsettled(_without(former, alone), _without(record, alone)))
-    if changed:
-        raise ConfigMismatchError(
-            f"{out}: was begun with other settings ({'; '.join(changed)}).",
-            hint="`--overwrite` begins anew; or choose another -o",
-        )
+    refuse_changes(out, changed, overwrite="begins anew")
     return (out / SUMMARY).is_file()
 
 
 def begun_threads(out: Path) -> int | None:
     """Return the threads that a RUN was begun to compute with; None: it does not say."""
     try:
-        found = tomllib.loads((out / CONFIG).read_text(encoding="utf-8"))
-        return int(found[COMPUTE]["threads"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(RUN.read_config(out)[COMPUTE]["threads"])
+    except (InputError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -93,47 +80,32 @@ def lost_encoders(out: Path, exported: Mapping[str, Any]) -> list[str]:
     if exported.items() - summary.get("exported", exported).items():
         return names
     digests = summary.get("sha256", {})
-    return [name for name in names if not _is_whole(out / name, digests.get(name))]
+    return [name for name in names if not is_whole(out / name, digests.get(name))]
 
 
 def digests(out: Path) -> dict[str, str]:
     """Return the SHA-256 of each encoder of a RUN, by file name."""
-    paths = [path for path in (out / ENCODER, out / BEST) if path.is_file()]
-    return {path.name: sha256_file(path) for path in paths}
-
-
-def _is_whole(path: Path, digest: str | None) -> bool:
-    if not path.is_file() or path.stat().st_size == 0:
-        return False
-    return digest is None or sha256_file(path) == digest
+    return folder.digests(out, (ENCODER, BEST))
 
 
 def _without(record: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: of for name, of in record.items() if name not in names}
 
 
-def prepare(out: Path, record: Mapping[str, Mapping[str, Any]], *, overwrite: bool) -> None:
+def prepare(out: Path, record: Record, *, overwrite: bool) -> None:
     """Make the folder, or clear away what may not stay; `is_done` has looked at it."""
-    if overwrite and out.exists():
-        shutil.rmtree(out)
-    (out / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
+    folder.begin(out, record, overwrite=overwrite, torch=torch.__version__)
+    (out / checkpoint.FOLDER).mkdir(exist_ok=True)
     checkpoint.tidy(out)
-    (out / STOPPED).unlink(missing_ok=True)
-    if not (out / CONFIG).is_file():
-        made = {"cytofm": __version__, "torch": torch.__version__, "utc": _now()}
-        write_text(out / CONFIG, to_text({**record, "made": made}))
 
 
 def forget_false_start(out: Path) -> None:
     """Remove a RUN that holds nothing but its settings: they must not bind the next command."""
-    made = {path.name for path in out.iterdir()}
-    if made <= {CONFIG, checkpoint.FOLDER} and not checkpoint.saved_steps(out):
-        shutil.rmtree(out)
+    if not checkpoint.saved_steps(out):
+        folder.forget_false_start(out, empty=(checkpoint.FOLDER,))
 
 
-def _unsettled(
-    former: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, dict[str, Any]]]:
+def _unsettled(former: Record, wanted: Record) -> list[dict[str, dict[str, Any]]]:
     """Return two records without the words that cannot differ in what they come to."""
     pair = [{n: dict(of) for n, of in one.items() if n != "made"} for one in (former, wanted)]
     drop = []
@@ -150,28 +122,11 @@ def _unsettled(
 
 
 def _former(out: Path) -> dict[str, Any] | None:
-    """Read the record of a RUN of this command; None: there is nothing yet."""
-    if not out.exists():
+    """Read the record of a RUN in today's words; None: there is nothing yet."""
+    record = RUN.former(out)
+    if record is None:
         return None
-    if not out.is_dir():
-        raise OutputError(f"{out}: is a file, no folder.", hint="choose another -o")
-    if not any(out.iterdir()):
-        return None
-    found: dict[str, Any] = {}
-    if (out / CONFIG).is_file():
-        try:
-            found = tomllib.loads((out / CONFIG).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{out / CONFIG}: damaged.", hint="choose another -o") from error
-    if "pretrain" not in found:  # --overwrite must not remove it either
-        raise ConfigMismatchError(
-            f"{out}: exists and is no RUN of `cytofm pretrain`.", hint="choose another -o"
-        )
-    method = found.get(found["pretrain"].get("method"))
+    method = record.get(record["pretrain"].get("method", ""))
     if method is not None:  # before there was a choice, tokens and positions did not decay
         method.setdefault("decayed", "matrices")
-    return found
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat("T", "seconds")
+    return record

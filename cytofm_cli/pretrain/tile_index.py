@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from cytofm_cli.config import digest
-from cytofm_cli.errors import InputError, StoreError
+from cytofm_cli.errors import InputError
 from cytofm_cli.nuclei.base import make_table
 from cytofm_cli.pretrain.cells import CellNuclei, open_squares
 from cytofm_cli.pretrain.sampling import Schedule
-from cytofm_cli.store import lineage, schema
+from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, open_store
 from cytofm_cli.tiles.canvas import Canvases, open_canvases
 from cytofm_cli.tiles.source import plan_of
@@ -224,9 +224,7 @@ def _cells(slide: IndexedSlide, side_px: int) -> IndexedSlide:
 def _index(
     store: Store, detector: str | None, *, need_nuclei: bool
 ) -> tuple[str | None, IndexedSlide]:
-    if schema.TILE_STEP not in store.steps:
-        raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
-    n_tiles = int(store.steps[schema.TILE_STEP]["n_tiles"])
+    n_tiles = store.tile.n_tiles
     steps, name, bare_N = [schema.TILE_STEP], None, np.zeros(n_tiles, bool)
     if need_nuclei:
         name, nuclei = open_nuclei(store, detector)
@@ -234,9 +232,8 @@ def _index(
         bare_N = np.array([not len(nuclei.rows(tile)) for tile in range(n_tiles)], bool)
     else:
         none = make_table(np.zeros((0, 2)), np.zeros(0))
-        nuclei = TileNuclei(none, store.read(schema.TILE_XY.path), plan_of(store))
-    records = [store.steps[step] for step in steps]
-    mark = "-".join(lineage.id_of(record) for record in records)
+        nuclei = TileNuclei(none, store.tile_xy_px0, plan_of(store))
+    mark = "-".join(store.steps[step].identity for step in steps)
     return name, IndexedSlide(store, nuclei, bare_N, mark)
 
 

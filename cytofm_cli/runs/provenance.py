@@ -39,6 +39,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def utc_now() -> str:
+    """Return the time as records keep it, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def record(config: Mapping[str, Any], *, input_fingerprint: str, **facts: Any) -> dict[str, Any]:
     """Make the provenance record of a finished step.
 
@@ -47,11 +52,17 @@ def record(config: Mapping[str, Any], *, input_fingerprint: str, **facts: Any) -
         input_fingerprint: what the step read: of the slide, or of the step before.
         facts: more JSON values: weight digest, codecs, counts.
     """
+    told = stamp(config, input_fingerprint=input_fingerprint)
+    time_utc = told.pop("time_utc")
+    return {**told, **facts, "time_utc": time_utc}
+
+
+def stamp(config: Mapping[str, Any], *, input_fingerprint: str) -> dict[str, Any]:
+    """Return what every record of a step begins with, and its time; arguments as `record`."""
     return {
         "tool": f"cytofm {__version__}",
         "config": dict(config),
         "config_hash": digest(config),
         "input_fingerprint": input_fingerprint,
-        **facts,
-        "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "time_utc": utc_now(),
     }

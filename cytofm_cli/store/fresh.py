@@ -1,41 +1,31 @@
-"""Refuse what was made from something else than a store holds now; see `store.lineage`."""
+"""Tell what was made from something else than a store holds now; see `store.lineage`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cytofm_cli.errors import StoreError
 from cytofm_cli.store import lineage, schema
+from cytofm_cli.store.lineage import Steps
+from cytofm_cli.store.records import SlideRecord
 
-if TYPE_CHECKING:
-    from cytofm_cli.store.io import Store
 
+def why_stale(path: Path, steps: Steps, step: str) -> str | None:
+    """Say why a step does not belong to what it was made from; None if it does.
 
-def require_fresh(store: Store, step: str) -> None:
-    """Refuse a step that was made from something else than the store holds now.
-
-    Raises:
-        StoreError: it is stale; says how to make it again.
+    Args:
+        path: the store.
+        steps: its records.
+        step: name of the step.
     """
-    if (why := why_stale(store, step)) is not None:
-        raise StoreError(
-            f"{store.path}: {step} is out of date: {why}.",
-            hint=again(store, step),
-        )
-
-
-def why_stale(store: Store, step: str) -> str | None:
-    """Say why a step does not belong to what it was made from; None if it does."""
-    changed = lineage.changed_parent(store.steps, step)
+    changed = lineage.changed_parent(steps, step)
     if changed is not None:
         return f"it was made from other {changed} than the store holds now"
-    source = lineage.rows_from(store.steps, step)
+    source = lineage.rows_from(steps, step)
     if source is None:
         return None
-    n, n_source = (_rows(store.path, one) for one in (step, source))
+    n, n_source = (_rows(path, one) for one in (step, source))
     if n is None or n_source is None or n == n_source:
         return None
     return f"it has {n} rows and {source}, which it was made from, has {n_source}"
@@ -46,12 +36,12 @@ def loss_note(store: Path, step: str, gone: Sequence[str]) -> str:
     return f"warning: {store.name}: {step} is replaced; it drops {', '.join(gone)}"
 
 
-def say_risk(store: Store, step: str | None, note: Callable[[str], None]) -> None:
+def say_risk(path: Path, steps: Steps, step: str | None, note: Callable[[str], None]) -> None:
     """Say in a dry run what would go with a step that is to be made anew, if it is there."""
-    below = lineage.descendants(store.steps, step) if step in store.steps else []
+    below = lineage.descendants(steps, step) if step is not None and step in steps else []
     if below:
         note(
-            f"warning: {store.path.name}: if {step} comes out other than before, "
+            f"warning: {path.name}: if {step} comes out other than before, "
             f"it drops {', '.join(sorted(below))}"
         )
 
@@ -66,17 +56,17 @@ def _rows(path: Path, step: str) -> int | None:
         return None
 
 
-def again(store: Store, step: str) -> str:
+def again(path: Path, slide: SlideRecord, steps: Steps, step: str) -> str:
     """Return the hint to make a step again, with its command."""
     kind, name, unit = (*step.split("/"), "", "")[:3]
-    record = store.steps.get(step, {})
+    told = steps[step].to_json() if step in steps else {}
     if kind == "nuclei":
-        command = f"detect {store.path} --detector {name} --overwrite"
+        command = f"detect {path} --detector {name} --overwrite"
     elif kind == "embeddings":
-        encoder = record.get("encoder") or name
-        command = f"embed {store.path} --encoder {encoder} --unit {unit} --overwrite"
+        encoder = told.get("encoder") or name
+        command = f"embed {path} --encoder {encoder} --unit {unit} --overwrite"
     elif kind == "attention":  # replaces its own
-        command = f"mil score {record.get('run_folder', name)} {store.path}"
+        command = f"mil score {told.get('run_folder', name)} {path}"
     else:
-        command = f"tile {store.slide.get('path', '')} -o {store.path.parent} --overwrite"
+        command = f"tile {slide.path} -o {path.parent} --overwrite"
     return f"make it again: cytofm {command}"

@@ -1,67 +1,174 @@
-"""Open, stage and commit stores: every step becomes visible in one atomic rename.
-
-A step writes into a hidden staging folder beside the store, with its provenance record in
-the attributes of the staged group, and is renamed into place when complete. The root then
-gets a copy of the record; a process killed between the two leaves a step that is complete
-and only missing from the root's list, which the next writer adds (`_update_root`). What was
-made from a step goes before the step itself is replaced (`cytofm_cli.store.lineage`).
-"""
+"""Open stores, and read what they hold: typed records, whole tables, lazy arrays."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import differences
-from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError, TryAgainError
-from cytofm_cli.store import lineage, schema
-from cytofm_cli.store.fresh import again, require_fresh, why_stale
-from cytofm_cli.store.staging import (
-    aside_of,
-    check_slide_id,
-    claim_step,
-    commit_claim,
-    output_errors,
-    staging,
-    tidy,
+from cytofm_cli.errors import InputError, StoreError
+from cytofm_cli.registry import detectors
+from cytofm_cli.store import fresh, schema
+from cytofm_cli.store.records import (
+    AttentionRecord,
+    EmbeddingRecord,
+    NucleiRecord,
+    SlideRecord,
+    StepRecord,
+    TileRecord,
 )
-from cytofm_cli.store.zarr3 import write_group, write_json
-from cytofm_cli.work.claim import claim
+from cytofm_cli.store.staging import check_slide_id, claim_step, output_errors, staging, tidy
+from cytofm_cli.store.tables import Embeddings, NucleusTable, Tiles
 
-# All that a step needs of a store is found here.
-__all__ = ["check_slide_id", "claim_step", "output_errors", "require_fresh", "staging", "tidy"]
+if TYPE_CHECKING:
+    import zarr
 
-COMMIT_WAIT_S = 60.0
+R = TypeVar("R", bound=StepRecord)
+
+# All that a step needs of a store is found here, and in `store.commit`.
+__all__ = [
+    "Store",
+    "check_slide_id",
+    "claim_step",
+    "is_store",
+    "list_stores",
+    "open_store",
+    "output_errors",
+    "staging",
+    "store_path",
+    "tidy",
+]
 
 
 @dataclass(frozen=True)
 class Store:
-    """One slide's store, opened for reading.
+    """One slide's store, opened for reading: `with open_store(path) as store`.
+
+    Records are read when it is opened, arrays when they are asked for. It keeps no file open
+    between two calls, so leaving the `with` has nothing to close, and it can be read afterwards.
 
     Attributes:
         path: the `.zarr` folder.
         slide: facts of the slide.
-        steps: provenance record of each finished step, by name.
+        steps: what every step says of itself, by the step's name; `tile`, `nuclei_record`,
+            `embedding_record` and `attention_record` give what only those steps say.
     """
 
     path: Path
-    slide: dict[str, Any]
-    steps: dict[str, dict[str, Any]]
+    slide: SlideRecord
+    steps: Mapping[str, StepRecord]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Do nothing: no file is open. Closing twice is allowed."""
 
     @property
     def slide_id(self) -> str:
         """Name of the slide."""
         return self.path.name.removesuffix(schema.STORE_SUFFIX)
 
-    def read(self, array: str) -> NDArray[Any]:
-        """Read a whole array into memory.
+    @cached_property
+    def tile(self) -> TileRecord:
+        """Where the tiles come from.
+
+        Raises:
+            StoreError: the store has none.
+        """
+        if schema.TILE_STEP not in self.steps:
+            raise StoreError(f"{self.path}: has no tiles.", hint="make them with `cytofm tile`.")
+        return self._typed(TileRecord, schema.TILE_STEP)
+
+    def nuclei_record(self, detector: str | None = None) -> NucleiRecord:
+        """Return where nuclei come from; None and errors as in `which_detector`."""
+        return self._typed(NucleiRecord, schema.nuclei_step(self.which_detector(detector)))
+
+    def embedding_record(self, encoder: str | None = None, unit: str = "tile") -> EmbeddingRecord:
+        """Return where a bag comes from; None and errors as in `which_encoder`."""
+        step = schema.embedding_step(self.which_encoder(encoder, unit), unit)
+        return self._typed(EmbeddingRecord, step)
+
+    def embedding_records(self, unit: str) -> dict[str, EmbeddingRecord]:
+        """Return the record of every bag of a unit, out of date or not, by the step's name."""
+        return {
+            step: self._typed(EmbeddingRecord, step)
+            for step in self.steps
+            if step.startswith("embeddings/") and step.endswith(f"/{unit}")
+        }
+
+    def attention_record(self, run: str, unit: str) -> AttentionRecord | None:
+        """Return where the attention of a RUN comes from; None if there is none."""
+        step = schema.attention_step(run, unit)
+        return self._typed(AttentionRecord, step) if step in self.steps else None
+
+    def which_detector(self, detector: str | None = None) -> str:
+        """Return whose nuclei are meant; None means the only ones there are.
+
+        Raises:
+            StoreError: not there, or several and none named.
+        """
+        detector = detectors.key(detector) if detector else None
+        there = sorted(s.partition("/")[2] for s in self.steps if s.startswith("nuclei/"))
+        if detector is None and len(there) == 1:
+            return there[0]
+        if detector is None or detector not in there:
+            what = f"no nuclei of {detector!r}" if detector else "no nuclei"
+            if there and detector is None:
+                what = f"nuclei of {len(there)} detectors"
+            hint = f"--detector {there[0]}" if there else "find them with `cytofm detect`."
+            raise StoreError(f"{self.path}: holds {what}.", hint=hint)
+        return detector
+
+    def which_encoder(self, encoder: str | None = None, unit: str = "tile") -> str:
+        """Return the key of the encoder whose embeddings are meant.
+
+        Args:
+            encoder: its name or key; None takes the only one there is.
+            unit: "tile" or "cell".
+
+        Raises:
+            StoreError: no such embedding, or several and none named.
+        """
+        there = sorted(step.split("/")[1] for step in self.embedding_records(unit))
+        if encoder is None:
+            if len(there) != 1:
+                hint = f"--encoder {there[0]}" if there else "make some with `cytofm embed`."
+                what = f"{len(there)} encoders ({', '.join(there)})" if there else "no embeddings"
+                raise StoreError(f"{self.path}: holds {what} for unit {unit}.", hint=hint)
+            return there[0]
+        key = schema.node_name(encoder)
+        if key not in there:
+            hint = f"it holds {', '.join(there)}." if there else "make them with `cytofm embed`."
+            raise StoreError(
+                f"{self.path}: no {unit} embeddings of encoder {encoder!r}.", hint=hint
+            )
+        return key
+
+    def has(self, array: str) -> bool:
+        """Tell whether the store holds an array."""
+        return (self.path / array / "zarr.json").is_file()
+
+    def array(self, array: str) -> zarr.Array[Any]:
+        """Return an array as zarr opens it: a slice of it reads and decodes what it covers.
+
+        Args:
+            array: path inside the store, e.g. "tiles/pixels".
 
         Raises:
             StoreError: it is not there or damaged.
@@ -69,34 +176,109 @@ class Store:
         import zarr
 
         try:
-            return np.asarray(zarr.open_array(self.path / array, mode="r")[...])
+            return zarr.open_array(self.path / array, mode="r")
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            step = next((one for one in self.steps if array.startswith(f"{one}/")), None)
+            raise self._damaged(array, error) from error
+
+    def read(self, array: str) -> NDArray[Any]:
+        """Read a whole array into memory.
+
+        Raises:
+            StoreError: it is not there or damaged.
+        """
+        lazy = self.array(array)
+        try:
+            return np.asarray(lazy[...])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise self._damaged(array, error) from error
+
+    @property
+    def tile_xy_px0(self) -> NDArray[np.int32]:
+        """Top-left corners of the tiles, int32 (n, 2), level-0 pixels."""
+        return self.read(schema.TILE_XY.path)
+
+    def tiles(self) -> Tiles:
+        """Read what is known of each tile.
+
+        Raises:
+            StoreError: no tiles, or damaged.
+        """
+        _ = self.tile
+        kinds = (schema.TILE_XY, schema.TILE_FOREGROUND, schema.TILE_FOCUS)
+        xy_px0, foreground, focus = (self.read(kind.path) for kind in kinds)
+        return Tiles(xy_px0=xy_px0, foreground=foreground, focus=focus)
+
+    def nuclei(self, detector: str | None = None) -> NucleusTable:
+        """Read nuclei.
+
+        Args:
+            detector: whose; None takes the only ones there are.
+
+        Raises:
+            StoreError: none, several and none named, or they were found on other tiles.
+        """
+        step = schema.nuclei_step(self.which_detector(detector))
+        self.require_fresh(step)
+        names = ("xy_px0", "area_um2", "probability", "class", "contour_px0", "contour_start")
+        xy, area, probability, class_id, contour, start = (
+            self.read(f"{step}/{name}") for name in names
+        )
+        return NucleusTable(
+            xy_px0=xy,
+            area_um2=area,
+            probability=probability,
+            class_id=class_id,
+            contour_px0=contour,
+            contour_start=start,
+            classes=self._typed(NucleiRecord, step).classes,
+        )
+
+    def embeddings(self, encoder: str | None = None, unit: str = "tile") -> Embeddings:
+        """Read a bag.
+
+        Args:
+            encoder: name of the encoder; None takes the only one there is.
+            unit: "tile" or "cell".
+
+        Raises:
+            StoreError: no such embedding, several and none named, or what it was made from is
+                not what the store holds now.
+        """
+        key = self.which_encoder(encoder, unit)
+        step = schema.embedding_step(key, unit)
+        self.require_fresh(step)
+        return Embeddings(
+            values=self.read(f"{step}/values"),
+            xy_px0=self.read(f"{step}/xy_px0"),
+            encoder=key,
+            record=self._typed(EmbeddingRecord, step),
+        )
+
+    def why_stale(self, step: str) -> str | None:
+        """Say why a step does not belong to what it was made from; None if it does."""
+        return fresh.why_stale(self.path, self.steps, step)
+
+    def require_fresh(self, step: str) -> None:
+        """Refuse a step that was made from something else than the store holds now.
+
+        Raises:
+            StoreError: it is stale; says how to make it again.
+        """
+        if (why := self.why_stale(step)) is not None:
             raise StoreError(
-                f"{self.path}: {array} cannot be read ({type(error).__name__}: {error}).",
-                hint=f"the store is damaged; {again(self, step or schema.TILE_STEP)}",
-            ) from error
+                f"{self.path}: {step} is out of date: {why}.",
+                hint=fresh.again(self.path, self.slide, self.steps, step),
+            )
 
-    def has(self, array: str) -> bool:
-        """Tell whether the store holds an array."""
-        return (self.path / array / "zarr.json").is_file()
+    def _typed(self, kind: type[R], step: str) -> R:
+        return kind.from_json(self.steps[step].to_json(), f"{self.path}: the record of {step}")
 
-
-@dataclass(frozen=True)
-class Embeddings:
-    """A bag as it lies in a store.
-
-    Attributes:
-        values: float (n, d), one row an instance.
-        xy_px0: int32 (n, 2), corner of a tile or centre of a cell, level-0 pixels.
-        encoder: key of the encoder in the store.
-        provenance: record of the step that made it.
-    """
-
-    values: NDArray[np.floating[Any]]
-    xy_px0: NDArray[np.int32]
-    encoder: str
-    provenance: dict[str, Any]
+    def _damaged(self, array: str, error: Exception) -> StoreError:
+        step = next((one for one in self.steps if array.startswith(f"{one}/")), schema.TILE_STEP)
+        return StoreError(
+            f"{self.path}: {array} cannot be read ({type(error).__name__}: {error}).",
+            hint="the store is damaged; " + fresh.again(self.path, self.slide, self.steps, step),
+        )
 
 
 def store_path(stores: Path, slide_id: str) -> Path:
@@ -127,7 +309,7 @@ def open_store(path: Path) -> Store:
     """Open a finished store.
 
     Raises:
-        StoreError: missing, no cytofm store, or of a newer schema.
+        StoreError: missing, no cytofm store, damaged, or of a newer schema.
     """
     if not path.exists():
         raise StoreError(f"{path}: no such store.")
@@ -143,188 +325,12 @@ def open_store(path: Path) -> Store:
     listed, slide = content.get("steps"), content.get("slide")
     if not isinstance(listed, dict) or not isinstance(slide, dict):
         raise StoreError(f"{path}: its root is damaged.", hint="`cytofm tile --overwrite` it.")
-    steps = {**listed, **_orphans(path, listed)}
-    there = {name: record for name, record in steps.items() if _has_group(path, name)}
-    return Store(path=path, slide=slide, steps=there)
-
-
-def read_embeddings(path: Path, encoder: str | None, unit: str) -> Embeddings:
-    """Read a bag from a store.
-
-    Args:
-        path: the store.
-        encoder: name of the encoder; None takes the only one there is.
-        unit: "tile" or "cell".
-
-    Raises:
-        StoreError: no such embedding, several and none named, or what it was made from is
-            not what the store holds now.
-    """
-    store = open_store(path)
-    step = name_of_embeddings(store, encoder, unit)
-    return Embeddings(
-        values=store.read(f"{step}/values"),
-        xy_px0=store.read(f"{step}/xy_px0"),
-        encoder=step.split("/")[1],
-        provenance=store.steps[step],
-    )
-
-
-def name_of_embeddings(store: Store, encoder: str | None, unit: str) -> str:
-    """Return the embedding step that is meant; None means the only encoder there is.
-
-    Raises:
-        StoreError: no such embedding, several and none named, or what it was made from is
-            not what the store holds now.
-    """
-    path = store.path
-    there = sorted(
-        name.split("/")[1]
-        for name in store.steps
-        if name.startswith("embeddings/") and name.endswith(f"/{unit}")
-    )
-    if encoder is None:
-        if len(there) != 1:
-            hint = f"--encoder {there[0]}" if there else "make some with `cytofm embed`."
-            found = f"{len(there)} encoders ({', '.join(there)})" if there else "no embeddings"
-            raise StoreError(f"{path}: holds {found} for unit {unit}.", hint=hint)
-        encoder = there[0]
-    step = schema.embedding_step(encoder, unit)
-    if step not in store.steps:
-        hint = f"it holds {', '.join(there)}." if there else "make them with `cytofm embed`."
-        raise StoreError(f"{path}: no {unit} embeddings of encoder {encoder!r}.", hint=hint)
-    require_fresh(store, step)
-    return step
-
-
-def is_finished(
-    path: Path, step: str, *, config: Mapping[str, Any], input_fingerprint: str
-) -> bool:
-    """Tell whether a step is done with these settings on this input.
-
-    Raises:
-        ConfigMismatchError: it is done with other settings or on another input; names them.
-    """
-    if not path.exists():
-        return False
-    store = open_store(path)
-    done = store.steps.get(step)
-    if done is None:
-        return False
-    differing = differences(done["config"], config)
-    if done["input_fingerprint"] != input_fingerprint or why_stale(store, step) is not None:
-        differing.append("the input itself has changed")
-    if differing:
-        # Only the tile step chooses its folder; the others write into the store they read.
-        keep = ", another -o keeps both" if step == schema.TILE_STEP else ""
-        raise ConfigMismatchError(
-            f"{path}: {step} was made with other settings: {'; '.join(differing)}.",
-            hint=f"--overwrite makes it anew{keep}.",
-        )
-    return True
-
-
-def commit_store(
-    staged: Path, path: Path, *, slide: Mapping[str, Any], record: Mapping[str, Any]
-) -> None:
-    """Make a new store visible; `staged` holds the nodes of the tile step.
-
-    An older store of the slide is replaced whole: its later steps saw other tiles.
-
-    Raises:
-        ClaimHeldError: another process keeps changing the store.
-    """
-    record = {**record, "id": lineage.content_id(staged / "tiles", record)}
-    write_group(staged / "tiles", {schema.ATTRIBUTES_KEY: record})
-    content = {
-        "schema": schema.SCHEMA_VERSION,
-        "slide": dict(slide),
-        "steps": {schema.TILE_STEP: record},
+    there = {
+        name: StepRecord.from_json(stored, f"{path}: the record of {name}")
+        for name, stored in {**listed, **orphans(path, listed)}.items()
+        if _has_group(path, name)
     }
-    write_group(staged, {schema.ATTRIBUTES_KEY: content})
-    aside = aside_of(path)
-    with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
-        if path.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-        staged.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def commit_group(staged: Path, path: Path, step: str, record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Make a step's group visible in an existing store, and list it in the root.
-
-    Args:
-        staged: folder with the arrays of the step.
-        path: the store.
-        step: name of the step.
-        record: its provenance; without `made_from`, what the store holds now is noted.
-
-    Returns:
-        The steps that were made from the former content, and are gone with it.
-
-    Raises:
-        TryAgainError: what the step was made from has been replaced meanwhile.
-        ClaimHeldError: another process keeps changing the store.
-    """
-    with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
-        store = open_store(path)
-        parents = lineage.parents_of(store.steps, step, record)
-        record = {"made_from": lineage.made_from(store.steps, *parents), **record}
-        record["id"] = _id_for(store, step, staged, record)
-        _refuse_late(store, step, record)
-        write_group(staged, {schema.ATTRIBUTES_KEY: record})
-        former = store.steps.get(step)
-        same = former is not None and lineage.id_of(former) == record["id"]
-        gone = [] if same else lineage.descendants(store.steps, step)
-        _replace(staged, path, step, gone)
-    return tuple(sorted(gone))
-
-
-def _id_for(store: Store, step: str, staged: Path, record: Mapping[str, Any]) -> str:
-    """Return the id of a new step: that of the former one if it holds the same."""
-    new, former = lineage.content_id(staged, record), store.steps.get(step)
-    if former is not None and "id" not in former:
-        # Of an earlier version: what was made from it knows it by its mark.
-        try:
-            if lineage.content_id(store.path / step, former) == new:
-                return lineage.id_of(former)
-        except (OSError, ValueError, KeyError, RuntimeError):
-            pass  # damaged: so it is not the same
-    return new
-
-
-def _refuse_late(store: Store, step: str, record: Mapping[str, Any]) -> None:
-    changed = lineage.changed_parent(store.steps, step, record)
-    missing = [name for name in record["made_from"] if name not in store.steps]
-    if changed is not None or missing:
-        raise TryAgainError(
-            f"{store.path}: {changed or missing[0]} was replaced while {step} was made from it.",
-            hint="run the same command again.",
-        )
-
-
-def _replace(staged: Path, path: Path, step: str, gone: Sequence[str]) -> None:
-    """Put a group into place, after those that were made from the former one are gone.
-
-    A kill at any moment leaves the former step, no step, or the new one, and never a step
-    beside something else than it was made from.
-    """
-    target, aside = path / step, aside_of(path, "replaced-step")
-    for parent in reversed(target.relative_to(path).parents[:-1]):
-        if not (path / parent / "zarr.json").exists():
-            write_group(path / parent)
-    going = [name for name in (*gone, step) if (path / name).exists()]
-    shutil.rmtree(aside, ignore_errors=True)
-    if going:
-        # The root forgets first: its list never holds a record without data.
-        _update_root(path, drop=going)
-        aside.mkdir()
-        for number, name in enumerate(going):
-            (path / name).rename(aside / str(number))
-    staged.rename(target)
-    _update_root(path)
-    shutil.rmtree(aside, ignore_errors=True)
+    return Store(path, SlideRecord.from_json(slide, f"{path}: the record of its slide"), there)
 
 
 def _attributes(path: Path) -> dict[str, Any]:
@@ -348,21 +354,11 @@ def _has_group(path: Path, step: str) -> bool:
     return (path / group / "zarr.json").is_file()
 
 
-def _orphans(path: Path, listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Find steps that are complete and not (or otherwise) listed in the root."""
-    found = {}
+def orphans(path: Path, listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the JSON of steps that are complete and not (or otherwise) listed in the root."""
+    found: dict[str, dict[str, Any]] = {}
     for step in _groups(path):
         record = _attributes(path / step).get(schema.ATTRIBUTES_KEY)
         if record is not None and listed.get(step) != record:
             found[step] = record
     return found
-
-
-def _update_root(path: Path, drop: Sequence[str] = ()) -> None:
-    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-    content = node["attributes"][schema.ATTRIBUTES_KEY]
-    if not drop:
-        content["steps"] |= _orphans(path, content["steps"])
-    for step in drop:
-        content["steps"].pop(step, None)
-    write_json(path / "zarr.json", node)

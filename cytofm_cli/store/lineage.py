@@ -3,7 +3,7 @@
 A step's record has `id`, which changes exactly when its content does, and `made_from`, the
 ids of the steps that it read. A step is stale when one of those has another id by now, or is
 stale itself. Records of earlier versions have neither: there a step goes by its settings and
-its input (`mark_of`), and what it was made from is told by `input_fingerprint`.
+its input (`StepRecord.mark`), and what it was made from is told by `input_fingerprint`.
 
 Pure functions over records; `cytofm_cli.store.io` asks them when it reads and commits.
 """
@@ -14,13 +14,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cytofm_cli.store import schema
+from cytofm_cli.store.records import StepRecord
 from cytofm_cli.store.zarr3 import hash_array
 
-Record = Mapping[str, Any]
-Steps = Mapping[str, Record]
+Steps = Mapping[str, StepRecord]
 
 # Beside the arrays and the settings, this is content: what the numbers mean.
 _FACTS = ("classes", "columns", "tile_px", "tile_px0", "mpp", "level", "scale", "fill")
@@ -28,7 +27,7 @@ _FACTS = ("classes", "columns", "tile_px", "tile_px0", "mpp", "level", "scale", 
 _NOT_READ = frozenset({"pixels"})
 
 
-def content_id(group: Path, record: Record) -> str:
+def content_id(group: Path, record: StepRecord) -> str:
     """Return the id of a step: of its arrays, its settings, and what its numbers mean.
 
     Args:
@@ -38,11 +37,12 @@ def content_id(group: Path, record: Record) -> str:
     Raises:
         OSError, ValueError: an array is missing or damaged.
     """
-    facts = {key: record[key] for key in _FACTS if key in record}
+    stored = record.to_json()
+    facts = {key: stored[key] for key in _FACTS if key in stored}
     arrays = sorted(node.parent for node in group.glob("*/zarr.json"))
-    if any(array.name in _NOT_READ for array in arrays) or "tile_px0" in record:
-        facts["input_fingerprint"] = record["input_fingerprint"]
-    told = json.dumps([record["config_hash"], facts], sort_keys=True)
+    if any(array.name in _NOT_READ for array in arrays) or "tile_px0" in stored:
+        facts["input_fingerprint"] = record.input_fingerprint
+    told = json.dumps([record.config_hash, facts], sort_keys=True)
     hasher = hashlib.sha256(told.encode())
     for array in arrays:
         if array.name not in _NOT_READ:
@@ -51,22 +51,12 @@ def content_id(group: Path, record: Record) -> str:
     return hasher.hexdigest()[:16]
 
 
-def mark_of(record: Record) -> str:
-    """Return what a step is known by where its record has no id: its settings and its input."""
-    return f"{record['config_hash']}-{record['input_fingerprint']}"
-
-
-def id_of(record: Record) -> str:
-    """Return the id of a step."""
-    return str(record.get("id") or mark_of(record))
-
-
 def made_from(steps: Steps, *parents: str) -> dict[str, str]:
     """Return what a record says of the steps that were read: their names and ids."""
-    return {parent: id_of(steps[parent]) for parent in parents if parent in steps}
+    return {parent: steps[parent].identity for parent in parents if parent in steps}
 
 
-def parents_of(steps: Steps, step: str, record: Record | None = None) -> tuple[str, ...]:
+def parents_of(steps: Steps, step: str, record: StepRecord | None = None) -> tuple[str, ...]:
     """Name the steps that a step was made from, as far as they are there or it tells.
 
     Args:
@@ -75,25 +65,25 @@ def parents_of(steps: Steps, step: str, record: Record | None = None) -> tuple[s
         record: its record, if it is not among them yet.
     """
     record = steps[step] if record is None else record
-    if "made_from" in record:
-        return tuple(record["made_from"])
+    if record.made_from is not None:
+        return tuple(record.made_from)
     kind, _, rest = step.partition("/")
     unit = rest.rpartition("/")[2]
     if kind == "nuclei" or (kind == "embeddings" and unit == "tile"):
         return (schema.TILE_STEP,)
     if kind == "embeddings":
-        named = record["config"].get("detector")
+        named = record.config.get("detector")
         nuclei = [schema.nuclei_step(named)] if named else _named(steps, "nuclei/")
         ends = [name for name in nuclei if _ends_with_hash(record, steps.get(name))]
         return (schema.TILE_STEP, *(ends or nuclei))
     if kind == "attention":
         bags = [name for name in _named(steps, "embeddings/") if name.endswith(f"/{unit}")]
-        right = [name for name in bags if mark_of(steps[name]) == record["input_fingerprint"]]
+        right = [name for name in bags if steps[name].mark == record.input_fingerprint]
         return tuple(right or bags)
     return ()
 
 
-def changed_parent(steps: Steps, step: str, record: Record | None = None) -> str | None:
+def changed_parent(steps: Steps, step: str, record: StepRecord | None = None) -> str | None:
     """Name the step that is not any more what this one was made from; None if all are.
 
     Arguments as `parents_of`. A step that is not there (removed to save space) is not judged.
@@ -103,11 +93,11 @@ def changed_parent(steps: Steps, step: str, record: Record | None = None) -> str
     for parent in parents:
         if (above := changed_parent(steps, parent)) is not None:
             return above
-    if "made_from" in record:
-        made = record["made_from"]
-        return next((name for name in parents if id_of(steps[name]) != made[name]), None)
+    if record.made_from is not None:
+        made = record.made_from
+        return next((name for name in parents if steps[name].identity != made[name]), None)
     # Nuclei that were removed leave the mark's end untold.
-    if parents and not record["input_fingerprint"].startswith(_old_mark(steps, parents)):
+    if parents and not record.input_fingerprint.startswith(_old_mark(steps, parents)):
         return parents[-1]
     return None
 
@@ -134,14 +124,14 @@ def rows_from(steps: Steps, step: str) -> str | None:
 def _old_mark(steps: Steps, parents: list[str]) -> str:
     """Return the `input_fingerprint` that earlier versions would write for a step now."""
     if schema.TILE_STEP in parents:
-        nuclei = [steps[name]["config_hash"] for name in parents if name != schema.TILE_STEP]
-        return "-".join([mark_of(steps[schema.TILE_STEP]), *nuclei])
-    return mark_of(steps[parents[-1]])
+        nuclei = [steps[name].config_hash for name in parents if name != schema.TILE_STEP]
+        return "-".join([steps[schema.TILE_STEP].mark, *nuclei])
+    return steps[parents[-1]].mark
 
 
 def _named(steps: Steps, start: str) -> list[str]:
     return sorted(name for name in steps if name.startswith(start))
 
 
-def _ends_with_hash(record: Record, parent: Record | None) -> bool:
-    return parent is not None and record["input_fingerprint"].endswith(parent["config_hash"])
+def _ends_with_hash(record: StepRecord, parent: StepRecord | None) -> bool:
+    return parent is not None and record.input_fingerprint.endswith(parent.config_hash)

@@ -1,4 +1,5 @@
 """THE layout of a store. Nothing else in cytofm spells a path, dtype, axis or chunk of it.
+`store.arrays` writes arrays as they stand here, and a commit refuses any other.
 
 A store is one Zarr v3 directory a slide, `<STORES>/<slide_id>.zarr`. Coordinates are (x, y)
 in level-0 pixels. Root attributes, under the key `cytofm`:
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 SCHEMA_VERSION: Final = 1
@@ -20,6 +22,9 @@ ATTRIBUTES_KEY: Final = "cytofm"
 STORE_SUFFIX: Final = ".zarr"
 
 TILE_STEP: Final = "tile"
+UNITS: Final = ("tile", "cell")
+# A step of these kinds has a group of its own, so deep in the store; the tile step has the root.
+_GROUP_DEPTH: Final = {"nuclei": 2, "embeddings": 3, "attention": 3}
 _PX0: Final = "pixel of level 0, counted from the outer corner of its first pixel"
 
 
@@ -53,6 +58,28 @@ class ArrayKind:
         if self.axes[-1] == "xy":
             told |= {"columns": ["x", "y"], "level": 0}
         return told | ({"anchor": self.anchor} if self.anchor else {})
+
+    @property
+    def in_step(self) -> str:
+        """Path inside the folder in which its step is staged."""
+        parts = self.path.split("/")
+        return "/".join(parts[_GROUP_DEPTH.get(parts[0], 0) :])
+
+    def names(self, path: str) -> bool:
+        """Tell whether a path inside a store is one of this kind."""
+        units = self.path.replace("<unit>", f"({'|'.join(UNITS)})")
+        return re.fullmatch(re.sub(r"<\w+>", "[^/]+", units), path) is not None
+
+    def check(self, dtype: str, axes: Sequence[str]) -> None:
+        """Refuse an array of this kind that is not as the layout has it.
+
+        Raises:
+            ValueError: another dtype or other axes.
+        """
+        if dtype not in self.dtype:
+            raise ValueError(f"{self.path} is {dtype}; the layout has {' or '.join(self.dtype)}")
+        if tuple(axes) != self.axes:
+            raise ValueError(f"{self.path} has the axes {tuple(axes)}; the layout has {self.axes}")
 
 
 THUMBNAIL: Final = ArrayKind(
@@ -102,15 +129,20 @@ EMBEDDINGS: Final = ArrayKind(
     "one row an instance",
 )
 EMBEDDINGS_XY: Final = ArrayKind(
-    "embeddings/<encoder>/<unit>/xy_px0",
+    "embeddings/<encoder>/tile/xy_px0",
     ("int32",),
     ("instance", "xy"),
     "px0",
     "top-left corner of each tile",
     "corner",
 )
-CELL_EMBEDDINGS_XY: Final = replace(
-    EMBEDDINGS_XY, doc="centre of each cell, rounded", anchor="centre"
+CELL_EMBEDDINGS_XY: Final = ArrayKind(
+    "embeddings/<encoder>/cell/xy_px0",
+    ("int32",),
+    ("instance", "xy"),
+    "px0",
+    "centre of each cell, rounded",
+    "centre",
 )
 ATTENTION: Final = ArrayKind(
     "attention/<run>/<unit>/values", ("float32",), ("instance", "map"), "", "attention of a head"
@@ -135,7 +167,18 @@ ARRAYS: Final = (
     ATTENTION,
 )
 
-UNITS: Final = ("tile", "cell")
+
+def kind_of(path: str) -> ArrayKind:
+    """Return what an array of a store is, by its path inside the store.
+
+    Raises:
+        ValueError: the layout has no such array.
+    """
+    for kind in ARRAYS:
+        if kind.names(path):
+            return kind
+    raise ValueError(f"the layout of a store has no array {path}")
+
 
 # A shard holds 64 tiles: 3 × less CPU than one file a tile, and few files. Slides with very
 # many tiles take larger shards instead of more files (inode quotas on clusters).

@@ -48,17 +48,14 @@ def open_canvases(store: Store, *, slides: Path | None = None) -> Iterator[Canva
     Raises:
         SlideError: the store holds no pixels and the slide cannot be read.
     """
-    plan, size_px0 = plan_of(store), Size(*store.slide["size_px0"])
-    xy_px0, fill = store.read(schema.TILE_XY.path), store.steps[schema.TILE_STEP]["fill"]
+    plan, size_px0 = plan_of(store), Size(*store.slide.size_px0)
+    xy_px0, fill = store.tile_xy_px0, store.tile.fill
     if store.has(schema.TILE_PIXELS.path):
         with open_tiles(store) as tiles, SlideAtHand(store, slides) as slide:
             yield StoredCanvases(TiledField(tiles, plan, size_px0, fill, slide), tiles)
         return
-    reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
-    try:
+    with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
         yield SlideCanvases(reader, plan, xy_px0, fill)
-    finally:
-        reader.close()
 
 
 class StoredCanvases:

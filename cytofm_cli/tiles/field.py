@@ -70,17 +70,14 @@ def open_field(store: Store, *, slides: Path | None = None) -> Iterator[Field]:
         store: a store with the tile step done.
         slides: folder where the slides lie now, if they were moved since.
     """
-    plan, size_px0 = plan_of(store), Size(*store.slide["size_px0"])
-    fill = store.steps[schema.TILE_STEP]["fill"]
+    plan, size_px0 = plan_of(store), Size(*store.slide.size_px0)
+    fill = store.tile.fill
     if store.has(schema.TILE_PIXELS.path):
         with open_tiles(store) as tiles, SlideAtHand(store, slides) as slide:
             yield TiledField(tiles, plan, size_px0, fill, slide)
         return
-    reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
-    try:
-        yield SlideField(reader, plan, store.read(schema.TILE_XY.path), fill)
-    finally:
-        reader.close()
+    with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
+        yield SlideField(reader, plan, store.tile_xy_px0, fill)
 
 
 def read_square(
@@ -137,7 +134,7 @@ class SlideAtHand:
         self._store, self._slides, self._plan = store, slides, plan_of(store)
         self._lock = threading.Lock()
         self._reader: SlideReader | None = None
-        self._missing = "://" in str(store.slide["path"])
+        self._missing = store.slide.is_remote
 
     def read(self, box: Box) -> NDArray[np.uint8] | None:
         """Return a box inside the slide, in pixels of the tiles; None: not at hand, or damaged."""
@@ -179,7 +176,7 @@ class SlideAtHand:
             if self._reader is None and not self._missing:
                 try:
                     path = find_slide(self._store, self._slides)
-                    self._reader = open_slide(path, reader=self._store.slide["reader"])
+                    self._reader = open_slide(path, reader=self._store.slide.reader)
                 except SlideError:
                     self._missing = True
             return self._reader

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from cytofm_cli.config import differences
@@ -48,11 +47,10 @@ def is_done(job: TileJob, path: Path, mark: str, *, pixels_count: bool = True) -
     if job.overwrite or not path.exists():
         return False
     store = io.open_store(path)
-    done = store.steps.get(schema.TILE_STEP)
-    if done is None:
+    if schema.TILE_STEP not in store.steps:
         return False
     differing = _differing(job, store, pixels_count=pixels_count)
-    if done["input_fingerprint"] != mark:
+    if store.tile.input_fingerprint != mark:
         differing.append("the input itself has changed")
     if differing:
         raise ConfigMismatchError(
@@ -64,21 +62,21 @@ def is_done(job: TileJob, path: Path, mark: str, *, pixels_count: bool = True) -
 
 def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str]:
     """Name the settings that would make other tiles than the store holds."""
-    record, slide = store.steps[schema.TILE_STEP], store.slide
+    record, slide = store.tile, store.slide
     # Before objectives counted, --mpp stood in for the resolution of files that state one.
-    guessed = slide["mpp_source"] == "--mpp" and slide.get("objective")
+    guessed = slide.mpp_source == "--mpp" and slide.objective
     if settings.same_words(record, settings.asked(job.config, job.mpp)) and not guessed:
         return []
-    with contextlib.closing(open_slide(job.path, reader=job.config.reader)) as reader:
+    with open_slide(job.path, reader=job.config.reader) as reader:
         try:
             resolution = resolution_of(reader.info, job)
         except MissingMppError:  # nobody contradicts what the store knows
-            resolution = Resolution(mpp=slide["mpp"], source=slide["mpp_source"])
+            resolution = Resolution(mpp=slide.mpp, source=slide.mpp_source)
         try:
             read = read_plan_of(reader.info, job, resolution.mpp)
         except SlideError:
-            scales = {"mpp": (record["mpp"], job.config.target_mpp)}
-            scales["slide_mpp"] = (slide["mpp"], resolution.mpp)
+            scales = {"mpp": (record.mpp, job.config.target_mpp)}
+            scales["slide_mpp"] = (slide.mpp, resolution.mpp)
             return [f"{k}: {a:.4g} → {b:.4g}" for k, (a, b) in scales.items() if a != b]
         wanted = settings.resolved(
             settings.asked(job.config, job.mpp),
@@ -94,5 +92,5 @@ def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str
         wanted |= dict.fromkeys(settings.ABOUT_PIXELS)
     found = differences(made, wanted)
     if made["slide_mpp"] != wanted["slide_mpp"]:
-        found.append(f"the slide's µm/px now by {resolution.source}, then by {slide['mpp_source']}")
+        found.append(f"the slide's µm/px now by {resolution.source}, then by {slide.mpp_source}")
     return found

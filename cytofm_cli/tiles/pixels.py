@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides.base import NativeJpeg, SlideReader
-from cytofm_cli.store import schema
+from cytofm_cli.store import arrays, schema
 from cytofm_cli.store.zarr3 import (
     BYTES,
     JPEG,
     ZSTD,
     Codec,
-    ShardedArrayWriter,
     jpeg_decode,
     jpeg_encode,
     zstd_encode,
@@ -141,15 +140,13 @@ def write_pixels(
     encode, (chunk_side, codecs, codec) = _encoder(
         reader, plan, xy_px0, config, source, fill, damage
     )
-    writer = ShardedArrayWriter(
-        folder / schema.TILE_PIXELS.path,
+    writer = arrays.open_shards(
+        folder,
+        schema.TILE_PIXELS,
         shape=(n, side, side, 3),
-        dtype="uint8",
         rows_per_shard=(rows := schema.tiles_per_shard(n)),
         chunk=(1, chunk_side, chunk_side, 3),
         codecs=codecs,
-        axes=schema.TILE_PIXELS.axes,
-        attributes=schema.TILE_PIXELS.attributes,
     )
     written = 0
     with ThreadPoolExecutor(threads) as pool:

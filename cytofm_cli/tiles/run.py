@@ -17,8 +17,8 @@ from cytofm_cli.runs import provenance
 from cytofm_cli.slides.base import NO_MICROSCOPE, SlideReader, finest_level_for
 from cytofm_cli.slides.blocks import WHITE
 from cytofm_cli.slides.open import open_slide
-from cytofm_cli.store import io, schema
-from cytofm_cli.store.zarr3 import write_array
+from cytofm_cli.store import arrays, commit, io, schema
+from cytofm_cli.store.records import LevelRecord, SlideRecord, TileRecord
 from cytofm_cli.tiles import pixels, preview, settings
 from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.damage import Damage, LenientReader
@@ -97,8 +97,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
             stack.enter_context(io.claim_step(job.stores, job.slide_id, schema.TILE_STEP))
             if is_done(job, path, mark):  # another process did it meanwhile
                 return "skipped", _facts(path)
-        reader = open_slide(job.path, reader=job.config.reader)
-        stack.callback(reader.close)
+        reader = stack.enter_context(open_slide(job.path, reader=job.config.reader))
         plan = plan_tiles(reader, job)
         how = _how(job, plan)
         n_bytes = pixels.forecast_bytes(reader, plan.read, plan.xy_px0, **how)
@@ -113,7 +112,9 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         staged = stack.enter_context(io.staging(job.stores, job.slide_id, schema.TILE_STEP))
         record = _write(job, reader, plan, staged, mark, report)
         _announce_damage(job, record, note)
-        io.commit_store(staged, path, slide=_slide_facts(job, reader, plan, mark), record=record)
+        commit.commit_store(
+            staged, path, slide=_slide_record(job, reader, plan, mark), record=record
+        )
     return "done", _facts(path)
 
 
@@ -291,10 +292,10 @@ def _announce_loss(path: Path, note: Note) -> None:
             note(f"warning: {path.name} is replaced; it drops {', '.join(later)}")
 
 
-def _announce_damage(job: TileJob, record: dict[str, Any], note: Note) -> None:
-    if record["n_damaged"]:
+def _announce_damage(job: TileJob, record: TileRecord, note: Note) -> None:
+    if record.n_damaged:
         note(
-            f"warning: {job.slide_id}: {record['n_damaged']} of {record['n_tiles']} tiles are "
+            f"warning: {job.slide_id}: {record.n_damaged} of {record.n_tiles} tiles are "
             "damaged in the file; what is lost of them is stored blank"
         )
 
@@ -318,14 +319,14 @@ def _write(
     staged: Path,
     mark: str,
     report: Report,
-) -> dict[str, Any]:
+) -> TileRecord:
     """Write every array of the step; return its provenance record."""
     thumbnail, mask, factor = _thumbnail(plan)
-    _write_kind(staged, schema.THUMBNAIL, thumbnail)
-    _write_kind(staged, schema.FOREGROUND, mask.astype(np.uint8))
-    _write_kind(staged, schema.TILE_XY, plan.xy_px0)
-    _write_kind(staged, schema.TILE_FOREGROUND, plan.foreground)
-    _write_kind(staged, schema.TILE_FOCUS, plan.focus)
+    arrays.write(staged, schema.THUMBNAIL, thumbnail)
+    arrays.write(staged, schema.FOREGROUND, mask.astype(np.uint8))
+    arrays.write(staged, schema.TILE_XY, plan.xy_px0)
+    arrays.write(staged, schema.TILE_FOREGROUND, plan.foreground)
+    arrays.write(staged, schema.TILE_FOCUS, plan.focus)
     codec, n_bytes, n_damaged = "none", 0, 0
     if job.config.pixels != "none":
         codec, n_bytes, n_damaged = pixels.write_pixels(
@@ -347,10 +348,9 @@ def _write(
         copies_source=plan.source is not None,
         n_foreground=plan.n_foreground,
     )
-    return provenance.record(
-        acting,
+    return TileRecord(
+        **provenance.stamp(acting, input_fingerprint=mark),
         asked=asked,
-        input_fingerprint=mark,
         n_tiles=len(plan.xy_px0),
         n_grid=plan.n_grid,
         n_foreground=plan.n_foreground,
@@ -359,7 +359,7 @@ def _write(
         mpp=plan.read.mpp,
         level=plan.read.level,
         scale=plan.read.scale,
-        thumbnail_downsample=[step * factor for step in plan.downsample],
+        thumbnail_downsample=(plan.downsample[0] * factor, plan.downsample[1] * factor),
         fill=plan.fill,
         source_codec=reader.info.codec,
         store_codec=codec,
@@ -367,13 +367,9 @@ def _write(
         n_damaged=n_damaged,
         seed=job.config.seed,
         illumination=found.illumination if found else None,
-        background_rgb=list(found.background_rgb) if found else None,
+        background_rgb=found.background_rgb if found else None,
         foreground_unsure=found.unsure if found else None,
     )
-
-
-def _write_kind(folder: Path, kind: schema.ArrayKind, values: NDArray[Any]) -> None:
-    write_array(folder / kind.path, values, axes=kind.axes, attributes=kind.attributes)
 
 
 def _thumbnail(plan: TilePlan) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
@@ -383,36 +379,39 @@ def _thumbnail(plan: TilePlan) -> tuple[NDArray[np.uint8], NDArray[np.bool_], in
     return image[::factor, ::factor], plan.mask_HW[::factor, ::factor], factor
 
 
-def _slide_facts(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) -> dict[str, Any]:
+def _slide_record(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) -> SlideRecord:
     info = reader.info
-    return {
-        "slide_id": job.slide_id,
-        "path": job.path if "://" in job.path else str(Path(job.path).absolute()),
-        "reader": info.reader,
-        "format": info.format,
-        "size_px0": list(info.size_px0),
-        "levels": [
-            {"size_px": list(level.size_px), "downsample": level.downsample}
-            for level in info.levels
-        ],
-        "mpp": plan.read.slide_mpp,
-        "mpp_source": plan.resolution.source,
-        "codec": info.codec,
-        "objective": info.objective,
-        "n_focal_planes": info.n_focal_planes,
-        "focal_plane": info.focal_plane,
-        "has_icc_profile": info.has_icc_profile,
-        "bounds_px0": list(info.bounds_px0) if info.bounds_px0 else None,
-        "notes": list(info.notes),
-        "fingerprint": mark,
-    }
+    return SlideRecord(
+        slide_id=job.slide_id,
+        path=job.path if "://" in job.path else str(Path(job.path).absolute()),
+        reader=info.reader,
+        format=info.format,
+        size_px0=info.size_px0,
+        levels=tuple(
+            LevelRecord(size_px=level.size_px, downsample=level.downsample) for level in info.levels
+        ),
+        mpp=plan.read.slide_mpp,
+        mpp_source=plan.resolution.source,
+        codec=info.codec,
+        objective=info.objective,
+        n_focal_planes=info.n_focal_planes,
+        focal_plane=info.focal_plane,
+        has_icc_profile=info.has_icc_profile,
+        bounds_px0=info.bounds_px0,
+        notes=info.notes,
+        fingerprint=mark,
+    )
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    record = io.open_store(path).steps[schema.TILE_STEP]
+    record = io.open_store(path).tile
     return {
         "store": str(path),
-        **{key: record[key] for key in ("n_tiles", "n_grid", "mpp", "store_codec", "pixel_bytes")},
+        "n_tiles": record.n_tiles,
+        "n_grid": record.n_grid,
+        "mpp": record.mpp,
+        "store_codec": record.store_codec,
+        "pixel_bytes": record.pixel_bytes,
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cytofm_cli.config import as_record, differences
+from cytofm_cli.store.records import SlideRecord, TileRecord
 from cytofm_cli.tiles.config import TileConfig
 
 COPIED = "source jpeg"  # the codec of pixels that are the file's own JPEG bytes
@@ -64,32 +65,32 @@ def resolved(
     return found
 
 
-def of_record(record: Mapping[str, Any], slide: Mapping[str, Any]) -> dict[str, Any]:
+def of_record(record: TileRecord, slide: SlideRecord) -> dict[str, Any]:
     """Return the settings that made a step: of its record and the facts of its slide.
 
     Stores of earlier versions recorded the words, not what they came to.
     """
     return resolved(
-        record["config"],
-        mpp=record["mpp"],
-        slide_mpp=slide["mpp"],
-        reader=slide["reader"],
-        copies_source=record["store_codec"] == COPIED,
+        record.config,
+        mpp=record.mpp,
+        slide_mpp=slide.mpp,
+        reader=slide.reader,
+        copies_source=record.store_codec == COPIED,
         n_foreground=count_of_foreground(record),
     )
 
 
-def count_of_foreground(record: Mapping[str, Any]) -> int | None:
+def count_of_foreground(record: TileRecord) -> int | None:
     """Return among how many tiles was chosen; None if an old record cannot tell."""
-    if "n_foreground" in record:
-        return int(record["n_foreground"])
-    limit, n = record["config"].get("max_tiles"), int(record["n_tiles"])
+    if record.n_foreground is not None:
+        return record.n_foreground
+    limit, n = record.config.get("max_tiles"), record.n_tiles
     return n if limit is None or n < limit else None
 
 
-def same_words(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def same_words(record: TileRecord, wanted: Mapping[str, Any]) -> bool:
     """Tell whether a step was asked for in the same words."""
-    return not differences(record.get("asked", record["config"]), wanted)
+    return not differences(record.config if record.asked is None else record.asked, wanted)
 
 
 def _round(mpp: float) -> float:

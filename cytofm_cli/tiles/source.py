@@ -42,30 +42,25 @@ def open_tiles(store: Store, *, slides: Path | None = None) -> Iterator[TileSour
         StoreError: the store has no tiles.
         SlideError: the store has no pixels and the slide cannot be read.
     """
-    if schema.TILE_STEP not in store.steps:
-        raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
-    xy_px0 = store.read(schema.TILE_XY.path)
+    fill, xy_px0 = store.tile.fill, store.tile_xy_px0
     if store.has(schema.TILE_PIXELS.path):
         with ShardedArrayReader(store.path / schema.TILE_PIXELS.path) as pixels:
             yield StoredTiles(pixels, xy_px0)
         return
-    reader = open_slide(find_slide(store, slides), reader=store.slide["reader"])
-    try:
-        yield SlideTiles(reader, plan_of(store), xy_px0, fill=store.steps["tile"]["fill"])
-    finally:
-        reader.close()
+    with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
+        yield SlideTiles(reader, plan_of(store), xy_px0, fill=fill)
 
 
 def plan_of(store: Store) -> ReadPlan:
     """Return how the tiles of a store were cut from its slide."""
-    record = store.steps[schema.TILE_STEP]
+    record = store.tile
     return ReadPlan(
-        level=record["level"],
-        downsample=store.slide["levels"][record["level"]]["downsample"],
-        scale=record["scale"],
-        tile_px=record["tile_px"],
-        mpp=record["mpp"],
-        slide_mpp=store.slide["mpp"],
+        level=record.level,
+        downsample=store.slide.levels[record.level].downsample,
+        scale=record.scale,
+        tile_px=record.tile_px,
+        mpp=record.mpp,
+        slide_mpp=store.slide.mpp,
     )
 
 
@@ -75,13 +70,13 @@ def find_slide(store: Store, slides: Path | None) -> str:
     Raises:
         SlideError: it is at neither place, or another file lies there.
     """
-    path = str(store.slide["path"])
-    if "://" in path:
+    path = store.slide.path
+    if store.slide.is_remote:
         return path
     moved = [] if slides is None else [slides / Path(path).name]
     for candidate in [*moved, Path(path)]:
         if candidate.exists():
-            if provenance.fingerprint(candidate) != store.slide["fingerprint"]:
+            if provenance.fingerprint(candidate) != store.slide.fingerprint:
                 raise SlideError(
                     f"{candidate}: is not the slide that {store.path.name} was tiled from.",
                     hint="--slides must name the folder of the same files; else tile it anew.",

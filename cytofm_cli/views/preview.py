@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.store import schema
 from cytofm_cli.store.io import open_store
 from cytofm_cli.tiles.canvas import open_canvases
 from cytofm_cli.tiles.source import plan_of
@@ -95,7 +94,7 @@ def _choose(
     for path in paths:
         store = open_store(path)
         nuclei[path] = open_nuclei(store, detector)[1]
-        tiles = np.arange(store.steps[schema.TILE_STEP]["n_tiles"])
+        tiles = np.arange(store.tile.n_tiles)
         drawn = draw_lots(seed, store.slide_id, tiles).tolist()
         lots += [(lot, path, tile) for lot, tile in zip(drawn, tiles.tolist(), strict=True)]
     chosen: dict[Path, list[int]] = {path: [] for path in paths}

@@ -121,12 +121,11 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
     store = io.open_store(Path(job.path))
     detector, nuclei = open_nuclei(store, job.detector)
     settings = _settings(job, detector)
-    found = store.steps[schema.nuclei_step(detector)]
-    mark = f"{found['config_hash']}-{found['input_fingerprint']}"
+    mark = store.nuclei_record(detector).mark
     made_from = lineage.made_from(store.steps, schema.TILE_STEP, schema.nuclei_step(detector))
     if _is_done(job, settings, mark, made_from):
         return "skipped", _facts(job)
-    tiles, n_without = _choose(job, nuclei, store.steps[schema.TILE_STEP]["n_tiles"])
+    tiles, n_without = _choose(job, nuclei, store.tile.n_tiles)
     if job.dry_run:
         return "done", {"store": str(job.target), "n_tiles": len(tiles)}
     with io.claim_step(job.folder, job.slide_id, _STEP):

@@ -15,10 +15,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cytofm_cli.errors import StoreError, UsageError
+from cytofm_cli.errors import UsageError
 from cytofm_cli.nuclei.base import NucleusTable
-from cytofm_cli.nuclei.run import read_nuclei
-from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.canvas import Canvases
 from cytofm_cli.tiles.read import ReadPlan
@@ -104,10 +102,8 @@ def open_nuclei(store: Store, detector: str | None) -> tuple[str, TileNuclei]:
     Raises:
         StoreError: no tiles, no such nuclei, or several and none named.
     """
-    if schema.TILE_STEP not in store.steps:
-        raise StoreError(f"{store.path}: has no tiles.", hint="make them with `cytofm tile`.")
-    name, table = read_nuclei(store, detector)
-    return name, TileNuclei(table, store.read(schema.TILE_XY.path), plan_of(store))
+    plan, name = plan_of(store), store.which_detector(detector)
+    return name, TileNuclei(store.nuclei(name), store.tile_xy_px0, plan)
 
 
 @dataclass(frozen=True)

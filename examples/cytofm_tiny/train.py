@@ -31,7 +31,6 @@ from cytofm_cli.encoders.base import EncoderSpec, load_encoder
 from cytofm_cli.encoders.handcrafted import describe
 from cytofm_cli.encoders.sr_vit import SrVitConfig
 from cytofm_cli.nuclei.features import measure
-from cytofm_cli.nuclei.run import read_nuclei
 from cytofm_cli.pretrain.losses import nt_xent
 from cytofm_cli.store.io import open_store
 from cytofm_cli.units import Box
@@ -66,8 +65,8 @@ def read(cric: Path, stores: Path, groups: Sequence[str]) -> Nuclei:
     for number, image in enumerate(chosen):
         rgb = pyvips.Image.new_from_file(str(cric / "images" / image)).numpy()[..., :3]
         store = open_store(stores / f"{Path(image).stem}.zarr")
-        mpp = store.slide["mpp"]
-        _, found = read_nuclei(store, None)
+        mpp = store.slide.mpp
+        found = store.nuclei()
         height, width = rgb.shape[:2]
         whole = Box(0, 0, width, height)
         outline = measure(found, np.ascontiguousarray(rgb), whole, mpp).columns()

@@ -45,10 +45,9 @@ def run_and_kill(words: list[str], after_s: float) -> bool:
 def assert_all_valid(stores: Path) -> None:
     for path in stores.glob("*.zarr"):
         store = io.open_store(path)
-        for step, record in store.steps.items():
-            array = "tiles/pixels" if step == "tile" else f"{step}/values"
-            rows = record["n_tiles"] if step == "tile" else record["n"]
-            assert len(store.read(array)) == rows
+        assert len(store.read("tiles/pixels")) == store.tile.n_tiles
+        for step, record in store.embedding_records("tile").items():
+            assert len(store.read(f"{step}/values")) == record.n
 
 
 @pytest.mark.parametrize("seed", [0, 1])

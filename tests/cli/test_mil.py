@@ -676,7 +676,7 @@ def test_mil_score__attention_follows_the_models_that_may_be_asked(
         assert "warning" not in scored.stderr
         store = open_store(new)
         values = store.read("attention/run/tile/values")
-        return store.steps["attention/run/tile"]["basis"], values.tobytes()
+        return store.attention_record("run", "tile").basis, values.tobytes()
 
     blind, told, again = attention(), attention("--groups", groups), attention()
     assert (blind[0], told[0], again[0]) == ("new", "out-of-fold (patient)", "new")

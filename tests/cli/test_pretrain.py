@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from cytofm_cli.encoders.base import load_encoder
 from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.pretrain import checkpoint, loop
-from cytofm_cli.store.io import open_store, read_embeddings
+from cytofm_cli.store.io import open_store
 
 TINY = (
     "--method", "dino", "--global-px", 32, "--local-px", 16, "--n-local", 2, "--batch", 4,
@@ -304,8 +304,8 @@ def test_pretrain__cells__embed_cuts_the_crops_that_were_seen(here, detected, tm
         words = ("--encoder", run / "encoder.safetensors", "--unit", "cell", "--workers", 1)
         assert here("embed", path, *words, *more).returncode == 0
         store = open_store(path)
-        assert store.steps["embeddings/small/cell"]["cell_um"] == cell_um
+        assert store.embedding_record("small", "cell").cell_um == cell_um
         with open_cells(store, detector=None, cell_um=cell_um) as cells:
             pixels = np.stack([cells.read(0), cells.read(1)])
-        values = read_embeddings(path, "small", "cell").values
+        values = store.embeddings("small", "cell").values
         np.testing.assert_allclose(values[:2], encoder.encode(encoder.prepare(pixels)), atol=1e-4)

@@ -18,7 +18,6 @@ from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.views import views
 from cytofm_cli.errors import ConfigMismatchError, StoreError, UsageError
 from cytofm_cli.nuclei.base import make_table
-from cytofm_cli.nuclei.run import read_nuclei
 from cytofm_cli.store.io import Store, open_store
 from cytofm_cli.tiles.canvas import open_canvases
 from cytofm_cli.tiles.read import ReadPlan
@@ -71,9 +70,9 @@ def test_dump__equals_make_views_of_each_tile_alone(detected, dumped):
     store: Store = open_store(_first(detected))
     got = _contents(dumped / f"{store.slide_id}.views.zarr")
     recipe, ncp, plan = recipe_of(CONFIG), ncp_of(CONFIG), plan_of(store)
-    table = read_nuclei(store, None)[1]
+    table = store.nuclei()
     nuclei = TileNuclei(table, store.read("tiles/xy_px0"), plan)
-    n_tiles = store.steps["tile"]["n_tiles"]
+    n_tiles = store.tile.n_tiles
     assert n_tiles > 8  # more than one batch
     assert got["tile"].tolist() == list(range(n_tiles))
     assert sorted(got) == sorted(
@@ -132,7 +131,7 @@ def test_dump__attributes_say_where_it_comes_from(detected, dumped):
     assert record["config"]["preset"] == "safe"
     assert record["config"]["redraw"] == "view"  # the preset is spelt out
     assert record["config"]["detector"] == "classical"
-    assert record["n_tiles"] == store.steps["tile"]["n_tiles"]
+    assert record["n_tiles"] == store.tile.n_tiles
     assert record["mpp"] == pytest.approx(0.25)
 
 
@@ -281,7 +280,7 @@ def test_tile_nuclei__maps_corners_and_centres_of_pixels():
 
 def test_read_batch__paints_no_labels_that_nobody_uses(detected):
     store = open_store(_first(detected))
-    nuclei = TileNuclei(read_nuclei(store, None)[1], store.read("tiles/xy_px0"), plan_of(store))
+    nuclei = TileNuclei(store.nuclei(), store.read("tiles/xy_px0"), plan_of(store))
     with open_tiles(store) as source:
         batch = read_batch(source, nuclei, [1, 0], ncp_of(ViewsConfig(preset="none")))
         assert batch.label_BHW is None

@@ -13,8 +13,8 @@ from cytofm_cli.errors import StoreError
 from cytofm_cli.exporters import bags as export
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import io, schema
-from cytofm_cli.store.zarr3 import write_array, write_rows
+from cytofm_cli.store import arrays, commit, io, schema
+from cytofm_cli.store.records import EmbeddingRecord, LevelRecord, SlideRecord, TileRecord
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
 XY = np.array([[0, 0], [512, 0], [0, 512]], dtype=np.int32)
@@ -24,17 +24,18 @@ XY = np.array([[0, 0], [512, 0], [0, 512]], dtype=np.int32)
 def store(tmp_path: Path) -> io.Store:
     stores = tmp_path / "stores"
     path = io.store_path(stores, "case 1")
-    slide = {
-        "size_px0": [4096, 2048],
-        "mpp": 0.25,
-        "levels": [
-            {"size_px": [4096, 2048], "downsample": 1.0},
-            {"size_px": [2048, 1024], "downsample": 2.0},
-        ],
-    }
-    tile = provenance.record(
-        {"stride_px": 192},
-        input_fingerprint="m",
+    slide = SlideRecord(
+        slide_id="case 1",
+        path="none.svs",
+        size_px0=(4096, 2048),
+        mpp=0.25,
+        levels=(
+            LevelRecord(size_px=(4096, 2048), downsample=1.0),
+            LevelRecord(size_px=(2048, 1024), downsample=2.0),
+        ),
+    )
+    tile = TileRecord(
+        **provenance.stamp({"stride_px": 192}, input_fingerprint="m"),
         n_tiles=3,
         tile_px=256,
         tile_px0=512.0,
@@ -42,13 +43,13 @@ def store(tmp_path: Path) -> io.Store:
         level=1,
     )
     with io.staging(stores, "case 1", "tile") as staged:
-        write_array(staged / schema.TILE_XY.path, XY, axes=schema.TILE_XY.axes)
-        io.commit_store(staged, path, slide=slide, record=tile)
+        arrays.write(staged, schema.TILE_XY, XY)
+        commit.commit_store(staged, path, slide=slide, record=tile)
     with io.staging(stores, "case 1", "e") as staged:
-        write_rows(staged / "values", VALUES, axes=schema.EMBEDDINGS.axes, rows_per_chunk=1024)
-        write_array(staged / "xy_px0", XY, axes=schema.EMBEDDINGS_XY.axes)
-        record = provenance.record({}, input_fingerprint="m", n=3, dim=4)
-        io.commit_group(staged, path, "embeddings/uni/tile", record)
+        arrays.write_rows(staged, schema.EMBEDDINGS, VALUES)
+        arrays.write(staged, schema.EMBEDDINGS_XY, XY)
+        record = EmbeddingRecord(**provenance.stamp({}, input_fingerprint="m"), n=3, dim=4)
+        commit.commit_group(staged, path, "embeddings/uni/tile", record)
     return io.open_store(path)
 
 

@@ -22,8 +22,9 @@ from cytofm_cli.nuclei.detectors.imported import ImportedConfig, ImportedNuclei
 from cytofm_cli.nuclei.place import SlidePlace
 from cytofm_cli.nuclei.run import write_nuclei
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import io, schema
-from cytofm_cli.store.zarr3 import BYTES, ZSTD, ShardedArrayWriter, write_array, zstd_encode
+from cytofm_cli.store import arrays, commit, io, schema
+from cytofm_cli.store.records import LevelRecord, NucleiRecord, SlideRecord, StepRecord, TileRecord
+from cytofm_cli.store.zarr3 import BYTES, ZSTD, zstd_encode
 from cytofm_cli.units import Box, Size
 
 BOUNDS = [4000, 2000, 512, 512]
@@ -45,46 +46,50 @@ def table() -> NucleusTable:
                       classes=("Tumor: Positive", "Stroma"))  # fmt: skip
 
 
-def add(path: Path, step: str, arrays: dict[str, np.ndarray], **record) -> None:
+def add(path: Path, step: str, values: dict[str, np.ndarray], **record) -> None:
     with io.staging(path.parent, path.stem, step) as staged:
-        for name, values in arrays.items():
-            axes = ("row", "column")[: values.ndim]
-            write_array(staged / name, values, axes=axes)
+        for name, array in values.items():
+            arrays.write(staged, schema.kind_of(f"{step}/{name}"), array)
         config = record.pop("config", {})
-        io.commit_group(staged, path, step, provenance.record(
-            config, input_fingerprint=record.pop("mark"), **record))  # fmt: skip
+        told = provenance.record(config, input_fingerprint=record.pop("mark"), **record)
+        commit.commit_group(staged, path, step, StepRecord.from_json(told))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> io.Store:
     path = io.store_path(tmp_path / "stores", "s")
-    slide = {"slide_id": "s", "size_px0": [9000, 8000], "mpp": 0.25, "bounds_px0": BOUNDS,
-             "path": "none.scn",
-             "levels": [{"size_px": [9000, 8000], "downsample": 1.0}]}  # fmt: skip
-    tile = provenance.record({"stride_px": None}, input_fingerprint="m", n_tiles=1, tile_px=512,
-                             tile_px0=512.0, mpp=0.25, level=0, scale=1.0, fill=255)  # fmt: skip
+    slide = SlideRecord(
+        slide_id="s", path="none.scn", size_px0=(9000, 8000), mpp=0.25, bounds_px0=BOUNDS,
+        levels=(LevelRecord(size_px=(9000, 8000), downsample=1.0),),
+    )  # fmt: skip
+    tile = TileRecord(
+        **provenance.stamp({"stride_px": None}, input_fingerprint="m"),
+        n_tiles=1, tile_px=512, tile_px0=512.0, mpp=0.25, level=0,
+    )  # fmt: skip
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (1, 512, 512, 3), dtype=np.uint8)
     with io.staging(path.parent, "s", "tile") as staged:
         corners = np.array([[4000, 2000]], np.int32)
-        write_array(staged / schema.TILE_XY.path, corners, axes=schema.TILE_XY.axes)
-        writer = ShardedArrayWriter(
-            staged / schema.TILE_PIXELS.path, shape=pixels.shape, dtype="uint8", rows_per_shard=1,
-            chunk=pixels.shape, codecs=[BYTES, ZSTD], axes=schema.TILE_PIXELS.axes,
+        arrays.write(staged, schema.TILE_XY, corners)
+        writer = arrays.open_shards(
+            staged, schema.TILE_PIXELS, shape=pixels.shape, rows_per_shard=1,
+            chunk=pixels.shape, codecs=[BYTES, ZSTD],
         )  # fmt: skip
         writer.write_shard(0, [zstd_encode(pixels.tobytes())])
-        io.commit_store(staged, path, slide=slide, record=tile)
+        commit.commit_store(staged, path, slide=slide, record=tile)
     with io.staging(path.parent, "s", "n") as staged:
         write_nuclei(staged, table())
-        io.commit_group(staged, path, "nuclei/classical", provenance.record(
-            {}, input_fingerprint="m", n=3, classes=list(table().classes)))  # fmt: skip
+        record = NucleiRecord(
+            **provenance.stamp({}, input_fingerprint="m"), n=3, classes=table().classes
+        )
+        commit.commit_group(staged, path, "nuclei/classical", record)
     cells = np.round(CENTRES).astype(np.int32)
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     add(path, "embeddings/e/cell", {"values": values, "xy_px0": cells}, mark="c", n=3, dim=4,
         unit="cell", cell_um=20.0)  # fmt: skip
     bag = io.open_store(path).steps["embeddings/e/cell"]
     add(path, "attention/RUN/cell", {"values": ATTENTION}, n=3, dim=2,
-        mark=f"{bag['config_hash']}-{bag['input_fingerprint']}",
+        mark=bag.mark,
         config={"columns": ["attention", "score_HSIL"]})  # fmt: skip
     return io.open_store(path)
 
@@ -175,10 +180,17 @@ def test_measuring__is_done_once_for_both_files(store, tmp_path, monkeypatch):
 def test_run__that_is_not_there_or_of_other_cells_is_refused(store, tmp_path):
     with pytest.raises(StoreError, match="no scores of RUN other"):
         products(store, tmp_path, "geojson", run="other")
-    add(store.path, "embeddings/e2/cell", {"xy_px0": np.zeros((3, 2), np.int32)}, mark="d", n=3)
+    add(
+        store.path,
+        "embeddings/e2/cell",
+        {"xy_px0": np.zeros((3, 2), np.int32)},
+        mark="d",
+        n=3,
+        dim=4,
+    )
     bag = io.open_store(store.path).steps["embeddings/e2/cell"]
     add(store.path, "attention/RUN2/cell", {"values": ATTENTION},
-        mark=f"{bag['config_hash']}-{bag['input_fingerprint']}",
+        mark=bag.mark,
         config={"columns": ["attention", "score_HSIL"]})  # fmt: skip
     store = io.open_store(store.path)
     _, notes = products(store, tmp_path, "geojson")
@@ -215,8 +227,8 @@ def test_bags_of_cells__have_places_and_classes(store, tmp_path, layout):
 
 def test_bags_of_cells__of_other_nuclei_are_refused(store, tmp_path):
     moved = np.round(CENTRES).astype(np.int32) + 1
-    arrays = {"values": np.zeros((3, 4), np.float32), "xy_px0": moved}
-    add(store.path, "embeddings/e/cell", arrays, mark="c", n=3, cell_um=20.0)
+    others = {"values": np.zeros((3, 4), np.float32), "xy_px0": moved}
+    add(store.path, "embeddings/e/cell", others, mark="c", n=3, dim=4, cell_um=20.0)
     store = io.open_store(store.path)
     product = bag_export.product(store, tmp_path, "trident", encoder=None, unit="cell")
     with pytest.raises(StoreError, match="of other nuclei"):

@@ -10,6 +10,7 @@ import pytest
 
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.exporters.product import Product, make, replacing
+from cytofm_cli.store.records import StepRecord
 
 
 def product(folder: Path, text: str, *, setting: str = "a", step: str = "s") -> Product:
@@ -20,7 +21,8 @@ def product(folder: Path, text: str, *, setting: str = "a", step: str = "s") -> 
             with replacing(file) as partial:
                 partial.write_text(text)
 
-    return Product(files, {"setting": setting}, [{"id": step}], write)
+    made_from = StepRecord(config={}, config_hash="h", input_fingerprint="f", id=step)
+    return Product(files, {"setting": setting}, [made_from], write)
 
 
 def test_make__skips_what_is_up_to_date(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cytofm_cli.errors import InputError, LabelError
-from cytofm_cli.mil.bags import Bag, fingerprint, load_bags
+from cytofm_cli.mil.bag import Bag, fingerprint
+from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.mil.cache import bag_file
 from cytofm_cli.mil.labels import build_cohort, read_labels
 from cytofm_cli.words import named

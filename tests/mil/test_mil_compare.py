@@ -14,10 +14,11 @@ import pytest
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError
+from cytofm_cli.mil.answers import read_answers
 from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, check_folder, write_tables
-from cytofm_cli.mil.compare import Answers, compare_runs, read_answers, share_splits
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.sources import make_sources
+from cytofm_cli.stats.compare import Answers, compare_runs, share_splits
 
 N = 36
 

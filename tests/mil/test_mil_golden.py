@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cytofm_cli.mil import clam, train, vpu
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.base import MilHead, MilModel, Recipe, make_head, preset_settings
 from cytofm_cli.mil.convert import load_official, pieces
 from cytofm_cli.mil.optim import learning_rate

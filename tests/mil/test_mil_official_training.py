@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from cytofm_cli.mil import train
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.base import Recipe, make_head, preset_settings, seeded
 from cytofm_cli.mil.optim import learning_rate, make_optimizer
 

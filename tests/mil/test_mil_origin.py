@@ -14,10 +14,12 @@ import torch
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError, InputError, LabelError, WeightsError
 from cytofm_cli.mil import foreign, origin
-from cytofm_cli.mil.bags import LARGEST, Bag, load_bags
+from cytofm_cli.mil.bag import LARGEST, Bag
+from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.origin import Origin
-from cytofm_cli.mil.run import read_config, read_metrics, train_run
+from cytofm_cli.mil.run import train_run
+from cytofm_cli.mil.run_folder import read_config, read_metrics
 from cytofm_cli.mil.score import load_run, score_bag, scores_csv
 
 TILES = Origin("uni", "ab" * 32, "cls", "tile", 256, 0.5, seen_mpp=0.57)
@@ -41,6 +43,10 @@ def write_labels(folder: Path, n: int = 12) -> Path:
     rows = [f"s{i:02d},{i % 2},p{i // 2}" for i in range(n)]
     path.write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
     return path
+
+
+def origins_of(bags: list[Bag]) -> dict[str, Origin]:
+    return {bag.slide_id: bag.origin for bag in bags}
 
 
 def with_origin(bags: list[Bag], number: int, **changed: object) -> list[Bag]:
@@ -67,9 +73,9 @@ def test_common__other_origin_is_refused_with_both_values_and_slides(
 ) -> None:
     bags = with_origin(make_bags(), 3, **changed)
     with pytest.raises(InputError, match=said) as error:
-        origin.common(bags)
+        origin.common(origins_of(bags))
     assert "--allow-mixed" in (error.value.hint or "")
-    found, mixed = origin.common(bags, allow_mixed=True)
+    found, mixed = origin.common(origins_of(bags), allow_mixed=True)
     assert len(mixed) == 1
     assert said in mixed[0]
     (key,) = changed
@@ -79,23 +85,23 @@ def test_common__other_origin_is_refused_with_both_values_and_slides(
 
 def test_common__cells_of_another_crop_are_refused() -> None:
     bags = make_bags(4, Origin("uni", unit="cell", mpp=0.5, cell_um=32.0))
-    assert origin.common(bags)[0].cell_um == 32.0
+    assert origin.common(origins_of(bags))[0].cell_um == 32.0
     with pytest.raises(InputError, match="cell crop is 16 µm in s01, 32 µm in s03"):
-        origin.common(with_origin(bags, 1, cell_um=16.0))
+        origin.common(origins_of(with_origin(bags, 1, cell_um=16.0)))
 
 
 def test_common__scanners_that_tile_reads_as_they_are_go_together() -> None:
     # `cytofm tile --mpp 0.5` reads levels from 0.475 to 0.525 µm/px as they are.
     bags = with_origin(with_origin(make_bags(), 0, mpp=0.475), 1, mpp=0.525)
-    found, mixed = origin.common(bags)
+    found, mixed = origin.common(origins_of(bags))
     assert (found.mpp, mixed) == (0.5, [])
 
 
 def test_common__what_some_bags_do_not_state_is_no_difference() -> None:
     bags = with_origin(make_bags(), 3, tile_px=None, mpp=None)
-    found, mixed = origin.common(bags)
+    found, mixed = origin.common(origins_of(bags))
     assert (found.tile_px, found.mpp, mixed) == (256, 0.5, [])
-    (note,) = origin.notes(bags, mixed)
+    (note,) = origin.notes(origins_of(bags).values(), mixed)
     assert note.endswith("tile size (1), resolution (1)")
 
 

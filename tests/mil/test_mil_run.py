@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError, InputError, LabelError, UsageError, WeightsError
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.config import MilConfig
-from cytofm_cli.mil.run import read_config, train_run
+from cytofm_cli.mil.run import train_run
+from cytofm_cli.mil.run_folder import read_config
 from cytofm_cli.mil.score import load_run, score_bag, scores_csv
 
 QUICK = {

@@ -9,9 +9,10 @@ import pytest
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.config import MilConfig
-from cytofm_cli.mil.run import read_config, train_run
+from cytofm_cli.mil.run import train_run
+from cytofm_cli.mil.run_folder import read_config
 
 QUICK = {"folds": 3, "seeds": 1, "inner_folds": 3, "bootstrap": 100, "workers": 1, "method": "mean"}
 

@@ -11,9 +11,11 @@ import pytest
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import UsageError
 from cytofm_cli.mil import cells
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.config import MilConfig
-from cytofm_cli.mil.run import make_plan, read_config, train_run
+from cytofm_cli.mil.plan import make_plan
+from cytofm_cli.mil.run import train_run
+from cytofm_cli.mil.run_folder import read_config
 from cytofm_cli.mil.tune import Candidate, InnerAnswer, choose, inner_split
 from cytofm_cli.stats.folds import TEST, TRAIN, Fold
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from cytofm_cli.config import resolve
 from cytofm_cli.mil import vpu
 from cytofm_cli.mil.artefacts import load_model
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.base import seeded
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.run import train_run

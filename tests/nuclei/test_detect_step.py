@@ -16,7 +16,7 @@ from cytofm_cli.errors import ConfigMismatchError, InputError, OutOfMemoryError
 from cytofm_cli.nuclei import survey
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
-from cytofm_cli.nuclei.run import Detection, DetectJob, read_nuclei
+from cytofm_cli.nuclei.run import Detection, DetectJob
 from cytofm_cli.store.io import open_store
 
 
@@ -56,13 +56,13 @@ def test_no_nuclei__is_done_with_none_and_said(stores):
     status, facts, notes = detect(store)
     assert (status, facts["n"]) == ("done", 0)
     assert notes == ["warning: bare: no nuclei found in 0.033 mm² of foreground"]
-    assert len(read_nuclei(open_store(store), None)[1]) == 0
+    assert len(open_store(store).nuclei()) == 0
 
 
 def test_nuclei_on_the_border__are_found_once(stores):
     store = stores / "stores" / "full.zarr"
     _, facts, notes = detect(store)
-    xy = read_nuclei(open_store(store), None)[1].xy_px0
+    xy = open_store(store).nuclei().xy_px0
     assert facts["n"] == 8 and not notes and "n_quartered" not in facts
     # 512 is the seam of two tiles; of the first nucleus only the right half is on the slide.
     np.testing.assert_allclose(np.sort(xy[:, 0])[1:], np.arange(128, 1024, 128) + 0.5, atol=1.5)
@@ -71,7 +71,7 @@ def test_nuclei_on_the_border__are_found_once(stores):
 def test_too_little_memory__is_quartered_counted_and_the_same(stores, monkeypatch):
     store = stores / "stores" / "full.zarr"
     detect(store)
-    expected = read_nuclei(open_store(store), None)[1].xy_px0
+    expected = open_store(store).nuclei().xy_px0
     plain = ClassicalDetector.detect
 
     def small(self, image, mpp):
@@ -83,8 +83,8 @@ def test_too_little_memory__is_quartered_counted_and_the_same(stores, monkeypatc
     _, facts, notes = detect(store)
     assert facts["n_quartered"] == 2
     assert notes == ["warning: full: too little memory; 2 tiles quartered"]
-    assert open_store(store).steps["nuclei/classical"]["n_quartered"] == 2
-    found = read_nuclei(open_store(store), None)[1].xy_px0
+    assert open_store(store).nuclei_record().n_quartered == 2
+    found = open_store(store).nuclei().xy_px0
     np.testing.assert_allclose(found, expected, atol=0.01)
 
 
@@ -127,44 +127,44 @@ def test_isolated_tiles__find_what_the_whole_field_has_and_nothing_else(tmp_path
     gaps = tiled(image, "gaps", "--tile-px", 200, "--stride-px", 320, "--foreground", "none")
     _, facts, _ = detect(whole)
     assert facts["n"] == 120
-    everywhere = read_nuclei(open_store(whole), None)[1].xy_px0
+    everywhere = open_store(whole).nuclei().xy_px0
     corners = open_store(gaps).read("tiles/xy_px0")
     inside = [
         tuple(xy) for xy in everywhere if ((xy >= corners) & (xy < corners + 200)).all(1).any()
     ]
 
     detect(gaps)
-    found = read_nuclei(open_store(gaps), None)[1].xy_px0
+    found = open_store(gaps).nuclei().xy_px0
     np.testing.assert_allclose(found, sorted(inside, key=lambda xy: (xy[1], xy[0])), atol=0.1)
-    record = open_store(gaps).steps["nuclei/classical"]
-    assert record["beyond_tiles"] == ["slide"] and record["n_cut"] == 0
+    record = open_store(gaps).nuclei_record()
+    assert record.beyond_tiles == ("slide",) and record.n_cut == 0
 
     image.unlink()  # nobody knows what lies between the tiles now
     _, _, notes = detect(gaps)
-    alone = read_nuclei(open_store(gaps), None)[1].xy_px0
+    alone = open_store(gaps).nuclei().xy_px0
     gap = np.linalg.norm(alone[:, None] - everywhere, axis=2).min(1)
     assert gap.max() < 6 and 0.7 * len(inside) < len(alone) <= len(inside)
-    record = open_store(gaps).steps["nuclei/classical"]
-    assert record["beyond_tiles"] == ["mirror"] and record["n_cut"] > 0
-    assert f"{record['n_cut']} nuclei at the ends of tiles left out" in notes[0]
+    record = open_store(gaps).nuclei_record()
+    assert record.beyond_tiles == ("mirror",) and record.n_cut > 0
+    assert f"{record.n_cut} nuclei at the ends of tiles left out" in notes[0]
 
 
 def test_dark_field__is_known_from_the_tiles(tmp_path):
     smear(tmp_path / "dapi.png", n=40, glass=(2, 2, 4), nucleus=(10, 10, 230))
     store = tiled(tmp_path / "dapi.png", "stores", "--tile-px", 240, "--min-foreground", 0.001)
-    assert open_store(store).steps["tile"]["illumination"] == "dark-field"
+    assert open_store(store).tile.illumination == "dark-field"
     _, facts, notes = detect(store)
     assert facts["n"] == 40 and not notes
-    assert open_store(store).steps["nuclei/classical"]["nuclei"] == "bright"
+    assert open_store(store).nuclei_record().other["nuclei"] == "bright"
 
 
 def test_magenta__stain_is_recorded(tmp_path):
     smear(tmp_path / "mgg.png", n=40, nucleus=(235, 10, 190))
     store = tiled(tmp_path / "mgg.png", "stores", "--tile-px", 240, "--min-foreground", 0.001)
     assert detect(store)[1]["n"] == 40
-    record = open_store(store).steps["nuclei/classical"]
-    assert record["stain"]["name"] == "mgg" and record["stain"]["axis"][1] == 1
-    assert record["config"]["version"] == 2 and record["config"]["stain"] == "auto"
+    record = open_store(store).nuclei_record()
+    assert record.other["stain"]["name"] == "mgg" and record.other["stain"]["axis"][1] == 1
+    assert record.config["version"] == 2 and record.config["stain"] == "auto"
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_nuclei__of_the_former_version_are_recognised_and_stay_readable(stores, 
     with monkeypatch.context() as old:
         old.setattr(registry.Registry, "load", lambda *_: dataclasses.replace(plugin, version=1))
         detect(store)
-    assert "version" not in open_store(store).steps["nuclei/classical"]["config"]
-    assert len(read_nuclei(open_store(store), None)[1]) == 8
+    assert "version" not in open_store(store).steps["nuclei/classical"].config
+    assert len(open_store(store).nuclei()) == 8
     job = DetectJob(slide_id="full", path=str(store), config=DetectConfig())
     with pytest.raises(ConfigMismatchError, match="version: 1 → 2"):
         Detection().detect(job, lambda *_: None, print)

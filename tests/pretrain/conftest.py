@@ -11,8 +11,9 @@ import pytest
 from cytofm_cli.nuclei.base import make_table
 from cytofm_cli.nuclei.run import write_nuclei
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import io, schema
-from cytofm_cli.store.zarr3 import BYTES, ZSTD, ShardedArrayWriter, write_array, zstd_encode
+from cytofm_cli.store import arrays, commit, io, schema
+from cytofm_cli.store.records import LevelRecord, NucleiRecord, SlideRecord, TileRecord
+from cytofm_cli.store.zarr3 import BYTES, ZSTD, zstd_encode
 
 MakeStore = Callable[..., Path]
 
@@ -47,27 +48,33 @@ def make_store(tmp_path: Path) -> MakeStore:
         stores = tmp_path / folder
         path = io.store_path(stores, name)
         xy = np.stack([np.arange(n) * side, np.zeros(n)], 1).astype(np.int32).reshape(n, 2)
-        slide = {
-            "size_px0": [n * side, side],
-            "mpp": mpp,
-            "reader": "none",
-            "path": "gone.svs",
-            "fingerprint": "f",
-            "levels": [{"size_px": [n * side, side], "downsample": 1.0}],
-        }
-        facts = {"n_tiles": n, "tile_px": side, "mpp": mpp, "level": 0, "scale": 1.0, "fill": 255}
-        record = provenance.record({}, input_fingerprint=name, **facts)
+        slide = SlideRecord(
+            slide_id=name,
+            size_px0=(n * side, side),
+            mpp=mpp,
+            reader="none",
+            path="gone.svs",
+            fingerprint="f",
+            levels=(LevelRecord(size_px=(n * side, side), downsample=1.0),),
+        )
+        record = TileRecord(
+            **provenance.stamp({}, input_fingerprint=name),
+            n_tiles=n,
+            tile_px=side,
+            tile_px0=float(side),
+            mpp=mpp,
+            level=0,
+        )
         with io.staging(stores, name, "tile") as staged:
-            write_array(staged / schema.TILE_XY.path, xy, axes=schema.TILE_XY.axes)
-            writer = ShardedArrayWriter(
-                staged / schema.TILE_PIXELS.path, shape=(n, side, side, 3), dtype="uint8",
+            arrays.write(staged, schema.TILE_XY, xy)
+            writer = arrays.open_shards(
+                staged, schema.TILE_PIXELS, shape=(n, side, side, 3),
                 rows_per_shard=64, chunk=(1, side, side, 3), codecs=[BYTES, ZSTD],
-                axes=schema.TILE_PIXELS.axes,
             )  # fmt: skip
             chunks = [zstd_encode(tile.tobytes()) for tile in tile_pixels(name, n, side)]
             for shard in range(writer.n_shards):
                 writer.write_shard(shard, chunks[64 * shard : 64 * shard + 64])
-            io.commit_store(staged, path, slide=slide, record=record)
+            commit.commit_store(staged, path, slide=slide, record=record)
         if nuclei is None:
             return path
         if nuclei == "middle":
@@ -78,8 +85,10 @@ def make_store(tmp_path: Path) -> MakeStore:
         table = make_table(centres, np.full(len(centres), 16.0), polygons=rings)
         with io.staging(stores, name, "nuclei") as staged:
             write_nuclei(staged, table)
-            found = provenance.record({}, input_fingerprint=name, classes=list(table.classes))
-            io.commit_group(staged, path, schema.nuclei_step(detector), found)
+            nuclei_record = NucleiRecord(
+                **provenance.stamp({}, input_fingerprint=name), classes=table.classes
+            )
+            commit.commit_group(staged, path, schema.nuclei_step(detector), nuclei_record)
         return path
 
     return make

@@ -11,7 +11,8 @@ import pytest
 from cytofm_cli.config import as_record
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.pretrain.config import PretrainConfig
-from cytofm_cli.pretrain.run_folder import CONFIG, is_done
+from cytofm_cli.pretrain.run_folder import is_done
+from cytofm_cli.runs.folder import CONFIG
 from cytofm_cli.runs.record import to_text
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.recipes import same_views

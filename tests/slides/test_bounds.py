@@ -9,6 +9,7 @@ import pytest
 from cytofm_cli.nuclei.place import place_of
 from cytofm_cli.slides.readers.openslide import _bounds
 from cytofm_cli.store.io import Store
+from cytofm_cli.store.records import SlideRecord
 from cytofm_cli.units import Box, Size
 
 
@@ -35,8 +36,9 @@ def test_bounds__of_the_properties(numbers: tuple[object, ...], expected: Box | 
 
 
 def store(**slide: object) -> Store:
-    facts = {"size_px0": [9000, 8000], "path": "gone.scn", "reader": "openslide", **slide}
-    return Store(path=Path("s.zarr"), slide=facts, steps={})
+    facts = {"slide_id": "s", "size_px0": [9000, 8000], "levels": [], "mpp": 0.25, **slide}
+    facts |= {"path": "gone.scn", "reader": "openslide"}
+    return Store(path=Path("s.zarr"), slide=SlideRecord.from_json(facts), steps={})
 
 
 def test_place__says_where_an_old_store_does_not_know() -> None:

@@ -6,15 +6,16 @@ from functools import partial
 
 import numpy as np
 
-from cytofm_cli.mil.bags import Bag
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.describe import bags_text, describe, positive_line, result_line
 from cytofm_cli.mil.labels import Cohort
 from cytofm_cli.mil.origin import Origin
-from cytofm_cli.mil.summary import Decision, Pooled, cohort_notes, interval_notes, judge, threshold
+from cytofm_cli.mil.summary import Pooled, cohort_notes, interval_notes, judge, threshold
 from cytofm_cli.stats import cautions as intervals
 from cytofm_cli.stats import intervals as statistics
 from cytofm_cli.stats import metrics
+from cytofm_cli.stats.judge import Decision
 
 
 def cohort(

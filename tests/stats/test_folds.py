@@ -1,8 +1,6 @@
-"""Splits: patients stay together, classes are balanced, files are read back."""
+"""Splits: patients stay together, classes are balanced."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 
 from cytofm_cli.errors import LabelError
 from cytofm_cli.stats import balance
-from cytofm_cli.stats import folds as splits
+from cytofm_cli.stats.folds import cross_validation, from_column, holdout
 
 
 def cohort(seed: int, n_groups: int) -> tuple[np.ndarray, list[str]]:
@@ -32,7 +30,7 @@ def test_cross_validation__no_group_leaks_and_every_slide_is_tested_once_a_repea
 ) -> None:
     y, groups = cohort(seed, n_groups)
     names = np.array(groups)
-    folds = splits.cross_validation(y, groups, folds=3, inner_folds=3, repeats=repeats, seed=seed)
+    folds = cross_validation(y, groups, folds=3, inner_folds=3, repeats=repeats, seed=seed)
     assert len(folds) == 3 * repeats
     counts = np.zeros(len(y))
     for fold in folds:
@@ -50,7 +48,7 @@ def test_cross_validation__no_group_leaks_and_every_slide_is_tested_once_a_repea
 
 def test_cross_validation__every_development_slide_validates_exactly_one_turn() -> None:
     y, groups = cohort(3, 20)
-    (fold, *_) = splits.cross_validation(y, groups, folds=4, inner_folds=5)
+    (fold, *_) = cross_validation(y, groups, folds=4, inner_folds=5)
     turns = np.concatenate([fold.train_validation(turn)[1] for turn in range(5)])
     assert np.sort(turns).tolist() == fold.development().tolist()
     np.testing.assert_array_equal(fold.train_validation(0)[1], fold.train_validation(5)[1])
@@ -59,11 +57,10 @@ def test_cross_validation__every_development_slide_validates_exactly_one_turn() 
 def test_cross_validation__same_seed_same_folds_other_seed_others() -> None:
     y, groups = cohort(1, 30)
     make = [
-        splits.to_csv(
-            splits.cross_validation(y, groups, folds=5, inner_folds=3, seed=seed),
-            [str(i) for i in range(len(y))],
-            groups,
-        )
+        [
+            fold.part_N.tolist()
+            for fold in cross_validation(y, groups, folds=5, inner_folds=3, seed=seed)
+        ]
         for seed in (0, 0, 1)
     ]
     assert make[0] == make[1]
@@ -95,14 +92,14 @@ def test_balanced_parts__many_groups_are_within_two_percent_of_the_target() -> N
 def test_cross_validation__class_in_too_few_groups_says_how_many_folds_would_do() -> None:
     y = np.array([0, 0, 0, 1, 1, 0])
     with pytest.raises(LabelError, match="'bad' occurs in 2 group") as error:
-        splits.cross_validation(y, list("abcdef"), folds=3, inner_folds=2, classes=("good", "bad"))
+        cross_validation(y, list("abcdef"), folds=3, inner_folds=2, classes=("good", "bad"))
     assert error.value.hint == "`--folds 2`"
 
 
 def test_cross_validation__class_in_one_training_group_is_split_inside_training_only() -> None:
     y = np.array([1, 1, 1, 0, 0, 0, 0, 1, 1])
     groups = ["p", "p", "p", "a", "b", "c", "d", "q", "q"]
-    for fold in splits.cross_validation(y, groups, folds=2, inner_folds=2):
+    for fold in cross_validation(y, groups, folds=2, inner_folds=2):
         held_out = {groups[i] for i in fold.test()}
         assert not held_out & {groups[i] for i in fold.development()}
         for turn in (0, 1):
@@ -111,7 +108,7 @@ def test_cross_validation__class_in_one_training_group_is_split_inside_training_
 
 def test_holdout__seventy_thirty() -> None:
     y, groups = cohort(0, 60)
-    (fold,) = splits.holdout(y, groups, test_fraction=0.3, inner_folds=4)
+    (fold,) = holdout(y, groups, test_fraction=0.3, inner_folds=4)
     assert len(fold.test()) / len(y) == pytest.approx(0.3, abs=0.03)
     assert y[fold.test()].mean() == pytest.approx(y.mean(), abs=0.05)
 
@@ -119,7 +116,7 @@ def test_holdout__seventy_thirty() -> None:
 def test_from_column__parts_as_written() -> None:
     y = np.array([0, 1, 0, 1, 0, 1])
     column = ["train", "train", "validation", "validation", "test", "test"]
-    (fold,) = splits.from_column(column, y, list("abcdef"), inner_folds=3)
+    (fold,) = from_column(column, y, list("abcdef"), inner_folds=3)
     train, validation = fold.train_validation(7)
     assert (train.tolist(), validation.tolist(), fold.test().tolist()) == ([0, 1], [2, 3], [4, 5])
 
@@ -133,84 +130,4 @@ def test_from_column__parts_as_written() -> None:
 )
 def test_from_column__part_without_a_class_is_refused(column: list[str], message: str) -> None:
     with pytest.raises(LabelError, match=message):
-        splits.from_column(column, np.array([0, 1, 0, 1]), list("abcd"), inner_folds=2)
-
-
-def test_read_csv__round_trip_and_reuse_for_fewer_slides(tmp_path: Path) -> None:
-    y, groups = cohort(5, 16)
-    ids = [f"s{i:03d}" for i in range(len(y))]
-    folds = splits.cross_validation(y, groups, folds=4, inner_folds=3)
-    path = tmp_path / "splits.csv"
-    path.write_text(splits.to_csv(folds, ids, groups))
-    for before, after in zip(folds, splits.read_csv(path, ids, groups, y), strict=True):
-        np.testing.assert_array_equal(before.part_N, after.part_N)
-    fewer = splits.read_csv(path, ids[:-1], groups[:-1], y[:-1])
-    np.testing.assert_array_equal(fewer[0].part_N, folds[0].part_N[:-1])
-    with pytest.raises(LabelError, match=r"lacks 1 slide.*unknown"):
-        splits.read_csv(path, [*ids, "unknown"], [*groups, "g"], np.append(y, 0))
-    assert splits.unused(path, ids[2:]) == ids[:2]
-
-
-def test_read_csv__group_in_two_parts_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "splits.csv"
-    path.write_text("slide_id,group,fold0\na,p,test\nb,p,train\nc,q,validation\n")
-    with pytest.raises(LabelError, match="both in test and outside: p"):
-        splits.read_csv(path, ["a", "b", "c"], ["p", "p", "q"], np.array([0, 1, 0]))
-
-
-@pytest.mark.parametrize(
-    ("parts", "torn"),
-    [
-        ("test test train validation train validation train train", "p2"),
-        ("test test validation0 validation1 validation0 validation0 train train", "p1"),
-        ("test test validation0 validation0 validation1 validation0 train train", "p2"),
-    ],
-)
-def test_read_csv__patient_in_training_and_validation_is_refused(
-    tmp_path: Path, parts: str, torn: str
-) -> None:
-    path = tmp_path / "splits.csv"
-    ids, y = list("abcdefgh"), np.array([0, 1, 0, 1, 0, 1, 0, 1])
-    groups = "p0 p0 p1 p1 p2 p2 p3 p3".split()
-    rows = [f"{i},{part}\n" for i, part in zip(ids, parts.split(), strict=True)]
-    path.write_text("slide_id,fold0\n" + "".join(rows))
-    said = rf"fold0: group\(s\) both in training and validation.*{torn}"
-    with pytest.raises(LabelError, match=said):
-        splits.read_csv(path, ids, groups, y)
-    # The table of labels knows no patients, but the file of folds does.
-    rows = [f"{i},{g},{part}\n" for i, g, part in zip(ids, groups, parts.split(), strict=True)]
-    path.write_text("slide_id,Patient ID,fold0\n" + "".join(rows))
-    with pytest.raises(LabelError, match=said):
-        splits.read_csv(path, ids, ids, y)
-
-
-def test_read_csv__group_that_alone_holds_a_class_is_read_back_as_written(tmp_path: Path) -> None:
-    y = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
-    groups = list("aabbcdefgh")
-    ids = [f"s{i}" for i in range(10)]
-    folds = splits.cross_validation(y, groups, folds=2, inner_folds=2)
-    (tmp_path / "splits.csv").write_text(splits.to_csv(folds, ids, groups))
-    again = splits.read_csv(tmp_path / "splits.csv", ids, groups, y)
-    np.testing.assert_array_equal(again[0].part_N, folds[0].part_N)
-
-
-def test_read_csv__other_dialect_means_the_same(tmp_path: Path) -> None:
-    ids, groups, y = list("abcd"), list("pqrs"), np.array([0, 1, 0, 1])
-    path = tmp_path / "splits.csv"
-    path.write_text("Slide;FOLD0\nd.svs;Test\nc.svs;val\nb.svs;Train\na.svs;training\n")
-    (fold,) = splits.read_csv(path, ids, groups, y)
-    assert fold.part_N.tolist() == [splits.TRAIN, splits.TRAIN, 0, splits.TEST]
-    path.write_text("Slide;FOLD0\na;Test\na.svs;val\nb;Train\nc;training\nd;train\n")
-    with pytest.raises(LabelError, match="line 3: slide a comes twice"):
-        splits.read_csv(path, ids, groups, y)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "x,y\n1,2\n", "slide_id,group,fold0\na,p,dev\n", "slide_id,group,fold0\na,p,train\n"],
-)
-def test_read_csv__damaged_file_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "splits.csv"
-    path.write_text(text)
-    with pytest.raises(LabelError, match=r"splits\.csv"):
-        splits.read_csv(path, ["a"], ["p"], np.array([0]))
+        from_column(column, np.array([0, 1, 0, 1]), list("abcd"), inner_folds=2)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,18 @@ from cytofm_cli.errors import (
     StoreError,
 )
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import io, schema
-from cytofm_cli.store.zarr3 import write_array, write_rows
+from cytofm_cli.store import arrays, commit, io, schema
+from cytofm_cli.store.records import EmbeddingRecord, LevelRecord, SlideRecord, TileRecord
 
 CONFIG = {"tile_px": 8}
+SLIDE = SlideRecord(
+    slide_id="a",
+    path="a.svs",
+    size_px0=(64, 64),
+    levels=(LevelRecord(size_px=(64, 64), downsample=1.0),),
+    mpp=0.5,
+)
 STEP = "embeddings/handcrafted/tile"
-
-
-def record(config: dict[str, object], **facts: object) -> dict[str, object]:
-    return provenance.record(config, input_fingerprint="mark", **facts)
 
 
 def make_store(stores: Path, slide_id: str = "a", n: int = 3) -> Path:
@@ -38,8 +42,12 @@ def make_store(stores: Path, slide_id: str = "a", n: int = 3) -> Path:
         io.staging(stores, slide_id, schema.TILE_STEP) as staged,
     ):
         xy = np.arange(2 * n, dtype=np.int32).reshape(n, 2)
-        write_array(staged / schema.TILE_XY.path, xy, axes=schema.TILE_XY.axes)
-        io.commit_store(staged, path, slide={"slide_id": slide_id}, record=record(CONFIG))
+        arrays.write(staged, schema.TILE_XY, xy)
+        record = TileRecord(
+            **provenance.stamp(CONFIG, input_fingerprint="mark"),
+            n_tiles=n, tile_px=8, tile_px0=8.0, mpp=0.5, level=0,
+        )  # fmt: skip
+        commit.commit_store(staged, path, slide=replace(SLIDE, slide_id=slide_id), record=record)
     return path
 
 
@@ -50,9 +58,10 @@ def add_embeddings(path: Path, value: float, config: dict[str, object] | None = 
         io.staging(path.parent, slide_id, STEP) as staged,
     ):
         values = np.full((3, 2), value, dtype=np.float32)
-        write_rows(staged / "values", values, axes=("instance", "feature"), rows_per_chunk=2)
-        write_array(staged / "xy_px0", np.zeros((3, 2), np.int32), axes=("instance", "xy"))
-        io.commit_group(staged, path, STEP, record(config or {"encoder": "handcrafted"}, n=3))
+        arrays.write_rows(staged, schema.EMBEDDINGS, values)
+        arrays.write(staged, schema.EMBEDDINGS_XY, np.zeros((3, 2), np.int32))
+        told = provenance.stamp(config or {"encoder": "handcrafted"}, input_fingerprint="mark")
+        commit.commit_group(staged, path, STEP, EmbeddingRecord(**told, n=3, dim=2))
 
 
 def test_commit_store__plain_zarr_opens_it_and_nothing_hidden_is_left(tmp_path: Path) -> None:
@@ -67,7 +76,7 @@ def test_commit_store__plain_zarr_opens_it_and_nothing_hidden_is_left(tmp_path: 
 def test_commit_group__is_listed_in_the_root_and_readable(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     add_embeddings(path, 1.5)
-    bag = io.read_embeddings(path, None, "tile")
+    bag = io.open_store(path).embeddings()
     assert bag.encoder == "handcrafted"
     np.testing.assert_array_equal(bag.values, np.full((3, 2), 1.5, np.float32))
     root = json.loads((path / "zarr.json").read_text())["attributes"]["cytofm"]
@@ -85,21 +94,23 @@ def test_commit_group__killed_before_the_root_is_written_still_counts_as_done(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(io, "_update_root", killed)
+        patch.setattr(commit, "_update_root", killed)
         with pytest.raises(KeyboardInterrupt):
             add_embeddings(path, 2.0)
     root = json.loads((path / "zarr.json").read_text())["attributes"]["cytofm"]
     assert set(root["steps"]) == {"tile"}
     assert STEP in io.open_store(path).steps
-    assert io.is_finished(path, STEP, config={"encoder": "handcrafted"}, input_fingerprint="mark")
+    assert commit.is_finished(
+        path, STEP, config={"encoder": "handcrafted"}, input_fingerprint="mark"
+    )
 
 
 def test_overwrite_group__replaces_values_and_record(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     add_embeddings(path, 1.0)
     add_embeddings(path, 2.0, {"encoder": "other settings"})
-    assert io.read_embeddings(path, None, "tile").values[0, 0] == 2.0
-    assert io.open_store(path).steps[STEP]["config"] == {"encoder": "other settings"}
+    assert io.open_store(path).embeddings().values[0, 0] == 2.0
+    assert io.open_store(path).steps[STEP].config == {"encoder": "other settings"}
 
 
 def test_overwrite_store__killed_between_the_renames_restores_the_old_one(tmp_path: Path) -> None:
@@ -112,18 +123,18 @@ def test_overwrite_store__killed_between_the_renames_restores_the_old_one(tmp_pa
 
 def test_is_finished__other_settings_are_named(tmp_path: Path) -> None:
     path = make_store(tmp_path)
-    assert io.is_finished(path, "tile", config=CONFIG, input_fingerprint="mark")
-    assert not io.is_finished(path, STEP, config=CONFIG, input_fingerprint="mark")
+    assert commit.is_finished(path, "tile", config=CONFIG, input_fingerprint="mark")
+    assert not commit.is_finished(path, STEP, config=CONFIG, input_fingerprint="mark")
     with pytest.raises(ConfigMismatchError, match="tile_px: 8 → 16") as caught:
-        io.is_finished(path, "tile", config={"tile_px": 16}, input_fingerprint="mark")
+        commit.is_finished(path, "tile", config={"tile_px": 16}, input_fingerprint="mark")
     assert caught.value.exit_code == 2
     assert caught.value.hint == "--overwrite makes it anew, another -o keeps both."
     add_embeddings(path, 1.0)
     with pytest.raises(ConfigMismatchError, match="encoder: 'handcrafted' → 'uni'") as caught:
-        io.is_finished(path, STEP, config={"encoder": "uni"}, input_fingerprint="mark")
+        commit.is_finished(path, STEP, config={"encoder": "uni"}, input_fingerprint="mark")
     assert caught.value.hint == "--overwrite makes it anew."  # it goes into the store it reads
     with pytest.raises(ConfigMismatchError, match="input itself has changed"):
-        io.is_finished(path, "tile", config=CONFIG, input_fingerprint="other")
+        commit.is_finished(path, "tile", config=CONFIG, input_fingerprint="other")
 
 
 def test_staging__an_error_leaves_nothing(tmp_path: Path) -> None:
@@ -182,13 +193,13 @@ def test_read__a_damaged_array_is_a_store_error(tmp_path: Path) -> None:
         io.open_store(path).read("tiles/xy_px0")
 
 
-def test_read_embeddings__names_what_is_there(tmp_path: Path) -> None:
+def test_embeddings__names_what_is_there(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     with pytest.raises(StoreError, match="no embeddings"):
-        io.read_embeddings(path, None, "tile")
+        io.open_store(path).embeddings()
     add_embeddings(path, 1.0)
     with pytest.raises(StoreError, match="'uni'") as caught:
-        io.read_embeddings(path, "uni", "tile")
+        io.open_store(path).embeddings("uni")
     assert "handcrafted" in str(caught.value.hint)
 
 
@@ -219,4 +230,4 @@ def test_open_store__a_step_whose_arrays_were_removed_is_not_done(tmp_path: Path
     add_embeddings(path, 1.0)
     shutil.rmtree(path / "embeddings")
     assert set(io.open_store(path).steps) == {"tile"}
-    assert not io.is_finished(path, STEP, config={}, input_fingerprint="mark")
+    assert not commit.is_finished(path, STEP, config={}, input_fingerprint="mark")

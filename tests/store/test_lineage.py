@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +13,48 @@ import pytest
 
 from cytofm_cli.errors import ConfigMismatchError, StoreError, TryAgainError
 from cytofm_cli.nuclei.base import make_table
-from cytofm_cli.nuclei.run import read_nuclei, write_nuclei
+from cytofm_cli.nuclei.run import write_nuclei
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import io, lineage, schema
-from cytofm_cli.store.fresh import why_stale
-from cytofm_cli.store.zarr3 import write_array, write_rows
+from cytofm_cli.store import arrays, commit, io, lineage, schema
+from cytofm_cli.store.records import LevelRecord, NucleiRecord, SlideRecord, StepRecord, TileRecord
+from cytofm_cli.store.zarr3 import write_array
 
 NUCLEI, TILES = "nuclei/classical", "embeddings/hand/tile"
 CELLS, ATTENTION = "embeddings/hand/cell", "attention/run/cell"
 ALL = {schema.TILE_STEP, NUCLEI, TILES, CELLS, ATTENTION}
+SLIDE = SlideRecord(
+    slide_id="a",
+    path="a.svs",
+    size_px0=(64, 64),
+    levels=(LevelRecord(size_px=(64, 64), downsample=1.0),),
+    mpp=0.5,
+)
 
 
 def mark(path: Path, *steps: str) -> str:
     """Return the `input_fingerprint` of a step made from others, as earlier versions wrote it."""
     records = io.open_store(path).steps
-    return "-".join(
-        [f"{records['tile']['config_hash']}-{records['tile']['input_fingerprint']}"]
-        + [records[step]["config_hash"] for step in steps]
-    )
+    return "-".join([records["tile"].mark] + [records[step].config_hash for step in steps])
 
 
 def make_tiles(stores: Path, n: int = 4) -> Path:
     path = io.store_path(stores, "a")
-    facts = {"n_tiles": n, "tile_px": 8, "tile_px0": 8.0, "mpp": 0.5, "level": 0, "fill": 255}
-    record = provenance.record({"tile_px": 8}, input_fingerprint="slide", **facts)
+    record = TileRecord(
+        **provenance.stamp({"tile_px": 8}, input_fingerprint="slide"),
+        n_tiles=n, tile_px=8, tile_px0=8.0, mpp=0.5, level=0,
+    )  # fmt: skip
     with io.claim_step(stores, "a", "tile"), io.staging(stores, "a", "tile") as staged:
         xy = np.arange(2 * n, dtype=np.int32).reshape(n, 2)
-        write_array(staged / schema.TILE_XY.path, xy, axes=schema.TILE_XY.axes)
-        io.commit_store(staged, path, slide={"slide_id": "a", "path": "a.svs"}, record=record)
+        arrays.write(staged, schema.TILE_XY, xy)
+        commit.commit_store(staged, path, slide=SLIDE, record=record)
     return path
 
 
 def add(path: Path, step: str, write: Any, config: dict[str, Any], fingerprint: str, **facts: Any):
     with io.claim_step(path.parent, "a", step), io.staging(path.parent, "a", step) as staged:
         write(staged)
-        record = provenance.record(config, input_fingerprint=fingerprint, **facts)
-        return io.commit_group(staged, path, step, record)
+        told = provenance.record(config, input_fingerprint=fingerprint, **facts)
+        return commit.commit_group(staged, path, step, StepRecord.from_json(told))
 
 
 def add_nuclei(path: Path, n: int = 3, seed: int = 0, **config: Any):
@@ -60,8 +67,8 @@ def add_nuclei(path: Path, n: int = 3, seed: int = 0, **config: Any):
 
 def add_bag(path: Path, step: str = CELLS, n: int = 3, value: float = 1.0, **facts: Any):
     def write(to: Path) -> None:
-        write_rows(to / "values", np.full((n, 2), value, np.float32), axes="nd", rows_per_chunk=9)
-        write_array(to / "xy_px0", np.zeros((n, 2), np.int32), axes=("n", "xy"))
+        arrays.write_rows(to, schema.EMBEDDINGS, np.full((n, 2), value, np.float32))
+        arrays.write(to, schema.kind_of(f"{step}/xy_px0"), np.zeros((n, 2), np.int32))
 
     at = mark(path, NUCLEI) if step == CELLS else mark(path)
     return add(path, step, write, {"encoder": "hand", "detector": None}, at, n=n, dim=2, **facts)
@@ -71,8 +78,8 @@ def add_attention(path: Path, n: int = 3):
     source = io.open_store(path).steps[CELLS]
     values = np.ones((n, 1), np.float32)
     return add(
-        path, ATTENTION, lambda to: write_array(to / "values", values, axes="nk"), {"run": "r"},
-        f"{source['config_hash']}-{source['input_fingerprint']}", n=n, columns=["attention"],
+        path, ATTENTION, lambda to: arrays.write(to, schema.ATTENTION, values), {"run": "r"},
+        source.mark, n=n, columns=["attention"],
     )  # fmt: skip
 
 
@@ -109,16 +116,16 @@ def edit(path: Path, step: str, **changes: Any) -> None:
 
 def stale(path: Path) -> set[str]:
     store = io.open_store(path)
-    return {step for step in store.steps if why_stale(store, step) is not None}
+    return {step for step in store.steps if store.why_stale(step) is not None}
 
 
 def test_records__say_what_each_step_was_made_from(path: Path) -> None:
     steps = io.open_store(path).steps
-    ids = {step: record["id"] for step, record in steps.items()}
+    ids = {step: record.id for step, record in steps.items()}
     assert len(set(ids.values())) == 5
     assert all(len(one) == 16 for one in ids.values())
-    assert "made_from" not in steps["tile"]
-    assert {step: steps[step]["made_from"] for step in (NUCLEI, TILES, CELLS, ATTENTION)} == {
+    assert steps["tile"].made_from is None
+    assert {step: steps[step].made_from for step in (NUCLEI, TILES, CELLS, ATTENTION)} == {
         NUCLEI: {"tile": ids["tile"]},
         TILES: {"tile": ids["tile"]},
         CELLS: {"tile": ids["tile"], NUCLEI: ids[NUCLEI]},
@@ -132,23 +139,23 @@ def test_records__say_what_each_step_was_made_from(path: Path) -> None:
 
 
 def test_content_id__follows_values_settings_and_names_and_nothing_else(tmp_path: Path) -> None:
-    record = provenance.record({"a": 1}, input_fingerprint="x", classes=["n"], n=2)
+    record = NucleiRecord(**provenance.stamp({"a": 1}, input_fingerprint="x"), classes=("n",), n=2)
     values = np.array([[1.0, 2.0]], np.float32)
 
-    def id_with(values: np.ndarray, record: dict[str, Any], *, compress: bool = True) -> str:
+    def id_with(values: np.ndarray, record: NucleiRecord, *, compress: bool = True) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         write_array(folder / "values", values, axes=("n", "d"), compress=compress)
         return lineage.content_id(folder, record)
 
     same = id_with(values, record)
-    assert id_with(values, record | {"time_utc": "later", "tool": "cytofm 9"}) == same
+    assert id_with(values, replace(record, time_utc="later", tool="cytofm 9")) == same
     assert id_with(values, record, compress=False) == same
     for other in (
         id_with(values + 1, record),
         id_with(values.T, record),
         id_with(values.view(np.int32), record),
-        id_with(values, record | {"config_hash": "other"}),
-        id_with(values, record | {"classes": ["m"]}),
+        id_with(values, replace(record, config_hash="other")),
+        id_with(values, replace(record, classes=("m",))),
     ):
         assert other != same
 
@@ -160,8 +167,8 @@ def test_other_nuclei__drop_what_was_made_from_them_and_nothing_else(path: Path)
     root = json.loads((path / "zarr.json").read_text())["attributes"]["cytofm"]
     assert set(root["steps"]) == {"tile", NUCLEI, TILES}
     with pytest.raises(StoreError, match="no embeddings for unit cell"):
-        io.read_embeddings(path, None, "cell")
-    assert io.read_embeddings(path, None, "tile").values.shape == (4, 2)
+        io.open_store(path).embeddings(unit="cell")
+    assert io.open_store(path).embeddings().values.shape == (4, 2)
     assert not [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")]
 
 
@@ -196,24 +203,24 @@ def test_stale_steps__are_refused_with_the_command_that_makes_them_again(path: P
     with pytest.raises(
         StoreError, match=rf"{CELLS} is out of date: it was made from other {NUCLEI}"
     ):
-        io.read_embeddings(path, "hand", "cell")
+        io.open_store(path).embeddings("hand", "cell")
     with pytest.raises(StoreError) as caught:
-        io.require_fresh(io.open_store(path), CELLS)
+        io.open_store(path).require_fresh(CELLS)
     assert caught.value.exit_code == 3
     assert caught.value.hint == (
         f"make it again: cytofm embed {path} --encoder hand --unit cell --overwrite"
     )
     with pytest.raises(ConfigMismatchError, match="the input itself has changed"):
         record = io.open_store(path).steps[CELLS]
-        io.is_finished(
-            path, CELLS, config=record["config"], input_fingerprint=record["input_fingerprint"]
+        commit.is_finished(
+            path, CELLS, config=record.config, input_fingerprint=record.input_fingerprint
         )
 
 
 def test_nuclei_of_other_tiles__are_refused(path: Path) -> None:
     edit(path, NUCLEI, made_from={"tile": "0123456789abcdef"})
     with pytest.raises(StoreError, match=f"{NUCLEI} is out of date: it was made from other tile"):
-        read_nuclei(io.open_store(path), None)
+        io.open_store(path).nuclei()
     assert stale(path) == {NUCLEI, CELLS, ATTENTION}
 
 
@@ -224,7 +231,7 @@ def test_removed_nuclei__leave_their_embeddings_usable(path: Path, *, earlier: b
     for file in sorted((path / NUCLEI).rglob("*"), reverse=True):
         file.unlink() if file.is_file() else file.rmdir()
     (path / NUCLEI).rmdir()
-    assert io.read_embeddings(path, None, "cell").values.shape == (3, 2)
+    assert io.open_store(path).embeddings(unit="cell").values.shape == (3, 2)
 
 
 def test_earlier_store__other_settings_of_the_nuclei_or_other_counts_are_refused(
@@ -238,7 +245,7 @@ def test_earlier_store__other_settings_of_the_nuclei_or_other_counts_are_refused
     # The same settings found another number of nuclei: 3 embeddings beside 2 nuclei.
     write_nuclei(path / NUCLEI, make_table(np.ones((2, 2)), np.ones(2)))
     with pytest.raises(StoreError, match=rf"it has 3 rows and {NUCLEI}, .*, has 2"):
-        io.read_embeddings(path, None, "cell")
+        io.open_store(path).embeddings(unit="cell")
 
 
 def test_nuclei_replaced_while_cells_are_embedded__the_late_bag_is_not_written(path: Path) -> None:
@@ -317,7 +324,7 @@ def test_kill_at_any_rename__leaves_the_old_or_the_new_or_nothing(
             break
         store = io.open_store(path)
         assert stale(path) == set()
-        n = len(read_nuclei(store, None)[1]) if NUCLEI in store.steps else None
+        n = len(store.nuclei()) if NUCLEI in store.steps else None
         assert n in (None, 2, 3)
         if n != 3:
             assert set(store.steps) <= {"tile", NUCLEI}

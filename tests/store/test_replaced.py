@@ -25,7 +25,6 @@ from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
 from cytofm_cli.nuclei.run import Detection, DetectJob
 from cytofm_cli.store import io
-from cytofm_cli.store.fresh import why_stale
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.run import ViewsJob, dump_views
 
@@ -71,7 +70,7 @@ def embed(store: Path, *, overwrite: bool = False, **settings: Any) -> str:
 def test_detect_again__drops_the_cells_made_before_and_says_so(tiled: Path) -> None:
     assert detect(tiled) == ("done", [])
     assert embed(tiled) == "done"
-    assert len(io.read_embeddings(tiled, None, "cell").values) == 9
+    assert len(io.open_store(tiled).embeddings(unit="cell").values) == 9
     risk = f"warning: s.zarr: if nuclei/classical comes out other than before, it drops {CELLS}"
     assert detect(tiled, dry_run=True) == ("done", [risk])
     assert detect(tiled) == ("done", [])  # the same nuclei
@@ -96,7 +95,7 @@ def test_cells_of_former_nuclei__are_refused_wherever_they_are_used(
     detect(tiled, min_probability="0.01")
     monkeypatch.undo()
     store = io.open_store(tiled)
-    assert why_stale(store, CELLS) is not None
+    assert store.why_stale(CELLS) is not None
     said = f"{CELLS} is out of date: it was made from other nuclei/classical"
     command = [sys.executable, "-m", "cytofm_cli", "info", str(tiled), "--json"]
     told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -131,7 +130,7 @@ def test_embeddings_again__drop_the_attention_of_a_run(
     before = io.open_store(tiled).steps
     write_attention(tiled, before, run, card, bag, result)  # type: ignore[arg-type]
     steps = io.open_store(tiled).steps
-    assert steps["attention/run/cell"]["made_from"] == {CELLS: steps[CELLS]["id"]}
+    assert steps["attention/run/cell"].made_from == {CELLS: steps[CELLS].id}
     assert embed(tiled, overwrite=True) == "done"  # the same values: it stays
     assert "attention/run/cell" in io.open_store(tiled).steps
     assert embed(tiled, overwrite=True, dtype="float16") == "done"

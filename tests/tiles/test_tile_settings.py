@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from cytofm_cli.store.records import SlideRecord, TileRecord
 from cytofm_cli.tiles import settings
 from cytofm_cli.tiles.config import TileConfig
 
@@ -76,23 +78,26 @@ def test_settings__resolved_twice_are_the_same() -> None:
         assert again == once
 
 
-def old_record(**given: Any) -> dict[str, Any]:
+def old_record(**given: Any) -> TileRecord:
     """Return the record of a store of version 0.1: the words, and no count of foreground."""
     words = {"tile_px": 512, "mpp": None, "mpp_tolerance": 0.05, "stride_px": None,
              "foreground": "auto", "min_foreground": 0.05, "select": "all", "max_tiles": None,
              "pixels": "source", "jpeg_quality": 90, "reader": "auto", "seed": 0,
              "manifest_mpp": None}  # fmt: skip
-    return {"config": words | given, "mpp": 0.25, "n_tiles": 50, "store_codec": "zstd (lossless)"}
+    return TileRecord(
+        config=words | given, config_hash="h", input_fingerprint="f", n_tiles=50, tile_px=512,
+        tile_px0=512.0, mpp=0.25, level=0, store_codec="zstd (lossless)",
+    )  # fmt: skip
 
 
-SLIDE = {"mpp": 0.25, "mpp_source": "file (toy)", "reader": "vips"}
+SLIDE = SlideRecord(slide_id="s", path="s.svs", reader="vips", size_px0=(9, 9), levels=(), mpp=0.25)
 
 
 def test_settings__records_of_earlier_versions_are_recognised() -> None:
     assert settings.of_record(old_record(), SLIDE) == acting()
     assert settings.same_words(old_record(), settings.asked(TileConfig(), None))
     assert not settings.same_words(old_record(), settings.asked(TileConfig(mpp=0.25), None))
-    copied = old_record() | {"store_codec": "source jpeg"}
+    copied = replace(old_record(), store_codec="source jpeg")
     assert settings.of_record(copied, SLIDE) == acting(copies=True)
 
 

@@ -21,6 +21,7 @@ from cytofm_cli.slides.base import (
     Level,
     NativeJpeg,
     SlideInfo,
+    SlideReader,
     check_box,
     mean_mpp,
     parse_float,
@@ -50,7 +51,7 @@ _MIRAX_CODEC: Final = "mirax.LAYER_0_LEVEL_0_SECTION.IMAGE_FORMAT"
 _MIN_STORED: Final = 200
 
 
-class OpenSlideReader:
+class OpenSlideReader(SlideReader):
     """A slide read through OpenSlide."""
 
     def __init__(self, path: str) -> None:

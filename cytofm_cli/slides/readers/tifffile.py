@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import SlideError
 from cytofm_cli.registry import Plugin
 from cytofm_cli.slides import colour, jpeg_check, pyramid, tiff
-from cytofm_cli.slides.base import NativeJpeg, SlideInfo, check_box, slide_error
+from cytofm_cli.slides.base import NativeJpeg, SlideInfo, SlideReader, check_box, slide_error
 from cytofm_cli.slides.blocks import WHITE, damaged, overview_by_blocks
 from cytofm_cli.slides.content import keep_same
 from cytofm_cli.slides.tiff import Directory
@@ -28,7 +28,7 @@ NAME: Final = "tifffile"
 _KEPT_BYTES: Final = 64_000_000
 
 
-class TifffileReader:
+class TifffileReader(SlideReader):
     """An ordinary TIFF read through tifffile."""
 
     def __init__(self, path: str, found: pyramid.Pyramid) -> None:

@@ -18,6 +18,7 @@ from cytofm_cli.slides.base import (
     Level,
     NativeJpeg,
     SlideInfo,
+    SlideReader,
     check_box,
     mean_mpp,
     parse_float,
@@ -29,7 +30,7 @@ from cytofm_cli.units import Box, Size
 NAME: Final = "tiffslide"
 
 
-class TiffSlideReader:
+class TiffSlideReader(SlideReader):
     """A slide read through TiffSlide."""
 
     def __init__(self, path: str) -> None:

@@ -30,6 +30,7 @@ from cytofm_cli.slides.base import (
     Level,
     NativeJpeg,
     SlideInfo,
+    SlideReader,
     check_box,
     finest_level_for,
     mean_mpp,
@@ -79,7 +80,7 @@ def _vips() -> Any:
     return pyvips
 
 
-class VipsReader:
+class VipsReader(SlideReader):
     """A slide read through libvips."""
 
     def __init__(self, info: SlideInfo, load: Load, channels: pyramid.Pyramid | None) -> None:

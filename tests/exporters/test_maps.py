@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.mil.bags import Bag
-from cytofm_cli.mil.maps import measurement, percentile, write_geojson
+from cytofm_cli.exporters.maps import measurement, percentile, write_geojson
+from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.score import SlideScore
 
 XY = np.array([[0, 0], [100, 0], [0, 50]], np.int32)

@@ -1,4 +1,4 @@
-"""Compare finished runs on the same slides: paired tests, corrected for their number.
+"""Compare the answers of runs on the same slides: paired tests, corrected for their number.
 
 Legend: S slides, C classes.
 """
@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError, UsageError
-from cytofm_cli.mil.run_folder import PREDICTIONS, SPLITS, changed, read_config, read_rows
 from cytofm_cli.stats import cautions as intervals
 from cytofm_cli.stats import intervals as statistics
 from cytofm_cli.stats import metrics
@@ -87,41 +85,6 @@ class Comparison:
             "p_adjusted": self.p_adjusted,
             "delong_p_adjusted": self.delong_p_adjusted,
         }
-
-
-def read_answers(run: Path, name: str | None = None) -> Answers:
-    """Read predictions.csv of a RUN and average the models of each slide.
-
-    Raises:
-        InputError: no finished RUN, or its files are not what was trained.
-    """
-    classes = tuple(read_config(run)["task"]["classes"])
-    if exchanged := changed(run, (PREDICTIONS, SPLITS)):
-        raise InputError(
-            f"{run}: holds other files than were trained: {'; '.join(exchanged)}.",
-            hint="put the right ones back, or train it anew with `--overwrite`",
-        )
-    try:
-        rows = read_rows(run / PREDICTIONS)
-        layout = {row["slide_id"]: row for row in read_rows(run / SPLITS)}
-        ids = sorted({row["slide_id"] for row in rows})
-        at = {slide: i for i, slide in enumerate(ids)}
-        total, count = np.zeros((len(ids), len(classes))), np.zeros(len(ids))
-        y_S = np.zeros(len(ids), dtype=np.int64)
-        for row in rows:
-            i = at[row["slide_id"]]
-            total[i] += [float(row[f"prob_{c}"]) for c in classes]
-            count[i] += 1
-            y_S[i] = classes.index(row["label"])
-        groups = tuple(layout[slide]["group"] for slide in ids)
-        columns = [key for key in next(iter(layout.values())) if key.startswith("fold")]
-        parts = tuple("|".join(str(layout[s][c] == "test") for c in columns) for s in ids)
-    except (OSError, KeyError, TypeError, ValueError, StopIteration) as error:
-        raise InputError(
-            f"{run}: its predictions or splits cannot be read ({error}).", hint="train it again"
-        ) from error
-    p_SC = total / count[:, None]
-    return Answers(name or run.name, tuple(ids), y_S, p_SC, groups, classes, parts)
 
 
 def compare_runs(

@@ -21,7 +21,7 @@ from cytofm_cli.errors import InputError
 from cytofm_cli.exporters.product import replacing
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.bags import Bag
+    from cytofm_cli.mil.bag import Bag
     from cytofm_cli.mil.score import SlideScore
 
 WHOLE_SLIDE = "attention"

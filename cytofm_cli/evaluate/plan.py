@@ -1,0 +1,153 @@
+"""What an evaluation is fixed to before the first crop is read.
+
+Legend: N instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli import __version__
+from cytofm_cli.config import as_record, digest
+from cytofm_cli.encoders.base import CELL_UM
+from cytofm_cli.errors import LabelError
+from cytofm_cli.evaluate import features, judge
+from cytofm_cli.evaluate.choice import Choice
+from cytofm_cli.evaluate.config import ProbeConfig
+from cytofm_cli.evaluate.features import Source
+from cytofm_cli.evaluate.points import Points, Task, make_tasks, read_points
+from cytofm_cli.runs import provenance
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that is fixed before the first crop is read.
+
+    Attributes:
+        config: the settings.
+        sources: slides or stores.
+        points: labelled cells or tiles.
+        tasks: what to tell apart.
+        choices: encoders.
+        record: sections of config.toml.
+        unread: points whose pixels the stores do not keep.
+        unknown: slides of the table that are not given.
+        marks: digests of points and pixels.
+        defaults: what settings come to that are not set, as far as no encoder need be loaded.
+    """
+
+    config: ProbeConfig
+    sources: list[Source]
+    points: Points
+    tasks: list[Task]
+    choices: list[Choice]
+    record: dict[str, dict[str, Any]]
+    unread: int
+    unknown: list[str]
+    marks: dict[str, str]
+    defaults: dict[str, Any]
+
+
+def make_plan(
+    config: ProbeConfig,
+    sources: Sequence[Source],
+    points: Path,
+    choices: Sequence[Choice],
+    *,
+    groups: Path | None = None,
+) -> Plan:
+    """Read and check everything but pixels.
+
+    Raises:
+        LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`, `is_judged`.
+    """
+    ids = {source.slide_id for source in sources}
+    found, unknown = read_points(points, ids, groups)
+    used = [source for source in sources if source.slide_id in set(found.slides)]
+    found, unread = features.locate(found, used, mpp=config.slide_mpp, slides=config.slides)
+    if config.unit == "tile":
+        found = features.label_tiles(found, used, rule=config.tile_label, positive=config.positive)
+    tasks = make_tasks(found, config.task, config.positive)
+    for task in tasks:
+        is_judged(found, task, config.judged)
+    marks = {
+        "points": digest({"slides": found.slides, "xy": found.xy_px0.tolist()}),
+        "sources": digest({source.slide_id: _mark(source) for source in used}),
+    }
+    record = {
+        "evaluate": as_record(config, results_only=True),
+        "data": {
+            "encoders": [f"{choice.label} {digest(choice.identity())}" for choice in choices],
+            "instances": len(found),
+            "slides": len(set(found.slides)),
+            "groups": len(set(found.groups)),
+            "labels_digest": digest({"labels": found.labels, "groups": found.groups}),
+            **marks,
+            "cytofm": __version__,
+        },
+    }
+    return Plan(
+        config,
+        used,
+        found,
+        tasks,
+        list(choices),
+        record,
+        unread,
+        unknown,
+        marks,
+        _defaults(config, found, choices),
+    )
+
+
+def _defaults(config: ProbeConfig, points: Points, choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return what settings come to that are not set; those that encoders set only if they agree."""
+    own = [choice.expects() for choice in choices]
+    crops = {of.get("cell_um") or CELL_UM for of in own}
+    poolings = {of.get("pooling") for of in own}
+    names = [task.name for task in make_tasks(points, None, config.positive)]
+    return {
+        "folds": judge.default_folds(points.groups),
+        "task": [name for name in names if name != "positive"] or None,
+        "judged": sorted(set(points.groups)),
+        "crop_um": crops.pop() if len(crops) == 1 and config.unit == "cell" else None,
+        "pooling": poolings.pop() if len(poolings) == 1 else None,
+    }
+
+
+def is_judged(points: Points, task: Task, wanted: Sequence[str] | None) -> NDArray[np.bool_]:
+    """Tell which instances of a task are judged, bool (N,); None wants all groups.
+
+    Raises:
+        LabelError: a judged group is not there, or together they lack a class.
+    """
+    if wanted is None:
+        return np.ones(len(task.rows_N), dtype=bool)
+    groups = sorted({points.groups[i] for i in task.rows_N})
+    if absent := sorted(set(wanted) - set(groups)):
+        raise LabelError(
+            f"task {task.name}: no instance is of group {', '.join(absent)}.",
+            hint=f"groups: {', '.join(groups)}",
+        )
+    tested_N = np.array([points.groups[i] in wanted for i in task.rows_N])
+    there = set(task.y_N[tested_N].tolist())
+    if lacking := [name for c, name in enumerate(task.classes) if c not in there]:
+        raise LabelError(
+            f"task {task.name}: the judged groups have no {', '.join(lacking)}.",
+            hint="judge more groups",
+        )
+    return tested_N
+
+
+def _mark(source: Source) -> str:
+    store = source.store
+    if store is not None:
+        return store.tile.identity
+    path = source.path
+    return path if "://" in path else f"{provenance.fingerprint(Path(path))}-{source.mpp}"

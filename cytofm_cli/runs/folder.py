@@ -1,0 +1,217 @@
+"""The protocol of RUN folders: what lies at -o, what it was made with, whether its files are whole.
+
+A command describes its RUNs by a `Kind`. The config.toml of a RUN says what it was made with: the
+same settings again find it done, or go on; others are refused by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cytofm_cli import __version__
+from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
+from cytofm_cli.runs.provenance import sha256_file, utc_now
+from cytofm_cli.runs.record import Record, changes, to_text, write_text
+from cytofm_cli.work.claim import claim
+
+CONFIG: Final = "config.toml"
+STOPPED: Final = "stopped"  # a signal ended it: batch scripts look at this
+ELSEWHERE: Final = "choose another -o"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the RUN folders of one command have in common.
+
+    Attributes:
+        command: as it is typed.
+        sections: of config.toml; a RUN of this command has all of them.
+        beside: what a folder may hold before its config.toml without being something else.
+    """
+
+    command: str
+    sections: frozenset[str]
+    beside: frozenset[str] = frozenset()
+
+    def former(self, out: Path) -> dict[str, dict[str, Any]] | None:
+        """Read what the RUN at `out` was made with; None: there is nothing yet.
+
+        Raises:
+            OutputError: `out` is a file.
+            ConfigMismatchError: something else lies there, which `--overwrite` must not remove.
+            InputError: its config.toml is damaged.
+        """
+        if not out.exists():
+            return None
+        if not out.is_dir():
+            raise OutputError(f"{out}: is a file, no folder.", hint=ELSEWHERE)
+        record: dict[str, dict[str, Any]] = {}
+        if (out / CONFIG).is_file():
+            try:
+                record = _read_toml(out / CONFIG)
+            except ValueError as error:
+                raise InputError(f"{out / CONFIG}: damaged ({error}).", hint=ELSEWHERE) from error
+        elif all(path.name in self.beside for path in out.iterdir()):
+            return None
+        if not self.sections <= record.keys():
+            raise ConfigMismatchError(
+                f"{out}: exists and is not a RUN of `{self.command}`.", hint=ELSEWHERE
+            )
+        return record
+
+    def is_run(self, run: Path) -> bool:
+        """Tell whether a folder is a RUN, whatever of it is lost but what it was made with."""
+        try:
+            return self.sections <= self.read_config(run).keys()
+        except InputError:
+            return False
+
+    def read_config(self, run: Path) -> dict[str, dict[str, Any]]:
+        """Read config.toml of a RUN.
+
+        Raises:
+            InputError: `run` is none.
+        """
+        try:
+            return _read_toml(run / CONFIG)
+        except (OSError, ValueError) as error:
+            raise self.unfinished(run) from error
+
+    def read_json(self, run: Path, name: str) -> Any:
+        """Read a JSON file of a finished RUN.
+
+        Raises:
+            InputError: `run` is none.
+        """
+        try:
+            return json.loads((run / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self.unfinished(run) from error
+
+    def unfinished(self, run: Path) -> InputError:
+        """Return the error that says that `run` is no finished RUN."""
+        return InputError(
+            f"{run}: not a finished RUN of `{self.command}`.", hint="give what its -o named"
+        )
+
+
+def refuse_changes(out: Path, changed: Collection[str], *, overwrite: str) -> None:
+    """Refuse to write over what was made with other settings.
+
+    Args:
+        out: the RUN.
+        changed: in what the settings differ.
+        overwrite: what `--overwrite` does, e.g. "begins anew".
+
+    Raises:
+        ConfigMismatchError: they differ.
+    """
+    if changed:
+        raise ConfigMismatchError(
+            f"{out}: was made with other settings: {'; '.join(changed)}.",
+            hint=f"`--overwrite` {overwrite}; or {ELSEWHERE}",
+        )
+
+
+@contextlib.contextmanager
+def holding(out: Path) -> Iterator[None]:
+    """Hold a RUN for writing: one command at a time.
+
+    Raises:
+        TryAgainError: another command holds it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with claim(out.parent / f".{out.name}.claim"):
+        yield
+
+
+def staging_of(out: Path, record: Record) -> Path:
+    """Return the hidden folder in which a RUN is made; `publish` puts it into place.
+
+    What an interrupted command with the same settings left in it stays, anything else goes.
+    """
+    staging = out.parent / f".{out.name}.partial"
+    if staging.exists() and not _same(staging, record):
+        shutil.rmtree(staging)
+    staging.mkdir(exist_ok=True)
+    return staging
+
+
+def publish(staging: Path, out: Path) -> None:
+    """Put a finished RUN into its place, and what was there away."""
+    if out.exists():
+        shutil.rmtree(out)
+    staging.replace(out)
+
+
+def begin(out: Path, record: Record, *, overwrite: bool, **made: str) -> None:
+    """Begin a RUN that is made in place and goes on there, or clear what may not stay.
+
+    Args:
+        out: the RUN; `Kind.former` has looked at it.
+        record: sections of its config.toml.
+        overwrite: remove what is there.
+        made: versions to note beside cytofm's, in section `made`.
+    """
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / STOPPED).unlink(missing_ok=True)
+    if not (out / CONFIG).is_file():
+        versions = {"cytofm": __version__, **made, "utc": utc_now()}
+        write_text(out / CONFIG, to_text({**record, "made": versions}))
+
+
+def mark_stopped(out: Path, message: str) -> None:
+    """Leave a mark that a signal ended the RUN and that the same command goes on."""
+    write_text(out / STOPPED, f"{message}\n")
+
+
+def forget_false_start(out: Path, empty: Collection[str] = ()) -> None:
+    """Remove a RUN that holds nothing but its settings: they must not bind the next command.
+
+    Args:
+        out: the RUN.
+        empty: folders without content, which do not count.
+    """
+    if {path.name for path in out.iterdir()} <= {CONFIG, *empty}:
+        shutil.rmtree(out)
+
+
+def digests(run: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of those of these files that are there, by name."""
+    return {name: sha256_file(run / name) for name in names if (run / name).is_file()}
+
+
+def exchanged(run: Path, recorded: Mapping[str, str]) -> list[str]:
+    """Name the files whose content is not what was recorded, with both digests."""
+    return [
+        f"{name} (SHA-256 {digest[:12]}…, recorded {recorded[name][:12]}…)"
+        for name, digest in digests(run, recorded).items()
+        if digest != recorded[name]
+    ]
+
+
+def is_whole(path: Path, sha256: str | None = None) -> bool:
+    """Tell whether a file is there, not empty, and what was recorded, if anything was."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    return sha256 is None or sha256_file(path) == sha256
+
+
+def _same(folder: Path, record: Record) -> bool:
+    try:
+        return not changes(_read_toml(folder / CONFIG), record)
+    except (OSError, ValueError):
+        return False
+
+
+def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))

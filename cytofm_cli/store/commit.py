@@ -1,0 +1,171 @@
+"""Commit the steps of stores: each becomes visible in one atomic rename.
+
+A step writes into a hidden staging folder beside the store, with its provenance record in
+the attributes of the staged group, and is renamed into place when complete. The root then
+gets a copy of the record; a process killed between the two leaves a step that is complete
+and only missing from the root's list, which the next writer adds (`_update_root`). What was
+made from a step goes before the step itself is replaced (`cytofm_cli.store.lineage`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from cytofm_cli.config import differences
+from cytofm_cli.errors import ConfigMismatchError, TryAgainError
+from cytofm_cli.store import arrays, lineage, schema
+from cytofm_cli.store.io import Store, open_store, orphans
+from cytofm_cli.store.records import SlideRecord, StepRecord, TileRecord
+from cytofm_cli.store.staging import aside_of, commit_claim
+from cytofm_cli.store.zarr3 import write_group, write_json
+from cytofm_cli.work.claim import claim
+
+COMMIT_WAIT_S: Final = 60.0
+
+
+def is_finished(
+    path: Path, step: str, *, config: Mapping[str, Any], input_fingerprint: str
+) -> bool:
+    """Tell whether a step is done with these settings on this input.
+
+    Raises:
+        ConfigMismatchError: it is done with other settings or on another input; names them.
+    """
+    if not path.exists():
+        return False
+    store = open_store(path)
+    done = store.steps.get(step)
+    if done is None:
+        return False
+    differing = differences(done.config, config)
+    if done.input_fingerprint != input_fingerprint or store.why_stale(step) is not None:
+        differing.append("the input itself has changed")
+    if differing:
+        # Only the tile step chooses its folder; the others write into the store they read.
+        keep = ", another -o keeps both" if step == schema.TILE_STEP else ""
+        raise ConfigMismatchError(
+            f"{path}: {step} was made with other settings: {'; '.join(differing)}.",
+            hint=f"--overwrite makes it anew{keep}.",
+        )
+    return True
+
+
+def commit_store(staged: Path, path: Path, *, slide: SlideRecord, record: TileRecord) -> None:
+    """Make a new store visible; `staged` holds the nodes of the tile step.
+
+    An older store of the slide is replaced whole: its later steps saw other tiles.
+
+    Raises:
+        ClaimHeldError: another process keeps changing the store.
+        ValueError: an array that the layout does not have.
+    """
+    arrays.check_staged(staged, schema.TILE_STEP)
+    told = replace(record, id=lineage.content_id(staged / "tiles", record)).to_json()
+    write_group(staged / "tiles", {schema.ATTRIBUTES_KEY: told})
+    content = {
+        "schema": schema.SCHEMA_VERSION,
+        "slide": slide.to_json(),
+        "steps": {schema.TILE_STEP: told},
+    }
+    write_group(staged, {schema.ATTRIBUTES_KEY: content})
+    aside = aside_of(path)
+    with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        staged.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def commit_group(staged: Path, path: Path, step: str, record: StepRecord) -> tuple[str, ...]:
+    """Make a step's group visible in an existing store, and list it in the root.
+
+    Args:
+        staged: folder with the arrays of the step.
+        path: the store.
+        step: name of the step.
+        record: its provenance; without `made_from`, what the store holds now is noted.
+
+    Returns:
+        The steps that were made from the former content, and are gone with it.
+
+    Raises:
+        TryAgainError: what the step was made from has been replaced meanwhile.
+        ClaimHeldError: another process keeps changing the store.
+        ValueError: an array that the layout does not have.
+    """
+    arrays.check_staged(staged, step)
+    with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
+        store = open_store(path)
+        if record.made_from is None:
+            parents = lineage.parents_of(store.steps, step, record)
+            record = replace(record, made_from=lineage.made_from(store.steps, *parents))
+        record = replace(record, id=_id_for(store, step, staged, record))
+        _refuse_late(store, step, record)
+        write_group(staged, {schema.ATTRIBUTES_KEY: record.to_json()})
+        former = store.steps.get(step)
+        same = former is not None and former.identity == record.id
+        gone = [] if same else lineage.descendants(store.steps, step)
+        _replace(staged, path, step, gone)
+    return tuple(sorted(gone))
+
+
+def _id_for(store: Store, step: str, staged: Path, record: StepRecord) -> str:
+    """Return the id of a new step: that of the former one if it holds the same."""
+    new, former = lineage.content_id(staged, record), store.steps.get(step)
+    if former is not None and former.id is None:
+        # Of an earlier version: what was made from it knows it by its mark.
+        try:
+            if lineage.content_id(store.path / step, former) == new:
+                return former.identity
+        except (OSError, ValueError, KeyError, RuntimeError):
+            pass  # damaged: so it is not the same
+    return new
+
+
+def _refuse_late(store: Store, step: str, record: StepRecord) -> None:
+    changed = lineage.changed_parent(store.steps, step, record)
+    missing = [name for name in record.made_from or () if name not in store.steps]
+    if changed is not None or missing:
+        raise TryAgainError(
+            f"{store.path}: {changed or missing[0]} was replaced while {step} was made from it.",
+            hint="run the same command again.",
+        )
+
+
+def _replace(staged: Path, path: Path, step: str, gone: Sequence[str]) -> None:
+    """Put a group into place, after those that were made from the former one are gone.
+
+    A kill at any moment leaves the former step, no step, or the new one, and never a step
+    beside something else than it was made from.
+    """
+    target, aside = path / step, aside_of(path, "replaced-step")
+    for parent in reversed(target.relative_to(path).parents[:-1]):
+        if not (path / parent / "zarr.json").exists():
+            write_group(path / parent)
+    going = [name for name in (*gone, step) if (path / name).exists()]
+    shutil.rmtree(aside, ignore_errors=True)
+    if going:
+        # The root forgets first: its list never holds a record without data.
+        _update_root(path, drop=going)
+        aside.mkdir()
+        for number, name in enumerate(going):
+            (path / name).rename(aside / str(number))
+    staged.rename(target)
+    _update_root(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _update_root(path: Path, drop: Sequence[str] = ()) -> None:
+    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    content = node["attributes"][schema.ATTRIBUTES_KEY]
+    if not drop:
+        content["steps"] |= orphans(path, content["steps"])
+    for step in drop:
+        content["steps"].pop(step, None)
+    write_json(path / "zarr.json", node)

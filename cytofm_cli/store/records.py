@@ -1,0 +1,343 @@
+"""What a store says of its slide and of its steps, typed.
+
+A record is stored as flat JSON. Reading it and writing it again gives the same keys in the same
+order: keys of newer versions are kept in `other`, and what older versions did not write has the
+default of its field and is not added. Nothing outside `cytofm_cli.store` reads a raw key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from cytofm_cli.errors import StoreError
+
+_LAST = ("time_utc", "id")  # stored behind a step's own facts
+_NOT_STORED = frozenset({"other", "keys"})
+
+
+def _if_said() -> Any:
+    """Declare a field that is left out of the JSON while it is None, instead of being null."""
+    return field(default=None, metadata={"if_said": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """A frozen dataclass that comes from JSON and goes back to the same JSON.
+
+    Attributes:
+        other: what has no field: facts of a plug-in, keys of newer versions.
+        keys: as they were stored, in order; () for a record that is new.
+    """
+
+    _other_before: ClassVar[str | None] = None  # where `other` goes in a new record; None: last
+
+    other: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    keys: tuple[str, ...] = field(default=(), repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], where: str = "record") -> Self:
+        """Read a record.
+
+        Args:
+            stored: the JSON.
+            where: what a message starts with: the store and the step.
+
+        Raises:
+            StoreError: a key is missing that every version wrote.
+        """
+        known = [one for one in dataclasses.fields(cls) if one.name not in _NOT_STORED]
+        names = {one.name for one in known}
+        missing = [one.name for one in known if _is_needed(one) and one.name not in stored]
+        if missing:
+            raise StoreError(
+                f"{where} is damaged: it does not say {', '.join(missing)}.",
+                hint="make it again with --overwrite.",
+            )
+        return cls(
+            **{key: _frozen(value) for key, value in stored.items() if key in names},
+            other={key: value for key, value in stored.items() if key not in names},
+            keys=tuple(stored),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it is stored."""
+        fields = [one for one in dataclasses.fields(self) if one.name not in _NOT_STORED]
+        layout = sorted((one.name for one in fields), key=lambda name: name in _LAST)
+        at = layout.index(self._other_before) if self._other_before else len(layout)
+        order = dict.fromkeys([*self.keys, *layout[:at], *self.other, *layout[at:]])
+        told = {one.name: getattr(self, one.name) for one in fields if self._is_told(one)}
+        values = {**self.other, **told}
+        return {key: _thawed(values[key]) for key in order if key in values}
+
+    def _is_told(self, one: dataclasses.Field[Any]) -> bool:
+        value = getattr(self, one.name)
+        if self.keys:  # what an old record did not say stays unsaid
+            return one.name in self.keys or value != one.default
+        return value is not None or not one.metadata.get("if_said")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelRecord(_Record):
+    """A level of the slide: (w, h) in its pixels, and level-0 pixels to one of its own."""
+
+    size_px: tuple[int, int]
+    downsample: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideRecord(_Record):
+    """Facts of the slide.
+
+    Attributes:
+        slide_id: its name.
+        path: where it lay when it was tiled, or its URL.
+        reader: name of the reader that opened it.
+        format: of the file, e.g. "aperio".
+        size_px0: (w, h) of level 0.
+        levels: finest first.
+        mpp: µm/px of level 0.
+        mpp_source: who states it: "file", "objective", "manifest", "--slide-mpp", "--mpp".
+        codec: of its pixels.
+        objective: magnification; None where the file tells none.
+        n_focal_planes, focal_plane: planes in z, and which one is read.
+        has_icc_profile: it holds a colour profile.
+        bounds_px0: (x, y, w, h) of the scanned part; None where that is all of it, or where an
+            old store does not say (`says_bounds`).
+        notes: what is odd about the file.
+        fingerprint: what it is known by, wherever it lies.
+    """
+
+    slide_id: str
+    path: str
+    reader: str = "auto"
+    format: str = "unknown"
+    size_px0: tuple[int, int]
+    levels: tuple[LevelRecord, ...]
+    mpp: float
+    mpp_source: str = "file"
+    codec: str = "unknown"
+    objective: float | None = None
+    n_focal_planes: int = 1
+    focal_plane: int = 0
+    has_icc_profile: bool = False
+    bounds_px0: tuple[int, int, int, int] | None = None
+    notes: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    @property
+    def says_bounds(self) -> bool:
+        """Tell whether the store knows which part of the slide was scanned."""
+        return not self.keys or "bounds_px0" in self.keys
+
+    @property
+    def is_remote(self) -> bool:
+        """Tell whether the slide lies behind a URL."""
+        return "://" in self.path
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], where: str = "record") -> Self:
+        """Read the facts; see `_Record.from_json`."""
+        record = super().from_json(stored, where)
+        levels: Any = record.levels  # JSON objects until here
+        typed = tuple(LevelRecord.from_json(level, where) for level in levels)
+        return dataclasses.replace(record, levels=typed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as they are stored."""
+        return super().to_json() | {"levels": [level.to_json() for level in self.levels]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord(_Record):
+    """Where any step's arrays come from.
+
+    Attributes:
+        made_from: ids of the steps that it read, by name; None: of a version that did not say.
+        tool: the version of cytofm.
+        config: settings that can change a stored number.
+        config_hash: their digest.
+        input_fingerprint: what it read: of the slide, or the marks of the steps before.
+        time_utc: when it ended, ISO 8601.
+        id: changes exactly when the content does; None: of a version that gave none.
+    """
+
+    _other_before: ClassVar[str | None] = _LAST[0]
+
+    made_from: Mapping[str, str] | None = _if_said()
+    tool: str = ""
+    config: Mapping[str, Any]
+    config_hash: str
+    input_fingerprint: str
+    time_utc: str = ""
+    id: str | None = _if_said()
+
+    @property
+    def mark(self) -> str:
+        """What a step is known by where it has no id: its settings and its input."""
+        return f"{self.config_hash}-{self.input_fingerprint}"
+
+    @property
+    def identity(self) -> str:
+        """What a step is known by: its id, else its mark."""
+        return self.id or self.mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileRecord(StepRecord):
+    """Where the tiles come from.
+
+    Attributes:
+        asked: the settings as typed; None: of a version that kept only `config`.
+        n_tiles: tiles taken.
+        n_grid: tiles of the whole grid.
+        n_foreground: those of them with foreground, before a selection; None: not said.
+        tile_px: side, pixels at `mpp`.
+        tile_px0: side, level-0 pixels.
+        mpp: µm/px of the tiles.
+        level: of the slide, that they were read from.
+        scale: pixels of that level to one of a tile.
+        thumbnail_downsample: level-0 pixels to one of the thumbnail; one number, or (x, y).
+        fill: grey level of what lies beyond the slide's edge.
+        source_codec, store_codec: of the slide's pixels, and of those kept; "none" for none.
+        pixel_bytes: that the kept pixels take.
+        n_damaged: tiles of which the file has lost a part.
+        seed: of a random selection.
+        illumination: "bright-field" or "dark-field"; None if nobody looked.
+        background_rgb: colour of the empty glass.
+        foreground_unsure: why the foreground may be wrong.
+    """
+
+    asked: Mapping[str, Any] | None = _if_said()
+    n_tiles: int
+    n_grid: int = 0
+    n_foreground: int | None = None
+    tile_px: int
+    tile_px0: float
+    mpp: float
+    level: int
+    scale: float = 1.0
+    thumbnail_downsample: float | tuple[float, float] = 1.0
+    fill: int = 255
+    source_codec: str = "unknown"
+    store_codec: str = "none"
+    pixel_bytes: int = 0
+    n_damaged: int = 0
+    seed: int = 0
+    illumination: str | None = None
+    background_rgb: tuple[int, int, int] | None = None
+    foreground_unsure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NucleiRecord(StepRecord):
+    """Where the nuclei come from; `other` holds what the detector found out about the slide.
+
+    Attributes:
+        n: nuclei; None: not said.
+        n_quartered: tiles that were too large for memory; None: not said.
+        n_cut: nuclei left out, cut by pixels that are not at hand; None: not said.
+        beyond_tiles: where pixels past the tiles came from: "slide", "mirror"; None: not said.
+        detector: name of the plug-in.
+        classes: names of the classes.
+        weights_sha256: digest of its weights, or of `nuclei_file`.
+        nuclei_file: name of the file they were read from.
+    """
+
+    _other_before: ClassVar[str | None] = "n_quartered"
+
+    n: int | None = None
+    n_quartered: int | None = _if_said()
+    n_cut: int | None = _if_said()
+    beyond_tiles: tuple[str, ...] | None = _if_said()
+    detector: str = ""
+    classes: tuple[str, ...]
+    weights_sha256: str | None = None
+    nuclei_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingRecord(StepRecord):
+    """Where a bag comes from.
+
+    Attributes:
+        encoder: its name.
+        dim: numbers in a row.
+        n: rows; None: not said.
+        unit: "tile" or "cell".
+        seen_mpp: µm/px at which the encoder sees them; None: not said.
+        cell_um: side of a cell's crop, µm; None for tiles.
+        input_px, resize_px, mean, std, interpolation, pooling: how images become its input, and
+            its output a vector.
+        licence: of the weights.
+        weights_sha256: digest of the weights; None without a file.
+        network: prefix of the entries that were taken from the file; None: they have none.
+        pos_embed: how absolute positions were resized, "16x16 → 37x37"; None: not.
+        assumed: what nobody stated of foreign weights; None: of a version that did not look.
+        batch_size: that fitted.
+        store_codec, source_codec: of the pixels that it saw.
+        seed: of random weights.
+    """
+
+    encoder: str = ""
+    dim: int
+    n: int | None = None
+    unit: str = "tile"
+    seen_mpp: float | None = None
+    cell_um: float | None = None
+    input_px: int | None = None
+    resize_px: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    pooling: str | None = None
+    licence: str | None = None
+    weights_sha256: str | None = None
+    network: str | None = None
+    pos_embed: str | None = None
+    assumed: tuple[str, ...] | None = None
+    batch_size: int | None = None
+    store_codec: str = "unknown"
+    source_codec: str = "unknown"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRecord(StepRecord):
+    """Where attention and scores of instances come from.
+
+    Attributes:
+        run_folder: of the RUN.
+        n: rows; None: not said.
+        dim: columns; None: not said. `config["columns"]` names them: `columns`.
+        basis: which models of the RUN were asked.
+        predicted: class of the slide.
+        differs: in what the bag differs from those that the RUN has learnt from.
+    """
+
+    run_folder: str = ""
+    n: int | None = None
+    dim: int | None = None
+    basis: str | None = None
+    predicted: str | None = None
+    differs: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self.config["columns"])
+
+
+def _is_needed(one: dataclasses.Field[Any]) -> bool:
+    no_default = one.default is dataclasses.MISSING
+    return no_default and one.default_factory is dataclasses.MISSING
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _thawed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
