@@ -19,6 +19,7 @@ from cytofm_cli.config import Layer
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
+from cytofm_cli.work.device import check_device
 
 if TYPE_CHECKING:
     from cytofm_cli.nuclei.run import Detection
@@ -84,10 +85,7 @@ def _check_detector(config: DetectConfig, own: Layer) -> None:
     from cytofm_cli.nuclei.run import DetectJob, settings_of
 
     settings_of(DetectJob(slide_id="", path="", config=config, own=own))
-    if config.device != "auto":  # asked for by name: worth loading torch
-        from cytofm_cli.nuclei.torch_files import pick_device
-
-        pick_device(config.device)
+    check_device(config.device)
 
 
 def _with_nuclei(config: DetectConfig) -> DetectConfig:

@@ -25,6 +25,7 @@ from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.tiles.config import TileConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
+from cytofm_cli.work.device import check_device
 
 if TYPE_CHECKING:
     from cytofm_cli.encoders.run import Embedder, EmbedJob
@@ -118,10 +119,7 @@ def _check_encoder(config: EmbedConfig) -> None:
         from cytofm_cli.encoders.models.timm import require_model
 
         require_model(request.model)
-    if config.device != "auto":  # asked for by name: worth loading torch
-        from cytofm_cli.encoders.torch_encoder import choose_device
-
-        choose_device(config.device)
+    check_device(config.device)
 
 
 def _crew(config: EmbedConfig, run: RunOptions, n: int) -> tuple[int, int]:

@@ -58,20 +58,20 @@ def probe(
 
       cytofm evaluate probe stores --points points.csv -o probe --encoder run/encoder.safetensors
     """
-    from cytofm_cli.encoders.torch_encoder import choose_device
     from cytofm_cli.evaluate import tables
     from cytofm_cli.evaluate.choice import choose
     from cytofm_cli.evaluate.features import Source
     from cytofm_cli.evaluate.notes import plan_notes
     from cytofm_cli.evaluate.plan import make_plan
     from cytofm_cli.evaluate.run import probe_run
+    from cytofm_cli.work.device import check_device
 
     words = inputs or []
     if not words and manifest is None:
         raise UsageError("no slides are given.", hint="cytofm evaluate probe slides/ --points …")
     if points is None or folder is None:
         raise UsageError("needs labelled points and a folder.", hint="--points points.csv -o RUN")
-    choose_device(config.device)  # a wrong one is told before anything is read
+    check_device(config.device)  # a wrong one is told before anything is read
     choices = choose(
         encoder or ["handcrafted"],
         weights=weights,

@@ -53,7 +53,7 @@ def score(
             "--allow-mixed", help="Score features of another encoder, tile size or resolution."
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     attention: Annotated[
         bool | None,
         typer.Option(
@@ -84,7 +84,7 @@ def score(
       cytofm mil score run new-stores -o new.csv --no-attention --geojson maps
     """
     from cytofm_cli.mil.score import load_run, scores_csv
-    from cytofm_cli.store.io import output_errors
+    from cytofm_cli.work.files import output_errors, write_text
 
     out.json, out.quiet = as_json, quiet
     ensemble = load_run(run_folder)
@@ -117,10 +117,7 @@ def score(
     scores, failures, stop = _score_all(paths, task)
     if not scores and (stop or failures):
         raise stop.error() if stop else _all_failed(failures)
-    with output_errors(table):
-        partial = table.with_name(f".{table.name}.partial")
-        partial.write_text(scores_csv(scores, ensemble.card.classes), encoding="utf-8")
-        partial.replace(table)
+    write_text(table, scores_csv(scores, ensemble.card.classes))
     out.data(str(table), {"scores": str(table), "slides": len(scores)})
     if stop and len(scores) + len(failures) < len(paths):
         raise type(stop.error())(
@@ -195,12 +192,12 @@ def _score_all(
     paths: Sequence[Path], task: _Task
 ) -> tuple[list[SlideScore], list[CytofmError], StopFlag]:
     """Score slides until a signal asks to stop; the slide at hand is finished."""
-    from cytofm_cli.work.pool import stop_requests
+    from cytofm_cli.work.signals import catch_signals
 
     scores: list[SlideScore] = []
     failures: list[CytofmError] = []
     hints: set[str | None] = set()
-    with stop_requests() as stop, out.progress_bar("score", len(paths)) as bar:
+    with catch_signals() as stop, out.progress_bar("score", len(paths)) as bar:
         for path in paths:
             if stop:
                 break

@@ -16,12 +16,14 @@ from cytofm_cli.cli.out import out
 from cytofm_cli.errors import (
     ConfigMismatchError,
     CytofmError,
+    SlideError,
+    SlideTimeoutError,
     SomeSlidesFailedError,
     TryAgainError,
 )
-from cytofm_cli.store.io import output_errors
-from cytofm_cli.work.batch import Note, Outcome, Progress, Task, Work, run_batch
+from cytofm_cli.work.batch import Loss, Note, Outcome, Progress, Task, Work, run_batch
 from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.files import output_errors, write_text
 
 # A slide that another process holds is looked at again before the command says "try again".
 _LOOKS_AT_HELD = 3
@@ -89,7 +91,7 @@ def _run_once(
     with (
         out.progress_bar(command, len(tasks)) as bar,
         contextlib.closing(
-            run_batch(work, tasks, workers=workers, stall_s=run.timeout_s)
+            run_batch(work, tasks, workers=workers, stall_s=run.timeout_s, explain=explain)
         ) as events,
     ):
         for event in events:
@@ -110,6 +112,26 @@ def _run_once(
                 if run.fail_fast and event.status == "failed" and event.error is not None:
                     raise event.error
     return outcomes
+
+
+def explain(task: Task, loss: Loss) -> SlideError:
+    """Say why a slide was lost."""
+    if loss.why == "stalled":
+        return SlideTimeoutError(
+            f"{task.path}: no progress for {loss.detail}; given up.",
+            hint="is the disk slow? then raise --timeout-s; else the file is damaged.",
+        )
+    if loss.why == "killed":
+        return SlideError(
+            f"{task.path}: the process was killed, most likely for lack of memory.",
+            hint="give the job more memory, or fewer --workers.",
+        )
+    if loss.why == "out of memory":
+        return SlideError(f"{task.path}: out of memory.", hint="use fewer --workers.")
+    return SlideError(
+        f"{task.path}: crashed the reading library ({loss.detail}).",
+        hint="the file is damaged; scan it again.",
+    )
 
 
 class FailureLog:
@@ -158,12 +180,8 @@ class FailureLog:
             if not self._records:
                 self.path.unlink(missing_ok=True)
                 return
-            partial = self.path.with_name(f".{self.path.name}.partial")
             lines = (json.dumps(r, ensure_ascii=False) for r in self._records.values())
-            # What is no UTF-8 in a path becomes \udcXX, which is how JSON spells it too.
-            text = "\n".join(lines) + "\n"
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-            partial.replace(self.path)
+            write_text(self.path, "\n".join(lines) + "\n")
 
 
 def _report(outcome: Outcome, run: RunOptions, said: set[str], *, alone: bool) -> None:

@@ -14,11 +14,12 @@ from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
 from cytofm_cli.errors import UsageError
-from cytofm_cli.store.io import is_store, output_errors
+from cytofm_cli.store.io import is_store
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
 from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.files import output_errors, write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +127,7 @@ def _save(path: Path, sheet: NDArray[np.uint8]) -> None:
     import pyvips
 
     picture = pyvips.Image.new_from_array(sheet).copy(interpretation="srgb")
-    path.write_bytes(picture.pngsave_buffer(palette=True, Q=90, dither=1.0))
+    write_bytes(path, picture.pngsave_buffer(palette=True, Q=90, dither=1.0))
 
 
 def _tell(shown: list[ShownTile], n: int) -> None:

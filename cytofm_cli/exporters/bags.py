@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import StoreError
-from cytofm_cli.exporters.product import Product, replacing
+from cytofm_cli.exporters.product import Product
 from cytofm_cli.mil import foreign, origin
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.store.tables import Embeddings
+from cytofm_cli.work.files import replacing
 
 if TYPE_CHECKING:
     import h5py

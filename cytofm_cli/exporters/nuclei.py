@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import StoreError
 from cytofm_cli.exporters.maps import named_columns
-from cytofm_cli.exporters.product import Product, replacing
+from cytofm_cli.exporters.product import Product
 from cytofm_cli.nuclei import geojson
 from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.nuclei.features import CELL_RADIUS_UM, Morphometrics, measure
@@ -28,6 +28,7 @@ from cytofm_cli.nuclei.stitch import with_halo
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.field import Field, open_field
+from cytofm_cli.work.files import replacing
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Morphometrics))
 Report = Callable[[int, int], None]

@@ -6,24 +6,18 @@ the same export goes on where it stopped and makes anew what is out of date.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
-import os
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from cytofm_cli.config import differences, digest
 from cytofm_cli.errors import ConfigMismatchError
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.store.records import StepRecord
+from cytofm_cli.work.files import write_json
 
 RECORDS: Final = ".cytofm"
-_ABANDONED_S: Final = 3600.0
 Status = Literal["written", "skipped"]
 
 
@@ -66,37 +60,8 @@ def make(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
             "source": source,
             "bytes": file.stat().st_size,
         }
-        with replacing(_record_of(file, folder)) as partial:
-            partial.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+        write_json(_record_of(file, folder), record)
     return "written"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a new file of this process, which takes the place of `path` at the end.
-
-    Raises:
-        OutputError: the folder cannot be written.
-        DiskFullError: no space is left.
-    """
-    with output_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(path.parent)
-        partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-@functools.cache  # once a process: a folder of many files is long to list
-def _tidy(folder: Path) -> None:
-    """Remove what killed processes left; a living one writes all the time."""
-    for left in folder.glob(".*-*.partial"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_S:
-                left.unlink()
 
 
 def _record_of(file: Path, folder: Path) -> Path:

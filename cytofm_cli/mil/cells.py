@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -21,9 +20,12 @@ from numpy.typing import NDArray
 from cytofm_cli.mil.artefacts import ModelCard, save_model
 from cytofm_cli.mil.optim import warm_up
 from cytofm_cli.mil.plan import Plan
+from cytofm_cli.mil.run_folder import CELLS, MODELS
 from cytofm_cli.mil.summary import CellResult
 from cytofm_cli.mil.train import Fitted, Labelled, Passing, fit, predict_logits
 from cytofm_cli.mil.tune import InnerAnswer, choose, inner_split, with_candidate
+from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.files import write_json
 from cytofm_cli.work.pool import in_processes
 from cytofm_cli.work.signals import StopFlag
 
@@ -100,7 +102,7 @@ def run_cells(
             loss = run_cell(plan, staging, cell, stop, passing)
             done += 1
             progress(done, len(cells), _told(cell, loss))
-            workers = min(plan.config.workers or cores(), len(todo))
+            workers = min(plan.config.workers or cpu_count(), len(todo))
             left_s = (time.monotonic() - start) * len(todo)
             asked = plan.config.workers > 1
             on_cpu = plan.config.device == "cpu"
@@ -130,7 +132,7 @@ def run_cell(
         plan = with_candidate(
             plan, plan.candidates[fold_choice(plan, staging, cell.fold)["chosen"]]
         )
-    config, cohort, fold = plan.config, plan.cohort, plan.folds[cell.fold]
+    config, fold = plan.config, plan.folds[cell.fold]
     test = fold.test()
     validation = np.zeros(0, dtype=np.int64)
     if cell.turn == RETRAINED:
@@ -145,19 +147,7 @@ def run_cell(
     seeds = (config.seed, cell.fold, cell.turn + 1)
     fitted = _fit(plan, train, validation, seeds, stop, passing)
     seed = RETRAINED if cell.turn == RETRAINED else config.seed + cell.turn
-    card = ModelCard(
-        method=config.method,
-        head=plan.head,
-        n_features=int(cohort.bags[0].features_ND.shape[1]),
-        classes=cohort.classes,
-        encoder=plan.origin.encoder,
-        unit=config.unit,
-        standardise=plan.recipe.standardise,
-        fold=cell.fold,
-        seed=seed,
-        vpu=plan.recipe.vpu,
-    )
-    save_model(_model(staging, cell), fitted.model, card)
+    save_model(_model(staging, cell), fitted.model, _card(plan, cell, seed))
     logits = [_logits(plan, fitted.model, index) for index in (validation, test)]
     record = {
         "fold": cell.fold,
@@ -171,6 +161,21 @@ def run_cell(
     }
     _write(staging, cell, record)
     return fitted.history[-1]["loss"]
+
+
+def _card(plan: Plan, cell: Cell, seed: int) -> ModelCard:
+    return ModelCard(
+        method=plan.config.method,
+        head=plan.head,
+        n_features=int(plan.cohort.bags[0].features_ND.shape[1]),
+        classes=plan.cohort.classes,
+        encoder=plan.origin.encoder,
+        unit=plan.config.unit,
+        standardise=plan.recipe.standardise,
+        fold=cell.fold,
+        seed=seed,
+        vpu=plan.recipe.vpu,
+    )
 
 
 def fold_choice(plan: Plan, staging: Path, fold: int) -> dict[str, Any]:
@@ -225,10 +230,7 @@ def _fit(
 
 
 def _write(staging: Path, cell: Cell, record: dict[str, Any]) -> None:
-    path = _file(staging, cell)
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-    staged.replace(path)
+    write_json(_file(staging, cell), record)
 
 
 def read_cell(staging: Path, cell: Cell) -> CellResult:
@@ -242,17 +244,12 @@ def read_cell(staging: Path, cell: Cell) -> CellResult:
     return CellResult(**record)
 
 
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _file(staging: Path, cell: Cell) -> Path:
-    return staging / "cells" / f"{cell.name}.json"
+    return staging / CELLS / f"{cell.name}.json"
 
 
 def _model(staging: Path, cell: Cell) -> Path:
-    return staging / "models" / f"{cell.name}.safetensors"
+    return staging / MODELS / f"{cell.name}.safetensors"
 
 
 def _is_done(staging: Path, cell: Cell) -> bool:

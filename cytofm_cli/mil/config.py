@@ -76,7 +76,7 @@ class MilSettings:
     specificity: float = option(0.9, "specificity at which sensitivity is reported", low=0, high=1)
     calibrate: bool = option(True, "scale probabilities by a temperature fitted on validation")
     bootstrap: int = option(2000, "replicates for the intervals", low=100)
-    device: str = option("cpu", "cpu, cuda or cuda:N")
+    device: str = option("cpu", "auto, cpu, cuda or cuda:N; small heads are fast on a CPU.")
     workers: int = option(
         0, "processes; 0: one a core, when it is worth it", low=0, affects_result=False
     )

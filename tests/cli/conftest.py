@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import torch
 from cytofm_cli.__main__ import main
 from cytofm_cli.cli import detect, embed, per_slide
 from cytofm_cli.cli.out import out
-from cytofm_cli.work.batch import Event, Reporter, Task, Work, _attempt
+from cytofm_cli.work.batch import Event, Explain, Task, Work, attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ROOT / "examples" / "pap_fields"
@@ -64,23 +63,13 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-@dataclass
-class _Heard:
-    """Stands for the pipe of a child: keeps what is sent."""
-
-    events: list[Event] = field(default_factory=list)
-
-    def send(self, event: Event) -> None:
-        self.events.append(event)
-
-
 def _in_this_process(
-    work: Work, tasks: Sequence[Task], *, workers: int, stall_s: float
+    work: Work, tasks: Sequence[Task], *, workers: int, stall_s: float, explain: Explain
 ) -> Generator[Event, None, None]:
     for task in tasks:
-        heard = _Heard()
-        outcome = _attempt(work, task, Reporter(heard, task.slide_id))  # type: ignore[arg-type]
-        yield from heard.events
+        heard: list[Event] = []
+        outcome = attempt(work, explain, task, heard.append)
+        yield from heard
         yield outcome
 
 

@@ -31,7 +31,8 @@ def make(request: EncoderRequest) -> TorchEncoder:
     """
     import timm
 
-    from cytofm_cli.encoders.torch_encoder import TorchEncoder, build, choose_device, read_for
+    from cytofm_cli.encoders.torch_encoder import TorchEncoder, build, read_for
+    from cytofm_cli.work.device import find_device
 
     require_model(request.model)
     if not request.download:
@@ -56,7 +57,7 @@ def make(request: EncoderRequest) -> TorchEncoder:
             hint="fetch them elsewhere and pass --weights FILE",
         ) from error
     spec = replace(spec, weights_sha256=weights.state_sha256(model.state_dict()))
-    return TorchEncoder(model, spec, choose_device(request.device))
+    return TorchEncoder(model, spec, find_device(request.device))
 
 
 def require_model(name: str) -> None:
