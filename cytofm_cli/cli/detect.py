@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
-from cytofm_cli.cli.options import RunOptions, Settings, parse_settings
+from cytofm_cli.cli.options import RunOptions, SetWords, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
 from cytofm_cli.config import Layer
-from cytofm_cli.errors import UsageError, WeightsError
+from cytofm_cli.errors import WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
 from cytofm_cli.work.device import check_device
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def detect(
     stores: Annotated[list[str], typer.Argument(help="Stores, or folders of stores.")],
-    settings: Settings = None,
+    settings: SetWords = None,
     *,
     config: DetectConfig,
     run: RunOptions,
@@ -89,29 +89,11 @@ def _check_detector(config: DetectConfig, own: Layer) -> None:
 
 
 def _with_nuclei(config: DetectConfig) -> DetectConfig:
-    """Put what the detector `import` reads in its place, whichever option gave it.
-
-    Raises:
-        UsageError: `import` without a file, or a file for another detector.
-    """
-    if config.detector not in ("import", "imported"):
-        if config.nuclei is not None:
-            raise UsageError(
-                f"--nuclei is for the detector import, not for {config.detector!r}.",
-                hint="add --detector import",
-            )
+    """Put what the detector `import` reads in its place, whichever option gave it."""
+    if config.detector not in ("import", "imported") or config.weights is None:
         return config
-    if config.weights is not None:
-        if config.nuclei is not None:
-            raise UsageError("--nuclei and --weights: import reads one of them.", hint="--nuclei")
-        out.warn("--detector import has no weights: give the file or folder with --nuclei")
-        return replace(config, nuclei=config.weights, weights=None)
-    if config.nuclei is None:
-        raise UsageError(
-            "detector 'import' needs a file or folder with nuclei.",
-            hint="--nuclei nuclei.geojson, or a folder with a file for each slide",
-        )
-    return config
+    out.warn("--detector import has no weights: give the file or folder with --nuclei")
+    return replace(config, nuclei=config.weights, weights=None)
 
 
 def _nuclei_of(config: DetectConfig, slide_ids: Sequence[str]) -> dict[str, Path]:

@@ -7,11 +7,11 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable
-from typing import Annotated
 
 import typer
 
 from cytofm_cli import __version__, registry
+from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError
 
@@ -28,9 +28,7 @@ class _UnfitError(CytofmError):
     exit_code = 1
 
 
-def doctor(
-    *, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False
-) -> None:
+def doctor() -> None:
     """Check this installation and machine: versions, readers, plug-ins, GPU, kernels.
 
     Examples:
@@ -39,7 +37,6 @@ def doctor(
 
       cytofm doctor --json
     """
-    out.json = as_json
     checks = [("cytofm", True, f"{__version__}, Python {sys.version.split()[0]}")]
     checks += [("machine", True, _machine())]
     checks += [_version(name) for name in _PACKAGES]
@@ -117,4 +114,4 @@ def _plugin(kind: registry.Registry, row: registry.Available) -> Check:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("doctor")(doctor)
+    register_command(app, "doctor", doctor)

@@ -55,9 +55,9 @@ def embed(
 
       cytofm embed stores --unit cell
 
-      cytofm embed stores --encoder timm/vit_small_patch16_224 --weights vits.safetensors
+      cytofm embed stores --encoder timm/vit_small_patch16_224 --weights vits.pt
 
-      cytofm embed slides/ -o stores --encoder uni --weights uni.bin --tile-px 512
+      cytofm embed slides/ -o stores --encoder uni --weights uni.bin
     """
     from cytofm_cli.encoders.run import digest_of_weights
 

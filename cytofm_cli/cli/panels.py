@@ -58,6 +58,12 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         "Judging": "threshold specificity calibrate bootstrap",
         RUNNING: "device workers",
     },
+    "mil_score": {
+        "Features": "encoder groups allow_mixed",
+        FILES: "attention geojson",
+        RUNNING: "device",
+    },
+    "mil_compare": {"Judging": "replicates seed"},
 }
 
 # The other headings, in the order in which they stand.

@@ -11,7 +11,6 @@ from cytofm_cli.cli.inputs import check_reader, find_slides, take_shard
 from cytofm_cli.cli.options import Out, RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
-from cytofm_cli.errors import UsageError
 from cytofm_cli.tiles.config import TileConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
 
@@ -39,12 +38,10 @@ def tile(
 
       cytofm tile fields/*.jpg -o stores --slide-mpp 0.25 --tile-px 256
 
-      cytofm tile slides/ -o stores --select random --max-tiles 100 --preview pictures
+      cytofm tile slides/ -o stores --select random --max-tiles 100
     """
     from cytofm_cli.tiles.config import TileJob
 
-    if config.max_tiles is not None and config.select == "all":
-        raise UsageError("--max-tiles needs a way to choose.", hint="add --select random.")
     check_reader(config.reader)
     refs = take_shard(find_slides(inputs or [], manifest), run.shard, key=lambda ref: ref.slide_id)
     workers, threads = crew_size(run, len(refs))

@@ -131,7 +131,7 @@ class Embedder:
                     download=config.download,
                     seed=config.seed,
                     random_weights=config.random_weights,
-                    pooling=config.pooling,  # type: ignore[arg-type]  # checked by its choices
+                    pooling=config.pooling,
                     input_px=config.input_px,
                     mean=config.mean,
                     std=config.std,

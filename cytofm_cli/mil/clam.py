@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
 from cytofm_cli.mil.layers import AttentionScores, Projection
@@ -23,7 +23,7 @@ SMOOTH_GAP = math.log(1000.0)  # beyond it the hard maximum equals the smooth on
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClamConfig:
+class ClamConfig(Settings):
     """Settings of CLAM."""
 
     hidden: int = option(512, "width of the projection", low=1)
@@ -33,10 +33,8 @@ class ClamConfig:
     overlap: bool = option(
         False, "in bags under 2k let an instance count as both ends, as the official code does"
     )
-    instance_loss: str = option(
-        "svm",
-        "loss of the instance classifiers: smooth top-1 SVM or cross-entropy",
-        choices=("svm", "ce"),
+    instance_loss: Literal["svm", "ce"] = option(
+        "svm", "loss of the instance classifiers: smooth top-1 SVM or cross-entropy"
     )
     subtyping: bool = option(False, "the other classes' top instances count as negatives too")
     bag_weight: float = option(

@@ -358,9 +358,8 @@ def test_views__have_the_sizes_of_the_recipe():
     ],
 )
 def test_config__nonsense_is_refused(change):
-    config = ViewsConfig(**change)
     with pytest.raises(UsageError):
-        recipe_of(config), ncp_of(config)
+        recipe_of(ViewsConfig(**change))
 
 
 def test_config__overrides_the_preset_and_resolves_from_text():

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
 from cytofm_cli.mil.layers import AttentionScores, Projection, two_class_logits
 from cytofm_cli.registry import Plugin
@@ -21,7 +21,7 @@ PROB_FLOOR = 1e-5  # the official loss clamps the probability, against log(0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbmilConfig:
+class AbmilConfig(Settings):
     """Settings of ABMIL."""
 
     hidden: int = option(500, "width of the projection", low=1)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, empty_table
 from cytofm_cli.nuclei.hover import SEPARATIONS, majority_class, separate
@@ -42,7 +42,7 @@ MIN_NUCLEAR_PX: Final = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellvitConfig:
+class CellvitConfig(Settings):
     """Settings of the CellViT detector."""
 
     weights: Path | None = option(None, "CellViT checkpoint (.pth) on this machine")

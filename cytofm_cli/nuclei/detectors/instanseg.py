@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import InputError, WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, empty_table
 from cytofm_cli.nuclei.polygons import label_table
@@ -37,7 +37,7 @@ PERCENTILES: Final = (0.1, 99.9)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstansegConfig:
+class InstansegConfig(Settings):
     """Settings of the InstanSeg detector."""
 
     weights: Path | None = option(None, "InstanSeg TorchScript file (instanseg.pt)")

@@ -42,7 +42,8 @@ class Config(MethodConfig):
     out: int = option(128, "length of a projection", low=1)
     temperature: float = option(0.1, "temperature; 0.5 suits small data", low=0)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse a temperature that cannot be."""
         require_temperature(self, "temperature")
 
 
