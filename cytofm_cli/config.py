@@ -176,8 +176,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 # The tables of a configuration file: the sections of all commands.
 SECTIONS = (
-    *("run", "tile", "detect", "views", "pretrain", "embed", "evaluate", "mil"),
-    *("mil_score", "mil_compare"),
+    *("run", "tile", "detect", "views", "pretrain", "embed", "evaluate", "export"),
+    *("mil", "mil_score", "mil_compare"),
 )
 
 

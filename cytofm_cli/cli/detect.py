@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cytofm_cli import registry
 from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions, SetWords, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
 from cytofm_cli.config import Layer
-from cytofm_cli.errors import WeightsError
+from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
 from cytofm_cli.work.device import check_device
@@ -89,8 +90,19 @@ def _check_detector(config: DetectConfig, own: Layer) -> None:
 
 
 def _with_nuclei(config: DetectConfig) -> DetectConfig:
-    """Put what the detector `import` reads in its place, whichever option gave it."""
-    if config.detector not in ("import", "imported") or config.weights is None:
+    """Put what a detector like `import` reads in its place, whichever option gave it.
+
+    Raises:
+        UsageError: `import` without a file, or a file for another detector.
+    """
+    if not registry.detectors.find(config.detector).from_files:
+        if config.nuclei is not None:
+            raise UsageError(
+                f"--nuclei is for the detector import, not for {config.detector!r}.",
+                hint="add --detector import",
+            )
+        return config
+    if config.weights is None:
         return config
     out.warn("--detector import has no weights: give the file or folder with --nuclei")
     return replace(config, nuclei=config.weights, weights=None)

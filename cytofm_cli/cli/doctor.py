@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -43,14 +44,9 @@ def doctor() -> None:
     checks += [_guard("OpenSlide library", _openslide), _guard("libvips library", _vips)]
     checks += [_guard("torch and torchvision fit", _torchvision), _guard("GPU", _gpu)]
     checks += [_guard("attention kernels", _kernels)]
-    for kind in (
-        registry.readers,
-        registry.detectors,
-        registry.encoders,
-        registry.pretrain_methods,
-        registry.mil_methods,
-    ):
+    for kind in registry.ALL:
         checks += [_plugin(kind, row) for row in kind.available()]
+        checks += [(f"{kind.kind} of a name that is taken", True, t) for t in kind.shadowed()]
     for name, fine, text in checks:
         mark = "ok " if fine else "BAD"
         out.data(f"{mark} {name}: {text}", {"check": name, "ok": fine, "text": text})
@@ -107,7 +103,7 @@ def _kernels() -> str:
     return f"{choice.backend} ({choice.reason})"
 
 
-def _plugin(kind: registry.Registry, row: registry.Available) -> Check:
+def _plugin(kind: registry.Registry[Any], row: registry.Available) -> Check:
     text = f"not available: {row.missing}" if row.missing else row.broken or row.summary
     return f"{kind.kind} {row.name}", not row.broken, text
 

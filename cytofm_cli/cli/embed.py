@@ -22,6 +22,7 @@ from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.errors import UsageError, WeightsError
+from cytofm_cli.registry import encoders
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.tiles.config import TileConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
@@ -107,18 +108,15 @@ def _check_encoder(config: EmbedConfig) -> None:
     from cytofm_cli.encoders import catalogue
 
     request = catalogue.resolve(config.encoder, weights=config.weights)
-    rows = {row.name: row for row in catalogue.describe()}
-    needs = request.name not in rows or rows[request.name].needs_weights
     given = request.weights is not None or config.download or config.random_weights
-    if needs and not given and request.plugin in ("timm", "sr_vit"):
+    if not given and catalogue.needs_weights(config.encoder):
         raise WeightsError(
             f"encoder {config.encoder!r} needs weights.",
             hint="--weights FILE; --random-weights is a floor to compare with.",
         )
-    if request.name.startswith("timm/"):
-        from cytofm_cli.encoders.models.timm import require_model
-
-        require_model(request.model)
+    require = encoders.find(request.plugin).require
+    if require is not None and request.name.startswith(f"{request.plugin}/"):
+        require(request.model)
     check_device(config.device)
 
 

@@ -56,7 +56,7 @@ def find_slides(inputs: Sequence[str], manifest: Path | None = None) -> list[Sli
         refs.extend(read_manifest(manifest))
     if not refs:
         where = ", ".join([*inputs, *([str(manifest)] if manifest else [])]) or "no input given"
-        known = " ".join(sorted(folders.READABLE_SUFFIXES))
+        known = " ".join(sorted(folders.readable_suffixes()))
         raise InputError(f"{where}: no slides found.", hint=f"known suffixes: {known}")
     _refuse_duplicates(refs)
     return sorted(refs)

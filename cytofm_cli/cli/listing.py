@@ -83,7 +83,7 @@ def methods(
     _list_or_show(kinds, name)
 
 
-def _list_or_show(kinds: tuple[Registry, ...], name: str | None) -> None:
+def _list_or_show(kinds: tuple[Registry[Any], ...], name: str | None) -> None:
     if name is not None:
         _show(kinds, name)
         return
@@ -104,7 +104,7 @@ def _mark(row: Available) -> str:
     return f"  (broken: {row.broken})" if row.broken else ""
 
 
-def _show(kinds: tuple[Registry, ...], name: str) -> None:
+def _show(kinds: tuple[Registry[Any], ...], name: str) -> None:
     """Show the settings of one plug-in, also of one whose packages are missing."""
     known = [kind for kind in kinds if kind.key(name) in kind.names()]
     if not known:

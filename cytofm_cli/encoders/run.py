@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.config import as_record, differences
-from cytofm_cli.encoders.base import CELL_UM, Encoder, EncoderSpec, load_encoder, store_key
+from cytofm_cli.encoders.base import CELL_UM, Encoder, EncoderSpec, store_key
 from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.dtype import refuse_overflow, to_dtype
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import (
     ConfigMismatchError,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,6 +19,7 @@ from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
 from cytofm_cli.mil.layers import AttentionScores, Projection
+from cytofm_cli.registry import Sample
 
 SMOOTH_GAP = math.log(1000.0)  # beyond it the hard maximum equals the smooth one, and is safer
 
@@ -191,3 +193,14 @@ def smooth_svm(logits_SC: Tensor, target_S: Tensor) -> Tensor:
     best_S2 = logits_SC.detach().topk(2, dim=1).values
     far_S = best_S2[:, 0] - best_S2[:, 1] >= SMOOTH_GAP
     return torch.where(far_S, margin_SC.amax(1), margin_SC.logsumexp(1)).mean()
+
+
+def samples(_folder: Path) -> list[Sample]:
+    """Return how the conformance suite runs both kinds of CLAM."""
+    idle = ("instance.0", "instance.2")  # only the classifier of the bag's own class is asked
+    asked = {"instance_loss": "svm", "subtyping": True}
+    return [
+        Sample(traits={"idle": idle}),
+        Sample(settings=asked),
+        Sample(settings=asked | {"instance_loss": "ce"}),
+    ]

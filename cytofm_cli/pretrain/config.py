@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cytofm_cli.config import Settings, option
-from cytofm_cli.views.config import RECIPES, RecipeName, ViewsConfig, ViewSettings
+from cytofm_cli.views.config import RecipeName, ViewSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,3 @@ class PretrainViews(ViewSettings):
     """The settings of the views, but that the method brings its recipe."""
 
     recipe: RecipeName | None = option(None, "set of views [default: the method's]")
-
-    def of(self, method: str) -> ViewsConfig:
-        """Return the views of a method: those of its name, or for plug-ins of others DINO's."""
-        own = method if method in RECIPES else "dino"
-        given = {field.name: getattr(self, field.name) for field in fields(ViewsConfig)}
-        return ViewsConfig(**{**given, "recipe": self.recipe or own})

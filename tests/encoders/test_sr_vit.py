@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from cytofm_cli.encoders.base import load_encoder
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sr_vit import (
     SrVit,
     SrVitConfig,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
 from cytofm_cli.mil.layers import masked_softmax
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,4 +119,9 @@ def _with_negative(z_BP: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(z_BP[:, :1]), z_BP], dim=-1)
 
 
-PLUGIN = Plugin(make=Dsmil, config=DsmilConfig, summary="dual-stream MIL (Li 2021)")
+PLUGIN = Plugin(
+    make=Dsmil,
+    config=DsmilConfig,
+    summary="dual-stream MIL (Li 2021)",
+    sample=samples({}, {"non_linear": False}),
+)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
 from cytofm_cli.mil.layers import AttentionScores, within
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,4 +234,9 @@ def _laid_out(rows_KN: Sequence[Tensor], mask_BN: Tensor | None, padding: float)
     return torch.stack(laid)
 
 
-PLUGIN = Plugin(make=Dtfd, config=DtfdConfig, summary="double-tier distillation (Zhang 2022)")
+PLUGIN = Plugin(
+    make=Dtfd,
+    config=DtfdConfig,
+    summary="double-tier distillation (Zhang 2022)",
+    sample=samples({}, {"distill": "MaxS"}, {"distill": "MaxMinS", "per_end": 3}),
+)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import MilHead, MilOutput
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
 EPS = 1e-6
 
@@ -246,4 +246,9 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-PLUGIN = Plugin(make=Less, config=LessConfig, summary="two-branch transformer of LESS (Zhao 2023)")
+PLUGIN = Plugin(
+    make=Less,
+    config=LessConfig,
+    summary="two-branch transformer of LESS (Zhao 2023)",
+    sample=samples({}, {"small_columns": 8}, preset={"size": "mini"}),
+)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import MilHead, MilOutput
 from cytofm_cli.mil.nystrom import NystromAttention
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,4 +160,9 @@ def _fold(attention_T: Tensor, n: int) -> Tensor:
     return folded_N
 
 
-PLUGIN = Plugin(make=Transmil, config=TransmilConfig, summary="transformer MIL (Shao 2021)")
+PLUGIN = Plugin(
+    make=Transmil,
+    config=TransmilConfig,
+    summary="transformer MIL (Shao 2021)",
+    sample=samples({}, {"padding": "zeros"}),
+)

@@ -32,7 +32,7 @@ from cytofm_cli.nuclei.blobs import find_blobs
 from cytofm_cli.nuclei.outline import Outlines
 from cytofm_cli.nuclei.resample import resample_area
 from cytofm_cli.nuclei.stain import PAP, Stain, optical_density
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 
 Floats = NDArray[np.float32]
 
@@ -304,9 +304,10 @@ def _table(
     ).sorted()
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=ClassicalDetector,
     config=ClassicalConfig,
     version=2,  # from 2 on, stain and illumination are told from the slide
     summary="no weights: darkness, scale-space blobs, outlines; stained or fluorescent nuclei",
+    sample="cytofm_cli.testing.samples.detectors:classical",
 )

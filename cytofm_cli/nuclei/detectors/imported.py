@@ -28,7 +28,7 @@ from cytofm_cli.nuclei.place import BOUNDS, SLIDE, Note, SlidePlace, on_slide
 from cytofm_cli.nuclei.plausible import as_instances, say_doubts
 from cytofm_cli.nuclei.point_tables import read_points
 from cytofm_cli.nuclei.polygons import label_table
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 from cytofm_cli.units import PLAUSIBLE_MPP, Size
 
 # A label image may be a pixel or so off the slide's size, where a pyramid level was rounded.
@@ -183,8 +183,11 @@ def read_labels(path: Path) -> NDArray[np.integer[Any]]:
     return values
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=ImportedNuclei,
     config=ImportedConfig,
     summary="nuclei from a file: GeoJSON (QuPath), label image, table of points",
+    from_files=True,
+    typed="import",  # one of Python's own words
+    sample="cytofm_cli.testing.samples.detectors:imported",
 )

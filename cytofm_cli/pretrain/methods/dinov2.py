@@ -19,7 +19,7 @@ from cytofm_cli.config import option
 from cytofm_cli.pretrain.base import StepOutput
 from cytofm_cli.pretrain.losses import koleo_loss
 from cytofm_cli.pretrain.patches import MaskedConfig, MaskedMethod
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,4 +54,18 @@ class DinoV2(MaskedMethod):
         return replace(out, loss=out.loss + self.config.koleo * spread, parts=parts)
 
 
-PLUGIN = Plugin(make=DinoV2, config=Config, summary="DINOv2: iBOT, Sinkhorn, KoLeo (Oquab 2024)")
+_MASKS = {"masks": True}
+# Of the mask token and the head of patches nothing is asked where no image is masked.
+_NO_MASKS = {"masks": True, "idle": ("mask_token", "heads.patch")}
+
+PLUGIN = PretrainPlugin(
+    make=DinoV2,
+    config=Config,
+    summary="DINOv2: iBOT, Sinkhorn, KoLeo (Oquab 2024)",
+    views={"recipe": "dinov2"},
+    sample=lambda _folder: [
+        Sample(traits=_MASKS),
+        Sample(settings={"shared_head": False, "centring": "mean"}, traits=_MASKS),
+        Sample(settings={"koleo": 0.0, "mask_chance": 0.0}, traits=_NO_MASKS),
+    ],
+)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cytofm_cli.config import option
-from cytofm_cli.encoders.base import Encoder, load_encoder
+from cytofm_cli.encoders.base import Encoder
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.base import (
     Backbone,
@@ -36,7 +37,7 @@ from cytofm_cli.pretrain.base import (
 from cytofm_cli.pretrain.heads import projector
 from cytofm_cli.pretrain.losses import Standardise, nt_xent
 from cytofm_cli.pretrain.teacher import encode, require_temperature
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, samples
 from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -150,6 +151,10 @@ def _three_views(batch: Batch) -> list[Tensor]:
     return list(batch.views)
 
 
-PLUGIN = Plugin(
-    make=Distill, config=Config, summary="distillation from a frozen encoder, with contrast"
+PLUGIN = PretrainPlugin(
+    make=Distill,
+    config=Config,
+    summary="distillation from a frozen encoder, with contrast",
+    views={"recipe": "distill"},
+    sample=samples(),
 )

@@ -25,7 +25,7 @@ from cytofm_cli.pretrain.teacher import (
     require_temperature,
     two_views,
 )
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,4 +99,10 @@ def _freeze_patch_embed(trunk: nn.Module) -> None:
         parameter.requires_grad = False
 
 
-PLUGIN = Plugin(make=MoCo, config=Config, summary="MoCo v3: contrast with a teacher (Chen 2021)")
+PLUGIN = PretrainPlugin(
+    make=MoCo,
+    config=Config,
+    summary="MoCo v3: contrast with a teacher (Chen 2021)",
+    views={"recipe": "moco"},
+    sample=samples({}, {"freeze_patch_embed": False}),
+)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import SlideError
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import ReaderPlugin
 from cytofm_cli.slides import adopt, colour, native_jpeg, pyramid, tiff
 from cytofm_cli.slides.base import (
     Level,
@@ -237,8 +237,25 @@ def _verify_dicom(path: str, properties: dict[str, str]) -> None:
         )
 
 
-PLUGIN = Plugin(
+PLUGIN = ReaderPlugin(
     make=OpenSlidePlugin,
     summary="NDPI, MRXS, SCN, BIF, VMS, SVSLIDE, CZI, Philips TIFF, DICOM",
     needs=("openslide",),
+    suffixes=(
+        ".svs",
+        ".tif",
+        ".tiff",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".vms",
+        ".vmu",
+        ".bif",
+        ".svslide",
+        ".czi",
+        ".dcm",
+        ".dicom",
+    ),
+    turn=20,
+    sample="cytofm_cli.testing.samples.slides:openslide",
 )
