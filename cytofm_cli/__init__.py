@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where the public names are. `pretrain`, `evaluate` and `views` are packages of the tree, so the
 # functions of these commands have longer names.

@@ -25,8 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from cytofm_cli import registry
 from cytofm_cli.encoders import catalogue, layouts, weights
 from cytofm_cli.encoders.base import Blueprint, TrunkRequest
-from cytofm_cli.encoders.irpe import TokenGrid
-from cytofm_cli.encoders.sr_vit import SrVit, annealed_h, relative_keys
+from cytofm_cli.encoders.sr_vit import SrVit, TokenGrid, annealed_h, relative_keys
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain import lora
 from cytofm_cli.pretrain.base import Backbone, Backbones, Tokens

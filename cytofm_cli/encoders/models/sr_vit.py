@@ -71,7 +71,6 @@ def trunk(request: TrunkRequest) -> Blueprint:
     Raises:
         UsageError: the name says other patches than the views'.
     """
-    from cytofm_cli.encoders.irpe import IrpeConfig
     from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig
 
     size, own_px = request.builder["size"], request.builder["patch_px"]
@@ -82,7 +81,7 @@ def trunk(request: TrunkRequest) -> Blueprint:
         patch_px=request.patch_px,
         img_px=request.img_px,
         h=request.h,
-        irpe=IrpeConfig() if request.irpe else None,
+        irpe=request.irpe,
     )
     return Blueprint(
         arch=request.name,

@@ -213,8 +213,8 @@ def _level(slide: Any, properties: dict[str, str], level: int) -> Level:
 
 
 def _codec(properties: dict[str, str], directories: list[tiff.Directory]) -> str:
-    if directories:
-        return directories[0].codec
+    if directories:  # the largest is of level 0; the first may be a label
+        return max(directories, key=lambda d: d.size_px.w * d.size_px.h).codec
     if _MIRAX_CODEC in properties:
         return properties[_MIRAX_CODEC].lower()
     return _DICOM_CODECS.get(properties.get("dicom.TransferSyntaxUID", ""), "unknown")
