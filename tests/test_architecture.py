@@ -229,14 +229,17 @@ def test_screen_calls__are_found_however_they_are_written() -> None:
 
 def test_only_the_command_line_prints_or_exits() -> None:
     # Child processes end themselves and answer on a pipe: they have no caller that could.
-    children = {"work": EXITS, "aot": {"sys.stdout.write"}}
+    children = {
+        "cytofm_cli.work.children": EXITS,
+        "cytofm_kernels.aot": {"sys.stdout.write"},
+    }
     wrong = [
         f"{module}:{line} {word}"
         for package in (PACKAGE, "kernels/cytofm_kernels")
         for module, path in sources(package).items()
         if room_of(module) not in {"cli", "__main__"}
         for line, word in screen_calls(tree_of(path))
-        if word not in children.get(room_of(module), ())
+        if word not in children.get(module, ())
     ]
     assert wrong == []
 

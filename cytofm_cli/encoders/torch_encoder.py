@@ -6,7 +6,7 @@ Letters: B images, C colours, H W pixels, N tokens, D features.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch.nn import functional
 
 from cytofm_cli.encoders import assumptions, layouts, weights
 from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec, Pooling
-from cytofm_cli.errors import OutOfMemoryError, UsageError, WeightsError
+from cytofm_cli.errors import UsageError, WeightsError
+from cytofm_cli.work.device import find_device
+from cytofm_cli.work.memory import out_of_memory
 
 
 class TorchEncoder:
@@ -67,7 +69,10 @@ class TorchEncoder:
         """Return the vectors of prepared images, float32 (B, dim): fp32 on a CPU, else autocast."""
         if len(batch) == 0:  # timm's position code cannot tell the grid of no images
             return np.zeros((0, self.spec.dim), np.float32)
-        with _memory_errors(len(batch)), torch.inference_mode(), self._autocast():
+        too_big = out_of_memory(
+            f"a batch of {len(batch)} does not fit into memory.", hint="pass a smaller --batch-size"
+        )
+        with too_big, torch.inference_mode(), self._autocast():
             x_BCHW = batch.to(self.device, non_blocking=True).float() / 255
             x_BCHW = (x_BCHW - self._mean) / self._std
             values_BD = pool(self.model, x_BCHW, self.spec.pooling)
@@ -108,24 +113,6 @@ def pool(model: Any, x_BCHW: Tensor, pooling: Pooling) -> Tensor:
     return cls_BD if pooling == "cls" else mean_BD
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda`, `cuda:1`, …
-
-    Raises:
-        UsageError: there is no such device.
-    """
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts where CUDA is not built in
-        raise UsageError(
-            f"device {wanted!r} cannot be used here.", hint="cpu, cuda or cuda:N"
-        ) from error
-    return device
-
-
 def build(
     request: EncoderRequest,
     make_model: Callable[[], nn.Module],
@@ -146,7 +133,7 @@ def build(
     Raises:
         WeightsError: no weights were given, or they do not fit.
     """
-    device = choose_device(request.device)
+    device = find_device(request.device)
     if request.weights is None and not request.random_weights:
         raise WeightsError(
             f"encoder {request.name!r} needs its weights.", hint="pass --weights FILE"
@@ -208,18 +195,3 @@ def _load(
             model = make_model()
         report = fill(model)
     return model, report
-
-
-@contextlib.contextmanager
-def _memory_errors(batch_size: int) -> Iterator[None]:
-    """Turn torch's out-of-memory errors, of either device, into ours."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
-            raise OutOfMemoryError(
-                f"a batch of {batch_size} does not fit into memory.",
-                hint="pass a smaller --batch-size",
-            ) from error
-        raise

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from cytofm_cli.encoders.base import EncoderSpec, Interpolation, Pooling
 from cytofm_cli.errors import WeightsError
+from cytofm_cli.work.files import replacing
+from cytofm_cli.work.unpickle import load_pickle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,15 +124,10 @@ def write_encoder(
     metadata = {"format": FORMAT, "name": spec.name, "arch": arch, "config": json.dumps(config)}
     metadata |= {key: json.dumps(getattr(spec, key)) for key in _JSON_FIELDS}
     metadata |= {key: getattr(spec, key) for key in _TEXT_FIELDS}
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        save_file(tensors, staged, metadata=metadata)
-        _sort_metadata(staged)
-        staged.chmod(0o666 & ~_umask())  # safetensors leaves it to its owner alone
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+        _sort_metadata(partial)
 
 
 def _sort_metadata(path: Path) -> None:
@@ -146,13 +141,6 @@ def _sort_metadata(path: Path) -> None:
             raise AssertionError("a sorted header is longer than the header")
         file.seek(8)
         file.write(text.ljust(size))
-
-
-def _umask() -> int:
-    """Return the process's mask of file modes; asking is only possible by setting."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -174,7 +162,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
-    found = _read_pickle(path)
+    found = load_pickle(
+        path,
+        kind=WeightsError,
+        hint="convert it to safetensors on a machine where you trust it",
+        mapped=True,
+    )
     state = dict(_entries(found))
     if not state:
         held = list(map(str, found))[:6] if isinstance(found, Mapping) else [type(found).__name__]
@@ -235,43 +228,6 @@ def _looks_like_safetensors(path: Path) -> bool:
     with path.open("rb") as handle:
         start = handle.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < _HEADER_LIMIT_BYTES
-
-
-def _harmless_globals() -> list[Any]:
-    """Return what checkpoints may name beside tensors: constructors of plain numbers.
-
-    `argparse.Namespace` only ever gets attributes; NumPy's scalar constructor refuses objects.
-    """
-    import argparse
-
-    import numpy as np
-
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [argparse.Namespace, np.dtype, *kinds, *((scalar, name) for name in names)]
-
-
-def _read_pickle(path: Path) -> Any:
-    import pickle  # for the name of its error
-
-    import torch
-
-    mapped = zipfile.is_zipfile(path)  # the older format cannot be mapped
-    try:
-        with torch.serialization.safe_globals(_harmless_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found is None:
-            raise WeightsError(f"{path}: not a weight file.") from error
-        raise WeightsError(
-            f"{path}: holds a Python object ({found[1]}) and not only weights; it was not loaded.",
-            hint="convert it to safetensors on a machine where you trust it",
-        ) from error
-    except Exception as error:  # a damaged pickle can fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: not a readable weight file ({reason}).") from error
 
 
 def _entries(found: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -26,12 +26,11 @@ from cytofm_cli.evaluate.plan import Plan, is_judged, make_plan
 from cytofm_cli.evaluate.points import Task, count_labels
 from cytofm_cli.evaluate.run_folder import FEATURES, METRICS, PREDICTIONS, TABLE
 from cytofm_cli.runs.folder import CONFIG, holding
-from cytofm_cli.runs.record import to_text, write_text
+from cytofm_cli.runs.record import to_text
 from cytofm_cli.store import schema
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.work.cpus import cpu_count
-from cytofm_cli.work.pool import stop_requests
-from cytofm_cli.work.signals import StopFlag
+from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.signals import StopFlag, catch_signals
 
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
@@ -98,7 +97,7 @@ def probe_run(
         with holding(out):
             (out / FEATURES).mkdir(parents=True, exist_ok=True)
             (out / METRICS).unlink(missing_ok=True)
-            with stop_requests() as stop:
+            with catch_signals() as stop:
                 metrics, answers, folds = _judge_all(plan, out / FEATURES, progress, note, stop)
             predictions = tables.predictions_csv(plan.points, plan.tasks, folds, answers)
             write_text(out / CONFIG, to_text(plan.record))

@@ -18,6 +18,7 @@ from cytofm_cli.errors import InputError
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.runs.folder import Kind, refuse_changes
 from cytofm_cli.runs.record import Record, changes
+from cytofm_cli.work.files import write_bytes
 
 METRICS: Final = "metrics.json"
 FEATURES: Final = "features"
@@ -45,9 +46,7 @@ def keep_features(path: Path, values: NDArray[np.float32], facts: Mapping[str, A
     """Keep features, visible only when complete."""
     from safetensors.numpy import save
 
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save({"features": values}, metadata={"facts": json.dumps(facts)}))
-    partial.replace(path)
+    write_bytes(path, save({"features": values}, metadata={"facts": json.dumps(facts)}))
 
 
 def may_write(

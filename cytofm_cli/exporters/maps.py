@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.exporters.product import replacing
+from cytofm_cli.work.files import replacing
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.bag import Bag

@@ -6,24 +6,18 @@ the same export goes on where it stopped and makes anew what is out of date.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
-import os
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from cytofm_cli.config import differences, digest
 from cytofm_cli.errors import ConfigMismatchError
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.store.records import StepRecord
+from cytofm_cli.work.files import write_json
 
 RECORDS: Final = ".cytofm"
-_ABANDONED_S: Final = 3600.0
 Status = Literal["written", "skipped"]
 
 
@@ -56,9 +50,9 @@ def make(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
         ConfigMismatchError: a file of that name was made with other settings.
         OutputError: the folder cannot be written.
     """
-    source = digest({"steps": [step.to_json() for step in product.steps]})
-    if not overwrite and all(_is_current(f, folder, product, source) for f in product.files):
+    if status_of(product, folder, overwrite=overwrite) == "skipped":
         return "skipped"
+    source = _source_of(product)
     product.write()
     for file in product.files:
         record = {
@@ -66,37 +60,25 @@ def make(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
             "source": source,
             "bytes": file.stat().st_size,
         }
-        with replacing(_record_of(file, folder)) as partial:
-            partial.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+        write_json(_record_of(file, folder), record)
     return "written"
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a new file of this process, which takes the place of `path` at the end.
+def status_of(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
+    """Say what `make` would do.
 
     Raises:
-        OutputError: the folder cannot be written.
-        DiskFullError: no space is left.
+        ConfigMismatchError: a file of that name was made with other settings.
     """
-    with output_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(path.parent)
-        partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    source = _source_of(product)
+    current = not overwrite and all(
+        _is_current(file, folder, product, source) for file in product.files
+    )
+    return "skipped" if current else "written"
 
 
-@functools.cache  # once a process: a folder of many files is long to list
-def _tidy(folder: Path) -> None:
-    """Remove what killed processes left; a living one writes all the time."""
-    for left in folder.glob(".*-*.partial"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_S:
-                left.unlink()
+def _source_of(product: Product) -> str:
+    return digest({"steps": [step.to_json() for step in product.steps]})
 
 
 def _record_of(file: Path, folder: Path) -> Path:

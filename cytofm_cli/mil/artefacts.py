@@ -13,6 +13,7 @@ from typing import Any
 
 from cytofm_cli.errors import CytofmError, WeightsError
 from cytofm_cli.mil.base import MilModel, make_head
+from cytofm_cli.work.files import write_bytes
 
 FORMAT = "cytofm-mil-1"
 
@@ -53,9 +54,7 @@ def save_model(path: Path, model: MilModel, card: ModelCard) -> None:
     # One key: safetensors writes several in an order that changes from process to process.
     metadata = {"cytofm": json.dumps({"format": FORMAT, **card.__dict__}, sort_keys=True)}
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_bytes(save(tensors, metadata))
-    staged.replace(path)
+    write_bytes(path, save(tensors, metadata))
 
 
 def read_card(path: Path) -> ModelCard:

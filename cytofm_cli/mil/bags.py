@@ -18,6 +18,7 @@ from cytofm_cli.mil.cache import store_bags
 from cytofm_cli.mil.foreign import h5_origin, pt_origin
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.words import named
+from cytofm_cli.work.unpickle import load_pickle
 
 if TYPE_CHECKING:
     import h5py
@@ -152,18 +153,11 @@ def _dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
 def _read_pt(path: Path) -> Bag:
     import torch
 
-    try:
-        features = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except Exception as error:
-        # Damaged bytes surface as almost any exception; torch's own text advises to load
-        # such files with code execution allowed, so it is not quoted.
-        raise InputError(
-            f"{path}: not a plain tensor file: damaged, or it holds other objects than tensors, "
-            "which could run code.",
-            hint="save the (N, D) tensor alone: torch.save(features, path)",
-        ) from error
+    features = load_pickle(
+        path,
+        kind=InputError,
+        hint="save the (N, D) tensor alone: torch.save(features, path)",
+    )
     if not isinstance(features, torch.Tensor):
         raise InputError(f"{path}: holds a {type(features).__name__}, expected one tensor.")
     if features.layout != torch.strided or features.is_complex() or features.is_quantized:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from cytofm_cli.errors import (
 )
 from cytofm_cli.mil import tables
 from cytofm_cli.mil.answers import read_answers
-from cytofm_cli.mil.cells import cores
 from cytofm_cli.mil.config import MilConfig, MilSettings
 from cytofm_cli.mil.plan import make_folds
 from cytofm_cli.mil.run import train_run
@@ -31,11 +31,14 @@ from cytofm_cli.mil.run_folder import METRICS, SPLITS, read_config, read_metrics
 from cytofm_cli.mil.sources import Source, cohort_of
 from cytofm_cli.mil.splits import to_csv
 from cytofm_cli.runs.folder import refuse_changes
-from cytofm_cli.runs.record import changes, write_text
+from cytofm_cli.runs.record import changes
 from cytofm_cli.stats.compare import Comparison, compare_runs
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.words import named
-from cytofm_cli.work.pool import in_processes, stop_requests
+from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.device import find_device
+from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.pool import in_processes
+from cytofm_cli.work.signals import catch_signals
 
 RUNS, FAILURES = "runs", "failures.jsonl"
 # Settings whose effect is compared: whose features, classes and patients by each run, folds here.
@@ -207,7 +210,7 @@ def _jobs(
     """List the runs by name.
 
     Raises:
-        UsageError: two rows would write into one folder.
+        UsageError: two rows would write into one folder, or there is no such device.
     """
     shared = {field.name: getattr(config, field.name) for field in fields(MilSettings)}
     shared["splits"] = out / SPLITS
@@ -217,9 +220,14 @@ def _jobs(
             f"two kinds of bags would both lie in {RUNS}/{doubled[0]}.",
             hint="rename a folder of bags: letters, digits, dots and _ tell folders apart",
         )
+    devices = cycle([str(find_device(name)) for name in config.device.split(",")])
     return {
         run_name(source.name, method): MilConfig(
-            **(shared | {"method": method, "encoder": source.encoder, "unit": source.unit})
+            **(
+                shared
+                | {"method": method, "encoder": source.encoder, "unit": source.unit}
+                | {"device": next(devices)}
+            )
         )
         for source in sources
         for method in methods
@@ -265,28 +273,28 @@ def _run_all(
     progress: Callable[[int, int, str], None],
 ) -> dict[str, str]:
     """Run the jobs in processes, one model at a time in each; return what failed and why."""
-    some = next(iter(jobs.values()))
-    devices = some.device.split(",")
-    workers = min(some.workers or (cores() if devices == ["cpu"] else len(devices)), len(jobs))
+    devices = {job.device for job in jobs.values()}
+    asked = next(iter(jobs.values())).workers
+    workers = min(asked or (cpu_count() if devices == {"cpu"} else len(devices)), len(jobs))
     failures: dict[str, str] = {}
     tasks = [
         (
             name,
-            asdict(replace(job, workers=1, device=devices[i % len(devices)])),
+            asdict(replace(job, workers=1)),
             folder_of[name],
             labels,
             out / RUNS / name,
             dict(tune or {}),
             overwrite,
         )
-        for i, (name, job) in enumerate(jobs.items())
+        for name, job in jobs.items()
     ]
     if workers == 1:
         for done, task in enumerate(tasks, start=1):
             _note(failures, task[0], _run_one(task))
             progress(done, len(tasks), task[0])
         return failures
-    with stop_requests() as stop, closing(in_processes(_run_one, tasks, workers, stop)) as ended:
+    with catch_signals() as stop, closing(in_processes(_run_one, tasks, workers, stop)) as ended:
         for done, (task, reason) in enumerate(ended, start=1):
             _note(failures, task[0], reason)
             progress(done, len(tasks), task[0])

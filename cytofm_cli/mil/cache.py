@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cytofm_cli.mil.bag import Bag, map_features
-from cytofm_cli.store.io import output_errors
+from cytofm_cli.work.files import output_errors
 
 ALIGN = 64  # bytes
 

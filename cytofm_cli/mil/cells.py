@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -25,6 +24,8 @@ from cytofm_cli.mil.run_folder import CELLS, MODELS
 from cytofm_cli.mil.summary import CellResult
 from cytofm_cli.mil.train import Fitted, Labelled, Passing, fit, predict_logits
 from cytofm_cli.mil.tune import InnerAnswer, choose, inner_split, with_candidate
+from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.files import write_json
 from cytofm_cli.work.pool import in_processes
 from cytofm_cli.work.signals import StopFlag
 
@@ -101,7 +102,7 @@ def run_cells(
             loss = run_cell(plan, staging, cell, stop, passing)
             done += 1
             progress(done, len(cells), _told(cell, loss))
-            workers = min(plan.config.workers or cores(), len(todo))
+            workers = min(plan.config.workers or cpu_count(), len(todo))
             left_s = (time.monotonic() - start) * len(todo)
             asked = plan.config.workers > 1
             on_cpu = plan.config.device == "cpu"
@@ -229,10 +230,7 @@ def _fit(
 
 
 def _write(staging: Path, cell: Cell, record: dict[str, Any]) -> None:
-    path = _file(staging, cell)
-    staged = path.with_name(f".{path.name}.partial")
-    staged.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-    staged.replace(path)
+    write_json(_file(staging, cell), record)
 
 
 def read_cell(staging: Path, cell: Cell) -> CellResult:
@@ -244,11 +242,6 @@ def read_cell(staging: Path, cell: Cell) -> CellResult:
         logits = np.array(record[f"{key}_logits_SC"], dtype=np.float64)
         record[f"{key}_logits_SC"] = logits.reshape(-1, n_classes)
     return CellResult(**record)
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _file(staging: Path, cell: Cell) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.mil.base import MilHead, make_head
+from cytofm_cli.work.unpickle import load_pickle
 
 
 @dataclass(frozen=True)
@@ -135,21 +136,19 @@ def _settings(method: str, state: Mapping[str, Tensor]) -> tuple[int, int, dict[
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    import pickle
-
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"{path}: cannot be read as plain weights ({reason}).",
-            hint="save the state_dict alone: torch.save(model.state_dict(), path)",
-        ) from error
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
+    found = load_pickle(
+        path,
+        kind=WeightsError,
+        hint="save the state_dict alone: torch.save(model.state_dict(), path)",
+    )
     if isinstance(found, dict) and "state_dict" in found:
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from cytofm_cli.mil.tune import Candidate, make_candidates
 from cytofm_cli.registry import mil_methods
 from cytofm_cli.stats.folds import Fold, cross_validation, from_column, holdout, tested
 from cytofm_cli.words import named
+from cytofm_cli.work.device import find_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +66,7 @@ def make_plan(
 
     Arguments are those of `train_run`, and `cache`, the file for the features.
     """
-    from cytofm_cli.mil.train import check_device
-
-    check_device(config.device)
+    config = replace(config, device=str(find_device(config.device)))  # `auto` is no record
     tune = tune or {}
     search = _search(config, head, tune)
     cohort = _cohort(config, bags, labels, cache)

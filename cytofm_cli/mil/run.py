@@ -35,12 +35,11 @@ from cytofm_cli.mil.splits import to_csv
 from cytofm_cli.runs import folder
 from cytofm_cli.runs.folder import CONFIG
 from cytofm_cli.runs.provenance import utc_now
-from cytofm_cli.runs.record import to_text, write_text
+from cytofm_cli.runs.record import to_text
 from cytofm_cli.stats.classes import is_bethesda
 from cytofm_cli.stats.judge import Decision
-from cytofm_cli.store.io import output_errors
-from cytofm_cli.work.pool import stop_requests
-from cytofm_cli.work.signals import StopFlag
+from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.signals import StopFlag, catch_signals
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.train import Passing
@@ -102,7 +101,7 @@ def train_run(
         StoppedError: a signal asked to stop; finished models are kept.
     """
     out = out.absolute()
-    with stop_requests() as stop, bag_file(out) as cache:
+    with catch_signals() as stop, bag_file(out) as cache:
         plan = make_plan(config, bags, labels, head or {}, tune=tune, cache=cache)
         if started is not None:
             started(plan)

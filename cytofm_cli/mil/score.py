@@ -35,6 +35,7 @@ from cytofm_cli.mil.unseen import OUT_OF_FOLD, TRAINING, Known, read_splits
 from cytofm_cli.runs.folder import CONFIG
 from cytofm_cli.stats.judge import Decision, decide
 from cytofm_cli.words import named
+from cytofm_cli.work.device import find_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,10 +179,11 @@ def score_bag(
     Args:
         ensemble: models.
         bag: features; labels are not needed.
-        device: where to compute.
+        device: where to compute; see `find_device`.
         out_of_fold: for a slide of the RUN itself, ask only the models that never saw it.
         allow_mixed: see `check_bag`.
     """
+    device = str(find_device(device))
     differs = check_bag(ensemble, bag, allow_mixed=allow_mixed)
     chosen, basis = _choose(ensemble, bag.slide_id, out_of_fold=out_of_fold)
     x_1ND = bag_tensor(bag, device)[None]

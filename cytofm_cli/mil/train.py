@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.errors import InputError
 from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.base import MilModel, Recipe, make_head, seeded
 from cytofm_cli.mil.optim import learning_rate, make_bag_loss, make_optimizer
@@ -169,20 +169,6 @@ def keep_freed_memory() -> None:
     the largest block that is freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD).
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        UsageError: unknown device, or no such GPU.
-    """
-    try:
-        torch.empty(0, device=torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {device!r} cannot be used here.", hint="cpu, cuda or cuda:N"
-        ) from error
 
 
 class _Trainer:

@@ -5,7 +5,6 @@ Letters: B images, C H W an image, N tokens, P patches, D features.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from cytofm_cli.encoders.torch_encoder import fit_square
 from cytofm_cli.pretrain.backbone import VitTrunk
 from cytofm_cli.pretrain.base import Backbone
 from cytofm_cli.pretrain.tile_index import TileIndex
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.views.perturb import PRESETS
 from cytofm_cli.views.sheet import Image, below, beside, labelled
 from cytofm_cli.views.stored import draw_lots
+from cytofm_cli.work.files import write_bytes
 
 
 def choose_tiles(index: TileIndex, n: int, seed: int) -> NDArray[np.uint8]:
@@ -133,12 +132,5 @@ def write_png(path: Path, image: Image) -> None:
     """Write a picture, complete or not at all."""
     import pyvips
 
-    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
     picture = pyvips.Image.new_from_array(image).copy(interpretation="srgb")
-    with output_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staged.write_bytes(picture.pngsave_buffer())
-            staged.replace(path)
-        finally:
-            staged.unlink(missing_ok=True)
+    write_bytes(path, picture.pngsave_buffer())

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from cytofm_cli.errors import StoreError
 from cytofm_cli.pretrain import parallel
-from cytofm_cli.store.io import output_errors
+from cytofm_cli.work.files import flush_folder, output_errors
 
 FOLDER: Final = "checkpoints"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -77,24 +77,12 @@ def save(
             save_file(_clones(model), staged / _MODEL)
             save_file(_clones(moments), staged / _OPTIMIZER)
             (staged / _STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
-            for path in staged.iterdir():
-                _flush(path)
+            flush_folder(staged)
             if target.exists():
                 shutil.rmtree(target)
             staged.replace(target)
-        except Exception as error:
+        finally:
             shutil.rmtree(staged, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise
-            raise _as_os_error(error) from error
-
-
-def _as_os_error(error: Exception) -> Exception:
-    """Turn safetensors' own errors of a full disk into what they are."""
-    text = str(error)
-    if "os error 28" in text or "No space left" in text:
-        return OSError(28, "No space left on device")
-    return error
 
 
 def load(
@@ -187,8 +175,3 @@ def _like(own: Tensor, value: Tensor, device: torch.device) -> Tensor:
 
 def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())

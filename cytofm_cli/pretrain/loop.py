@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from cytofm_cli.errors import InputError, OutOfMemoryError
+from cytofm_cli.errors import InputError
 from cytofm_cli.pretrain import checkpoint, distributed, optim
 from cytofm_cli.pretrain.base import Batch, Length, Method, StepOutput
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.monitor import collapse, utilisation
 from cytofm_cli.views import draws
+from cytofm_cli.work.memory import out_of_memory
 from cytofm_cli.work.signals import StopFlag
 
 log = logging.getLogger(__name__)
@@ -293,13 +294,9 @@ class _Clock:
         self._images, self._waited = 0, self._batches.waited_s
 
 
-@contextlib.contextmanager
-def _out_of_memory(config: PretrainConfig) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"the device has too little memory for batch {config.batch} "
-            f"in {config.accumulate} part(s).",
-            hint=f"--accumulate {config.accumulate * 2} or --checkpoint-activations",
-        ) from error
+def _out_of_memory(config: PretrainConfig) -> contextlib.AbstractContextManager[None]:
+    return out_of_memory(
+        f"the device has too little memory for batch {config.batch} "
+        f"in {config.accumulate} part(s).",
+        hint=f"--accumulate {config.accumulate * 2} or --checkpoint-activations",
+    )

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.files import output_errors, write_text
 
 TIMES: Final = frozenset({"tiles_per_s", "wait_share", "utilisation"})
 
@@ -112,15 +112,7 @@ def _cut(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_log(path) if line["step"] <= step]
-    staged = path.with_name(f".{path.name}.partial")
-    try:
-        with staged.open("wb") as file:
-            file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
 
 
 def collapse(features_BD: Tensor) -> dict[str, float]:

@@ -19,6 +19,7 @@ from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.views.config import VERSION, ViewsConfig
 from cytofm_cli.views.perturb import NcpConfig
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
+from cytofm_cli.work.device import find_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,24 +105,13 @@ def share_of(config: PretrainConfig, world: World) -> int:
     return config.batch // parts
 
 
-def find_device(name: str, world: World) -> torch.device:
-    """Return the device of this process.
+def own_device(name: str, world: World) -> torch.device:
+    """Return the device of this process, which is the current one from now on.
 
     Raises:
         UsageError: there is no such device.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"no device is called {name!r}.", hint="cpu, cuda or cuda:N") from error
+    device = find_device(name, rank=world.local_rank)
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError(f"--device {name}: there is no GPU here.", hint="--device cpu")
-        number = world.local_rank if device.index is None else device.index
-        if number >= torch.cuda.device_count():
-            raise UsageError(f"--device cuda:{number}: there are {torch.cuda.device_count()} GPUs.")
-        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     return device

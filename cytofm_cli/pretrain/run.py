@@ -25,11 +25,10 @@ from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
-from cytofm_cli.pretrain.plan import Plan, find_device, make_plan, share_of
+from cytofm_cli.pretrain.plan import Plan, make_plan, own_device, share_of
 from cytofm_cli.runs import folder
-from cytofm_cli.runs.record import write_text
-from cytofm_cli.store.io import output_errors
 from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.work.files import output_errors, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals
 
 log = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ def pretrain(
         StoppedError: a signal; the checkpoint of that step is written.
     """
     world = distributed.find_world()
-    device = find_device(config.device, world)
+    device = own_device(config.device, world)
     out = out.absolute()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())

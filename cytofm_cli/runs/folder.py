@@ -18,8 +18,9 @@ from typing import Any, Final
 from cytofm_cli import __version__
 from cytofm_cli.errors import ConfigMismatchError, InputError, OutputError
 from cytofm_cli.runs.provenance import sha256_file, utc_now
-from cytofm_cli.runs.record import Record, changes, to_text, write_text
+from cytofm_cli.runs.record import Record, changes, to_text
 from cytofm_cli.work.claim import claim
+from cytofm_cli.work.files import remove_partials, write_text
 
 CONFIG: Final = "config.toml"
 STOPPED: Final = "stopped"  # a signal ended it: batch scripts look at this
@@ -141,6 +142,8 @@ def staging_of(out: Path, record: Record) -> Path:
     if staging.exists() and not _same(staging, record):
         shutil.rmtree(staging)
     staging.mkdir(exist_ok=True)
+    for part in (staging, *(path for path in staging.iterdir() if path.is_dir())):
+        remove_partials(part)
     return staging
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import make_dataclass
-from pathlib import Path
 from typing import Any
 
 from cytofm_cli.config import differences, to_toml
@@ -39,10 +38,3 @@ def changes(found: Record, wanted: Record) -> list[str]:
             resolved = {k for of in later for k in {*read_back[of]} & {*found.get(of, {})}}
             flat[-1] |= {f"{name}.{k}": v for k, v in section.items() if k not in resolved}
     return differences(*flat)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, visible only when complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -22,8 +22,9 @@ from cytofm_cli.store import arrays, lineage, schema
 from cytofm_cli.store.io import Store, open_store, orphans
 from cytofm_cli.store.records import SlideRecord, StepRecord, TileRecord
 from cytofm_cli.store.staging import aside_of, commit_claim
-from cytofm_cli.store.zarr3 import write_group, write_json
+from cytofm_cli.store.zarr3 import write_group
 from cytofm_cli.work.claim import claim
+from cytofm_cli.work.files import flush_folder, remove_partials, write_json
 
 COMMIT_WAIT_S: Final = 60.0
 
@@ -73,6 +74,7 @@ def commit_store(staged: Path, path: Path, *, slide: SlideRecord, record: TileRe
         "steps": {schema.TILE_STEP: told},
     }
     write_group(staged, {schema.ATTRIBUTES_KEY: content})
+    flush_folder(staged)
     aside = aside_of(path)
     with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
         if path.exists():
@@ -100,6 +102,7 @@ def commit_group(staged: Path, path: Path, step: str, record: StepRecord) -> tup
         ValueError: an array that the layout does not have.
     """
     arrays.check_staged(staged, step)
+    flush_folder(staged)  # all but its record, before others have to wait
     with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
         store = open_store(path)
         if record.made_from is None:
@@ -107,7 +110,7 @@ def commit_group(staged: Path, path: Path, step: str, record: StepRecord) -> tup
             record = replace(record, made_from=lineage.made_from(store.steps, *parents))
         record = replace(record, id=_id_for(store, step, staged, record))
         _refuse_late(store, step, record)
-        write_group(staged, {schema.ATTRIBUTES_KEY: record.to_json()})
+        write_group(staged, {schema.ATTRIBUTES_KEY: record.to_json()}, flush=True)
         former = store.steps.get(step)
         same = former is not None and former.identity == record.id
         gone = [] if same else lineage.descendants(store.steps, step)
@@ -168,4 +171,5 @@ def _update_root(path: Path, drop: Sequence[str] = ()) -> None:
         content["steps"] |= orphans(path, content["steps"])
     for step in drop:
         content["steps"].pop(step, None)
-    write_json(path / "zarr.json", node)
+    remove_partials(path)  # of a killed process: this one holds the claim
+    write_json(path / "zarr.json", node, indent=1)

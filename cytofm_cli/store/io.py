@@ -24,7 +24,7 @@ from cytofm_cli.store.records import (
     StepRecord,
     TileRecord,
 )
-from cytofm_cli.store.staging import check_slide_id, claim_step, output_errors, staging, tidy
+from cytofm_cli.store.staging import check_slide_id, claim_step, staging, tidy
 from cytofm_cli.store.tables import Embeddings, NucleusTable, Tiles
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ __all__ = [
     "is_store",
     "list_stores",
     "open_store",
-    "output_errors",
     "staging",
     "store_path",
     "tidy",

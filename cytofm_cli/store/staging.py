@@ -7,7 +7,6 @@ system takes 255 bytes and every name that is made from it must fit.
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import os
@@ -15,13 +14,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cytofm_cli.errors import CytofmError, DiskFullError, InputError, OutputError
+from cytofm_cli.errors import CytofmError, InputError
 from cytofm_cli.store import schema
 from cytofm_cli.work.claim import SUFFIX_BYTES, ClaimHeldError, claim, host_tag
+from cytofm_cli.work.files import output_errors
 
-_UNWRITABLE = frozenset(
-    {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-)
 _NAME_MAX = 255
 # What the steps and exports add to a slide's name: at most `.` … `_patches.h5.partial`.
 _ADDED_BYTES = 24
@@ -113,36 +110,6 @@ def staging(stores: Path, slide_id: str, step: str) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def output_errors(where: Path) -> Iterator[None]:
-    """Turn failures to write into errors that say what and where."""
-    try:
-        yield
-    except CytofmError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"{where}: no space left on the disk.",
-                hint="make room and run the same command again; finished slides are kept.",
-            ) from error
-        if error.errno == errno.ENAMETOOLONG:
-            raise InputError(
-                f"{where}: a file name is too long for the disk.", hint="use shorter names."
-            ) from error
-        if error.errno in (errno.EEXIST, errno.ENOTDIR):
-            raise OutputError(
-                f"{where}: is a file, or lies in one; a folder is needed.",
-                hint="write to another folder.",
-            ) from error
-        if error.errno in _UNWRITABLE:
-            raise OutputError(
-                f"{where}: cannot be written ({error.strerror}).",
-                hint="check its permissions, or write to another folder.",
-            ) from error
-        raise
 
 
 def _base(stores: Path, slide_id: str, step: str) -> Path:

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.work.files import write_json
+
 Codec = dict[str, Any]
 
 BYTES: Codec = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -44,20 +46,15 @@ def zstd_decode(data: bytes) -> bytes:
     return bytes(imagecodecs.zstd_decode(data))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    # What is no UTF-8 in a path becomes \udcXX, which is how JSON spells it too.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
+def write_group(
+    path: Path, attributes: Mapping[str, Any] | None = None, *, flush: bool = False
+) -> None:
+    """Make a group node, with its folder; `flush` one that is not in a staging folder.
 
-
-def write_group(path: Path, attributes: Mapping[str, Any] | None = None) -> None:
-    """Make a group node, with its folder."""
-    path.mkdir(parents=True, exist_ok=True)
+    What is staged is flushed whole before it is renamed into place (`flush_folder`).
+    """
     node = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
-    write_json(path / "zarr.json", node)
+    write_json(path / "zarr.json", node, indent=1, flush=flush)
 
 
 def write_array(
@@ -102,7 +99,7 @@ def _write_array_node(
         "attributes": dict(attributes or {}),
         "dimension_names": list(axes),
     }
-    write_json(path / "zarr.json", node)
+    write_json(path / "zarr.json", node, indent=1, flush=False)
 
 
 def hash_array(path: Path, hasher: Hasher) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from cytofm_cli.tiles import morphology
+from cytofm_cli.work.files import write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,12 +68,12 @@ def save_png(path: Path, image_HWC: NDArray[np.uint8]) -> None:
     """Write a picture; an existing file is replaced.
 
     Raises:
-        OSError: the folder cannot be written.
+        OutputError, DiskFullError: it cannot be written.
     """
     import pyvips
 
     picture = pyvips.Image.new_from_array(np.ascontiguousarray(image_HWC))
-    path.write_bytes(picture.copy(interpretation="srgb").pngsave_buffer(compression=6))
+    write_bytes(path, picture.copy(interpretation="srgb").pngsave_buffer(compression=6))
 
 
 def _resized(image_HWC: NDArray[np.uint8], reduce: int, enlarge: int) -> NDArray[np.uint8]:

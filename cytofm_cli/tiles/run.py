@@ -30,6 +30,7 @@ from cytofm_cli.tiles.read import ReadPlan, Resolution, ordered_map
 from cytofm_cli.tiles.select import choose
 from cytofm_cli.units import Box, human_bytes
 from cytofm_cli.work.batch import Status
+from cytofm_cli.work.files import output_errors
 
 # The thumbnail is for people: a 100 000 px slide needs no larger one.
 MOST_THUMBNAIL_PX = 4096
@@ -425,6 +426,6 @@ def _draw(
 ) -> None:
     assert job.preview is not None
     picture = preview.draw(overview_HWC, mask_HW, max(downsample), xy_px0, tile_px0)
-    with io.output_errors(job.preview):
+    with output_errors(job.preview):
         job.preview.mkdir(parents=True, exist_ok=True)
         preview.save_png(job.preview / f"{job.slide_id}.png", picture)

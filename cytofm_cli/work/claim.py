@@ -1,4 +1,4 @@
-"""Claims: at most one process works on one step of one slide, on shared disks too.
+"""Claims: at most one process works on one thing at a time, on shared disks too.
 
 A claim is a small file made with O_EXCL, which is atomic on local and network filesystems;
 no flock, which some cluster filesystems refuse. Its modification time is the heartbeat. A

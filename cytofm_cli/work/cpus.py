@@ -1,38 +1,70 @@
-"""What this process may use: processors, devices, scratch space."""
+"""How many processors this process may use: where machines are shared, not all of them."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+_MOUNT: Final = Path("/sys/fs/cgroup")
+_OWN_GROUPS: Final = Path("/proc/self/cgroup")
+_SLURM: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
 
 
 def cpu_count() -> int:
     """Return how many processors this job may use, at least 1.
 
-    The smallest of: affinity, the cgroup's quota (containers), and what Slurm granted. The
-    machine's own count says nothing on a shared node.
+    The smallest of: the machine's processors, affinity, the quotas of the cgroups that this
+    process is in (containers, systemd), and what Slurm granted.
     """
     limits = [float(os.cpu_count() or 1)]
     if hasattr(os, "sched_getaffinity"):
         limits.append(float(len(os.sched_getaffinity(0))))
-    limits.extend(_cgroup_quota())
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        if os.environ.get(name, "").isdigit():
-            limits.append(float(os.environ[name]))
-            break
+    limits.extend(_quotas(_MOUNT, _OWN_GROUPS))
+    granted = (os.environ.get(name, "") for name in _SLURM)
+    limits.extend([float(text) for text in granted if text.isdigit()][:1])
     return max(1, int(min(limits)))
 
 
-def _cgroup_quota() -> list[float]:
-    root = Path("/sys/fs/cgroup")
+def _quotas(mount: Path, own_groups: Path) -> Iterator[float]:
+    """Yield the quotas, in processors, of the groups of this process and of all above them.
+
+    Any group on the way to the root may set one, and the tightest counts. In a container the
+    names may be those of the host, of which only the root is to be seen.
+    """
+    for controllers, group in _groups(own_groups):
+        roots = [mount, mount / "unified"] if not controllers else []
+        roots += [mount / name for name in ("cpu", "cpu,cpuacct") if "cpu" in controllers]
+        inside = PurePosixPath(group.lstrip("/"))
+        for folder in (root / part for root in roots for part in (inside, *inside.parents)):
+            yield from _v2(folder) if not controllers else _v1(folder)
+
+
+def _groups(own_groups: Path) -> list[tuple[list[str], str]]:
+    """Return (controllers, path) of each hierarchy that this process is in; v2 has no names."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
-        return [] if quota == "max" else [int(quota) / int(period)]
-    except (OSError, ValueError):
-        pass
+        lines = own_groups.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return [([], "/"), (["cpu"], "/")]  # no /proc: the roots may still tell
+    fields = [line.split(":", 2) for line in lines if line.count(":") >= 2]
+    return [(names.split(",") if names else [], group) for _, names, group in fields]
+
+
+def _v2(folder: Path) -> Iterator[float]:
     try:
-        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
+        quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        if quota != "max":
+            yield int(quota) / int(period)
     except (OSError, ValueError):
-        return []
-    return [quota_us / period_us] if quota_us > 0 else []
+        return
+
+
+def _v1(folder: Path) -> Iterator[float]:
+    try:
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        period_us = int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if quota_us > 0 and period_us > 0:
+        yield quota_us / period_us

@@ -1,39 +1,24 @@
-"""Spread work over processes that stop on request and leave with their parent."""
+"""Spread one function over spawned processes: results as they come, the first error ends it.
+
+For work that computes with torch, whose threads do not survive a fork. Items that may crash or
+hang on their own are for `cytofm_cli.work.batch`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.process import BaseProcess
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
-from cytofm_cli.errors import OutOfMemoryError
-from cytofm_cli.work.batch import die_with_parent
-from cytofm_cli.work.signals import StopFlag, catch_signals
+from cytofm_cli.errors import CytofmError, OutOfMemoryError
+from cytofm_cli.work.children import Lost, Say, supervise
+from cytofm_cli.work.signals import StopFlag
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-_POLL_S = 0.5
-_STOP_GRACE_S = 5.0
-# The parent hears these for all; it tells the workers by SIGTERM.
-_PARENTS = frozenset({signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2})
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopFlag]:
-    """Catch stop signals in the main thread; elsewhere give a flag that is never set."""
-    if threading.current_thread() is threading.main_thread():
-        with catch_signals() as stop:
-            yield stop
-    else:
-        yield StopFlag()
 
 
 def in_processes(
@@ -56,65 +41,51 @@ def in_processes(
     Raises:
         StoppedError: a signal asked to stop; no process is left.
         OutOfMemoryError: a process was killed.
+        CytofmError: a process crashed.
+        Exception: what `work` raised.
     """
-    others = set(multiprocessing.active_children())
-    arguments = (os.getpid(), start, start_args)
-    with _held_back():
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, _begin, arguments)
-    left: dict[Future[Result], Task] = {}
+    answer = partial(_attempt, work)
+    with closing(
+        supervise(
+            answer,
+            tasks,
+            workers=workers,
+            stop=stop,
+            method="spawn",
+            start=start,
+            start_args=start_args,
+        )
+    ) as heard:
+        for news in heard:
+            if isinstance(news, Lost):
+                raise _of_loss(news)
+            result, error = news.message
+            if error is not None:
+                raise error
+            yield news.task, result
+
+
+def _attempt(
+    work: Callable[[Task], Result], task: Task, _say: Say
+) -> tuple[Result | None, Exception | None]:
     try:
-        with _held_back():
-            for task in tasks:
-                left[pool.submit(work, task)] = task
-        while left:
-            ended, _ = wait(left, _POLL_S, FIRST_COMPLETED)
-            if stop:
-                raise stop.error()
-            for future in ended:
-                result = future.result()
-                yield left.pop(future), result
-    except (BrokenProcessPool, BrokenPipeError) as error:
-        time.sleep(_POLL_S)  # a signal to all processes reaches the workers first now and then
-        if stop:
-            raise stop.error() from error
-        raise OutOfMemoryError(
+        return work(task), None
+    except Exception as error:
+        try:
+            ForkingPickler.dumps(error)
+        except Exception:
+            return None, RuntimeError(f"{type(error).__name__}: {error}")
+        if not isinstance(error, CytofmError):  # a bug: tell where
+            error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+        return None, error
+
+
+def _of_loss(lost: Lost[Any]) -> CytofmError:
+    if lost.why == "killed":
+        return OutOfMemoryError(
             "a worker process was killed, most likely for lack of memory.",
             hint="give the job more memory, or fewer --workers; then run the same command again.",
-        ) from error
-    finally:
-        if left:
-            _dismiss([child for child in multiprocessing.active_children() if child not in others])
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _held_back() -> Iterator[None]:
-    """Hold signals back while processes start: these inherit the mask and never see them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin(parent: int, start: Callable[..., None] | None, start_args: tuple[Any, ...]) -> None:
-    die_with_parent()
-    if os.getppid() != parent:  # it died before we asked to be told
-        os._exit(1)
-    for number in _PARENTS:
-        signal.signal(number, signal.SIG_IGN)
-    if start is not None:
-        start(*start_args)
-
-
-def _dismiss(children: Sequence[BaseProcess]) -> None:
-    deadline = time.monotonic() + _STOP_GRACE_S
-    # Asked more than once: work that catches the signal ends cleanly, then its process goes.
-    while any(child.is_alive() for child in children) and time.monotonic() < deadline:
-        for child in children:
-            child.terminate()
-        time.sleep(_POLL_S / 2)
-    for child in children:
-        child.kill()
-        child.join()
+        )
+    return CytofmError(
+        f"a worker process crashed ({lost.detail}).", hint="run the same command again."
+    )

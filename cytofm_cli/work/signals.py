@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -41,8 +42,14 @@ class StopFlag:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[StopFlag]:
-    """Install the handlers in the main thread; put the former ones back at the end."""
+    """Install the handlers; put the former ones back at the end.
+
+    Only the main thread can have them: in others, as of a notebook, the flag is never set.
+    """
     flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
 
     def handler(number: int, _frame: FrameType | None) -> None:
         if flag.signal is signal.SIGINT and number == signal.SIGINT:

@@ -157,7 +157,7 @@ def ours(
     # The published loop's prototypes rest in the first epoch; here both sides move them.
     settings = {"prototypes": str(a.prototypes), "freeze_last": "0"}
     plan = plans.make_plan(config, views, stores, settings)
-    device = plans.find_device(a.device, World())
+    device = plans.own_device(a.device, World())
     trainer, _ = runs._trainer(plan, folder, World(), device)
     batches = runs._batches(plan, trainer)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -35,6 +34,7 @@ from cytofm_cli.views.draws import sample_keys
 from cytofm_cli.views.make import ViewPlan, draw_plan, make_views, pad_nuclei
 from cytofm_cli.views.perturb import NcpConfig
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
+from cytofm_cli.work.cpus import cpu_count
 
 CRIC = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cric"
 MPP, TILE_PX = 0.25, 512
@@ -208,7 +208,7 @@ def main() -> None:
         found.append({"preset": preset, "bytes_per_tile": round(each), "peak_bytes_128_tiles": few})
         print(found[-1], flush=True)
     if args.json:
-        facts = {"torch": torch.__version__, "cpus": os.cpu_count(), "results": found}
+        facts = {"torch": torch.__version__, "cpus": cpu_count(), "results": found}
         args.json.write_text(json.dumps(facts, indent=1))
 
 

@@ -7,16 +7,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
 from cytofm_cli.__main__ import main
-from cytofm_cli.cli import detect, embed, per_slide
+from cytofm_cli.api import cohort
 from cytofm_cli.cli.out import out
-from cytofm_cli.work.batch import Event, Reporter, Task, Work, _attempt
+from cytofm_cli.work.batch import Event, Explain, Task, Work, attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ROOT / "examples" / "pap_fields"
@@ -47,12 +46,10 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(per_slide, "run_batch", _in_this_process)
+    monkeypatch.setattr(cohort, "run_batch", _in_this_process)
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         out.__init__()  # type: ignore[misc]
-        for module, loaded in ((detect, "_detection"), (embed, "_embedder")):
-            monkeypatch.setattr(module, loaded, [])  # what a child of an earlier command kept
         capfd.readouterr()  # what was said before is not this command's
         command = [str(word) for word in words]
         with pytest.raises(SystemExit) as done:
@@ -64,23 +61,13 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-@dataclass
-class _Heard:
-    """Stands for the pipe of a child: keeps what is sent."""
-
-    events: list[Event] = field(default_factory=list)
-
-    def send(self, event: Event) -> None:
-        self.events.append(event)
-
-
 def _in_this_process(
-    work: Work, tasks: Sequence[Task], *, workers: int, stall_s: float
+    work: Work, tasks: Sequence[Task], *, workers: int, stall_s: float, explain: Explain
 ) -> Generator[Event, None, None]:
     for task in tasks:
-        heard = _Heard()
-        outcome = _attempt(work, task, Reporter(heard, task.slide_id))  # type: ignore[arg-type]
-        yield from heard.events
+        heard: list[Event] = []
+        outcome = attempt(work, explain, task, heard.append)
+        yield from heard
         yield outcome
 
 

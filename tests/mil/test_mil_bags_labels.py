@@ -113,7 +113,7 @@ def test_load_bags__pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("junk", [b"", b"junk", b"\x80\x02X\xff", b"G", b"J\x01", b"PK\x03\x04"])
 def test_load_bags__garbage_named_pt_is_named(tmp_path: Path, junk: bytes) -> None:
     (tmp_path / "s.pt").write_bytes(junk)
-    with pytest.raises(InputError, match=r"s\.pt: not a plain tensor file"):
+    with pytest.raises(InputError, match=r"s\.pt: not a readable file of tensors"):
         load_bags(tmp_path, None, "tile")
 
 

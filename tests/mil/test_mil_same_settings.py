@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import ConfigMismatchError
@@ -14,7 +15,8 @@ from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.run import train_run
 from cytofm_cli.mil.run_folder import read_config
 
-QUICK = {"folds": 3, "seeds": 1, "inner_folds": 3, "bootstrap": 100, "workers": 1, "method": "mean"}
+QUICK = {"folds": 3, "seeds": 1, "inner_folds": 3, "bootstrap": 100, "workers": 1, "method": "mean",
+         "epochs": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +64,15 @@ def test_run__the_preset_spelt_out_is_skipped(run: Path) -> None:
 def test_run__other_settings_are_refused_by_name(run: Path, name: str, value: float) -> None:
     with pytest.raises(ConfigMismatchError, match=rf"{name}: .* → {value}"):
         train(run, **{name: value})
+
+
+def test_run__the_device_is_recorded_as_what_auto_comes_to(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert read_config(run / "run")["mil"]["device"] == "cpu"
+    assert train(run, device="auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigMismatchError, match="device: 'cpu' → 'cuda'"):
+        train(run, device="auto")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -15,9 +14,7 @@ import zarr
 
 from cytofm_cli.errors import (
     ConfigMismatchError,
-    DiskFullError,
     InputError,
-    OutputError,
     StoreError,
 )
 from cytofm_cli.runs import provenance
@@ -153,23 +150,6 @@ def test_claim_step__sweeps_what_a_killed_process_left(tmp_path: Path) -> None:
     with io.claim_step(tmp_path, "a", "tile"):
         assert not left.exists()
         assert other.exists()
-
-
-@pytest.mark.parametrize(
-    ("number", "kind", "code"),
-    [
-        (errno.ENOSPC, DiskFullError, 75),
-        (errno.EDQUOT, DiskFullError, 75),
-        (errno.EROFS, OutputError, 2),
-        (errno.EACCES, OutputError, 2),
-    ],
-)
-def test_output_errors__say_what_the_disk_said(
-    tmp_path: Path, number: int, kind: type[Exception], code: int
-) -> None:
-    with pytest.raises(kind, match=str(tmp_path)) as caught, io.output_errors(tmp_path):
-        raise OSError(number, os.strerror(number))
-    assert caught.value.exit_code == code
 
 
 def test_open_store__wrong_things_are_refused(tmp_path: Path) -> None:

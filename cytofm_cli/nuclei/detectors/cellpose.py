@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp
 from cytofm_cli.nuclei.polygons import label_table
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ EXPECTED_KEYS: Final = ("W2", "out.weight", "out.bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellposeConfig:
+class CellposeConfig(Settings):
     """Settings of the Cellpose detector."""
 
     weights: Path | None = option(None, "Cellpose-SAM weight file on this machine")
@@ -49,14 +49,15 @@ class CellposeDetector:
     halo_um: float = 20.0
 
     def __init__(self, config: CellposeConfig | None = None) -> None:
-        from cytofm_cli.nuclei import torch_files
+        from cytofm_cli.nuclei import networks
+        from cytofm_cli.work.device import find_device
 
         self.config = config or CellposeConfig()
-        path = torch_files.existing_file(
+        path = networks.existing_file(
             self.config.weights, "cellpose", "a Cellpose-SAM file (cpsam_v2)"
         ).resolve()
-        self.device = torch_files.pick_device(self.config.device)
-        state = torch_files.load_tensors(path)
+        self.device = find_device(self.config.device)
+        state = networks.load_tensors(path)
         check_keys(path, state, EXPECTED_KEYS)
         self.model = _open_model(path, self.device)
         # Cellpose loads what fits and keeps random numbers for the rest: compare with the file.
@@ -64,7 +65,7 @@ class CellposeDetector:
 
     def detect(self, image_HWC: NDArray[np.uint8], mpp: float) -> NucleusTable:
         """Find the nuclei of an RGB image; see `NucleusDetector.detect`."""
-        from cytofm_cli.nuclei.torch_files import memory_errors
+        from cytofm_cli.nuclei.networks import memory_errors
 
         rgb = as_rgb(image_HWC)
         check_mpp(mpp, *MPP_RANGE, "cellpose")
@@ -106,10 +107,11 @@ def _open_model(path: Path, device: Any) -> Any:
     )
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=CellposeDetector,
     config=CellposeConfig,
     summary="Cellpose-SAM with your weight file",
     needs=("cellpose",),
     extra="cellpose",
+    sample="cytofm_cli.testing.samples.detectors:cellpose",
 )

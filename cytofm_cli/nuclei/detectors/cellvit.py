@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, empty_table
 from cytofm_cli.nuclei.hover import SEPARATIONS, majority_class, separate
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.nuclei.resample import resample_area
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 
 if TYPE_CHECKING:
     from cytofm_cli.nuclei.cellvit_net import CellViT
@@ -42,7 +42,7 @@ MIN_NUCLEAR_PX: Final = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellvitConfig:
+class CellvitConfig(Settings):
     """Settings of the CellViT detector."""
 
     weights: Path | None = option(None, "CellViT checkpoint (.pth) on this machine")
@@ -70,13 +70,14 @@ class CellvitDetector:
     halo_um: float = 16.0  # 64 px at 40×, the overlap of the published pipeline
 
     def __init__(self, config: CellvitConfig | None = None) -> None:
-        from cytofm_cli.nuclei import torch_files
+        from cytofm_cli.nuclei import networks
+        from cytofm_cli.work.device import find_device
 
         self.config = config or CellvitConfig()
-        path = torch_files.existing_file(
+        path = networks.existing_file(
             self.config.weights, "cellvit", "a CellViT checkpoint, e.g. CellViT-256-x40-AMP.pth"
         )
-        self.device = torch_files.pick_device(self.config.device)
+        self.device = find_device(self.config.device)
         self.file = read_checkpoint(path, self.config.magnification)
         self.file.network.eval().to(self.device)
         self.classes = self.file.classes
@@ -103,7 +104,7 @@ class CellvitDetector:
         """Run the network on an image of any size; maps as float32 (C, H, W)."""
         import torch
 
-        from cytofm_cli.nuclei.torch_files import memory_errors
+        from cytofm_cli.nuclei.networks import memory_errors
 
         H, W, _ = pixels_HWC.shape
         pad = [(0, -side % SIDE_MULTIPLE) for side in (H, W)]
@@ -170,7 +171,7 @@ def read_checkpoint(path: Path, magnification: int = 0) -> CellvitFile:
     import torch
 
     from cytofm_cli.nuclei.cellvit_net import SIZES, CellViT
-    from cytofm_cli.nuclei.torch_files import load_strictly, load_tensors
+    from cytofm_cli.nuclei.networks import load_strictly, load_tensors
 
     content = load_tensors(path)
     missing = [key for key in ("arch", "config", "model_state_dict") if key not in content]
@@ -244,8 +245,9 @@ def _magnification(asked: int, config: Mapping[str, Any], path: Path) -> int:
     return int(value)
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=CellvitDetector,
     config=CellvitConfig,
     summary="CellViT-256 or CellViT-SAM with your weight file; nuclei with PanNuke classes",
+    sample="cytofm_cli.testing.samples.detectors:cellvit",
 )

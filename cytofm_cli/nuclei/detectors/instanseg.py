@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import InputError, WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, empty_table
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.nuclei.resample import resample_area
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 from cytofm_cli.units import is_plausible_mpp
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ PERCENTILES: Final = (0.1, 99.9)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstansegConfig:
+class InstansegConfig(Settings):
     """Settings of the InstanSeg detector."""
 
     weights: Path | None = option(None, "InstanSeg TorchScript file (instanseg.pt)")
@@ -55,14 +55,15 @@ class InstansegDetector:
     halo_um: float = 20.0
 
     def __init__(self, config: InstansegConfig | None = None) -> None:
-        from cytofm_cli.nuclei import torch_files
+        from cytofm_cli.nuclei import networks
+        from cytofm_cli.work.device import find_device
 
         self.config = config or InstansegConfig()
-        path = torch_files.existing_file(
+        path = networks.existing_file(
             self.config.weights, "instanseg", "an InstanSeg TorchScript file (instanseg.pt)"
         )
         self.path = path
-        self.device = torch_files.pick_device(self.config.device)
+        self.device = find_device(self.config.device)
         self.module = load_torchscript(path, self.device)
         self.model_mpp = self.config.model_mpp or _pixel_size(self.module, path)
 
@@ -85,7 +86,8 @@ class InstansegDetector:
     def _labels(self, pixels_HWC: NDArray[np.float32]) -> NDArray[np.int64]:
         import torch
 
-        from cytofm_cli.nuclei.torch_files import is_out_of_memory, memory_errors
+        from cytofm_cli.nuclei.networks import memory_errors
+        from cytofm_cli.work.memory import is_out_of_memory
 
         H, W, _ = pixels_HWC.shape
         pad = [(0, -side % SIDE_MULTIPLE) for side in (H, W)]
@@ -168,8 +170,9 @@ def _pixel_size(module: Any, path: Path) -> float:
     return mpp
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=InstansegDetector,
     config=InstansegConfig,
     summary="InstanSeg with your TorchScript file, at the model's own resolution",
+    sample="cytofm_cli.testing.samples.detectors:instanseg",
 )

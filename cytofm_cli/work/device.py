@@ -1,0 +1,70 @@
+"""The rule by which `--device` becomes a device, the same for everything that computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cytofm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_NAMES = "auto, cpu, cuda or cuda:N"
+
+
+def find_device(name: str, *, rank: int | None = None) -> torch.device:
+    """Turn a name into a device that is there.
+
+    Args:
+        name: `auto` (the GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, or another
+            that this PyTorch can compute on.
+        rank: which GPU `auto` and `cuda` mean, where several processes share a machine; None
+            leaves it to PyTorch.
+
+    Raises:
+        UsageError: it is unknown, or not there.
+    """
+    import torch
+
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(("cuda" if n_gpus else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise UsageError(f"no device is called {name!r}.", hint=_NAMES) from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        return _usable(device)
+    if n_gpus == 0:
+        raise UsageError(f"--device {name}: there is no GPU here.", hint="--device cpu")
+    number = rank if device.index is None else device.index
+    if number is not None and number >= n_gpus:
+        several = f"are {n_gpus} GPUs here, cuda:0 to cuda:{n_gpus - 1}"
+        raise UsageError(
+            f"--device cuda:{number}: there {several if n_gpus > 1 else 'is one GPU here'}.",
+            hint="--device cuda:0",
+        )
+    return torch.device("cuda") if number is None else torch.device("cuda", number)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not there, before anything is read; loads torch only to look.
+
+    Raises:
+        UsageError: see `find_device`.
+    """
+    if name not in ("auto", "cpu"):
+        find_device(name)
+
+
+def _usable(device: torch.device) -> torch.device:
+    """Try a device of another kind, such as Apple's `mps`."""
+    import torch
+
+    try:
+        if device.type == "meta":  # takes everything and computes nothing
+            raise RuntimeError("it has no memory")
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"device {str(device)!r} cannot be used here.", hint=_NAMES) from error
+    return device
