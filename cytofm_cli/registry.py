@@ -219,10 +219,27 @@ class Registry(Generic[P]):
     package: str
     group: str
     plugin: type[P]
+    _added: dict[str, P] = field(default_factory=dict, init=False, compare=False)
+
+    def add(self, name: str, plugin: P) -> None:
+        """Make a plug-in known in this process, e.g. one that is defined in a notebook.
+
+        It takes the place of one that was added under the same name; processes that are started
+        later do not know it.
+
+        Raises:
+            UsageError: a plug-in of this name is installed.
+        """
+        key = name.replace("-", "_")
+        if key in self._places():
+            raise UsageError(
+                f"a {self.kind} called {name!r} is there already.", hint="choose another name"
+            )
+        self._added[key] = plugin
 
     def names(self) -> list[str]:
         """Return the names of all plug-ins, sorted, without importing them."""
-        return sorted(self._places())
+        return sorted({*self._places(), *self._added})
 
     def words(self) -> list[str]:
         """Return the names of all plug-ins as users type them, sorted."""
@@ -252,7 +269,7 @@ class Registry(Generic[P]):
 
     def _key(self, name: str, places: Mapping[str, _Place]) -> str:
         name = name.replace("-", "_")
-        if name in places:
+        if name in places or name in self._added:
             return name
         return {word: key for key, word in self._typed().items()}.get(name, name)
 
@@ -262,6 +279,8 @@ class Registry(Generic[P]):
         Raises:
             UsageError: no plug-in has this name, or it cannot be imported.
         """
+        if (added := self._added.get(name.replace("-", "_"))) is not None:
+            return added
         candidates = self._candidates()
         places = {known: each[0] for known, each in candidates.items()}
         name = self._key(name, places)

@@ -6,11 +6,26 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Two workers share the processors: each test, and each process it starts, takes one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# The same examples on every machine, so that a change and nothing else turns a test red; `.ci/run`
+# looks for new ones with the other profile.
+settings.register_profile("repeat", derandomize=True, deadline=None)
+settings.register_profile("fuzz", derandomize=False, deadline=None, print_blob=True)
+settings.load_profile("repeat")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-of-shared",
+        action="store_true",
+        help="fail where a test is skipped for want of a file of ../shared, though the folder is",
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -18,3 +33,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs_shared"):
         if not (SHARED / marker.args[0]).exists():
             pytest.skip(f"../shared/{marker.args[0]} is not beside this checkout")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    ran, skipped = _of_shared(terminalreporter)
+    if ran or skipped:
+        line = f"{len(ran | skipped)} tests need ../shared, {len(skipped)} skipped"
+        terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    strict = session.config.getoption("all_of_shared") and SHARED.is_dir()
+    if strict and reporter and _of_shared(reporter)[1]:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _of_shared(reporter: pytest.TerminalReporter) -> tuple[set[str], set[str]]:
+    """Return the ids of the tests marked `needs_shared` that ran, and of those skipped."""
+    marked = {
+        kind: {r.nodeid for r in reporter.stats.get(kind, []) if "needs_shared" in r.keywords}
+        for kind in ("passed", "failed", "error", "skipped")
+    }
+    skipped = marked.pop("skipped")
+    return set().union(*marked.values()), skipped

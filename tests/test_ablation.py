@@ -110,6 +110,7 @@ def run(*words: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_ablation__two_arms_from_fields_to_the_table(tmp_path: Path) -> None:
     """Run what the README says, small: two fields of each of four groups, two steps."""
     fields, groups = tmp_path / "fields", ("g1", "g2", "g5", "g7")

@@ -230,8 +230,7 @@ def test_screen_calls__are_found_however_they_are_written() -> None:
 def test_only_the_command_line_prints_or_exits() -> None:
     # Child processes end themselves and answer on a pipe: they have no caller that could.
     children = {
-        "cytofm_cli.work.batch": EXITS,
-        "cytofm_cli.work.pool": EXITS,
+        "cytofm_cli.work.children": EXITS,
         "cytofm_kernels.aot": {"sys.stdout.write"},
     }
     wrong = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import are_stores, find_slides, find_stores, store_id
+from cytofm_cli.api.inputs import are_stores, find_slides, find_stores, store_id
 from cytofm_cli.cli.options import CommonOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
@@ -91,7 +91,10 @@ def _sources(words: list[str], manifest: Path | None) -> list[Source]:
 
     if words and manifest is None and are_stores(words):
         return [Source(store_id(path), str(path)) for path in find_stores(words)]
-    return [Source(ref.slide_id, ref.path, ref.mpp) for ref in find_slides(words, manifest)]
+    return [
+        Source(ref.slide_id, ref.path, ref.mpp)
+        for ref in find_slides(words, manifest, warn=out.warn)
+    ]
 
 
 def _say_plan(

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import find_stores
+from cytofm_cli.api.inputs import find_stores
 from cytofm_cli.cli.options import CommonOptions, SetWords, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.config import Layer, resolve
-from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, UsageError
+from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
 from cytofm_cli.exporters.config import ExportConfig
-from cytofm_cli.registry import ExporterPlugin, exporters
+from cytofm_cli.exporters.plan import ExportPlan
 
 if TYPE_CHECKING:
     from cytofm_cli.exporters.base import Report
     from cytofm_cli.exporters.product import Product
-
-_OF_ALL = ("to", "slides")  # settings that every exporter takes
 
 
 def export(
@@ -48,81 +45,12 @@ def export(
 
       cytofm export stores -o qupath --to geojson,csv --run RUN
     """
-    chosen = _chosen(config.to)
-    _refuse_unused(config, chosen)
-    own = _own_settings(chosen, parse_settings(settings))
+    plan = ExportPlan.of(config, parse_settings(settings))
 
     def products(path: Path, report: Report) -> list[Product]:
-        from cytofm_cli.exporters.base import ExportRequest
-        from cytofm_cli.store.io import open_store
-
-        shared: dict[str, Any] = {}
-        store = open_store(path)
-        return [
-            product
-            for name, plugin in chosen.items()
-            for product in plugin.make(
-                ExportRequest(
-                    store=store,
-                    folder=folder,
-                    config=config,
-                    own=own.get(name),
-                    note=out.note,
-                    report=report,
-                    shared=shared,
-                )
-            )
-        ]
+        return plan.products(path, folder, note=out.note, report=report)
 
     _export_all(find_stores(stores), folder, products, common)
-
-
-def _chosen(to: Sequence[str]) -> dict[str, ExporterPlugin]:
-    """Return the exporters that are named, each once, in their order.
-
-    Raises:
-        UsageError: there is no such one.
-    """
-    known = exporters.names()
-    for word in to:
-        if exporters.key(word) not in known:
-            raise UsageError(f"--to {word}: choose {', '.join(exporters.words())}.")
-    if not to:
-        raise UsageError("--to: nothing is named.", hint=f"choose {', '.join(exporters.words())}")
-    return {name: exporters.load(name) for name in dict.fromkeys(map(exporters.key, to))}
-
-
-def _refuse_unused(config: ExportConfig, chosen: Mapping[str, ExporterPlugin]) -> None:
-    """Refuse a setting that no exporter of this call looks at."""
-    every = exporters.usable()
-    for name, value in vars(config).items():
-        if name in _OF_ALL or value is None:
-            continue
-        takers = [kind for kind, plugin in every.items() if name in plugin.options]
-        if set(takers) & set(chosen):
-            continue
-        kinds = f"--to {' or '.join(takers)}"
-        for what in dict.fromkeys(what for kind in takers for what in every[kind].what):
-            if takers == [kind for kind, plugin in every.items() if what in plugin.what]:
-                kinds = f"{what} ({kinds})"
-        raise UsageError(
-            f"--{name} is for {kinds}, not for --to {','.join(chosen)}.", hint="leave it away"
-        )
-
-
-def _own_settings(chosen: Mapping[str, ExporterPlugin], given: Layer) -> dict[str, Any]:
-    """Return the exporters' own settings, by exporter.
-
-    Raises:
-        UsageError: a setting that none of them has, or that several could mean.
-    """
-    configs = {name: plugin.config for name, plugin in chosen.items() if plugin.config}
-    if given and len(configs) != 1:
-        raise UsageError(
-            f"--set: {len(configs)} of --to {','.join(chosen)} have settings of their own.",
-            hint="one at a time" if configs else "leave it away",
-        )
-    return {name: resolve(config, name, given) for name, config in configs.items()}
 
 
 def _export_all(stores: Sequence[Path], folder: Path, products: Any, common: CommonOptions) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import find_slides, list_slides
+from cytofm_cli.api.inputs import find_slides, list_slides
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cytofm_cli.cli.inputs import take_shard
+from cytofm_cli.api.inputs import take_shard
 from cytofm_cli.cli.options import ConfigOptions, DryRun, Sharded
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import (
     CytofmError,
-    InputError,
     OutputError,
     SomeSlidesFailedError,
     UsageError,
@@ -24,8 +23,8 @@ from cytofm_cli.mil.config import ScoreConfig
 from cytofm_cli.store.schema import STORE_SUFFIX
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.bag import Bag
-    from cytofm_cli.mil.score import Ensemble, SlideScore
+    from cytofm_cli.api.scoring import Scoring
+    from cytofm_cli.mil.score import SlideScore
     from cytofm_cli.work.signals import StopFlag
 
 
@@ -57,11 +56,12 @@ def score(
 
       cytofm mil score run new-stores -o new.csv --no-attention --geojson maps
     """
+    from cytofm_cli.api.scoring import Scoring, encoder_of, find_all
     from cytofm_cli.mil.score import load_run
 
     ensemble = load_run(run_folder)
-    encoder = _encoder_of(ensemble, config.encoder)
-    paths = _find(stores, encoder or ensemble.origin.encoder)
+    encoder = encoder_of(ensemble, config.encoder)
+    paths = find_all(stores, encoder or ensemble.origin.encoder)
     if config.attention and (files := [p.name for p in paths if p.suffix != STORE_SUFFIX]):
         raise UsageError(
             f"--attention: is written into stores, which {files[0]} is not.",
@@ -78,11 +78,19 @@ def score(
     if run.dry_run:
         out.note(f"would score {len(paths)} slides into {table}")
         return
-    task = _Task(run=run_folder.absolute(), ensemble=ensemble, encoder=encoder, config=config)
+    task = Scoring(
+        run=run_folder.absolute(),
+        ensemble=ensemble,
+        encoder=encoder,
+        device=config.device,
+        allow_mixed=config.allow_mixed,
+        attention=config.attention is not False,
+        geojson=config.geojson,
+    )
     _score_into(table, paths, task)
 
 
-def _score_into(table: Path, paths: Sequence[Path], task: _Task) -> None:
+def _score_into(table: Path, paths: Sequence[Path], task: Scoring) -> None:
     """Score slides, write the table of those that could be, and say what it rests on.
 
     Raises:
@@ -112,29 +120,7 @@ def _score_into(table: Path, paths: Sequence[Path], task: _Task) -> None:
         )
 
 
-@dataclass
-class _Task:
-    """How slides are scored."""
-
-    run: Path
-    ensemble: Ensemble
-    encoder: str | None  # what the user says of files that do not say
-    config: ScoreConfig
-    unstated: Counter[str] = field(default_factory=Counter)  # what the bags do not tell
-
-
-def _encoder_of(ensemble: Ensemble, said: str | None) -> str | None:
-    """Check what the user says of the features against what the RUN learnt."""
-    said, learnt = (said or "").replace("/", "."), ensemble.origin.encoder
-    if said and learnt and said != learnt:
-        raise UsageError(
-            f"--encoder {said}: the RUN learnt features of {learnt}.",
-            hint="score features of that encoder",
-        )
-    return said or None
-
-
-def _say(task: _Task, scores: Sequence[SlideScore]) -> None:
+def _say(task: Scoring, scores: Sequence[SlideScore]) -> None:
     """Say what the scores rest on that cannot be seen from them."""
     from cytofm_cli.mil.describe import positive_line
     from cytofm_cli.mil.origin import unstated
@@ -165,9 +151,10 @@ def _say(task: _Task, scores: Sequence[SlideScore]) -> None:
 
 
 def _score_all(
-    paths: Sequence[Path], task: _Task
+    paths: Sequence[Path], task: Scoring
 ) -> tuple[list[SlideScore], list[CytofmError], StopFlag]:
     """Score slides until a signal asks to stop; the slide at hand is finished."""
+    from cytofm_cli.api.scoring import score_one
     from cytofm_cli.work.signals import catch_signals
 
     scores: list[SlideScore] = []
@@ -178,7 +165,7 @@ def _score_all(
             if stop:
                 break
             try:
-                scores.append(_score_one(path, task))
+                scores.append(score_one(path, task, warn=out.warn, note=out.note))
             except CytofmError as error:
                 failures.append(error)
                 if len(paths) > 1:  # the only slide's error is raised, and printed, at the end
@@ -186,70 +173,6 @@ def _score_all(
                 hints.add(error.hint)
             bar.finish(path.stem)
     return scores, failures, stop
-
-
-def _find(words: list[str], encoder: str) -> list[Path]:
-    """List the stores or bag files to score, each once.
-
-    Raises:
-        UsageError: two of them are of one slide.
-    """
-    from cytofm_cli.mil.bags import find_bags
-
-    found = {path: None for word in words for path in find_bags(Path(word), encoder or None)}
-    first: dict[str, Path] = {}
-    for path in found:
-        if first.setdefault(path.stem, path) != path:
-            raise UsageError(
-                f"slide {path.stem} comes twice: {first[path.stem]} and {path}.",
-                hint="score them into tables of their own: -o",
-            )
-    return list(found)
-
-
-def _score_one(path: Path, task: _Task) -> SlideScore:
-    """Score a slide; attention that cannot be written is no reason to lose the score."""
-    from cytofm_cli.mil.attention import write_attention
-    from cytofm_cli.mil.bag import notes
-    from cytofm_cli.mil.bags import load_bags
-    from cytofm_cli.mil.origin import unstated
-    from cytofm_cli.mil.score import score_bag
-    from cytofm_cli.store.io import open_store
-
-    config = task.config
-    is_store, unit = path.suffix == STORE_SUFFIX, task.ensemble.card.unit
-    encoder = task.ensemble.origin.encoder if is_store else None  # chooses; the file itself tells
-    steps = open_store(path).steps if is_store else {}
-    (bag,) = load_bags(path, task.encoder or encoder or None, unit)
-    result = score_bag(task.ensemble, bag, device=config.device, allow_mixed=config.allow_mixed)
-    task.unstated.update(unstated(bag.origin))
-    for line in notes([bag]):
-        out.warn(line)
-    if config.attention is not False and is_store:
-        try:
-            write_attention(path, steps, task.run, task.ensemble.card, bag, result)
-        except CytofmError as error:
-            out.warn(error.one_line())
-    if config.geojson is not None:
-        _write_map(config.geojson, path, unit, bag, result)
-    return result
-
-
-def _write_map(folder: Path, path: Path, unit: str, bag: Bag, result: SlideScore) -> None:
-    from cytofm_cli.exporters.maps import write_geojson
-    from cytofm_cli.nuclei.place import BOUNDS, place_of
-    from cytofm_cli.store import io
-
-    side, origin_px0 = None, (0, 0)
-    if path.suffix == STORE_SUFFIX:
-        store = io.open_store(path)
-        origin_px0 = place_of(store, out.note).frame(BOUNDS)[:2]
-        if unit == "tile":
-            side = float(store.tile.tile_px0)
-    try:
-        write_geojson(folder, bag, result, side, origin_px0=origin_px0)
-    except InputError as error:
-        out.warn(error.one_line())
 
 
 def _all_failed(failures: Sequence[CytofmError]) -> CytofmError:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
+from cytofm_cli.api.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
+from cytofm_cli.cli.per_slide import crew_size, run_slides
 from cytofm_cli.errors import UsageError
 from cytofm_cli.store.io import is_store
 from cytofm_cli.store.schema import STORE_SUFFIX
@@ -100,7 +100,7 @@ def _dump(
         )
         for path in paths
     ]
-    run_slides("views", tasks_with(jobs), work, run, folder, workers=workers)
+    run_slides("views", jobs, work, run, folder, workers=workers)
 
 
 def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:

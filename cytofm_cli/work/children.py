@@ -256,7 +256,7 @@ def _serve(
     """Live as a child: answer one task after the other until told to leave."""
     if supervisors_end is not None:
         supervisors_end.close()
-    _die_with(parent)
+    die_with(parent)
     for number in _OURS_TO_HEAR:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
@@ -274,7 +274,7 @@ def _serve(
         pipe.send((answer(task, lambda message: pipe.send((message, False))), True))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask Linux to kill this child when the supervisor is killed."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

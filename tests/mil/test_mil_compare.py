@@ -48,9 +48,9 @@ def run_benchmark(
     overwrite: bool = False,
     **more: object,
 ) -> BenchmarkReport:
-    settings = {"folds": 3, "seeds": 1, "epochs": 15, "bootstrap": 300, "workers": 1, **more}
+    settings = {"folds": 3, "seeds": 1, "epochs": 5, "bootstrap": 300, "workers": 1, **more}
     if not tune:
-        settings["lr"] = 0.02
+        settings["lr"] = 0.05
     config = resolve(MilConfig, "mil", settings)
     sources = make_sources([folder / "sharp", folder / "blurred"], [], ["tile"])
     labels, out = folder / "labels.csv", folder / "out"
@@ -104,7 +104,7 @@ def test_benchmark__again_is_skipped_and_a_lost_run_is_made_again_alike(made: Pa
 
 
 def test_benchmark__other_positive_class_is_refused_before_training(made: Path) -> None:
-    settings = {"folds": 3, "seeds": 1, "epochs": 15, "bootstrap": 300, "lr": 0.02}
+    settings = {"folds": 3, "seeds": 1, "epochs": 5, "bootstrap": 300, "lr": 0.05}
     config = resolve(MilConfig, "mil", {**settings, "positive": "0"})
     sources = make_sources([made / "sharp", made / "blurred"], (), ("tile",))
     with pytest.raises(ConfigMismatchError, match=r"classes: .'0', '1'. → .'1', '0'."):
@@ -113,13 +113,13 @@ def test_benchmark__other_positive_class_is_refused_before_training(made: Path) 
 
 def test_benchmark__settings_are_tuned_in_every_run(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
-    report = run_benchmark(tmp_path, ("mean",), {"lr": ["1e-9", "0.02"]})
+    report = run_benchmark(tmp_path, ("mean",), {"lr": ["1e-9", "0.05"]}, inner_folds=2)
     assert "with lr chosen within each training part" in report.table
     for run in (tmp_path / "out" / "runs").iterdir():
         tuned = json.loads((run / "metrics.json").read_text())["tuned"]
         assert [len(fold["tried"]) for fold in tuned] == [2, 2, 2]
         if run.name == "sharp_tile-mean":
-            assert {fold["settings"]["lr"] for fold in tuned} == {0.02}  # 1e-9 learns nothing
+            assert {fold["settings"]["lr"] for fold in tuned} == {0.05}  # 1e-9 learns nothing
 
 
 def test_benchmark__a_setting_of_one_head_is_not_tuned_for_all(made: Path) -> None:
@@ -182,7 +182,7 @@ def test_benchmark__runs_and_folds_of_other_settings_are_refused_before_training
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "out"
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    said = r"sharp_tile-mean \(mil\.epochs: 15 → 2\); blurred_tile-mean \(mil\.epochs: 15 → 2\)\."
+    said = r"sharp_tile-mean \(mil\.epochs: 5 → 2\); blurred_tile-mean \(mil\.epochs: 5 → 2\)\."
     with pytest.raises(ConfigMismatchError, match=said):
         run_benchmark(tmp_path, ("mean",), epochs=2)
     with pytest.raises(ConfigMismatchError, match=r"splits\.csv \(3 folds → 2\)"):

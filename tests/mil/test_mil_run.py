@@ -21,7 +21,7 @@ from cytofm_cli.errors import ConfigMismatchError, InputError, LabelError, Usage
 from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.run import train_run
-from cytofm_cli.mil.run_folder import read_config
+from cytofm_cli.mil.run_folder import read_config, read_metrics
 from cytofm_cli.mil.score import load_run, score_bag, scores_csv
 
 QUICK = {
@@ -68,31 +68,38 @@ def contents(run: Path) -> dict[str, bytes]:
     return found
 
 
-def test_train_run__learns_and_writes_what_the_design_names(tmp_path: Path) -> None:
-    labels = write_labels(tmp_path)
-    report = train_run(quick(epochs=12), make_bags(), labels, tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(FILES)
-    assert report.metrics["auc"]["value"] > 0.95
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("score")
+    train_run(quick(epochs=12), make_bags(), write_labels(folder), folder / "run")
+    return folder / "run"
+
+
+def test_train_run__learns_and_writes_what_the_design_names(run: Path) -> None:
+    assert sorted(p.name for p in run.iterdir()) == sorted(FILES)
+    metrics = read_metrics(run)
+    assert metrics["auc"]["value"] > 0.95
     for name in ("auc", "accuracy", "recall"):
-        low, value, high = (report.metrics[name][key] for key in ("low", "value", "high"))
+        low, value, high = (metrics[name][key] for key in ("low", "value", "high"))
         assert low <= value <= high
-    rows = list(csv.DictReader((tmp_path / "run" / "predictions.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
     header = ["slide_id", "fold", "seed", "label", "prob_0", "prob_1", "predicted"]
     assert list(rows[0]) == [*header, "threshold_1"]
     assert all((r["prob_1"] >= r["threshold_1"]) == (r["predicted"] == "1") for r in rows)
     assert len(rows) == 36 * 2  # every slide once a seed: tested once, never more
     assert all(abs(float(r["prob_0"]) + float(r["prob_1"]) - 1) < 2e-6 for r in rows)
-    config = read_config(tmp_path / "run")
+    config = read_config(run)
     assert config["recipe"]["standardise"] is True
     assert config["abmil"]["gated"] is True
     assert config["task"]["classes"] == ["0", "1"]
-    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert not [p.name for p in run.parent.iterdir() if p.name.startswith(".")]
 
 
 def test_train_run__reported_auc_follows_from_the_written_predictions(tmp_path: Path) -> None:
     from sklearn.metrics import roc_auc_score
 
-    report = train_run(quick(), make_bags(signal_size=1.5), write_labels(tmp_path), tmp_path / "r")
+    config = quick(method="mean", epochs=3)
+    report = train_run(config, make_bags(signal_size=1.5), write_labels(tmp_path), tmp_path / "r")
     mean: dict[str, list[float]] = {}
     label = {}
     for row in csv.DictReader((tmp_path / "r" / "predictions.csv").read_text().splitlines()):
@@ -118,27 +125,31 @@ def test_train_run__labels_without_signal_give_chance(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     rows = [f"s{i:02d},{labels[i // 4]},{groups[i]}" for i in range(96)]
     path.write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
-    found = train_run(quick(method="mean", repeats=2), bags, path, tmp_path / "run").metrics
+    found = train_run(
+        quick(method="mean", seeds=1, repeats=2), bags, path, tmp_path / "run"
+    ).metrics
     assert 0.2 < found["auc"]["value"] < 0.72
     assert found["auc"]["low"] < 0.5
 
 
 def test_train_run__second_time_is_skipped_other_settings_are_refused(tmp_path: Path) -> None:
     bags, labels, out = make_bags(), write_labels(tmp_path), tmp_path / "run"
-    train_run(quick(method="mean"), bags, labels, out)
+    mean = {"method": "mean", "seeds": 1, "epochs": 2}
+    train_run(quick(**mean), bags, labels, out)
     before = contents(out)
-    assert train_run(quick(method="mean", workers=2), bags, labels, out).skipped
-    with pytest.raises(ConfigMismatchError, match=r"recipe\.epochs: 6 → 7"):
-        train_run(quick(method="mean", epochs=7), bags, labels, out)
+    assert train_run(quick(**mean, workers=2), bags, labels, out).skipped
+    with pytest.raises(ConfigMismatchError, match=r"recipe\.epochs: 2 → 3"):
+        train_run(quick(**{**mean, "epochs": 3}), bags, labels, out)
     changed = [Bag(bags[0].slide_id, bags[0].features_ND * 2), *bags[1:]]
     with pytest.raises(ConfigMismatchError, match=r"task\.bags_digest"):
-        train_run(quick(method="mean"), changed, labels, out)
+        train_run(quick(**mean), changed, labels, out)
     assert contents(out) == before
-    report = train_run(quick(method="mean", epochs=7), bags, labels, out, overwrite=True)
+    report = train_run(quick(**{**mean, "epochs": 3}), bags, labels, out, overwrite=True)
     assert not report.skipped
     assert contents(out) != before
 
 
+@pytest.mark.slow
 def test_train_run__processes_give_the_same_bytes(tmp_path: Path) -> None:
     bags, labels = make_bags(24), write_labels(tmp_path, 24)
     few = {"folds": 2, "epochs": 2, "seeds": 2}
@@ -165,6 +176,7 @@ train_run(small(), make_bags(), folder / "labels.csv", folder / "killed",
 """
 
 
+@pytest.mark.slow
 def test_train_run__killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
     labels = write_labels(tmp_path)
     train_run(small(), make_bags(), labels, tmp_path / "whole")
@@ -186,18 +198,19 @@ def test_train_run__killed_at_random_moments_ends_with_the_same_bytes(tmp_path: 
 
 def test_train_run__retrained_model_is_reported_and_not_shipped(tmp_path: Path) -> None:
     found = train_run(
-        quick(retrain=True, epochs=15), make_bags(), write_labels(tmp_path), tmp_path / "run"
-    ).metrics
+        quick(method="mean", retrain=True, seeds=1, lr=0.03), make_bags(), write_labels(tmp_path),
+        tmp_path / "run",
+    ).metrics  # fmt: skip
     assert found["retrained"]["auc"]["value"] > 0.9
     ensemble = load_run(tmp_path / "run")
-    assert len(ensemble.models) == 6
+    assert len(ensemble.models) == 3
     assert all(card.seed >= 0 for card in ensemble.cards)
 
 
 def test_train_run__splits_of_another_run_are_used_again(tmp_path: Path) -> None:
     labels = write_labels(tmp_path)
-    train_run(quick(method="mean", seed=5), make_bags(), labels, tmp_path / "first")
-    again = quick(method="max", seed=9, splits=str(tmp_path / "first" / "splits.csv"))
+    train_run(quick(method="mean", epochs=1, seed=5), make_bags(), labels, tmp_path / "first")
+    again = quick(method="max", epochs=1, seed=9, splits=str(tmp_path / "first" / "splits.csv"))
     other_encoder = make_bags(seed=3, width=5)
     train_run(again, other_encoder, labels, tmp_path / "second")
     first, second = ((tmp_path / r / "splits.csv").read_text() for r in ("first", "second"))
@@ -215,7 +228,7 @@ def test_train_run__three_ordered_classes(tmp_path: Path) -> None:
         rows.append(f"s{i:02d},{names[i % 3]},p{i // 3}")
     path = tmp_path / "labels.csv"
     path.write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
-    config = quick(method="mean", epochs=40, lr=0.01, bag_loss="ordinal")
+    config = quick(method="mean", seeds=1, epochs=15, lr=0.03, bag_loss="ordinal")
     found = train_run(config, bags, path, tmp_path / "run").metrics
     assert found["classes"] == names
     assert found["quadratic_kappa"]["value"] > 0.8
@@ -255,13 +268,6 @@ def test_train_run__foreign_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ConfigMismatchError, match="not a RUN"):
         train_run(quick(), make_bags(), write_labels(tmp_path), tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "thesis.tex").exists()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("score")
-    train_run(quick(epochs=20), make_bags(), write_labels(folder), folder / "run")
-    return folder / "run"
 
 
 def test_score__new_slides_without_labels(run: Path) -> None:
@@ -305,7 +311,7 @@ def test_load_run__model_of_another_head_is_refused(run: Path, tmp_path: Path) -
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     other = tmp_path / "other"
-    train_run(quick(method="mean"), make_bags(), write_labels(tmp_path), other)
+    train_run(quick(method="mean", epochs=1), make_bags(), write_labels(tmp_path), other)
     target = copy / "models" / "fold1_seed0.safetensors"
     shutil.copy(other / "models" / "fold1_seed0.safetensors", target)
     with pytest.raises(WeightsError, match="'mean'"):
@@ -343,7 +349,7 @@ def test_train_run__tells_the_loss_of_each_model_and_pass(tmp_path: Path) -> Non
     models: list[tuple[int, int, str]] = []
     passes: list[tuple[int, int, float]] = []
     train_run(
-        quick(),
+        quick(method="mean", seeds=1, epochs=3),
         bags,
         labels,
         tmp_path / "run",

@@ -15,7 +15,8 @@ from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.run import train_run
 from cytofm_cli.mil.run_folder import read_config
 
-QUICK = {"folds": 3, "seeds": 1, "inner_folds": 3, "bootstrap": 100, "workers": 1, "method": "mean"}
+QUICK = {"folds": 3, "seeds": 1, "inner_folds": 3, "bootstrap": 100, "workers": 1, "method": "mean",
+         "epochs": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from cytofm_cli.mil.run_folder import read_config
 from cytofm_cli.mil.tune import Candidate, InnerAnswer, choose, inner_split
 from cytofm_cli.stats.folds import TEST, TRAIN, Fold
 
-QUICK = {"method": "mean", "folds": 2, "seeds": 1, "epochs": 15, "inner_folds": 3, "workers": 1}
+QUICK = {"method": "mean", "folds": 2, "seeds": 1, "epochs": 5, "inner_folds": 3, "workers": 1}
 
 
 def quick(**settings: object) -> MilConfig:
@@ -82,16 +82,16 @@ def test_train_run__search_is_recorded_used_and_judged_once(
     cohort: tuple[list[Bag], Path], tmp_path: Path
 ) -> None:
     bags, labels = cohort
-    tune = {"lr": ["1e-9", "0.01"], "hidden": ["0", "4"]}
+    tune = {"lr": ["1e-9", "0.03"], "hidden": ["0", "4"]}
     report = train_run(quick(), bags, labels, tmp_path / "run", tune=tune)
     for fold in report.metrics["tuned"]:
         assert len(fold["tried"]) == 4
-        assert fold["settings"]["lr"] == 0.01  # 1e-9 learns nothing
+        assert fold["settings"]["lr"] == 0.03  # 1e-9 learns nothing
         assert fold["tried"][fold["chosen"]]["loss"] == min(t["loss"] for t in fold["tried"])
     assert report.metrics["auc"]["value"] > 0.9
-    assert read_config(tmp_path / "run")["tune"] == {"lr": [1e-9, 0.01], "hidden": [0, 4]}
+    assert read_config(tmp_path / "run")["tune"] == {"lr": [1e-9, 0.03], "hidden": [0, 4]}
     for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()[:-1]:
-        assert json.loads(line)["lr"] == 0.01
+        assert json.loads(line)["lr"] == 0.03
     assert train_run(quick(), bags, labels, tmp_path / "run", tune=tune).skipped
 
 

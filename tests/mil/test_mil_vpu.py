@@ -76,7 +76,7 @@ def bags_and_labels(folder: Path, shift: Sequence[int]) -> tuple[list[Bag], Path
 
 
 def few(**settings: object) -> MilConfig:
-    plain = {"folds": 2, "seeds": 1, "epochs": 12, "lr": 5e-3, "inner_folds": 3, "bootstrap": 200}
+    plain = {"folds": 2, "seeds": 1, "epochs": 8, "lr": 2e-2, "inner_folds": 3, "bootstrap": 200}
     return resolve(MilConfig, "mil", {**plain, "workers": 1, "vpu": 8, **settings})
 
 

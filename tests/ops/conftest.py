@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cytofm_kernels import RelPos, last_backend, top_h_attention, top_h_attention_reference
+from cytofm_kernels.reference import mix_values, scores
 
 
 @dataclass(frozen=True)
@@ -24,34 +25,68 @@ class Case:
     def outputs(self, backend, dtype):
         """Return the output and the gradients of everything, in float64."""
         leaves = [t.detach().to(dtype).requires_grad_() for t in self.qkv]
-        tables = [
-            None
-            if t is None
-            else t.detach().to(max(dtype, torch.float32, key=_size)).requires_grad_()
-            for t in self.tables
-        ]
-        rel = None
-        if self.bucket is not None:
-            names = ("table_q", "table_k", "table_v")
-            rel = RelPos(bucket=self.bucket, **dict(zip(names, tables, strict=True)))
+        wide = max(dtype, torch.float32, key=_size)
+        tables = [None if t is None else t.detach().to(wide).requires_grad_() for t in self.tables]
         out = top_h_attention(
-            *leaves, self.h, rel=rel, key_mask=self.mask, ties=self.ties, backend=backend
-        )
+            *leaves, self.h, rel=self.rel(tables), key_mask=self.mask, ties=self.ties,
+            backend=backend,
+        )  # fmt: skip
         assert last_backend() == backend
         leaves += [t for t in tables if t is not None]
         grads = torch.autograd.grad(out, leaves, self.do.to(dtype))
         return [x.detach().double() for x in (out, *grads)]
 
+    def rel(self, tables):
+        if self.bucket is None:
+            return None
+        names = ("table_q", "table_k", "table_v")
+        return RelPos(bucket=self.bucket, **dict(zip(names, tables, strict=True)))
+
+    def magnitudes(self):
+        """Return, for each number of `outputs`, the sum of the absolute values of its terms.
+
+        Rounding is relative to these and not to the result: the gradient of a table of one bucket
+        is exactly 0, a sum of terms that cancel.
+        """
+        q, k, v, *tables = (None if t is None else t.abs() for t in (*self.qkv, *self.tables))
+        leaves = [t.requires_grad_() for t in (q, k, v, *tables) if t is not None]
+        attn = top_h_attention_reference(
+            *self.qkv, self.h, rel=self.rel(self.tables), key_mask=self.mask, ties=self.ties
+        ).attn_BHNN.detach()
+        out = mix_values(attn, v, self.rel(tables))
+        do = self.do.abs()
+        # |dS| <= A (|dA| + sum over the row of A |dA|), and |dA| <= |dO| |v + r|.
+        da = _by_key(do, v, self.rel(tables)).detach()
+        ds = attn * (da + (attn * da).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+        linear = (out * do).sum() + (scores(q, k, self.rel(tables), None) * ds).sum()
+        grads = torch.autograd.grad(linear, leaves)
+        return [x.detach() for x in (out, *grads)]
+
     def worst_error(self, backend, dtype=torch.float32):
-        """Return the largest relative error of output and gradients against float64."""
+        """Return the largest error of output and gradients, in roundings of `dtype`.
+
+        Norms over the numbers of a tensor, relative to their magnitudes. Sums round at random and
+        in blocks, so a right answer has one or two roundings whatever the length of its sums: at
+        most 1.4 in 1 500 random cases of 1 to 40 tokens, 0.4 with 197 to 1 025.
+        """
         want = self.outputs("reference", torch.float64)
         got = self.outputs(backend, dtype)
         assert [g.isnan().tolist() for g in got] == [w.isnan().tolist() for w in want]
-        pairs = [(g.nan_to_num(), w.nan_to_num()) for g, w in zip(got, want, strict=True)]
-        return max(float((g - w).norm() / (w.norm() + 0.1)) for g, w in pairs)
+        errors = [(g.nan_to_num() - w.nan_to_num()).norm() for g, w in zip(got, want, strict=True)]
+        sizes = [size.norm() for size in self.magnitudes()]
+        errors = [float(e / s) if e else 0.0 for e, s in zip(errors, sizes, strict=True)]
+        return max(errors) / torch.finfo(dtype).eps
 
     def with_(self, **changes):
         return replace(self, **changes)
+
+
+def _by_key(do, v, rel):
+    """Return dO (v_j + r_ij) for every query i and key j."""
+    da = do @ v.mT
+    if rel is None or rel.table_v is None:
+        return da
+    return da + (do @ rel.table_v.mT).gather(-1, rel.bucket.long().expand(da.shape))
 
 
 def _size(dtype):

@@ -24,6 +24,7 @@ from cytofm_kernels import (
 )
 
 INF, NAN = float("inf"), float("nan")
+ROUNDINGS = 4  # what `Case.worst_error` may come to, in single precision
 
 
 def qkv(n=20, b=2, heads=2, d=8, dtype=torch.float32, seed=0):
@@ -104,7 +105,7 @@ def test_reference__gradcheck_with_every_table():
 )
 @settings(max_examples=60, deadline=None)
 def test_cpu__output_and_gradients_equal_float64(make_case, **draw):
-    assert make_case(**draw).worst_error("cpu") < 5e-6
+    assert make_case(**draw).worst_error("cpu") < ROUNDINGS
 
 
 @pytest.mark.parametrize(
@@ -120,18 +121,18 @@ def test_cpu__output_and_gradients_equal_float64(make_case, **draw):
 )
 def test_cpu__long_rows_equal_float64(make_case, poison, changes):
     case = make_case(**{"d": 16, "h": 16, **changes})
-    assert case.worst_error("cpu") < 5e-6
+    assert case.worst_error("cpu") < ROUNDINGS
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cpu__half_precision_selects_in_float32(make_case, dtype):
-    tolerance = {torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
-    assert make_case(60, n_buckets=5).worst_error("cpu", dtype) < tolerance
+    # Only what is written is rounded to 16 bit, once: half a step at most.
+    assert make_case(60, n_buckets=5).worst_error("cpu", dtype) < 0.5
 
 
 def test_cpu__without_numpy_gives_the_same(make_case, monkeypatch):
     monkeypatch.setattr(cpu, "np", None)
-    assert make_case(450, heads=1).worst_error("cpu") < 5e-6
+    assert make_case(450, heads=1).worst_error("cpu") < ROUNDINGS
 
 
 @given(
@@ -313,12 +314,13 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_ddp__averages_to_the_gradients_of_one_process(tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "rendezvous")],
-        capture_output=True, text=True, check=False, timeout=200,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "equal" in done.stdout, done.stderr[-3000:]
 

@@ -38,6 +38,7 @@ def run(command, **env):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_kernels_in_the_interpreter__agree_with_float64():
     done = run(
         ["-m", "pytest", str(HERE / "interpreter_cases.py"), "-q", "-p", "no:cacheprovider"],
@@ -48,8 +49,9 @@ def test_kernels_in_the_interpreter__agree_with_float64():
     assert "skipped" not in done.stdout
 
 
-# Each compilation takes seconds: the full list for sm_90, the forward and backward of short rows
+# The full list for sm_90, the forward and backward of short rows
 # for sm_80. The recorded table has them all.
+@pytest.mark.slow
 @pytest.mark.parametrize(("capability", "count"), [(90, 9), (80, 3)], ids=["sm_90", "sm_80"])
 def test_main_configurations__compile_without_spills(capability, count, tmp_path):
     command = ["-W", "ignore", "-c", COMPILE, str(capability), str(count)]

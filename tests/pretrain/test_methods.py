@@ -334,6 +334,7 @@ def test_moco__patch_embedding_rests_only_if_asked_and_there() -> None:
 # ---------------------------------------------------------------- several processes
 
 
+@pytest.mark.slow
 def test_two_processes__do_what_one_does_with_the_whole_batch(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -353,7 +354,7 @@ def test_two_processes__do_what_one_does_with_the_whole_batch(tmp_path: Path) ->
             )
         )
     for process in started:
-        _, said = process.communicate(timeout=280)
+        _, said = process.communicate()
         assert process.returncode == 0, said
     from .two_processes import CASES, losses_and_gradients
 

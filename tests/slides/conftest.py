@@ -65,10 +65,8 @@ def patch(tmp_path: Path) -> Callable[..., str]:
     return change
 
 
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Return the folder of test slides beside the checkout, or skip."""
-    folder = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("../shared/data is not beside this checkout")
-    return folder
+@pytest.fixture
+def shared(request: pytest.FixtureRequest) -> Path:
+    """Return the folder of test slides beside the checkout, to a test that says it needs it."""
+    assert request.node.get_closest_marker("needs_shared"), "say @pytest.mark.needs_shared(...)"
+    return Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -198,6 +198,7 @@ def test_shells__are_refused_by_name(tmp_path, save) -> None:
 
 @pytest.mark.parametrize("name", ["vsi-ets-test-jpg2k.vsi", "vsi-without-its-ets.vsi"])
 @pytest.mark.parametrize("suffix", [".vsi", ".tif"])
+@pytest.mark.needs_shared("data/wsi_extra")
 def test_shells__real_olympus_files_whatever_their_suffix(shared, tmp_path, name, suffix) -> None:
     shutil.copy(shared / "wsi_extra" / name, tmp_path / f"a{suffix}")
     with pytest.raises(SlideError, match="is the shell of an Olympus VSI slide"):

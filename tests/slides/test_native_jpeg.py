@@ -74,6 +74,7 @@ def test_stream__rgb_without_colour_transform(tmp_path, picture) -> None:
     assert b"Adobe\x00\x64\x00\x00\x00\x00\x00" in slide.native_jpeg(0).stream(0, 0)
 
 
+@pytest.mark.needs_shared("data/wsi")
 def test_stream__of_a_real_aperio_slide(shared) -> None:
     assert assert_tiles_equal_pixels(str(shared / "wsi" / "cmu-1-small-region.svs")) == 130
 

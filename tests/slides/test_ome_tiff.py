@@ -115,6 +115,7 @@ def test_signed_pixels__negative_is_black(tmp_path) -> None:
     np.testing.assert_array_equal(slide.read(0, Box(0, 0, 16, 16))[..., 0], expected)
 
 
+@pytest.mark.needs_shared("data/wsi")
 def test_real_z_series__of_signed_channels(shared) -> None:
     path = str(shared / "wsi" / "multi-channel-z-series.ome.tif")
     info = open_slide(path).info

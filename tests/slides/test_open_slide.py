@@ -58,6 +58,7 @@ def failure(path: str | Path, **options: str) -> str:
 
 
 @pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.needs_shared("data/broken")
 def test_open__broken_file_says_what_and_where(shared, name) -> None:
     line = failure(shared / "broken" / name)
     assert line.startswith(str(shared / "broken" / name))
@@ -65,11 +66,13 @@ def test_open__broken_file_says_what_and_where(shared, name) -> None:
     assert "Hint:" in line
 
 
+@pytest.mark.needs_shared("data/broken")
 def test_open__no_broken_file_is_untested(shared) -> None:
     assert {path.name for path in (shared / "broken").iterdir()} == set(BROKEN)
 
 
 @pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.needs_shared("data/wsi")
 def test_open__real_file_is_read_right(shared, name) -> None:
     reader, kind, codec, size, n_levels, mpp, objective = WHOLE[name]
     slide = open_slide(str(shared / "wsi" / name))
@@ -85,6 +88,7 @@ def test_open__real_file_is_read_right(shared, name) -> None:
     slide.close()
 
 
+@pytest.mark.needs_shared("data/wsi")
 def test_open__zstd_colour_is_right_though_libvips_lacks_it(shared) -> None:
     slide = open_slide(str(shared / "wsi" / "yb10kx5k.zstd.tiff"))
     np.testing.assert_array_equal(slide.read(0, Box(5, 5, 2, 2)), [[[0, 0, 255]] * 2] * 2)
@@ -125,12 +129,14 @@ def test_open__missing_paths_folders_and_devices(tmp_path) -> None:
         open_slide(str(tmp_path), reader="opnslide")
 
 
+@pytest.mark.needs_shared("data/wsi")
 def test_open__folder_with_two_dicom_series_is_ambiguous(shared, tmp_path) -> None:
     shutil.copytree(shared / "wsi" / "dicom_boxes", tmp_path / "two")
     shutil.copy(shared / "wsi" / "dicom_jpeg" / "jpeg.dicom", tmp_path / "two" / "other.dcm")
     assert "holds 2 DICOM slides" in failure(tmp_path / "two")
 
 
+@pytest.mark.needs_shared("data/wsi")
 def test_open__dicom_that_claims_more_than_its_frames(shared, tmp_path) -> None:
     data = bytearray((shared / "wsi" / "dicom_jpeg" / "jpeg.dicom").read_bytes())
     for tag, claim in ((b"\x48\x00\x06\x00UL", 54_000), (b"\x48\x00\x07\x00UL", 39_000)):
@@ -190,6 +196,7 @@ def test_probe__vendor_layouts_are_left_to_openslide(
     assert refusal == f"a {vendor} slide has a layout of its own"
 
 
+@pytest.mark.needs_shared("data/wsi")
 def test_open__label_and_macro_are_never_levels(shared, tmp_path, picture) -> None:
     assert len(open_slide(str(shared / "wsi" / "cmu-1-small-region.svs")).info.levels) == 1
     path = str(tmp_path / "a.tif")

@@ -51,6 +51,7 @@ def test_read__equals_openslide_and_tiffslide(save, options) -> None:
         slide.close()
 
 
+@pytest.mark.needs_shared("data/wsi")
 def test_read__equals_openslide_on_a_real_aperio_slide(shared) -> None:
     path = str(shared / "wsi" / "cmu-1-small-region.svs")
     ours, other = open_slide(path), open_slide(path, reader="openslide")

@@ -105,12 +105,11 @@ def test_tile_focus__a_finer_picture_is_reduced_first():
     )
 
 
+@pytest.mark.needs_shared("data/cric/images")
 def test_tile_focus__ranks_blurred_real_tiles_in_order():
     import pyvips
 
     folder = SHARED / "cric" / "images"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/data/cric (real Pap fields)")
     ranked = []
     for path in sorted(folder.glob("*.jpg"))[::6]:
         field = pyvips.Image.new_from_file(str(path)).copy_memory()

@@ -245,13 +245,12 @@ def test_tile_fraction__agrees_with_summing_pixel_by_pixel(seed, downsample, til
 
 
 def _cric():
-    if not (SHARED / "cric").is_dir():
-        pytest.skip("needs ../shared/data/cric (real Pap fields)")
     with (SHARED / "cric" / "points.csv").open(newline="") as handle:
         points = [(r["image"], float(r["x"]), float(r["y"])) for r in csv.DictReader(handle)]
     return sorted({image for image, _, _ in points}), points
 
 
+@pytest.mark.needs_shared("data/cric/points.csv")
 def test_find_foreground__keeps_marked_nuclei_of_real_pap_fields():
     import pyvips
 
@@ -268,12 +267,11 @@ def test_find_foreground__keeps_marked_nuclei_of_real_pap_fields():
     assert kept / total >= 0.99
 
 
+@pytest.mark.needs_shared("data/chula_rbc12/Dataset")
 def test_find_foreground__keeps_red_cells_of_thin_smears():
     import pyvips
 
     folder = SHARED / "chula_rbc12" / "Dataset"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/data/chula_rbc12 (blood smears)")
     for path in sorted(folder.glob("*.jpg"))[::12]:
         field = pyvips.Image.new_from_file(str(path)).numpy()
         found = find_foreground(field, 0.2)

@@ -406,7 +406,7 @@ def test_labelled__writes_above_the_image_in_letters_that_fit():
     assert ink[1][-1] - ink[1][0] < ink[0][-1] - ink[0][0]  # the long one is in small letters
 
 
-@pytest.mark.skipif(not CRIC.is_dir(), reason="the CRIC fields are not beside the checkout")
+@pytest.mark.needs_shared("data/cric")
 def test_real_field__views_keep_the_marked_nuclei():
     with (CRIC / "points.csv").open() as handle:
         rows = [row for row in csv.DictReader(handle) if row["image"] == "field_001.jpg"]
