@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
+from cytofm_cli.registry import detectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class DetectConfig(Settings):
 
     def check(self) -> None:
         """Refuse a file of nuclei without the detector that reads it, and that one without."""
-        if self.detector not in ("import", "imported"):
+        if not detectors.find(self.detector).from_files:
             if self.nuclei is not None:
                 raise UsageError(
                     f"{self.said('nuclei')} is for the detector import, not for {self.detector!r}.",
