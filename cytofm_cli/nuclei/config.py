@@ -39,11 +39,12 @@ class DetectConfig(Settings):
                 )
         elif self.nuclei is not None and self.weights is not None:
             raise UsageError(
-                f"{self.said('nuclei')} and {self.said('weights')}: import reads one of them.",
+                f"{self.said('nuclei')} and {self.said('weights')}: {self.detector} reads one of "
+                "them.",
                 hint="--nuclei",
             )
         elif self.nuclei is None and self.weights is None:
             raise UsageError(
-                "detector 'import' needs a file or folder with nuclei.",
+                f"detector {self.detector!r} needs a file or folder with nuclei.",
                 hint="--nuclei nuclei.geojson, or a folder with a file for each slide",
             )

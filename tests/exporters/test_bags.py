@@ -121,8 +121,8 @@ def test_exports__come_back_as_the_same_bags(store: io.Store, tmp_path: Path, ki
 def test_export_pt__says_nothing_of_the_machine_that_wrote_it(
     store: io.Store, tmp_path: Path
 ) -> None:
-    (first,) = export_pt(store, tmp_path / "a", encoder=None)
-    (second,) = export_pt(store, tmp_path / "b", encoder=None)
+    (first,) = pt.export_pt(store, tmp_path / "a", encoder=None)
+    (second,) = pt.export_pt(store, tmp_path / "b", encoder=None)
     assert first.read_bytes() == second.read_bytes()
 
 
