@@ -87,8 +87,9 @@ def test_export__parts_of_a_job_array_make_every_file_once(
     assert "export: no stores in this part" in "".join(done.stderr for done in alone)
 
 
-def test_export__help_lists_the_exporters(here) -> None:
-    said = " ".join(here("export", "--help").stdout.split())
+def test_export__help_lists_the_exporters(cytofm) -> None:
+    # In a process of its own: this one may have learnt of the toys of other tests.
+    said = " ".join(cytofm("export", "--help").stdout.split())
     assert "Kinds of files, with commas or repeated: csv, geojson, h5, pt." in said
 
 
