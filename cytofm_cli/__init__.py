@@ -1,3 +1,73 @@
-"""cytofm: from glass slide to slide-level answer, for cytology."""
+"""cytofm: from glass slide to slide-level answer, for cytology.
 
-__version__ = "0.1.0"
+    import cytofm_cli as cytofm
+
+    stores = cytofm.tile("slides/", "stores", tile_px=256).stores
+    cytofm.detect(stores)
+    cytofm.embed(stores, unit="cell")
+    run = cytofm.train("stores", "labels.csv", "run", unit="cell")
+
+What there is: `dir(cytofm)`, docs/python.md. A name is imported when it is first used, so that
+importing cytofm costs nothing; `__init__.pyi` tells type checkers and editors what it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.2.0"
+
+# Where the public names are. `pretrain`, `evaluate` and `views` are packages of the tree, so the
+# functions of these commands have longer names.
+_NAMES_IN = {
+    "api.cohort": ("Started",),
+    "api.detect": ("detect",),
+    "api.embed": ("embed",),
+    "api.export": ("export",),
+    "api.frames": ("embeddings_frame", "nuclei_frame", "tiles_frame", "to_anndata"),
+    "api.opening": (
+        "ImageEncoder",
+        "list_detectors",
+        "list_encoders",
+        "list_methods",
+        "load_encoder",
+        "open_slide",
+        "open_store",
+    ),
+    "api.outcomes": ("Outcomes",),
+    "api.pretrain": ("pretrain_encoder",),
+    "api.probe": ("probe",),
+    "api.score": ("Scores", "score"),
+    "api.tile": ("tile",),
+    "api.train": ("train",),
+    "api.views": ("make_views",),
+    "encoders.config": ("EmbedConfig",),
+    "errors": ("CytofmError", "CytofmWarning"),
+    "evaluate.config": ("ProbeConfig",),
+    "mil.bag": ("Bag",),
+    "mil.config": ("MilConfig",),
+    "nuclei.config": ("DetectConfig",),
+    "pretrain.config": ("PretrainConfig",),
+    "tiles.config": ("TileConfig",),
+    "views.config": ("ViewsConfig",),
+    "work.batch": ("Note", "Outcome", "Progress"),
+}
+_MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
+
+__all__ = ["__version__", "errors"]
+__all__ += list(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("cytofm_cli.errors")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,48 +1,52 @@
 """Step configurations: one frozen dataclass a step, declared once, used everywhere.
 
-A field declared with `option` carries its help, range and choices. From it come the flag
-(`cytofm_cli.cli.options`), the key of the TOML file, the `CYTOFM_<STEP>_<FIELD>` variable
-and the record in the store. Order: defaults < file < environment < flags.
+A configuration is a frozen dataclass that derives from `Settings`; a field declared with
+`option` carries its help and range, its annotation says the type and, as a `Literal`, the
+choices. From it come the flag (`cytofm_cli.cli.options`), the key of the TOML file, the
+`CYTOFM_<STEP>_<FIELD>` variable and the record in the store. Order: defaults < file <
+environment < flags. However it is made, a configuration checks itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
 import os
+import sys
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cytofm_cli.errors import UsageError
+from cytofm_cli.kinds import Kind, kind_of
 
-C = TypeVar("C")
+T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
 
 
 def option(
-    default: Any,
+    default: T,
     help: str,  # noqa: A002 - the word the field uses
     *,
-    choices: tuple[str, ...] | None = None,
     low: float | None = None,
     high: float | None = None,
     affects_result: bool = True,
     short: str | None = None,
     former: str | None = None,
-) -> Any:
+) -> T:
     """Declare a field of a step's configuration.
 
     Args:
         default: the default; give its reason in `help` or a comment.
         help: one line for `--help`, with the unit.
-        choices: the closed list of values, if there is one.
-        low: smallest value allowed.
+        low: smallest value allowed, also of each of several.
         high: largest value allowed.
         affects_result: False for speed and resource settings; these are left out of the
             hash that decides whether a finished step may be reused.
@@ -53,7 +57,6 @@ def option(
         default=default,
         metadata={
             "help": help,
-            "choices": choices,
             "low": low,
             "high": high,
             "affects_result": affects_result,
@@ -61,6 +64,69 @@ def option(
             "former": former,
         },
     )
+
+
+# How the settings that `resolve` is making a configuration of were written, by name.
+_written: ContextVar[tuple[type, Mapping[str, str]] | None] = ContextVar("_written", default=None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of all configurations: type, range, choices and conflicts are checked when made.
+
+    Attributes:
+        SECTION: name of its table in files and of its variables; "" for plug-ins, which are
+            called by their own names.
+
+    Raises:
+        UsageError: a value of the wrong type, not finite, outside its range or choices, or two
+            that do not go together; names the setting as it was written.
+    """
+
+    SECTION: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            kind, value = kinds_of(type(self))[field.name], getattr(self, field.name)
+            try:
+                taken = kind.take(value)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{self.said(field.name)} is not of type {kind}.") from error
+            for item in kind.items(taken):
+                self._check(field, kind, item)
+            object.__setattr__(self, field.name, taken)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse settings that do not go together; subclasses say which.
+
+        Raises:
+            UsageError: there are some.
+        """
+
+    def said(self, name: str) -> str:
+        """Return a setting as it was written: as a flag, in a file, in Python."""
+        value, written = getattr(self, name), _written.get()
+        value = str(value) if isinstance(value, Path) else value
+        if written is None or written[0] is not type(self):
+            return f"{type(self).__name__}({name}={value!r})"
+        return written[1].get(name, f"{name} = {value!r}")
+
+    def _check(self, field: dataclasses.Field[Any], kind: Kind, value: Any) -> None:
+        """Refuse a value outside of its choices or range, or none at all (nan)."""
+        low, high = field.metadata.get("low"), field.metadata.get("high")
+        if kind.choices and value not in kind.choices:
+            close = difflib.get_close_matches(value, kind.choices, n=1)
+            hint = f"did you mean {close[0]}?" if close else None
+            raise UsageError(
+                f"{self.said(field.name)}: choose {', '.join(kind.choices)}.", hint=hint
+            )
+        if low is not None and not value >= low:
+            raise UsageError(f"{self.said(field.name)} must be at least {low}.")
+        if high is not None and not value <= high:
+            raise UsageError(f"{self.said(field.name)} must be at most {high}.")
+        if kind.base is float and not math.isfinite(value):
+            raise UsageError(f"{self.said(field.name)} must be a finite number.")
 
 
 class Layer(dict[str, Any]):
@@ -92,9 +158,14 @@ class Layer(dict[str, Any]):
         )
 
 
+STDIN = Path("-")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a configuration file: one table a step."""
+    """Read a configuration file: one table a step; `-` is standard input."""
     try:
+        if path == STDIN:
+            return tomllib.load(sys.stdin.buffer)
         with path.open("rb") as handle:
             return tomllib.load(handle)
     except OSError as error:
@@ -104,7 +175,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 # The tables of a configuration file: the sections of all commands.
-SECTIONS = ("run", "tile", "detect", "views", "pretrain", "embed", "evaluate", "mil")
+SECTIONS = (
+    *("run", "tile", "detect", "views", "pretrain", "embed", "evaluate", "export"),
+    *("mil", "mil_score", "mil_compare"),
+)
 
 
 def check_sections(tables: Mapping[str, Any], path: Path) -> None:
@@ -137,8 +211,8 @@ def from_environment(cls: type, section: str) -> Layer:
     return Layer(found, form="{variable}={value}")
 
 
-def resolve(cls: type[C], section: str, *layers: Mapping[str, Any]) -> C:
-    """Merge `layers` (later wins) over the defaults of `cls` and validate.
+def resolve(cls: type[S], section: str, *layers: Mapping[str, Any]) -> S:
+    """Merge `layers` (later wins) over the defaults of `cls`; values may be text.
 
     Args:
         cls: a configuration dataclass.
@@ -146,11 +220,16 @@ def resolve(cls: type[C], section: str, *layers: Mapping[str, Any]) -> C:
         layers: settings by name; a `Layer` is blamed for what is wrong in it.
 
     Raises:
-        UsageError: unknown key, wrong type, value outside its range or choices.
+        UsageError: unknown key, wrong type, value outside its range or choices, a conflict.
     """
-    kinds = field_types(cls)
+    if not issubclass(cls, Settings):
+        raise UsageError(
+            f"the settings of {section} ({cls.__name__}) do not check themselves.",
+            hint="derive the class from cytofm_cli.config.Settings",
+        )
+    kinds = kinds_of(cls)
     merged: dict[str, Any] = {}
-    written: dict[str, str] = {}
+    written = {f.name: f"[{section}] {f.name} = {f.default!r}" for f in dataclasses.fields(cls)}
     for layer in layers:
         named = layer if isinstance(layer, Layer) else Layer(layer)
         for raw_key, value in layer.items():
@@ -160,26 +239,37 @@ def resolve(cls: type[C], section: str, *layers: Mapping[str, Any]) -> C:
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(kinds)}"
                 raise UsageError(f"{named.place}[{section}] has no setting {raw_key!r}.", hint=hint)
             written[key] = named.written(section, raw_key)
-            merged[key] = _coerce(written[key], value, kinds[key])
-    config = cls(**merged)
-    for field in dataclasses.fields(typing.cast("Any", cls)):
-        value = getattr(config, field.name)
-        _check(written.get(field.name, f"[{section}] {field.name} = {value!r}"), field, value)
-    return config
+            merged[key] = _read(written[key], value, kinds[key])
+    token = _written.set((cls, written))
+    try:
+        return cls(**merged)
+    finally:
+        _written.reset(token)
+
+
+def _read(written: str, value: Any, kind: Kind) -> Any:
+    if value is None and not kind.optional:
+        raise UsageError(f"{written} must not be empty.")
+    try:
+        return kind.read(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{written} is not of type {kind}.") from error
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """Return the resolved type of every field of a configuration dataclass, in order."""
+    """Return the annotation of every field of a configuration dataclass, in order."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(typing.cast("Any", cls))}
 
 
-def base_type(kind: Any) -> tuple[type, bool]:
-    """Split `X | None` into (X, True); return (X, False) for a plain type."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-        return typing.cast("type", inner[0]), True
-    return typing.cast("type", kind), False
+def kinds_of(cls: type) -> Mapping[str, Kind]:
+    """Return what every field of a configuration dataclass holds, in order."""
+    return _kinds(cls)
+
+
+@functools.cache
+def _kinds(cls: Any) -> Mapping[str, Kind]:
+    return {name: kind_of(annotation) for name, annotation in field_types(cls).items()}
 
 
 def as_record(config: Any, *, results_only: bool = False) -> dict[str, Any]:
@@ -237,59 +327,5 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _coerce(written: str, value: Any, kind: Any) -> Any:
-    target, optional = base_type(kind)
-    if value is None or (optional and value in ("none", "auto") and target is not str):
-        if optional:
-            return None
-        raise UsageError(f"{written} must not be empty.")
-    try:
-        if target is bool:
-            return _boolean(value)
-        if target is float and not isinstance(value, bool):
-            return float(value)
-        if target is int and not isinstance(value, bool) and int(value) == float(value):
-            return int(value)
-        if target is Path:
-            return Path(value)
-        if target is str and isinstance(value, str):
-            return value
-        if typing.get_origin(target) is tuple:
-            return _tuple(value, typing.get_args(target)[0])
-    except (TypeError, ValueError):
-        pass
-    name = getattr(target, "__name__", str(target))
-    raise UsageError(f"{written} is not of type {name}.")
-
-
-def _tuple(value: Any, item: type) -> tuple[Any, ...]:
-    items = value.split(",") if isinstance(value, str) else value
-    return tuple(item(part.strip() if isinstance(part, str) else part) for part in items)
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if str(value).lower() not in words:
-        raise ValueError(value)
-    return words[str(value).lower()]
-
-
-def _check(written: str, field: dataclasses.Field[Any], value: Any) -> None:
-    if value is None:
-        return
-    choices, low, high = (field.metadata.get(key) for key in ("choices", "low", "high"))
-    if choices and value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {close[0]}?" if close else None
-        raise UsageError(f"{written}: choose {', '.join(choices)}.", hint=hint)
-    for limit, wrong, word in (
-        (low, low is not None and not value >= low, "at least"),
-        (high, high is not None and not value <= high, "at most"),
-    ):
-        if wrong:
-            raise UsageError(f"{written} must be {word} {limit}.")
+    # TOML's strings are JSON's, but that it will not have DEL as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -38,6 +38,10 @@ class CytofmError(Exception):
         return f"{text} Hint: {' '.join(self.hint.split())}" if self.hint else text
 
 
+class CytofmWarning(UserWarning):
+    """What a caller from Python should look at: doubts about a slide, or why one failed."""
+
+
 def _rebuild(
     kind: type[CytofmError], message: str, hint: str | None, of_all_slides: bool
 ) -> CytofmError:

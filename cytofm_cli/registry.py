@@ -1,28 +1,72 @@
-"""Plug-ins by folder: one module in a plug-in package is one plug-in.
+"""Plug-ins: one file is one plug-in, and no list has to be edited.
 
-`names` lists the modules without importing them; `load` imports one and turns a missing
-optional package into the command that installs it. Other distributions add plug-ins
-through entry points in the group of the same name.
+Where a plug-in of a kind may lie:
+
+1. a module of cytofm's own folder of that kind (`cytofm_cli/mil/methods/abmil.py`);
+2. an entry point of an installed distribution, in the group of that kind (`cytofm.mil_methods`);
+3. a file `cytofm_plugins/<folder>/NAME.py` below a folder on the path, e.g. with PYTHONPATH:
+   `cytofm_plugins/mil_methods/toy.py`. The folder is called as the group, without `cytofm.`
+
+Each exports `PLUGIN`. `names` lists them without importing one; `load` imports one and turns a
+missing optional package into the command that installs it. Of one name there is one plug-in:
+cytofm's own goes before a distribution's, which goes before a file; the others are left out, and
+`shadowed` says so. The working directory is only searched where the user put it on the path:
+Python itself puts it first with `python -m`, and that entry does not count.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import importlib.machinery
 import importlib.util
+import logging
+import os
 import pkgutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
-from types import ModuleType
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
 
 from cytofm_cli.errors import CytofmError, MissingPackageError, UsageError
+
+_log = logging.getLogger(__name__)
+
+NAMESPACE: Final = "cytofm_plugins"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One way in which the conformance suite of its kind runs a plug-in.
+
+    Attributes:
+        settings: of the plug-in. What they are differs by kind: see `cytofm_cli.testing`.
+        traits: what the suite has to know of the plug-in under these settings; likewise.
+        made: the thing itself, where settings alone do not make it.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    traits: Mapping[str, Any] = field(default_factory=dict)
+    made: Any = None
+
+
+# Called with an empty folder, where it may leave files (weights, slides).
+Samples = Callable[[Path], Sequence[Sample]]
+
+
+def samples(*settings: Mapping[str, Any], **traits: Any) -> Samples:
+    """Return the samples of a plug-in that needs no files: one for each of these settings."""
+    return lambda _folder: [Sample(settings=each, traits=traits) for each in settings or ({},)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """What a plug-in module exports under the name `PLUGIN`.
+    """What a plug-in module exports under the name `PLUGIN`; for a MIL head, this very class.
+
+    The other kinds have more to say, each in a class of its own below.
 
     Attributes:
         make: the class or function that makes the thing.
@@ -31,6 +75,9 @@ class Plugin:
         needs: importable package names that must be there.
         extra: the extra of cytofm that installs `needs`.
         version: goes up when equal settings give other results.
+        typed: what users type, where the name of the module is no good word or one of Python's.
+        sample: how the conformance suite runs it: a function, or "module:function" where its
+            file should not import what only tests need.
     """
 
     make: Any
@@ -39,6 +86,86 @@ class Plugin:
     needs: tuple[str, ...] = ()
     extra: str | None = None
     version: int = 1
+    typed: str | None = None
+    sample: Samples | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderPlugin(Plugin):
+    """A reader of slides; `make()` gives what `slides.base.ReaderOpener` describes.
+
+    Attributes:
+        suffixes: of its files, lower case, with the dot: folders are searched for them, and
+            they are no part of a slide's name.
+        turn: when it is asked whether it wants a file: lower ones first, equal ones by name.
+    """
+
+    suffixes: tuple[str, ...] = ()
+    turn: int = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorPlugin(Plugin):
+    """A detector of nuclei; `make(config)` gives a `nuclei.base.NucleusDetector`.
+
+    Attributes:
+        from_files: it gives a `nuclei.base.NucleusSource`, which reads the file of each slide
+            (`--nuclei`, the setting `nuclei` of its `config`) and looks at no pixels.
+    """
+
+    from_files: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderPlugin(Plugin):
+    """An encoder; `make(request)` gives an `encoders.base.Encoder`.
+
+    Attributes:
+        entries: the `encoders.entries.Entry` of each encoder that it brings by name; none: the
+            plug-in's own name is the only one, with `needs_weights` and `expects`.
+        needs_weights: whether the user must pass a weight file, a download or random weights.
+        expects: fields of `EncoderSpec` that are known before it is loaded: `dim`, `input_px`,
+            `mpp`, `licence`, and `cell_um`, the crop around a nucleus that it prefers.
+        models: what stands behind its name, e.g. "<name>" in `timm/<name>`; "": nothing does.
+        require: refuses a name behind the slash that there is not, before anything is loaded.
+        trunk: gives the network that `cytofm pretrain` trains, an `encoders.base.Blueprint` for
+            an `encoders.base.TrunkRequest`; None: it cannot be pretrained.
+    """
+
+    entries: tuple[Any, ...] = ()
+    needs_weights: bool = True
+    expects: Mapping[str, Any] = field(default_factory=dict)
+    models: str = ""
+    require: Callable[[str], None] | None = None
+    trunk: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainPlugin(Plugin):
+    """A self-supervised method; `make(backbones, config, length)` gives a `pretrain.base.Method`.
+
+    Attributes:
+        views: settings of [views] that it has where the user names none: `recipe`, `n_local`,
+            `global_scale`, ...
+    """
+
+    views: Mapping[str, Any] = field(default_factory=lambda: {"recipe": "dino"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExporterPlugin(Plugin):
+    """An exporter; `make(request)` gives `exporters.product.Product`s.
+
+    Attributes:
+        what: what its files hold: "bags", "nuclei", or both.
+        options: the settings of [export] that it looks at; others are refused with it.
+    """
+
+    what: tuple[str, ...] = ("bags",)
+    options: tuple[str, ...] = ()
+
+
+P = TypeVar("P", bound=Plugin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,41 +186,77 @@ class Available:
 
 
 @dataclass(frozen=True)
-class Registry:
+class _Place:
+    """Where a plug-in lies: a module of cytofm, an entry point, or a file."""
+
+    where: str
+    module: str = ""
+    entry: EntryPoint | None = None
+    folder: str = ""
+
+    def plugin(self) -> Any:
+        """Import it."""
+        if self.entry is not None:
+            return self.entry.load()
+        module = sys.modules.get(self.module)
+        if module is None or (self.folder and not _lies_in(module, self.folder)):
+            module = _import_from(self.folder, self.module) if self.folder else None
+        return (module or importlib.import_module(self.module)).PLUGIN
+
+
+@dataclass(frozen=True)
+class Registry(Generic[P]):
     """The plug-ins of one kind.
 
     Args:
         kind: what a plug-in is called in messages, e.g. "detector".
-        package: dotted name of the package whose modules are the plug-ins.
+        package: dotted name of the package whose modules are cytofm's own plug-ins.
         group: entry-point group for plug-ins of other distributions.
-        spoken: what users type for a module whose name is no good word or is one of Python's.
+        plugin: the class of what they export.
     """
 
     kind: str
     package: str
     group: str
-    spoken: Mapping[str, str] = field(default_factory=dict)
+    plugin: type[P]
+    _added: dict[str, P] = field(default_factory=dict, init=False, compare=False)
+
+    def add(self, name: str, plugin: P) -> None:
+        """Make a plug-in known in this process, e.g. one that is defined in a notebook.
+
+        It takes the place of one that was added under the same name; processes that are started
+        later do not know it.
+
+        Raises:
+            UsageError: a plug-in of this name is installed.
+        """
+        key = name.replace("-", "_")
+        if key in self._places():
+            raise UsageError(
+                f"a {self.kind} called {name!r} is there already.", hint="choose another name"
+            )
+        self._added[key] = plugin
 
     def names(self) -> list[str]:
         """Return the names of all plug-ins, sorted, without importing them."""
-        try:
-            spec = importlib.util.find_spec(self.package)
-        except ModuleNotFoundError:
-            spec = None
-        if spec is None or spec.submodule_search_locations is None:
-            return []
-        own = {
-            module.name
-            for module in pkgutil.iter_modules(spec.submodule_search_locations)
-            if not module.name.startswith("_")
-        }
-        return sorted(own | set(self._outside()))
+        return sorted({*self._places(), *self._added})
 
-    def load(self, name: str) -> Plugin:
+    def words(self) -> list[str]:
+        """Return the names of all plug-ins as users type them, sorted."""
+        typed = self._typed()
+        return sorted(typed.get(name, name) for name in self.names())
+
+    def own(self) -> list[str]:
+        """Return the names of cytofm's own plug-ins, sorted."""
+        spec = importlib.util.find_spec(self.package)
+        folders = (spec.submodule_search_locations if spec else None) or ()
+        return sorted(_modules_in(folders))
+
+    def load(self, name: str) -> P:
         """Import and return one plug-in.
 
         Raises:
-            UsageError: no plug-in has this name.
+            UsageError: no plug-in has this name, or it cannot be imported.
             MissingPackageError: a package that it needs is not installed.
         """
         plugin = self.find(name)
@@ -101,50 +264,91 @@ class Registry:
         return plugin
 
     def key(self, name: str) -> str:
-        """Return the name of the module for what a user typed."""
-        name = name.replace("-", "_")
-        return {word: module for module, word in self.spoken.items()}.get(name, name)
+        """Return the name of the plug-in for what a user typed."""
+        return self._key(name, self._places())
 
-    def find(self, name: str) -> Plugin:
+    def _key(self, name: str, places: Mapping[str, _Place]) -> str:
+        name = name.replace("-", "_")
+        if name in places or name in self._added:
+            return name
+        return {word: key for key, word in self._typed().items()}.get(name, name)
+
+    def find(self, name: str) -> P:
         """Import and return one plug-in, also if the packages that it needs are not installed.
 
         Raises:
-            UsageError: no plug-in has this name.
+            UsageError: no plug-in has this name, or it cannot be imported.
         """
-        name = self.key(name)
-        if name not in self.names():
-            typed = [self.spoken.get(known, known) for known in self.names()]
-            close = difflib.get_close_matches(name, typed, n=1)
-            known = f"did you mean {close[0]}?" if close else f"known: {', '.join(typed)}"
+        if (added := self._added.get(name.replace("-", "_"))) is not None:
+            return added
+        candidates = self._candidates()
+        places = {known: each[0] for known, each in candidates.items()}
+        name = self._key(name, places)
+        if name not in places:
+            words = self.words()
+            close = difflib.get_close_matches(name, words, n=1)
+            known = f"did you mean {close[0]}?" if close else f"known: {', '.join(words)}"
             raise UsageError(f"no {self.kind} is called {name!r}.", hint=known)
-        outside = self._outside()
-        if name in outside:
-            plugin = outside[name].load()
-        else:
-            module: ModuleType = importlib.import_module(f"{self.package}.{name}")
-            plugin = module.PLUGIN
-        if not isinstance(plugin, Plugin):
-            raise UsageError(f"{self.kind} {name!r} exports no Plugin.")
+        place = places[name]
+        for text in self._left_out(name, candidates[name]):
+            _warn(text)
+        try:
+            plugin = place.plugin()
+        except CytofmError:
+            raise
+        except Exception as error:  # a plug-in of another package may do anything when imported
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UsageError(
+                f"{self.kind} {name!r} cannot be imported ({said}).",
+                hint=f"mend or remove {place.where}",
+            ) from error
+        if not isinstance(plugin, self.plugin):
+            raise UsageError(
+                f"{self.kind} {name!r} exports no {self.plugin.__name__} as PLUGIN.",
+                hint=f"mend or remove {place.where}",
+            )
         return plugin
+
+    def usable(self) -> dict[str, P]:
+        """Import all plug-ins and return those that can be, by name."""
+        plugins = {}
+        for name in self.names():
+            try:
+                plugins[name] = self.find(name)
+            except CytofmError:
+                continue  # `cytofm doctor` says why
+        return plugins
 
     def available(self) -> list[Available]:
         """Describe every plug-in, also those that cannot be used here."""
-        return [self._describe(self.spoken.get(name, name)) for name in self.names()]
+        return [self._describe(name) for name in self.names()]
+
+    def shadowed(self) -> list[str]:
+        """Say which plug-ins are left out because one before them has their name."""
+        return [
+            text
+            for name, candidates in sorted(self._candidates().items())
+            for text in self._left_out(name, candidates)
+        ]
+
+    def _left_out(self, name: str, candidates: Sequence[_Place]) -> list[str]:
+        first, *others = candidates
+        return [
+            f"{self.kind} {name!r} of {place.where} is left out: that of {first.where} goes first"
+            for place in others
+        ]
 
     def _describe(self, name: str) -> Available:
-        summary = ""
+        summary, typed = "", name
         try:
             plugin = self.find(name)
-            summary = plugin.summary
+            summary, typed = plugin.summary, plugin.typed or name
             self._refuse_missing(name, plugin)
         except MissingPackageError as error:
-            return Available(name=name, summary=summary, missing=error.one_line())
-        except Exception as error:
-            # A plug-in of another package may do anything when imported; the others are fine.
-            text = error.one_line() if isinstance(error, CytofmError) else str(error)
-            broken = f"{type(error).__name__}: {' '.join(text.split())}"
-            return Available(name=name, summary=summary, broken=broken)
-        return Available(name=name, summary=summary)
+            return Available(name=typed, summary=summary, missing=error.one_line())
+        except CytofmError as error:
+            return Available(name=typed, summary=summary, broken=error.one_line())
+        return Available(name=typed, summary=summary)
 
     def _refuse_missing(self, name: str, plugin: Plugin) -> None:
         missing = [need for need in plugin.needs if importlib.util.find_spec(need) is None]
@@ -154,16 +358,93 @@ class Registry:
                 f"{self.kind} {name!r} needs {', '.join(missing)}.", hint=f"pip install {extra}"
             )
 
-    def _outside(self) -> dict[str, Any]:
-        return {entry.name: entry for entry in entry_points(group=self.group)}
+    def _typed(self) -> dict[str, str]:
+        return {name: plugin.typed for name, plugin in self.usable().items() if plugin.typed}
+
+    def _places(self) -> dict[str, _Place]:
+        return {name: candidates[0] for name, candidates in self._candidates().items()}
+
+    def _candidates(self) -> dict[str, list[_Place]]:
+        """Find all plug-ins by name, first the one that counts."""
+        places: dict[str, list[_Place]] = {
+            name: [_Place("cytofm", f"{self.package}.{name}")] for name in self.own()
+        }
+        of_distributions = [
+            (entry.name.replace("-", "_"), _Place(_distribution(entry), entry=entry))
+            for entry in _entry_points(self.group, tuple(sys.path))
+        ]
+        # By distribution: the order of the path differs between machines.
+        for name, place in sorted(of_distributions, key=lambda pair: pair[1].where):
+            places.setdefault(name, []).append(place)
+        folder = self.group.rpartition(".")[2]
+        for root in search_path():
+            lies = os.path.join(root, NAMESPACE, folder)
+            for name in sorted(_modules_in([lies])):
+                place = _Place(
+                    os.path.join(lies, name), f"{NAMESPACE}.{folder}.{name}", folder=lies
+                )
+                places.setdefault(name, []).append(place)
+        return places
 
 
-readers = Registry("reader", "cytofm_cli.slides.readers", "cytofm.readers")
-detectors = Registry(
-    "detector", "cytofm_cli.nuclei.detectors", "cytofm.detectors", {"imported": "import"}
-)
-encoders = Registry("encoder", "cytofm_cli.encoders.models", "cytofm.encoders")
-mil_methods = Registry("MIL method", "cytofm_cli.mil.methods", "cytofm.mil_methods")
+def search_path() -> list[str]:
+    """Return the folders of the path in which plug-ins are looked for, each once.
+
+    The working directory is none of them where Python put it there by itself: as "" or, with
+    `python -m`, as the first entry.
+    """
+    here = os.path.realpath(os.curdir)
+    first = os.path.realpath(sys.path[0]) if sys.path else None
+    entries = [entry for entry in sys.path[1 if first == here else 0 :] if entry]
+    return list(dict.fromkeys(entries))
+
+
+@functools.cache  # reading the records of all distributions takes milliseconds each time
+def _entry_points(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
+
+
+@functools.cache  # once a process
+def _warn(text: str) -> None:
+    _log.warning(text)
+
+
+def _modules_in(folders: Sequence[str]) -> set[str]:
+    modules = pkgutil.iter_modules([str(folder) for folder in folders])
+    return {module.name for module in modules if not module.name.startswith("_")}
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return f"distribution {entry.dist.name if entry.dist else '?'} ({entry.value})"
+
+
+def _lies_in(module: Any, folder: str) -> bool:
+    return str(getattr(module, "__file__", "")).startswith(os.path.join(folder, ""))
+
+
+def _import_from(folder: str, name: str) -> Any:
+    """Import a module from this folder, whatever else of its name lies on the path."""
+    spec = importlib.machinery.PathFinder.find_spec(name, [folder])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{folder}: no module {name}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+readers = Registry("reader", "cytofm_cli.slides.readers", "cytofm.readers", ReaderPlugin)
+detectors = Registry("detector", "cytofm_cli.nuclei.detectors", "cytofm.detectors", DetectorPlugin)
+encoders = Registry("encoder", "cytofm_cli.encoders.models", "cytofm.encoders", EncoderPlugin)
+mil_methods = Registry("MIL method", "cytofm_cli.mil.methods", "cytofm.mil_methods", Plugin)
 pretrain_methods = Registry(
-    "pretraining method", "cytofm_cli.pretrain.methods", "cytofm.pretrain_methods"
+    "pretraining method", "cytofm_cli.pretrain.methods", "cytofm.pretrain_methods", PretrainPlugin
 )
+exporters = Registry("exporter", "cytofm_cli.exporters.formats", "cytofm.exporters", ExporterPlugin)
+ALL: Final[tuple[Registry[Any], ...]] = (
+    readers, detectors, encoders, pretrain_methods, mil_methods, exporters,
+)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -16,10 +17,10 @@ from cytofm_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class Example(config.Settings):
     side_px: int = config.option(512, "Side.", low=16, high=4096)
     mpp: float | None = option(None, "Resolution.", low=0.05)
-    how: str = option("all", "How.", choices=("all", "random"))
+    how: Literal["all", "random"] = option("all", "How.")
     keep: bool = option(True, "Keep.")
     file: Path | None = option(None, "File.")
     scales: tuple[float, ...] = option((0.5, 1.0), "Scales.")

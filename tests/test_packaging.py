@@ -2,17 +2,119 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
+import cytofm_cli
+
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("cytofm_cli", "kernels/cytofm_kernels")
+# Where a distribution and what is imported of it are called differently.
+MODULES = {"openslide-python": "openslide", "pillow": "PIL"}
+# Declared, and used without an import statement.
+UNSEEN = {
+    "torchvision": "timm calls its operators; it must be of torch's build",
+    "openslide-bin": "the library that openslide-python loads",
+    "pyvips-binary": "the library that pyvips loads",
+    "google-crc32c": "numcodecs computes checksums with it",
+    "tensorboard": "torch.utils.tensorboard loads it",
+}
+# Imported, and not declared: it comes with torch where torch has GPU kernels, and its absence is
+# a case that `cytofm_kernels.explain` names.
+WITH_TORCH = {"triton"}
 
 
 def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[<>=~!\[ ]", requirement)[0]
+
+
+def extras() -> list[str]:
+    groups = project()["project"]["optional-dependencies"].values()
+    return [requirement for group in groups for requirement in group]
+
+
+def modules_of(requirements: list[str]) -> set[str]:
+    names = {name_of(requirement) for requirement in requirements}
+    return {MODULES.get(name, name) for name in names}
+
+
+def imports_of(package: str) -> Iterator[tuple[str, str, bool]]:
+    """Yield what is imported from elsewhere: (module, place, whether at the file's top level)."""
+    own = {Path(each).name for each in PACKAGES} | set(sys.stdlib_module_names)
+    for path in sorted((ROOT / package).rglob("*.py")):
+        tree = ast.parse(path.read_text(), str(path))
+        for node in ast.walk(tree):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            for name in names:
+                top = name.partition(".")[0]
+                if top not in own:
+                    place = f"{path.relative_to(ROOT)}:{node.lineno}"
+                    yield top, place, node in tree.body
+
+
+def test_imports__are_declared() -> None:
+    declared = modules_of(project()["project"]["dependencies"])
+    extra = modules_of(extras())
+    for package in PACKAGES:
+        for module, place, at_top in imports_of(package):
+            allowed = declared | WITH_TORCH if at_top else declared | WITH_TORCH | extra
+            assert module in allowed, f"{place} imports {module}"
+
+
+def test_dependencies__are_imported() -> None:
+    used = {module for package in PACKAGES for module, _, _ in imports_of(package)}
+    declared = project()["project"]["dependencies"]
+    assert modules_of([*declared, *extras()]) - used == set(UNSEEN)
+
+
+def test_kernels__need_torch_only() -> None:
+    assert {module for module, _, _ in imports_of("kernels/cytofm_kernels")} == {
+        "torch",
+        "triton",
+        "numpy",  # quicker sorts where it is; a try
+    }
+
+
+def test_kernels__a_folder_on_the_path_does_not_hide_the_package_of_that_name(tmp_path) -> None:
+    # An editable install puts the checkout on the path, and with it the folder kernels/.
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("OTHERS = True\n")
+    code = "import kernels; print(kernels.OTHERS)"
+    path = f"{ROOT}:{tmp_path}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, cwd=tmp_path.parent, env={"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.stdout.strip() == "True"
+
+
+def test_version__is_the_same_everywhere() -> None:
+    version = project()["project"]["version"]
+    assert cytofm_cli.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_wheel__has_no_package_beside_the_two() -> None:
+    wheel = project()["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == list(PACKAGES)
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_sdist__holds_what_is_tracked_but_the_settings_of_tools() -> None:
+    included = set(project()["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
+    assert all((ROOT / name).exists() for name in included)
+    assert included >= {"tests", "docs", "examples", "constraints.txt", "LICENSE"}
 
 
 def test_constraints__the_file_for_pip_and_the_list_for_uv_are_equal() -> None:
@@ -25,7 +127,9 @@ def test_constraints__the_file_for_pip_and_the_list_for_uv_are_equal() -> None:
 def test_constraints__every_direct_dependency_is_pinned() -> None:
     pinned = {line.split("==")[0] for line in project()["tool"]["uv"]["constraint-dependencies"]}
     groups = project()["project"]["dependencies"] + project()["dependency-groups"]["dev"]
-    direct = {re.split(r"[<>=~!\[ ]", name)[0] for name in groups}
+    optional = project()["project"]["optional-dependencies"]
+    groups += [name for extra in ("frames", "tensorboard") for name in optional[extra]]
+    direct = {name_of(requirement) for requirement in groups}
     assert direct - pinned == set()
 
 

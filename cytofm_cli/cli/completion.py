@@ -44,11 +44,11 @@ def _encoders(_: Mapping[str, Any]) -> list[str]:
     return [row.name.removesuffix("<name>") for row in catalogue.describe()]
 
 
-def _names(kind: registry.Registry, *more: str) -> Values:
-    return lambda _: [*more, *kind.names()]
+def _names(kind: registry.Registry[Any], *more: str) -> Values:
+    return lambda _: [*more, *kind.words()]
 
 
-def _keys(option: str, kind: registry.Registry, default: str) -> Values:
+def _keys(option: str, kind: registry.Registry[Any], default: str) -> Values:
     """Offer the settings of the plug-in that `option` has named before `--set`."""
 
     def keys(given: Mapping[str, Any]) -> list[str]:
@@ -63,10 +63,10 @@ _VALUES: dict[str, Values] = {
     "encoder": _encoders,
     "pretrain encoder": lambda _: ["sr-vit-tiny", "sr-vit-small", "sr-vit-base", "timm/"],
     "detector": _names(registry.detectors),
-    "detect detector": _names(registry.detectors, "import"),
     "method": _names(registry.mil_methods),
     "benchmark method": _names(registry.mil_methods, "all"),
     "pretrain method": _names(registry.pretrain_methods),
+    "export to": _names(registry.exporters),
     "reader": _names(registry.readers, "auto"),
     "device": lambda _: ["auto", "cpu", "cuda", "cuda:0"],
     "train device": lambda _: ["cpu", "cuda", "cuda:0"],

@@ -7,11 +7,12 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Any
 
 import typer
 
 from cytofm_cli import __version__, registry
+from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError
 
@@ -28,9 +29,7 @@ class _UnfitError(CytofmError):
     exit_code = 1
 
 
-def doctor(
-    *, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False
-) -> None:
+def doctor() -> None:
     """Check this installation and machine: versions, readers, plug-ins, GPU, kernels.
 
     Examples:
@@ -39,21 +38,15 @@ def doctor(
 
       cytofm doctor --json
     """
-    out.json = as_json
     checks = [("cytofm", True, f"{__version__}, Python {sys.version.split()[0]}")]
     checks += [("machine", True, _machine())]
     checks += [_version(name) for name in _PACKAGES]
     checks += [_guard("OpenSlide library", _openslide), _guard("libvips library", _vips)]
     checks += [_guard("torch and torchvision fit", _torchvision), _guard("GPU", _gpu)]
     checks += [_guard("attention kernels", _kernels)]
-    for kind in (
-        registry.readers,
-        registry.detectors,
-        registry.encoders,
-        registry.pretrain_methods,
-        registry.mil_methods,
-    ):
+    for kind in registry.ALL:
         checks += [_plugin(kind, row) for row in kind.available()]
+        checks += [(f"{kind.kind} of a name that is taken", True, t) for t in kind.shadowed()]
     for name, fine, text in checks:
         mark = "ok " if fine else "BAD"
         out.data(f"{mark} {name}: {text}", {"check": name, "ok": fine, "text": text})
@@ -110,11 +103,11 @@ def _kernels() -> str:
     return f"{choice.backend} ({choice.reason})"
 
 
-def _plugin(kind: registry.Registry, row: registry.Available) -> Check:
+def _plugin(kind: registry.Registry[Any], row: registry.Available) -> Check:
     text = f"not available: {row.missing}" if row.missing else row.broken or row.summary
     return f"{kind.kind} {row.name}", not row.broken, text
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("doctor")(doctor)
+    register_command(app, "doctor", doctor)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import are_stores, find_slides, find_stores, store_id
+from cytofm_cli.api.inputs import are_stores, find_slides, find_stores, store_id
 from cytofm_cli.cli.options import CommonOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import UsageError
 from cytofm_cli.evaluate.config import ProbeConfig
+
+if TYPE_CHECKING:
+    from cytofm_cli.evaluate.choice import Choice
+    from cytofm_cli.evaluate.features import Source
 
 
 def probe(
@@ -54,16 +59,11 @@ def probe(
 
     Examples:
 
-      cytofm evaluate probe slides/ --points points.csv -o probe --slide-mpp 0.25
+      cytofm evaluate probe slides --points points.csv -o run --slide-mpp 0.25
 
-      cytofm evaluate probe stores --points points.csv -o probe --encoder run/encoder.safetensors
+      cytofm evaluate probe stores --points p.csv -o out --encoder a.safetensors
     """
-    from cytofm_cli.evaluate import tables
     from cytofm_cli.evaluate.choice import choose
-    from cytofm_cli.evaluate.features import Source
-    from cytofm_cli.evaluate.notes import plan_notes
-    from cytofm_cli.evaluate.plan import make_plan
-    from cytofm_cli.evaluate.run import probe_run
     from cytofm_cli.work.device import check_device
 
     words = inputs or []
@@ -78,22 +78,61 @@ def probe(
         random_weights=random_weights,
         seed=config.seed,
     )
-    if words and manifest is None and are_stores(words):
-        sources = [Source(store_id(path), str(path)) for path in find_stores(words)]
-    else:
-        refs = find_slides(words, manifest)
-        sources = [Source(ref.slide_id, ref.path, ref.mpp) for ref in refs]
+    sources = _sources(words, manifest)
     if run.dry_run:
-        plan = make_plan(config, sources, points, choices, groups=groups)
-        for line in plan_notes(plan):
-            out.warn(line)
-        for task in plan.tasks:
-            out.note(tables.task_line(task.name, task.classes, task.counts))
-        out.note(
-            f"would judge {len(choices)} encoder(s) on {len(plan.points)} {config.unit}s: "
-            f"{', '.join(task.name for task in plan.tasks)}"
-        )
-        return
+        _say_plan(config, sources, points, choices, groups)
+    else:
+        _probe(config, sources, points, choices, groups, folder, overwrite=run.overwrite)
+
+
+def _sources(words: list[str], manifest: Path | None) -> list[Source]:
+    """List the slides or stores that hold what is judged."""
+    from cytofm_cli.evaluate.features import Source
+
+    if words and manifest is None and are_stores(words):
+        return [Source(store_id(path), str(path)) for path in find_stores(words)]
+    return [
+        Source(ref.slide_id, ref.path, ref.mpp)
+        for ref in find_slides(words, manifest, warn=out.warn)
+    ]
+
+
+def _say_plan(
+    config: ProbeConfig,
+    sources: Sequence[Source],
+    points: Path,
+    choices: Sequence[Choice],
+    groups: Path | None,
+) -> None:
+    """Say what would be judged."""
+    from cytofm_cli.evaluate import tables
+    from cytofm_cli.evaluate.notes import plan_notes
+    from cytofm_cli.evaluate.plan import make_plan
+
+    plan = make_plan(config, sources, points, choices, groups=groups)
+    for line in plan_notes(plan):
+        out.warn(line)
+    for task in plan.tasks:
+        out.note(tables.task_line(task.name, task.classes, task.counts))
+    out.note(
+        f"would judge {len(choices)} encoder(s) on {len(plan.points)} {config.unit}s: "
+        f"{', '.join(task.name for task in plan.tasks)}"
+    )
+
+
+def _probe(
+    config: ProbeConfig,
+    sources: Sequence[Source],
+    points: Path,
+    choices: Sequence[Choice],
+    groups: Path | None,
+    folder: Path,
+    *,
+    overwrite: bool,
+) -> None:
+    """Judge the encoders, and say how they did."""
+    from cytofm_cli.evaluate.run import probe_run
+
     with out.progress_bar("evaluate", len(choices), "encoders", "cells") as bar:
         report = probe_run(
             config,
@@ -102,22 +141,26 @@ def probe(
             choices,
             folder,
             groups=groups,
-            overwrite=run.overwrite,
+            overwrite=overwrite,
             progress=bar.part,
             note=out.warn,
         )
     if report.skipped:
         out.note(f"{folder}: done before, skipped")
-    for name, of in report.metrics["tasks"].items():
+    _say_results(report.metrics, folder)
+
+
+def _say_results(metrics: Mapping[str, Any], folder: Path) -> None:
+    from cytofm_cli.evaluate import tables
+
+    for name, of in metrics["tasks"].items():
         out.note(tables.task_line(name, of["classes"], of["counts"]))
-    for line in report.metrics.get("notes", []):  # a RUN of an older version has none
+    for line in metrics.get("notes", []):  # a RUN of an older version has none
         out.warn(line)
-    for label in report.metrics["encoders"]:
-        found = {name: of["encoders"][label] for name, of in report.metrics["tasks"].items()}
-        out.data(
-            tables.one_line(label, report.metrics),
-            {"encoder": label, "run": str(folder), "tasks": found},
-        )
+    for label in metrics["encoders"]:
+        of_tasks = {name: of["encoders"][label] for name, of in metrics["tasks"].items()}
+        record = {"encoder": label, "run": str(folder), "tasks": of_tasks}
+        out.data(tables.one_line(label, metrics), record)
     out.note(f"see {folder / 'table.md'}")
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import find_slides, list_slides
+from cytofm_cli.api.inputs import find_slides, list_slides
+from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
 from cytofm_cli.slides.folders import join_series
@@ -19,8 +20,6 @@ from cytofm_cli.units import human_bytes
 
 def info(
     paths: Annotated[list[str], typer.Argument(help="Slides, stores, or folders of them.")],
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Say what slides and stores hold.
 
@@ -32,7 +31,6 @@ def info(
 
       cytofm info stores --json
     """
-    out.json = as_json
     errors: list[CytofmError] = []
     named = [thing for word in paths for thing in _things(word)]
     slides = join_series([thing for thing in named if isinstance(thing, str)])
@@ -175,4 +173,4 @@ def _tell_slide(path: str) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("info")(info)
+    register_command(app, "info", info)

@@ -9,18 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from cytofm_cli import registry
+from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
+from cytofm_cli.config import kinds_of
 from cytofm_cli.errors import UsageError
 from cytofm_cli.registry import Available, Registry
 
 _COMMAND = {"MIL method": "mil train", "pretraining method": "pretrain"}
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
 def encoders(
     name: Annotated[str | None, typer.Argument(help="Show all that is known of this one.")] = None,
-    *,
-    as_json: Json = False,
 ) -> None:
     """List the encoders that can be loaded, or show one.
 
@@ -34,14 +33,13 @@ def encoders(
     """
     from cytofm_cli.encoders import catalogue
 
-    out.json = as_json
     rows = {row.name: row for row in catalogue.describe()}
     if name is not None:
         _refuse_unknown("encoder", name, list(rows))
         record = dataclasses.asdict(rows[name])
         for key, value in record.items():
-            _pair(key, value, as_json=as_json)
-        if as_json:
+            _pair(key, value)
+        if out.json:
             out.data("", record)
         return
     for row in rows.values():
@@ -56,8 +54,6 @@ def detectors(
     name: Annotated[
         str | None, typer.Argument(help="Show the settings of this detector instead.")
     ] = None,
-    *,
-    as_json: Json = False,
 ) -> None:
     """List the nuclei detectors, or the settings of one, for `detect --set`.
 
@@ -67,15 +63,13 @@ def detectors(
 
       cytofm detectors classical
     """
-    _list_or_show((registry.detectors,), name, as_json=as_json)
+    _list_or_show((registry.detectors,), name)
 
 
 def methods(
     name: Annotated[
         str | None, typer.Argument(help="Show the settings of this method instead.")
     ] = None,
-    *,
-    as_json: Json = False,
 ) -> None:
     """List the methods of `mil train` and `pretrain`, or the settings of one, for --set.
 
@@ -86,11 +80,10 @@ def methods(
       cytofm methods dino
     """
     kinds = (registry.mil_methods, registry.pretrain_methods)
-    _list_or_show(kinds, name, as_json=as_json)
+    _list_or_show(kinds, name)
 
 
-def _list_or_show(kinds: tuple[Registry, ...], name: str | None, *, as_json: bool) -> None:
-    out.json = as_json
+def _list_or_show(kinds: tuple[Registry[Any], ...], name: str | None) -> None:
     if name is not None:
         _show(kinds, name)
         return
@@ -111,7 +104,7 @@ def _mark(row: Available) -> str:
     return f"  (broken: {row.broken})" if row.broken else ""
 
 
-def _show(kinds: tuple[Registry, ...], name: str) -> None:
+def _show(kinds: tuple[Registry[Any], ...], name: str) -> None:
     """Show the settings of one plug-in, also of one whose packages are missing."""
     known = [kind for kind in kinds if kind.key(name) in kind.names()]
     if not known:
@@ -124,17 +117,18 @@ def _show(kinds: tuple[Registry, ...], name: str) -> None:
     if plugin.config is None:
         out.note(f"{name} has no settings.")
         return
+    holds = kinds_of(plugin.config)
     for field in dataclasses.fields(plugin.config):
         text = str(field.metadata.get("help", ""))
-        choices = field.metadata.get("choices")
+        choices = holds[field.name].choices or None
         shown = f"{text} [{'|'.join(choices)}]" if choices else text
         record = {"name": field.name, "default": field.default, "help": text, "choices": choices}
         default = "-" if field.default is None else str(field.default)
         out.data(f"{field.name:<20} {default:<10} {shown}", record)
 
 
-def _pair(key: str, value: Any, *, as_json: bool) -> None:
-    if not as_json:
+def _pair(key: str, value: Any) -> None:
+    if not out.json:
         shown = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
         out.data(f"{key:<16} {'-' if shown in (None, '') else shown}")
 
@@ -150,4 +144,4 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for name, function in (("encoders", encoders), ("detectors", detectors), ("methods", methods)):
         if name not in {command.name for command in app.registered_commands}:
-            app.command(name)(function)
+            register_command(app, name, function)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cytofm_cli.cli.mil_score import score
-from cytofm_cli.cli.options import CommonOptions, parse_settings
+from cytofm_cli.cli.options import (
+    CommonOptions,
+    ConfigOptions,
+    SetWords,
+    TuneWords,
+    parse_settings,
+    parse_tune,
+)
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import SomeSlidesFailedError, UsageError
-from cytofm_cli.mil.config import BenchmarkConfig, MilConfig, MilSettings
+from cytofm_cli.mil.config import BenchmarkConfig, CompareConfig, MilConfig, MilSettings
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.plan import Plan
+    from cytofm_cli.mil.sources import Source
+    from cytofm_cli.stats.compare import Comparison
+
+Head = Mapping[str, str]
+Tune = Mapping[str, Sequence[str]]
 
 
 def train(
@@ -24,17 +37,8 @@ def train(
     ],
     labels: Annotated[Path, typer.Option(help="Table slide_id,label[,group][,split].")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder of the RUN to make.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the head; repeat for more."),
-    ] = None,
-    tune: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE,VALUE",
-            help="Choose a setting of recipe or head within each training part; repeat for more.",
-        ),
-    ] = None,
+    settings: SetWords = None,
+    tune: TuneWords = None,
     *,
     config: MilConfig,
     run: CommonOptions,
@@ -47,23 +51,44 @@ def train(
 
       cytofm mil train --bags stores --labels labels.csv -o floor --method mean
 
-      cytofm mil train --bags stores --labels labels.csv -o tuned --tune lr=1e-4,3e-4
+      cytofm mil train --bags stores --labels y.csv -o tuned --tune lr=1e-4,3e-4
     """
-    from cytofm_cli.mil.cache import bag_file
-    from cytofm_cli.mil.describe import result_line
-    from cytofm_cli.mil.plan import make_plan
-    from cytofm_cli.mil.run import train_run
-
-    head = parse_settings(settings)
-    values = _values_to_try(tune)
+    head, values = parse_settings(settings), parse_tune(tune)
     _check_used(config, labels)
     if run.dry_run:
-        with bag_file(folder) as cache:
-            plan = make_plan(config, bags, labels, head, tune=values, cache=cache)
-        _describe(plan)
-        search = f", after trying {len(plan.candidates)} settings in each" if values else ""
-        out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds{search}")
-        return
+        _say_plan(config, bags, labels, folder, head, values)
+    else:
+        _train(config, bags, labels, folder, head, values, overwrite=run.overwrite)
+
+
+def _say_plan(
+    config: MilConfig, bags: Path, labels: Path, folder: Path, head: Head, tune: Tune
+) -> None:
+    """Say what training would do."""
+    from cytofm_cli.mil.cache import bag_file
+    from cytofm_cli.mil.plan import make_plan
+
+    with bag_file(folder) as cache:
+        plan = make_plan(config, bags, labels, head, tune=tune, cache=cache)
+    _describe(plan)
+    search = f", after trying {len(plan.candidates)} settings in each" if tune else ""
+    out.note(f"would train {len(plan.folds)} folds × {config.seeds} seeds{search}")
+
+
+def _train(
+    config: MilConfig,
+    bags: Path,
+    labels: Path,
+    folder: Path,
+    head: Head,
+    tune: Tune,
+    *,
+    overwrite: bool,
+) -> None:
+    """Train and judge, and say the result."""
+    from cytofm_cli.mil.describe import result_line
+    from cytofm_cli.mil.run import train_run
+
     _say_lost(folder)
     with out.progress_bar(f"train {config.method}", 1, "runs", "models") as bar:
 
@@ -77,8 +102,8 @@ def train(
             labels,
             folder,
             head=head,
-            tune=values,
-            overwrite=run.overwrite,
+            tune=tune,
+            overwrite=overwrite,
             progress=progress,
             passing=lambda done, most, loss: bar.say(f"pass {done}/{most}, loss {loss:.3g}"),
             started=_describe,
@@ -94,9 +119,8 @@ def train(
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Made by `mil train`.")],
     *,
-    replicates: Annotated[int, typer.Option(help="Bootstrap replicates.", min=100)] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a pair.")] = False,
+    config: CompareConfig,
+    run: ConfigOptions,
 ) -> None:
     """Compare runs on the same slides by paired tests, corrected for their number.
 
@@ -108,32 +132,36 @@ def compare(
     """
     from cytofm_cli.mil.answers import read_answers
     from cytofm_cli.mil.describe import positive_line
-    from cytofm_cli.stats.cautions import interval_text
     from cytofm_cli.stats.compare import cautions, compare_runs, share_splits
 
-    out.json = as_json
-    places = [run.resolve() for run in runs]
-    if twice := [run for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:
+    places = [path.resolve() for path in runs]
+    if twice := [path for path, at in zip(runs, places, strict=True) if places.count(at) > 1]:
         raise UsageError(f"{twice[0]}: is named twice.", hint="compare different RUNs")
-    names = [run.name for run in runs]
+    names = [path.name for path in runs]
     unique = len(set(names)) == len(names)
-    answers = [read_answers(run, run.name if unique else str(run)) for run in runs]
-    pairs = compare_runs(answers, replicates=replicates, seed=seed)
+    answers = [read_answers(path, path.name if unique else str(path)) for path in runs]
+    pairs = compare_runs(answers, replicates=config.replicates, seed=config.seed)
     out.note(positive_line(answers[0].classes))
     for line in cautions(answers[0]):
         out.warn(line)
     if not share_splits(answers):
         out.warn("these runs used different folds; train with `--splits` of one for less noise")
     for pair in pairs:
-        gap = pair.bootstrap
-        delong = "" if pair.delong is None else f", DeLong p {pair.delong_p_adjusted:.3g}"
-        interval = interval_text(gap.low, gap.high, "+.3f")
-        out.data(
-            f"{pair.second} - {pair.first}: AUC {pair.auc[1]:.3f} - {pair.auc[0]:.3f} = "
-            f"{gap.value:+.3f} {interval}, p {pair.p_adjusted:.3g}{delong}",
-            pair.record(),
-        )
+        out.data(_pair_line(pair), pair.record())
     out.note(f"p-values are corrected for {len(pairs)} comparison(s) (Holm).")
+
+
+def _pair_line(pair: Comparison) -> str:
+    """Say how two runs differ."""
+    from cytofm_cli.stats.cautions import interval_text
+
+    gap = pair.bootstrap
+    delong = "" if pair.delong is None else f", DeLong p {pair.delong_p_adjusted:.3g}"
+    return (
+        f"{pair.second} - {pair.first}: AUC {pair.auc[1]:.3f} - {pair.auc[0]:.3f} = "
+        f"{gap.value:+.3f} {interval_text(gap.low, gap.high, '+.3f')}, "
+        f"p {pair.p_adjusted:.3g}{delong}"
+    )
 
 
 def benchmark(
@@ -142,13 +170,7 @@ def benchmark(
     ],
     labels: Annotated[Path, typer.Option(help="Table slide_id,label[,group][,split].")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder for runs and tables.")],
-    tune: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE,VALUE",
-            help="Choose a setting of the recipe within each training part; repeat for more.",
-        ),
-    ] = None,
+    tune: TuneWords = None,
     *,
     config: BenchmarkConfig,
     run: CommonOptions,
@@ -157,21 +179,15 @@ def benchmark(
 
     Examples:
 
-      cytofm mil benchmark --bags stores --labels labels.csv -o bench --method all
+      cytofm mil benchmark --bags stores --labels labels.csv -o out --method all
 
-      cytofm mil benchmark --bags stores --encoder handcrafted,uni --labels labels.csv -o bench
+      cytofm mil benchmark --bags stores --bags h5 --labels labels.csv -o out
     """
-    from cytofm_cli.mil.benchmark import RUNS, check_folder, check_tuned, run_name
-    from cytofm_cli.mil.benchmark import benchmark as run_benchmark
+    from cytofm_cli.mil.benchmark import check_folder, check_tuned
     from cytofm_cli.mil.sources import describe_all, make_sources
-    from cytofm_cli.registry import mil_methods
 
-    heads = mil_methods.names() if config.method == ("all",) else config.method
-    for head in heads:
-        mil_methods.load(head)
-    if twice := [head for head in heads if heads.count(head) > 1]:
-        raise UsageError(f"--method {twice[0]} is named twice.")
-    values = _values_to_try(tune)
+    heads = _heads(config)
+    values = parse_tune(tune)
     check_tuned(values)
     _check_used(config, labels)
     sources = make_sources(bags, config.encoder or (), config.unit)
@@ -187,6 +203,39 @@ def benchmark(
             f"{len(heads)} heads"
         )
         return
+    _benchmark(config, sources, heads, labels, folder, values, overwrite=run.overwrite)
+
+
+def _heads(config: BenchmarkConfig) -> Sequence[str]:
+    """Name the heads of a benchmark, each once.
+
+    Raises:
+        UsageError: one is not known, or named twice.
+    """
+    from cytofm_cli.registry import mil_methods
+
+    heads = mil_methods.names() if config.method == ("all",) else config.method
+    for head in heads:
+        mil_methods.load(head)
+    if twice := [head for head in heads if heads.count(head) > 1]:
+        raise UsageError(f"--method {twice[0]} is named twice.")
+    return heads
+
+
+def _benchmark(
+    config: BenchmarkConfig,
+    sources: Sequence[Source],
+    heads: Sequence[str],
+    labels: Path,
+    folder: Path,
+    tune: Tune,
+    *,
+    overwrite: bool,
+) -> None:
+    """Make the runs and the table, and say what came of them."""
+    from cytofm_cli.mil.benchmark import RUNS, run_name
+    from cytofm_cli.mil.benchmark import benchmark as run_benchmark
+
     for place in [folder / RUNS / run_name(s.name, head) for s in sources for head in heads]:
         _say_lost(place)
     with out.progress_bar("benchmark", len(sources) * len(heads), "runs", "models") as bar:
@@ -196,14 +245,14 @@ def benchmark(
             heads,
             labels,
             folder,
-            tune=values,
-            overwrite=run.overwrite,
+            tune=tune,
+            overwrite=overwrite,
             progress=lambda _done, _total, name: bar.finish(name),
         )
     out.note(report.table)
     if report.left_out:
         out.note(
-            f"{len(report.left_out)} older run(s) in {folder / 'runs'} are not in the table: "
+            f"{len(report.left_out)} older run(s) in {folder / RUNS} are not in the table: "
             f"{', '.join(report.left_out)}"
         )
     record = {"benchmark": str(folder), "failures": report.failures, "left_out": report.left_out}
@@ -232,21 +281,6 @@ def _say_lost(run: Path) -> None:
         out.warn(f"{run}: is made again, because files are gone: {named(gone)}")
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _values_to_try(words: list[str] | None) -> dict[str, list[str]]:
-    """Parse the KEY=VALUE,VALUE words of `--tune`."""
-    found = {}
-    for word in words or []:
-        key, _, values = word.partition("=")
-        found[key.strip()] = _words(values)
-        if not key.strip() or not found[key.strip()]:
-            raise UsageError(f"--tune {word}: must be KEY=VALUE,VALUE.")
-    return found
-
-
 def _describe(plan: Plan) -> None:
     """Say what is learnt from what, and what was assumed."""
     from cytofm_cli.mil.describe import bags_text, describe
@@ -266,7 +300,7 @@ def register(app: typer.Typer) -> None:
         rich_markup_mode=None,
     )
     register_command(group, "train", train)
-    group.command("score")(score)
-    group.command("compare")(compare)
+    register_command(group, "score", score)
+    register_command(group, "compare", compare)
     register_command(group, "benchmark", benchmark)
     app.add_typer(group, name="mil")

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cytofm_cli.cli.inputs import take_shard
+from cytofm_cli.api.inputs import take_shard
+from cytofm_cli.cli.options import ConfigOptions, DryRun, Sharded
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import (
     CytofmError,
-    InputError,
     OutputError,
     SomeSlidesFailedError,
     UsageError,
 )
+from cytofm_cli.mil.config import ScoreConfig
 from cytofm_cli.store.schema import STORE_SUFFIX
 
 if TYPE_CHECKING:
-    from cytofm_cli.mil.bag import Bag
-    from cytofm_cli.mil.score import Ensemble, SlideScore
+    from cytofm_cli.api.scoring import Scoring
+    from cytofm_cli.mil.score import SlideScore
     from cytofm_cli.work.signals import StopFlag
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(DryRun, Sharded, ConfigOptions):
+    """Settings of [run] that scoring has: a table of scores is always made anew."""
 
 
 def score(
@@ -36,46 +42,13 @@ def score(
         "scores.csv"
     ),
     *,
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="Whose features they are, for files that do not say.", metavar="NAME"),
-    ] = None,
-    groups: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="TABLE",
-            help="Patients, slide_id,group: models that saw another slide of one are not asked.",
-        ),
-    ] = None,
-    allow_mixed: Annotated[
-        bool,
-        typer.Option(
-            "--allow-mixed", help="Score features of another encoder, tile size or resolution."
-        ),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
-    attention: Annotated[
-        bool | None,
-        typer.Option(
-            "--attention/--no-attention",
-            help="Also write attention of every instance into the stores [default: yes].",
-        ),
-    ] = None,
-    geojson: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Also write maps for QuPath, a file a slide."),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(help="Score the i-th of n parts, i/n from 0/n, into a table of its own."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only data and errors.")] = False,
+    config: ScoreConfig,
+    run: ScoreOptions,
 ) -> None:
     """Score slides with the ensemble of a RUN; needs no labels.
 
     A slide that the RUN was trained on is scored by the models that never saw it; with --groups
-    also a new slide of a patient that the RUN was trained on.
+    also a new slide of a patient that the RUN was trained on. Each --shard has its own table.
 
     Examples:
 
@@ -83,41 +56,55 @@ def score(
 
       cytofm mil score run new-stores -o new.csv --no-attention --geojson maps
     """
-    from cytofm_cli.mil.score import load_run, scores_csv
-    from cytofm_cli.work.files import output_errors, write_text
+    from cytofm_cli.api.scoring import Scoring, encoder_of, find_all
+    from cytofm_cli.mil.score import load_run
 
-    out.json, out.quiet = as_json, quiet
     ensemble = load_run(run_folder)
-    encoder = _encoder_of(ensemble, encoder)
-    paths = _find(stores, encoder or ensemble.origin.encoder)
-    if attention and (files := [path.name for path in paths if path.suffix != STORE_SUFFIX]):
+    encoder = encoder_of(ensemble, config.encoder)
+    paths = find_all(stores, encoder or ensemble.origin.encoder)
+    if config.attention and (files := [p.name for p in paths if p.suffix != STORE_SUFFIX]):
         raise UsageError(
             f"--attention: is written into stores, which {files[0]} is not.",
             hint="leave it out; --geojson FOLDER writes maps",
         )
-    if groups is not None:
-        known = ensemble.known.with_table(groups, [path.stem for path in paths])
+    if config.groups is not None:
+        known = ensemble.known.with_table(config.groups, [path.stem for path in paths])
         ensemble = replace(ensemble, known=known)
-    paths = take_shard(paths, shard, key=lambda path: path.stem)
-    if shard:
-        table = table.with_name(f"{table.stem}.{shard.replace('/', '-of-')}{table.suffix}")
+    paths = take_shard(paths, run.shard, key=lambda path: path.stem)
+    if run.shard:
+        table = table.with_name(f"{table.stem}.{run.shard.replace('/', '-of-')}{table.suffix}")
     if table.is_dir():
         raise OutputError(f"{table}: is a folder.", hint=f"-o {table / 'scores.csv'}")
-    with output_errors(table):
-        table.parent.mkdir(parents=True, exist_ok=True)
-    task = _Task(
+    if run.dry_run:
+        out.note(f"would score {len(paths)} slides into {table}")
+        return
+    task = Scoring(
         run=run_folder.absolute(),
         ensemble=ensemble,
         encoder=encoder,
-        device=device,
-        allow_mixed=allow_mixed,
-        attention=attention is not False,
-        geojson=geojson,
+        device=config.device,
+        allow_mixed=config.allow_mixed,
+        attention=config.attention is not False,
+        geojson=config.geojson,
     )
+    _score_into(table, paths, task)
+
+
+def _score_into(table: Path, paths: Sequence[Path], task: Scoring) -> None:
+    """Score slides, write the table of those that could be, and say what it rests on.
+
+    Raises:
+        CytofmError: some slides failed, or all, or a signal came.
+    """
+    from cytofm_cli.mil.score import scores_csv
+    from cytofm_cli.work.files import output_errors, write_text
+
+    with output_errors(table):
+        table.parent.mkdir(parents=True, exist_ok=True)
     scores, failures, stop = _score_all(paths, task)
     if not scores and (stop or failures):
         raise stop.error() if stop else _all_failed(failures)
-    write_text(table, scores_csv(scores, ensemble.card.classes))
+    write_text(table, scores_csv(scores, task.ensemble.card.classes))
     out.data(str(table), {"scores": str(table), "slides": len(scores)})
     if stop and len(scores) + len(failures) < len(paths):
         raise type(stop.error())(
@@ -133,32 +120,7 @@ def score(
         )
 
 
-@dataclass
-class _Task:
-    """How slides are scored."""
-
-    run: Path
-    ensemble: Ensemble
-    encoder: str | None  # what the user says of files that do not say
-    device: str
-    allow_mixed: bool
-    attention: bool
-    geojson: Path | None
-    unstated: Counter[str] = field(default_factory=Counter)  # what the bags do not tell
-
-
-def _encoder_of(ensemble: Ensemble, said: str | None) -> str | None:
-    """Check what the user says of the features against what the RUN learnt."""
-    said, learnt = (said or "").replace("/", "."), ensemble.origin.encoder
-    if said and learnt and said != learnt:
-        raise UsageError(
-            f"--encoder {said}: the RUN learnt features of {learnt}.",
-            hint="score features of that encoder",
-        )
-    return said or None
-
-
-def _say(task: _Task, scores: Sequence[SlideScore]) -> None:
+def _say(task: Scoring, scores: Sequence[SlideScore]) -> None:
     """Say what the scores rest on that cannot be seen from them."""
     from cytofm_cli.mil.describe import positive_line
     from cytofm_cli.mil.origin import unstated
@@ -189,9 +151,10 @@ def _say(task: _Task, scores: Sequence[SlideScore]) -> None:
 
 
 def _score_all(
-    paths: Sequence[Path], task: _Task
+    paths: Sequence[Path], task: Scoring
 ) -> tuple[list[SlideScore], list[CytofmError], StopFlag]:
     """Score slides until a signal asks to stop; the slide at hand is finished."""
+    from cytofm_cli.api.scoring import score_one
     from cytofm_cli.work.signals import catch_signals
 
     scores: list[SlideScore] = []
@@ -202,7 +165,7 @@ def _score_all(
             if stop:
                 break
             try:
-                scores.append(_score_one(path, task))
+                scores.append(score_one(path, task, warn=out.warn, note=out.note))
             except CytofmError as error:
                 failures.append(error)
                 if len(paths) > 1:  # the only slide's error is raised, and printed, at the end
@@ -210,69 +173,6 @@ def _score_all(
                 hints.add(error.hint)
             bar.finish(path.stem)
     return scores, failures, stop
-
-
-def _find(words: list[str], encoder: str) -> list[Path]:
-    """List the stores or bag files to score, each once.
-
-    Raises:
-        UsageError: two of them are of one slide.
-    """
-    from cytofm_cli.mil.bags import find_bags
-
-    found = {path: None for word in words for path in find_bags(Path(word), encoder or None)}
-    first: dict[str, Path] = {}
-    for path in found:
-        if first.setdefault(path.stem, path) != path:
-            raise UsageError(
-                f"slide {path.stem} comes twice: {first[path.stem]} and {path}.",
-                hint="score them into tables of their own: -o",
-            )
-    return list(found)
-
-
-def _score_one(path: Path, task: _Task) -> SlideScore:
-    """Score a slide; attention that cannot be written is no reason to lose the score."""
-    from cytofm_cli.mil.attention import write_attention
-    from cytofm_cli.mil.bag import notes
-    from cytofm_cli.mil.bags import load_bags
-    from cytofm_cli.mil.origin import unstated
-    from cytofm_cli.mil.score import score_bag
-    from cytofm_cli.store.io import open_store
-
-    is_store, unit = path.suffix == STORE_SUFFIX, task.ensemble.card.unit
-    encoder = task.ensemble.origin.encoder if is_store else None  # chooses; the file itself tells
-    steps = open_store(path).steps if is_store else {}
-    (bag,) = load_bags(path, task.encoder or encoder or None, unit)
-    result = score_bag(task.ensemble, bag, device=task.device, allow_mixed=task.allow_mixed)
-    task.unstated.update(unstated(bag.origin))
-    for line in notes([bag]):
-        out.warn(line)
-    if task.attention and is_store:
-        try:
-            write_attention(path, steps, task.run, task.ensemble.card, bag, result)
-        except CytofmError as error:
-            out.warn(error.one_line())
-    if task.geojson is not None:
-        _write_map(task.geojson, path, unit, bag, result)
-    return result
-
-
-def _write_map(folder: Path, path: Path, unit: str, bag: Bag, result: SlideScore) -> None:
-    from cytofm_cli.exporters.maps import write_geojson
-    from cytofm_cli.nuclei.place import BOUNDS, place_of
-    from cytofm_cli.store import io
-
-    side, origin_px0 = None, (0, 0)
-    if path.suffix == STORE_SUFFIX:
-        store = io.open_store(path)
-        origin_px0 = place_of(store, out.note).frame(BOUNDS)[:2]
-        if unit == "tile":
-            side = float(store.tile.tile_px0)
-    try:
-        write_geojson(folder, bag, result, side, origin_px0=origin_px0)
-    except InputError as error:
-        out.warn(error.one_line())
 
 
 def _all_failed(failures: Sequence[CytofmError]) -> CytofmError:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -20,13 +20,22 @@ import typer
 from cytofm_cli import config as configs
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.panels import panel_of
-from cytofm_cli.config import Layer, option
+from cytofm_cli.config import Layer, Settings, option
 from cytofm_cli.errors import UsageError
+from cytofm_cli.kinds import Kind
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")]
-Settings = Annotated[
+SetWords = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of the plug-in; repeat for more."),
+]
+TuneWords = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tune",
+        metavar="KEY=VALUE,VALUE",
+        help="Choose a setting of recipe or head within each training part; repeat for more.",
+    ),
 ]
 
 
@@ -41,16 +50,24 @@ def parse_settings(words: list[str] | None) -> Layer:
     return settings
 
 
+def parse_tune(words: list[str] | None) -> dict[str, list[str]]:
+    """Parse the KEY=VALUE,VALUE words of `--tune`."""
+    values: dict[str, list[str]] = {}
+    for word in words or []:
+        key, _, listed = word.partition("=")
+        values[key.strip()] = [part.strip() for part in listed.split(",") if part.strip()]
+        if not key.strip() or not values[key.strip()]:
+            raise UsageError(f"--tune {word}: must be KEY=VALUE,VALUE.")
+    return values
+
+
 @dataclass(frozen=True, kw_only=True)
-class CommonOptions:
-    """Settings that every long command has; none of them changes a result."""
+class OutputOptions(Settings):
+    """Settings that every command has; like all of [run], none of them changes a result."""
 
     SECTION: ClassVar[str] = "run"
 
-    config: Path | None = option(None, "TOML file of settings, one table a step.")
-    print_config: bool = option(False, "Print the settings as merged, and stop.")
-    dry_run: bool = option(False, "Say what would be done, and stop.")
-    overwrite: bool = option(False, "Make finished steps anew, also with other settings.")
+    config: Path | None = option(None, "TOML file of settings, one table a step; - is stdin.")
     json: bool = option(False, "One JSON object a line on stdout.")
     quiet: bool = option(False, "Only data and errors.", short="-q")
     verbose: bool = option(False, "Say more.", short="-v")
@@ -58,10 +75,37 @@ class CommonOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(CommonOptions):
-    """Settings of commands that work on many slides."""
+class ConfigOptions(OutputOptions):
+    """Settings of commands that have some of their own."""
+
+    print_config: bool = option(False, "Print the settings as merged, and stop.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun(Settings):
+    """Part of the settings of commands that make something."""
+
+    dry_run: bool = option(False, "Say what would be done, and stop.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharded(Settings):
+    """Part of the settings of commands whose slides may be shared out."""
 
     shard: str | None = option(None, "Do the i-th of n parts, i/n from 0/n: for job arrays.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions(DryRun, ConfigOptions):
+    """Settings of commands that keep what is finished."""
+
+    overwrite: bool = option(False, "Make finished steps anew, also with other settings.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Sharded, CommonOptions):
+    """Settings of commands that work on many slides: all of the table [run]."""
+
     workers: int | None = option(None, "Slides at a time [default: as fits].", low=1)
     threads: int | None = option(None, "Processors to use [default: all allowed].", low=1)
     timeout_s: float = option(
@@ -76,51 +120,69 @@ def register(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
 
 
 def expand(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` with every configuration parameter spread into flags."""
+    """Return `function` with every configuration parameter spread into flags.
+
+    A function that looks at none of [run] gets no such parameter, its command the flags all the
+    same.
+    """
     hints = typing.get_type_hints(function, include_extras=True)
-    sections: dict[str, Any] = {
-        name: kind
-        for name, kind in hints.items()
-        if dataclasses.is_dataclass(kind) and hasattr(kind, "SECTION")
-    }
+    asked = {name: kind for name, kind in hints.items() if _is_settings(kind)}
+    sections: dict[str, type[Settings]] = dict(asked)
+    if not any(issubclass(kind, OutputOptions) for kind in asked.values()):
+        sections["run"] = OutputOptions
     plain = [
         parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(function).parameters.items()
-        if name not in sections
+        if name not in asked
     ]
-    flags = {name: _flags(typing.cast("type", kind)) for name, kind in sections.items()}
+    flags = {name: _flags(kind) for name, kind in sections.items()}
     spread = [*plain, *_once(flags.values())]
 
     @functools.wraps(function)
     def command(**values: Any) -> Any:
         given = {parameter.name: values[parameter.name] for parameter in plain}
-        explicit = {
-            name: Layer(
-                {p.name: v for p in group if (v := _given(values[p.name])) is not None},
-                form="{flag} {value}",
-            )
-            for name, group in flags.items()
-        }
-        merged, notes = _merge(sections, explicit)
-        run = next((c for c in merged.values() if isinstance(c, CommonOptions)), CommonOptions())
+        merged, notes = _merge(sections, _typed(flags, values))
+        run = next(c for c in merged.values() if isinstance(c, OutputOptions))
         _configure_output(run)
         for note in notes:
             out.note(note)
-        if run.print_config:
-            tables = {c.SECTION: c for c in merged.values() if not isinstance(c, CommonOptions)}
+        if isinstance(run, ConfigOptions) and run.print_config:
+            tables = {c.SECTION: c for c in merged.values() if not isinstance(c, OutputOptions)}
             print(configs.to_toml(tables), end="")
             return None
-        return function(**given, **merged)
+        return function(**given, **{name: merged[name] for name in asked})
 
     command.__signature__ = inspect.Signature(spread)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in spread}
-    command.variables = frozenset(  # type: ignore[attr-defined]
-        configs.variable(kind.SECTION, name)
-        for kind in sections.values()
-        for name in (*configs.field_types(kind), *configs.former_names(kind))
-    )
+    command.variables = _variables(sections.values())  # type: ignore[attr-defined]
     del command.__wrapped__  # typer would look through it at the unspread signature
     return command
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+def _typed(
+    flags: Mapping[str, Sequence[inspect.Parameter]], values: Mapping[str, Any]
+) -> dict[str, Layer]:
+    """Return what was typed of the settings of each parameter."""
+    return {
+        name: Layer(
+            {p.name: v for p in group if (v := _given(values[p.name])) is not None},
+            form="{flag} {value}",
+        )
+        for name, group in flags.items()
+    }
+
+
+def _variables(kinds: Iterable[type[Settings]]) -> frozenset[str]:
+    """Name the variables that a command reads."""
+    return frozenset(
+        configs.variable(kind.SECTION, name)
+        for kind in kinds
+        for name in (*configs.kinds_of(kind), *configs.former_names(kind))
+    )
 
 
 def _once(groups: Iterable[list[inspect.Parameter]]) -> list[inspect.Parameter]:
@@ -134,33 +196,29 @@ def _once(groups: Iterable[list[inspect.Parameter]]) -> list[inspect.Parameter]:
     return list(found.values())
 
 
-def _flags(kind: type) -> list[inspect.Parameter]:
-    types, section = configs.field_types(kind), typing.cast("Any", kind).SECTION
+def _flags(settings: type[Settings]) -> list[inspect.Parameter]:
+    kinds = configs.kinds_of(settings)
     return [
         flag
-        for field in dataclasses.fields(typing.cast("Any", kind))
-        for flag in _names_of(section, field, types[field.name])
+        for field in dataclasses.fields(settings)
+        for flag in _names_of(settings.SECTION, field, kinds[field.name])
     ]
 
 
-def _names_of(section: str, field: dataclasses.Field[Any], kind: Any) -> list[inspect.Parameter]:
+def _names_of(section: str, field: dataclasses.Field[Any], kind: Kind) -> list[inspect.Parameter]:
     """Return the flag of a setting, and the hidden one of its former name."""
     former = field.metadata.get("former")
     made = [_flag(section, field, kind, field.name)]
     return [*made, _flag(section, field, kind, former)] if former else made
 
 
-def _flag(section: str, field: dataclasses.Field[Any], kind: Any, name: str) -> inspect.Parameter:
-    target, _ = configs.base_type(kind)
+def _flag(section: str, field: dataclasses.Field[Any], kind: Kind, name: str) -> inspect.Parameter:
     long = "--" + name.replace("_", "-")
     names = [long] if not field.metadata.get("short") else [field.metadata["short"], long]
-    if target is bool and field.default is not False:
+    if kind.base is bool and field.default is not False:
         names[-1] = f"{long}/--no-{long[2:]}"
-    choices = field.metadata.get("choices")
-    metavar = "|".join(choices) if choices else None
-    if typing.get_origin(target) is tuple:
-        metavar = metavar or f"<{typing.get_args(target)[0].__name__},…>"
-        target = list[str]  # repeated, comma-separated, or both
+    metavar = "|".join(kind.choices) or (f"<{kind.base.__name__},…>" if kind.many else None)
+    target: Any = list[str] if kind.many else kind.base  # repeated, comma-separated, or both
     declared = typer.Option(
         *names,
         help=_help(section, field),
@@ -184,7 +242,7 @@ def _given(value: Any) -> Any:
 
 
 def _help(section: str, field: dataclasses.Field[Any]) -> str:
-    text = str(field.metadata.get("help", ""))
+    text = _sentence(str(field.metadata.get("help", "")))
     facts = f"env var: {configs.variable(section, field.name)}"
     default = field.default
     if default is not None and not isinstance(default, bool) and default != dataclasses.MISSING:
@@ -193,16 +251,24 @@ def _help(section: str, field: dataclasses.Field[Any]) -> str:
     return f"{text}  [{facts}]"
 
 
+def _sentence(text: str) -> str:
+    """Make help a sentence; words that are values to type keep their first letter."""
+    first = text.partition(" ")[0]
+    text = text if first.endswith((":", ",")) else first.capitalize()[:1] + text[1:]
+    return text if text.endswith((".", "]")) else f"{text}."
+
+
 def _merge(
-    sections: dict[str, Any], explicit: dict[str, Layer]
-) -> tuple[dict[str, Any], list[str]]:
+    sections: dict[str, type[Settings]], explicit: dict[str, Layer]
+) -> tuple[dict[str, Settings], list[str]]:
     """Merge defaults, file, environment and flags; also say what was given and is not used."""
     shared = configs.from_environment(RunOptions, RunOptions.SECTION)
     given = {key: value for values in explicit.values() for key, value in values.items()}
     file = given.get("config", shared.get("config"))
     tables = configs.read_toml(Path(file)) if file else {}
     configs.check_sections(tables, Path(file or ""))
-    merged, notes = {}, []
+    merged: dict[str, Settings] = {}
+    notes: list[str] = []
     for name, kind in sections.items():
         section = kind.SECTION
         table = tables.get(section, {})
@@ -212,11 +278,12 @@ def _merge(
             _from_file(file, table),
             shared if section == RunOptions.SECTION else configs.from_environment(kind, section),
         ]
-        if issubclass(kind, CommonOptions):
+        if issubclass(kind, OutputOptions):
             configs.resolve(RunOptions, section, *layers)
             # [run] serves all commands; what this one does not have is not for it.
-            layers, unused = _only(configs.field_types(kind), section, layers)
-            notes += unused
+            layers, unused = _only(configs.kinds_of(kind), section, layers)
+            if issubclass(kind, ConfigOptions):  # the others make nothing that it could be about
+                notes += unused
         modern = [_modern(kind, section, layer) for layer in (*layers, explicit[name])]
         _refuse_misplaced(modern[0], section, [kind, *sections.values(), RunOptions])
         merged[name] = configs.resolve(kind, section, *modern)
@@ -251,7 +318,7 @@ def _modern(kind: type, section: str, layer: Layer) -> Layer:
 
 
 def _only(
-    known: dict[str, Any], section: str, layers: list[Layer]
+    known: Collection[str], section: str, layers: list[Layer]
 ) -> tuple[list[Layer], list[str]]:
     """Split layers into the settings that a command has, and a note for each that it has not."""
     kept, notes = [], []
@@ -266,7 +333,7 @@ def _only(
     return kept, notes
 
 
-def _configure_output(run: CommonOptions) -> None:
+def _configure_output(run: OutputOptions) -> None:
     out.json = run.json
     out.quiet = run.quiet
     out.verbose = max(out.verbose, int(run.verbose))

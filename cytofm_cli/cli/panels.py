@@ -50,6 +50,12 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         FILES: "slides",
         RUNNING: "device batch_size threads",
     },
+    "export": {
+        "Files": "to layout",
+        "Bags": "encoder unit",
+        "Nuclei": "detector run origin",
+        FILES: "slides",
+    },
     "mil": {
         "Data": "encoder unit label group classes positive allow_missing allow_mixed",
         "Head and training": "method preset epochs lr weight_decay patience bag_loss vpu seeds "
@@ -58,6 +64,12 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         "Judging": "threshold specificity calibrate bootstrap",
         RUNNING: "device workers",
     },
+    "mil_score": {
+        "Features": "encoder groups allow_mixed",
+        FILES: "attention geojson",
+        RUNNING: "device",
+    },
+    "mil_compare": {"Judging": "replicates seed"},
 }
 
 # The other headings, in the order in which they stand.

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import find_stores
-from cytofm_cli.cli.options import CommonOptions, Settings, parse_settings
+from cytofm_cli.api.inputs import find_stores
+from cytofm_cli.cli.options import CommonOptions, SetWords, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.config import option
-from cytofm_cli.pretrain.config import PretrainConfig
-from cytofm_cli.views.config import RECIPES, ViewsConfig
+from cytofm_cli.errors import UsageError
+from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews
+from cytofm_cli.views.config import ViewsConfig
 
 if TYPE_CHECKING:
     from cytofm_cli.pretrain.plan import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainViews(ViewsConfig):
-    """The settings of the views, but that the method brings its recipe."""
-
-    recipe: str | None = option(  # type: ignore[assignment]
-        None, "set of views [default: the method's]", choices=RECIPES
-    )
-
-
 def pretrain(
     stores: Annotated[list[str], typer.Argument(help="Stores, or folders of stores.")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder of the RUN.")],
-    settings: Settings = None,
+    settings: SetWords = None,
     slides: Annotated[
         Path | None,
         typer.Option(help="Folder where the slides lie now, for stores without pixels."),
@@ -46,22 +38,48 @@ def pretrain(
 
     Examples:
 
-      cytofm pretrain stores -o run --method dino --encoder sr-vit-tiny --steps 20000
+      cytofm pretrain stores -o run --encoder sr-vit-tiny --steps 20000
 
-      torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run --batch 1024
+      torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run
     """
-    from cytofm_cli.pretrain import run as runs
-    from cytofm_cli.pretrain.plan import make_plan
-
-    given = {field.name: getattr(views, field.name) for field in fields(ViewsConfig)}
-    plain = ViewsConfig(**{**given, "recipe": views.recipe or _recipe(config.method)})
+    plain = _with_views_of(config.method, views)
     paths = find_stores(stores)
     chosen = parse_settings(settings)
     if run.dry_run:
-        plan = make_plan(config, plain, paths, chosen, slides=slides)
-        out.data(str(folder), _record(plan))
-        out.note(_one_line(plan))
-        return
+        _say_plan(config, plain, paths, folder, chosen, slides)
+    else:
+        _pretrain(config, plain, paths, folder, chosen, slides, overwrite=run.overwrite)
+
+
+def _say_plan(
+    config: PretrainConfig,
+    views: ViewsConfig,
+    paths: Sequence[Path],
+    folder: Path,
+    chosen: Mapping[str, str],
+    slides: Path | None,
+) -> None:
+    """Say what would be trained."""
+    from cytofm_cli.pretrain.plan import make_plan
+
+    plan = make_plan(config, views, paths, chosen, slides=slides)
+    out.data(str(folder), _record(plan))
+    out.note(_one_line(plan))
+
+
+def _pretrain(
+    config: PretrainConfig,
+    views: ViewsConfig,
+    paths: Sequence[Path],
+    folder: Path,
+    chosen: Mapping[str, str],
+    slides: Path | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Train, and say where the encoder is."""
+    from cytofm_cli.pretrain import run as runs
+
     with out.progress_bar(f"pretrain {config.method}", 1, "runs", "steps") as bar:
 
         def progress(done: int, total: int, loss: float) -> None:
@@ -69,12 +87,12 @@ def pretrain(
 
         report = runs.pretrain(
             config,
-            plain,
+            views,
             paths,
             folder,
             settings=chosen,
             slides=slides,
-            overwrite=run.overwrite,
+            overwrite=overwrite,
             note=out.note,
             progress=progress,
         )
@@ -86,9 +104,21 @@ def pretrain(
     out.data(encoder, report.summary | {"run": str(folder), "encoder_file": encoder})
 
 
-def _recipe(method: str) -> str:
-    """Return the views of a method: those of its name, or for plug-ins of others DINO's."""
-    return method if method in RECIPES else "dino"
+def _with_views_of(method: str, views: PretrainViews) -> ViewsConfig:
+    """Return the settings of the views; what the user leaves open is as the method has it.
+
+    Raises:
+        UsageError: no such method, or it names settings that have another default.
+    """
+    from cytofm_cli.registry import pretrain_methods
+
+    given = {field.name: getattr(views, field.name) for field in fields(ViewsConfig)}
+    own = pretrain_methods.load(method).views
+    for name in own:
+        if name not in given or getattr(PretrainViews, name) is not None:
+            raise UsageError(f"method {method!r} cannot settle [views] {name}.")
+    left_open = {name: value for name, value in own.items() if given[name] is None}
+    return ViewsConfig(**given | {"recipe": views.recipe or "dino"} | left_open)
 
 
 def _record(plan: Plan) -> dict[str, Any]:

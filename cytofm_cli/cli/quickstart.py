@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 import cytofm_cli
+from cytofm_cli.cli.options import OutputOptions
+from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, InputError
 
@@ -30,7 +32,7 @@ def quickstart(
         "cytofm-quickstart"
     ),
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="The numbers as JSON on stdout.")] = False,
+    run: OutputOptions,
 ) -> None:
     """Tile, detect, embed, train, score: the whole pipeline on real Pap fields, in minutes.
 
@@ -42,37 +44,40 @@ def quickstart(
 
       cytofm quickstart -o /tmp/try
     """
-    out.json = as_json
     fields = example_fields()
-    stores, labels = folder / "stores", fields / "labels.csv"
     start = time.monotonic()
     _say(f"31 Pap-smear fields from {fields} (CRIC Cervix, CC BY 4.0)")
     _say("Question: does a field hold a cell that is LSIL or worse? Grouped cross-validation.")
-    _run(
-        "tile",
-        fields,
-        "-o",
-        stores,
-        "--slide-mpp",
-        0.25,
-        "--tile-px",
-        256,
-        "--preview",
-        folder / "preview",
-    )
-    _run("detect", stores)
-    for unit in _UNITS:
-        _run("embed", stores, "--unit", unit)
-    runs = {f"{head}, {unit} bags": (head, unit) for unit in _UNITS for head in _HEADS}
-    for head, unit in runs.values():
-        _run(
-            *("mil", "train", "--bags", stores, "--labels", labels),
-            *("--method", head, "--unit", unit, "-o", folder / f"run-{head}-{unit}"),
-        )
-    _run("mil", "score", folder / "run-abmil-cell", stores, "-o", folder / "scores.csv")
-    metrics = {name: _metrics(folder / f"run-{head}-{unit}") for name, (head, unit) in runs.items()}
+    runs = _run_all(fields, folder, _passed_on(run))
+    metrics = {name: _metrics(path) for name, path in runs.items()}
     out.data(_table(metrics), {"metrics": metrics, "folder": str(folder)})
     _say(_where(folder, time.monotonic() - start))
+
+
+def _run_all(fields: Path, folder: Path, flags: list[str]) -> dict[str, Path]:
+    """Run the commands; return the RUNs by what they are called in the table."""
+    stores, labels = folder / "stores", fields / "labels.csv"
+    resolution = ("--slide-mpp", 0.25, "--tile-px", 256)
+    _run("tile", fields, "-o", stores, *resolution, "--preview", folder / "preview", *flags)
+    _run("detect", stores, *flags)
+    for unit in _UNITS:
+        _run("embed", stores, "--unit", unit, *flags)
+    runs = {}
+    for unit in _UNITS:
+        for head in _HEADS:
+            path = runs[f"{head}, {unit} bags"] = folder / f"run-{head}-{unit}"
+            _run(
+                *("mil", "train", "--bags", stores, "--labels", labels),
+                *("--method", head, "--unit", unit, "-o", path, *flags),
+            )
+    _run("mil", "score", folder / "run-abmil-cell", stores, "-o", folder / "scores.csv", *flags)
+    return runs
+
+
+def _passed_on(run: OutputOptions) -> list[str]:
+    """Return the flags by which the steps print as much as this command does."""
+    flags = {"--quiet": run.quiet, "--verbose": run.verbose, "--no-progress": run.no_progress}
+    return [flag for flag, wanted in flags.items() if wanted]
 
 
 def example_fields() -> Path:
@@ -150,4 +155,4 @@ def _say(text: str) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("quickstart")(quickstart)
+    register_command(app, "quickstart", quickstart)

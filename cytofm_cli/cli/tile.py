@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cytofm_cli.cli.inputs import check_reader, find_slides, take_shard
 from cytofm_cli.cli.options import Out, RunOptions
 from cytofm_cli.cli.options import register as register_command
-from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
-from cytofm_cli.errors import UsageError
+from cytofm_cli.cli.per_slide import show
 from cytofm_cli.tiles.config import TileConfig
-from cytofm_cli.work.batch import Reporter, Status, Task
 
 
 def tile(
@@ -39,37 +37,14 @@ def tile(
 
       cytofm tile fields/*.jpg -o stores --slide-mpp 0.25 --tile-px 256
 
-      cytofm tile slides/ -o stores --select random --max-tiles 100 --preview pictures
+      cytofm tile slides/ -o stores --select random --max-tiles 100
     """
-    from cytofm_cli.tiles.config import TileJob
+    from cytofm_cli.api.tile import tile as run_tile
 
-    if config.max_tiles is not None and config.select == "all":
-        raise UsageError("--max-tiles needs a way to choose.", hint="add --select random.")
-    check_reader(config.reader)
-    refs = take_shard(find_slides(inputs or [], manifest), run.shard, key=lambda ref: ref.slide_id)
-    workers, threads = crew_size(run, len(refs))
-    jobs = [
-        TileJob(
-            slide_id=ref.slide_id,
-            path=ref.path,
-            mpp=ref.mpp,
-            stores=out_folder,
-            config=config,
-            overwrite=run.overwrite,
-            dry_run=run.dry_run,
-            preview=preview,
-            threads=threads,
-        )
-        for ref in refs
-    ]
-    run_slides("tile", tasks_with(jobs), work, run, out_folder, workers=workers)
-
-
-def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
-    """Tile one slide in a child process."""
-    from cytofm_cli.tiles.run import tile_slide
-
-    return tile_slide(task.payload, report.progress, report.note)
+    step = functools.partial(
+        run_tile, inputs, out_folder, config, manifest=manifest, preview=preview
+    )
+    show("tile", run, step)
 
 
 def register(app: typer.Typer) -> None:

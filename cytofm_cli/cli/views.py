@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.cli.inputs import find_stores, store_id, take_shard
+from cytofm_cli.api.inputs import find_stores, store_id, take_shard
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.cli.per_slide import crew_size, run_slides, tasks_with
+from cytofm_cli.cli.per_slide import crew_size, run_slides
 from cytofm_cli.errors import UsageError
 from cytofm_cli.store.io import is_store
 from cytofm_cli.store.schema import STORE_SUFFIX
@@ -63,39 +63,44 @@ def views(
 
       cytofm views stores -o views --preview 4
 
-      cytofm views stores -o views --recipe dinov2 --preset paper --max-tiles 100
+      cytofm views stores -o out --recipe dinov2 --preset paper --max-tiles 100
     """
-    from cytofm_cli.views.recipes import ncp_of, recipe_of
-    from cytofm_cli.views.run import ViewsJob
+    from cytofm_cli.views.recipes import recipe_of
 
     dump = not preview if dump is None else dump
     if not dump and not preview:
         raise UsageError("nothing to make.", hint="--preview 4 draws a contact sheet.")
-    recipe_of(config), ncp_of(config)  # refuse impossible settings before any slide
+    recipe_of(config)  # refuse impossible settings before any slide
     paths = take_shard(find_stores(stores), run.shard, key=store_id)
     _refuse_stores(folder)
+    source: dict[str, Any] = {"detector": detector, "seed": seed, "slides": slides}
     if dump:
-        workers, threads = crew_size(run, len(paths))
-        jobs = [
-            ViewsJob(
-                slide_id=path.name.removesuffix(STORE_SUFFIX),
-                path=str(path),
-                folder=folder,
-                config=config,
-                detector=detector,
-                seed=seed,
-                max_tiles=max_tiles,
-                slides=slides,
-                overwrite=run.overwrite,
-                dry_run=run.dry_run,
-                threads=threads,
-            )
-            for path in paths
-        ]
-        run_slides("views", tasks_with(jobs), work, run, folder, workers=workers)
+        _dump(paths, folder, config, run, max_tiles=max_tiles, **source)
     # After the dump: its children are forked, and a process with torch's threads must not fork.
     if preview and not run.dry_run:
-        _preview(paths, preview, folder, config, run, detector=detector, seed=seed, slides=slides)
+        _preview(paths, preview, folder, config, run, **source)
+
+
+def _dump(
+    paths: list[Path], folder: Path, config: ViewsConfig, run: RunOptions, **how: Any
+) -> None:
+    from cytofm_cli.views.run import ViewsJob
+
+    workers, threads = crew_size(run, len(paths))
+    jobs = [
+        ViewsJob(
+            slide_id=store_id(path),
+            path=str(path),
+            folder=folder,
+            config=config,
+            overwrite=run.overwrite,
+            dry_run=run.dry_run,
+            threads=threads,
+            **how,
+        )
+        for path in paths
+    ]
+    run_slides("views", jobs, work, run, folder, workers=workers)
 
 
 def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""What an encoder is, what it is asked for, and how one is opened.
+"""What an encoder is, and what the plug-in of one is asked for.
 
-    encoder = load_encoder("timm/vit_small_patch16_224", weights=Path("vits.safetensors"))
+    encoder = load_encoder("timm/vit_small_patch16_224", weights=Path("vits.safetensors"))  # load
     batch = encoder.prepare(pixels_BHWC)   # decode threads: resize, to the model's input
     values_BD = encoder.encode(batch)      # one thread: the device
 
@@ -9,6 +9,7 @@ Letters: B images, H W pixels, C colours (RGB), D features.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, runtime_checkable
@@ -16,7 +17,7 @@ from typing import Any, Final, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli import registry
+from cytofm_cli.errors import UsageError
 from cytofm_cli.store import schema
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -131,70 +132,54 @@ class EncoderRequest:
     weights_key: str | None = None
 
 
-def load_encoder(
-    name_or_file: str,
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    download: bool = False,
-    seed: int = 0,
-    random_weights: bool = False,
-    pooling: Pooling | None = None,
-    input_px: int | None = None,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    weights_key: str | None = None,
-) -> Encoder:
-    """Open an encoder by name, or from a file that `cytofm pretrain` wrote.
+@dataclass(frozen=True, kw_only=True)
+class TrunkRequest:
+    """What a plug-in's `trunk` is given: the network that a pretraining run trains.
 
-    Random weights must be asked for: with neither a file, nor `download`, nor
-    `random_weights`, a network is an error. They also show in the name (`…-random0`), so that
-    their vectors can never pass for real ones in a store. What `weights.pth.toml` beside a file
-    states (see `sidecar`) goes before what the catalogue or the file says.
-
-    Args:
-        name_or_file: `handcrafted`, `sr-vit-tiny`, `timm/<name>`, a name of the catalogue, or a
-            weight file that names its own architecture.
-        weights: local file with the weights.
-        device: `auto` takes the GPU if there is one.
-        download: fetch published weights (`timm/<name>` only).
-        seed: of random weights.
-        random_weights: take random weights, as a floor or for a test.
-        pooling: how tokens become one vector, instead of the encoder's own way.
-        input_px: side of the square that the model is to see; None: what the catalogue or the
-            file says, else what the weights' absolute positions are laid out for.
-        mean: that the weights were trained with, RGB in [0, 1], instead of what is known.
-        std: likewise.
-        weights_key: a part of the prefix of the network to take, where the file holds several.
-
-    Raises:
-        UsageError: no such encoder, or an impossible combination.
-        WeightsError: the file is missing, unsafe, or does not fit.
+    Attributes:
+        name: the name that the encoder goes by.
+        model: see `EncoderRequest`.
+        builder: keyword arguments for the network's constructor that are known beforehand.
+        patch_px: side of a patch; views are whole numbers of it.
+        img_px: side of a global view, which absolute positions are laid out for.
+        h: keys that each query keeps, where a network can; None: all.
+        irpe: relative positions, where a network can.
     """
-    from cytofm_cli.encoders.catalogue import resolve
-    from cytofm_cli.encoders.sidecar import sidecar
 
-    request = resolve(name_or_file, weights=weights)
-    plugin = registry.encoders.load(request.plugin)
-    stated = {"input_px": input_px, "mean": mean, "std": std}
-    beside = {} if request.weights is None else sidecar(request.weights)
-    encoder: Encoder = plugin.make(
-        EncoderRequest(
-            name=request.name,
-            model=request.model,
-            weights=request.weights,
-            device=device,
-            download=download,
-            random_weights=random_weights,
-            seed=seed,
-            pooling=pooling,
-            builder=dict(request.builder),
-            expects={**request.expects, **beside},
-            stated={key: value for key, value in stated.items() if value is not None},
-            weights_key=weights_key,
-        )
+    name: str
+    model: str
+    builder: Mapping[str, Any]
+    patch_px: int
+    img_px: int
+    h: int | None
+    irpe: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """How a trunk is built.
+
+    Attributes:
+        arch: the name that `load_encoder` knows the architecture by.
+        builder: its keyword arguments, plain JSON values.
+        is_vit: it is a timm `VisionTransformer`, with patches. Else it has timm's `num_features`,
+            `forward_features` and `forward_head(x, pre_logits=True)`, and no patches.
+        network: draws one with random weights, given the largest rate of dropped residual
+            branches; one that cannot drop them raises TypeError for a rate above 0.
+    """
+
+    arch: str
+    builder: dict[str, Any]
+    is_vit: bool
+    network: Callable[[float], Any]
+
+
+def other_patches(name: str, own_px: int, patch_px: int) -> UsageError:
+    """Return the error of an encoder whose patches are not those of the views."""
+    return UsageError(
+        f"{name} has patches of {own_px} px, the views of {patch_px} px.",
+        hint=f"--patch-px {own_px}",
     )
-    return encoder
 
 
 def store_key(spec: EncoderSpec) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
+class EmbedConfig(Settings):
     """How tiles or cells become embeddings."""
 
     SECTION: ClassVar[str] = "embed"
@@ -28,10 +28,8 @@ class EmbedConfig:
         False, "Fetch published weights of timm/<name>; needs the network.", affects_result=False
     )
     random_weights: bool = option(False, "Random weights: a floor to compare with, not a model.")
-    pooling: str | None = option(
-        None,
-        "How tokens become one vector [default: the encoder's own].",
-        choices=("cls", "cls+mean", "mean", "pool"),
+    pooling: Literal["cls", "cls+mean", "mean", "pool"] | None = option(
+        None, "How tokens become one vector [default: the encoder's own]."
     )
     input_px: int | None = option(
         None,
@@ -50,7 +48,7 @@ class EmbedConfig:
         "Which network of a checkpoint that holds several, e.g. student [default: the teacher or "
         "running mean].",
     )
-    unit: str = option("tile", "A row a tile, or a row a nucleus (cell).", choices=("tile", "cell"))
+    unit: Literal["tile", "cell"] = option("tile", "A row a tile, or a row a nucleus (cell).")
     detector: str | None = option(
         None, "Whose nuclei, with --unit cell [default: the only ones there are]."
     )
@@ -61,7 +59,7 @@ class EmbedConfig:
         low=4.0,
         high=512.0,
     )
-    dtype: str = option("float32", "Type of the stored values.", choices=("float32", "float16"))
+    dtype: Literal["float32", "float16"] = option("float32", "Type of the stored values.")
     seed: int = option(0, "Seed of --random-weights.", low=0)
     device: str = option(
         "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU.", affects_result=False
@@ -77,15 +75,19 @@ class EmbedConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.encoder == "auto":  # what is recorded has to say what made the values
             chosen = "cytofm-tiny" if self.unit == "cell" else "handcrafted"
             object.__setattr__(self, "encoder", chosen)
+
+    def check(self) -> None:
+        """Refuse colours that cannot be."""
         for name, lowest in (("mean", 0.0), ("std", 1e-6)):
             values = getattr(self, name)
             if values is not None and not (
                 len(values) == 3 and all(lowest <= value <= 1 for value in values)
             ):
                 raise UsageError(
-                    f"--{name} {','.join(map(str, values))}: three numbers from {lowest:g} to 1.",
+                    f"{self.said(name)}: three numbers from {lowest:g} to 1.",
                     hint=f"--{name} 0.485,0.456,0.406; values of 0..255 are divided by 255",
                 )

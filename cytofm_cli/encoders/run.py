@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.config import as_record, differences
-from cytofm_cli.encoders.base import CELL_UM, Encoder, EncoderSpec, load_encoder, store_key
+from cytofm_cli.encoders.base import CELL_UM, Encoder, EncoderSpec, store_key
 from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.dtype import refuse_overflow, to_dtype
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import (
     ConfigMismatchError,
@@ -131,7 +132,7 @@ class Embedder:
                     download=config.download,
                     seed=config.seed,
                     random_weights=config.random_weights,
-                    pooling=config.pooling,  # type: ignore[arg-type]  # checked by its choices
+                    pooling=config.pooling,
                     input_px=config.input_px,
                     mean=config.mean,
                     std=config.std,

@@ -1,18 +1,20 @@
 """SR-ViT: timm's VisionTransformer with top-h attention and relative positions.
 
-Cyto-SSL: every block keeps only the h best keys of each query (`top_h`) and knows relative
-positions (`irpe`). Four arms: {dense, top-h} × {relative positions off, on}. The parameters
-are timm's, plus zero-initialised tables, so weights of a plain ViT (timm, DINO, iBOT) load into
-it, and with h ≥ N it starts out equal to that ViT.
+Cyto-SSL: every block keeps only the h best keys of each query and knows relative positions,
+iRPE (Wu et al., ICCV 2021); `cytofm_kernels` computes both. Four arms: {dense, top-h} ×
+{relative positions off, on}. The parameters are timm's, plus zero-initialised tables, so weights
+of a plain ViT (timm, DINO, iBOT) load into it, and with h ≥ N it starts out equal to that ViT.
 
-Letters: B images, C H W an image, N tokens, H heads, D channels (a head's, in attention).
+Letters: B images, C H W an image, N tokens, H heads, D channels (a head's, in attention),
+R buckets.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, cast
 
 import torch
 from timm.layers.attention import Attention
@@ -21,16 +23,49 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from cytofm_cli.encoders import top_h
-from cytofm_cli.encoders.irpe import IrpeConfig, RelativeTable, TokenGrid, buckets
 from cytofm_cli.errors import UsageError
-from cytofm_kernels import RelPos, top_h_attention
+from cytofm_kernels import (
+    RelPos,
+    Ties,
+    product_buckets,
+    product_n_buckets,
+    top_h_attention,
+    top_h_attention_reference,
+)
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, blocks, heads
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
 }
+
+# The relative positions that there are, in the words of the paper, as weight files record them:
+# a vector a bucket, of queries, keys and values, shared by all heads.
+_IRPE: Final[dict[str, Any]] = {
+    "method": "product",
+    "mode": "contextual",
+    "on": "qkv",
+    "ratio": None,
+    "share_heads": True,
+}
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Where the tokens of an image lie.
+
+    Attributes:
+        hw: rows and columns of the patch grid.
+        n_prefix: tokens before the patches (class token, registers).
+    """
+
+    hw: tuple[int, int]
+    n_prefix: int
+
+    @property
+    def n_tokens(self) -> int:
+        """N."""
+        return self.n_prefix + self.hw[0] * self.hw[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +80,7 @@ class SrVitConfig:
         registers: register tokens; absolute positions then leave out the prefix, like DINOv2's.
         h: keys that each query keeps; None: all (dense).
         exact_h: of equal scores at the threshold keep the first instead of all (eq. 5).
-        irpe: relative positions; None: off.
+        irpe: relative positions.
         layer_scale: initial value of LayerScale; None: without.
         drop_path: largest rate of dropped residual branches.
     """
@@ -56,7 +91,7 @@ class SrVitConfig:
     registers: int = 0
     h: int | None = 16
     exact_h: bool = False
-    irpe: IrpeConfig | None = field(default_factory=IrpeConfig)
+    irpe: bool = True
     layer_scale: float | None = None
     drop_path: float = 0.0
 
@@ -69,17 +104,45 @@ class SrVitConfig:
     @staticmethod
     def from_record(record: dict[str, Any]) -> SrVitConfig:
         """Rebuild from what `to_record` gave; unknown keys are refused."""
-        irpe = record.get("irpe")
+        if "irpe" in record:
+            record = record | {"irpe": _reads_irpe(record["irpe"])}
         try:
-            if isinstance(irpe, dict):
-                record = record | {"irpe": IrpeConfig(**irpe)}
             return SrVitConfig(**record)
         except TypeError as error:
             raise UsageError(f"SR-ViT's configuration: {error}.") from error
 
     def to_record(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"irpe": dict(_IRPE) if self.irpe else None}
+
+
+def _reads_irpe(stated: object) -> bool:
+    """Tell whether a record asks for relative positions.
+
+    Raises:
+        UsageError: for others than there are.
+    """
+    if stated is None:
+        return False
+    if not isinstance(stated, dict) or _IRPE | stated not in (_IRPE, _IRPE | {"ratio": 1.9}):
+        raise UsageError(f"SR-ViT has no relative positions {stated}.", hint=f"{_IRPE}, or none")
+    return True
+
+
+class RelativeTable(nn.Module):
+    """A vector for every bucket, zero at first, under the name of the paper's code.
+
+    Args:
+        head_dim: D.
+        n_prefix: prefix tokens; they share one more bucket.
+        transposed: (1, D, R), met by q or k, instead of (1, R, D), added to v.
+    """
+
+    def __init__(self, head_dim: int, n_prefix: int, *, transposed: bool) -> None:
+        super().__init__()
+        rows = product_n_buckets(n_prefix)
+        shape = (1, head_dim, rows) if transposed else (1, rows, head_dim)
+        self.lookup_table_weight = nn.Parameter(torch.zeros(shape))
 
 
 class TopHAttention(Attention):  # type: ignore[misc]
@@ -93,20 +156,14 @@ class TopHAttention(Attention):  # type: ignore[misc]
         if self.attn_drop.p > 0:
             raise UsageError("top-h attention has no dropout of attention weights.")
         self.h: int | None = None
-        self.ties: top_h.Ties = "all"
-        self.irpe: IrpeConfig | None = None
+        self.ties: Ties = "all"
+        self.irpe = False
 
     def equip(self, config: SrVitConfig, n_prefix: int) -> None:
         """Set h and add the tables of `config`."""
         self.h, self.ties, self.irpe = config.h, "first" if config.exact_h else "all", config.irpe
-        for letter in config.irpe.on if config.irpe else "":
-            table = RelativeTable(
-                cast("IrpeConfig", config.irpe),
-                self.num_heads,
-                self.head_dim,
-                n_prefix,
-                transposed=letter != "v",
-            )
+        for letter in _IRPE["on"] if config.irpe else "":
+            table = RelativeTable(self.head_dim, n_prefix, transposed=letter != "v")
             self.add_module(f"rpe_{letter}", table)
 
     def forward(
@@ -123,65 +180,52 @@ class TopHAttention(Attention):  # type: ignore[misc]
             raise UsageError("top-h attention is not causal.")
         q_BHND, k_BHND, v_BHND = self._project(x_BND)
         n = q_BHND.shape[-2]
-        terms = self._terms(attn_mask, n, x_BND.device)
+        rel = self._positions(attn_mask, n, x_BND.device)
         h = n if self.h is None else min(self.h, n)
-        if h == n and terms is None:
+        if h == n and rel is None:
             o_BHND = functional.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
-        elif terms is not None and terms.bias is not None:  # the kernels know vectors only
-            o_BHND = top_h.attend(q_BHND, k_BHND, v_BHND, h, terms, ties=self.ties)
         else:
-            o_BHND = top_h_attention(
-                q_BHND, k_BHND, v_BHND, h, rel=_for_kernels(terms), ties=self.ties
-            )
+            o_BHND = top_h_attention(q_BHND, k_BHND, v_BHND, h, rel=rel, ties=self.ties)
         o_BND = self.norm(o_BHND.transpose(1, 2).flatten(2))
         out: Tensor = self.proj_drop(self.proj(o_BND))
         return out
 
     def attention_map(self, x_BND: Tensor, grid: TokenGrid) -> Tensor:
         """Return the attention weights, (B, H, N, N), float32."""
-        q_BHND, k_BHND, _ = self._project(x_BND)
+        q_BHND, k_BHND, v_BHND = self._project(x_BND)
         n = q_BHND.shape[-2]
         h = n if self.h is None else min(self.h, n)
-        terms = self._terms(grid, n, x_BND.device)
-        return top_h.attention_map(q_BHND, k_BHND, h, terms, ties=self.ties)
+        rel = self._positions(grid, n, x_BND.device)
+        shown = top_h_attention_reference(q_BHND, k_BHND, v_BHND, h, rel=rel, ties=self.ties)
+        return shown.attn_BHNN
 
     def _project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, self.head_dim))
         q_BHND, k_BHND, v_BHND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q_BHND), self.k_norm(k_BHND), v_BHND
 
-    def _terms(
-        self, grid: TokenGrid | None, n: int, device: torch.device
-    ) -> top_h.RelativeTerms | None:
-        if self.irpe is None:
+    def _positions(self, grid: TokenGrid | None, n: int, device: torch.device) -> RelPos | None:
+        if not self.irpe:
             return None
         if grid is None or grid.n_tokens != n:
             raise UsageError(f"relative positions of {n} tokens need their grid, got {grid}.")
-        bucket_NN = buckets(self.irpe, grid, device)
         tables = {
-            letter: cast("RelativeTable", getattr(self, f"rpe_{letter}")).table(grid)
-            for letter in self.irpe.on
+            f"table_{letter}": cast("Tensor", getattr(self, f"rpe_{letter}").lookup_table_weight)
+            for letter in _IRPE["on"]
         }
-        if self.irpe.mode == "bias":
-            bias = torch.stack(tuple(tables.values())).sum(0)
-            return top_h.RelativeTerms(bucket_NN=bucket_NN, bias=bias)
-        return top_h.RelativeTerms(
-            bucket_NN=bucket_NN,
-            table_q=tables.get("q"),
-            table_k=tables.get("k"),
-            table_v=tables.get("v"),
-        )
+        return RelPos(bucket=_buckets(*grid.hw, grid.n_prefix, device), **tables)
 
 
-def _for_kernels(terms: top_h.RelativeTerms | None) -> RelPos | None:
-    if terms is None:
-        return None
-    return RelPos(
-        bucket=terms.bucket_NN,
-        table_q=terms.table_q,
-        table_k=terms.table_k,
-        table_v=terms.table_v,
-    )
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _buckets(height: int, width: int, n_prefix: int, device: torch.device) -> Tensor:
+    """Return the bucket of every pair of tokens, (N, N), made once. Do not write to it."""
+    return _tabulated(height, width, n_prefix, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _tabulated(height: int, width: int, n_prefix: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):  # the table outlives the call and may meet autograd
+        return product_buckets((height, width), n_prefix, device=device)
 
 
 class SrVit(VisionTransformer):  # type: ignore[misc]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cytofm_cli.encoders import catalogue
-from cytofm_cli.encoders.base import Encoder, load_encoder
+from cytofm_cli.encoders.base import Encoder
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.runs import provenance
@@ -40,7 +41,9 @@ class Choice:
     @property
     def has_weights(self) -> bool:
         """Whether it can be loaded (else only stored embeddings will do)."""
-        return self.random or self.weights_sha256 is not None or not _needs_weights(self.word)
+        return (
+            self.random or self.weights_sha256 is not None or not catalogue.needs_weights(self.word)
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what changes its vectors; a file counts by content, not by path."""
@@ -68,7 +71,7 @@ class Choice:
             device=device,
             seed=seed,
             random_weights=self.random,
-            pooling=pooling if _needs_weights(self.word) else None,  # type: ignore[arg-type]
+            pooling=pooling if catalogue.needs_weights(self.word) else None,  # type: ignore[arg-type]
         )
 
 
@@ -126,7 +129,7 @@ def _trace(word: str) -> Choice:
 
 
 def _with_file(one: Choice, file: Path) -> Choice:
-    if not _needs_weights(one.word):
+    if not catalogue.needs_weights(one.word):
         raise UsageError(f"encoder {one.word!r} takes no weights.")
     if one.weights_sha256 is not None:
         raise UsageError(f"{one.word} is a weight file, and {file} another one.")
@@ -155,8 +158,3 @@ def _tell_apart(found: list[Choice]) -> list[Choice]:
     if twice:
         raise UsageError(f"encoder {twice[0]!r} is named twice.")
     return made
-
-
-def _needs_weights(word: str) -> bool:
-    rows = {row.name: row for row in catalogue.describe()}
-    return word not in rows or rows[word].needs_weights

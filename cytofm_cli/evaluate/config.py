@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
+from cytofm_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
+class ProbeConfig(Settings):
     """How frozen features are judged on labelled cells or tiles."""
 
     SECTION: ClassVar[str] = "evaluate"
 
-    unit: str = option("cell", "A crop around each point, or the tiles.", choices=("cell", "tile"))
+    unit: Literal["cell", "tile"] = option("cell", "A crop around each point, or the tiles.")
     crop_um: float | None = option(
         None,
         "Side of the crop around a point, µm, with --unit cell [default: what the encoder was "
@@ -23,11 +24,10 @@ class ProbeConfig:
         low=2.0,
         high=512.0,
     )
-    tile_label: str = option(
+    tile_label: Literal["worst", "any"] = option(
         "worst",
         "Label of a tile with --unit tile: its worst point's (Bethesda order or numbers), or "
         "any: one of --positive wins.",
-        choices=("worst", "any"),
     )
     task: tuple[str, ...] | None = option(
         None,
@@ -37,7 +37,7 @@ class ProbeConfig:
     positive: tuple[str, ...] | None = option(
         None, "Labels that are positive, against all others, comma-separated: one more task."
     )
-    k: tuple[int, ...] = option((10, 20, 100, 200), "Neighbours of the k-NN probes.")
+    k: tuple[int, ...] = option((10, 20, 100, 200), "Neighbours of the k-NN probes.", low=1)
     temperature: float = option(0.07, "Temperature of the k-NN votes.", low=1e-3)
     balanced: bool = option(
         True, "Classes weigh alike in k-NN and linear probe, whatever their frequency."
@@ -51,7 +51,9 @@ class ProbeConfig:
         "that was pretrained on those [default: all].",
     )
     inner_folds: int = option(3, "Folds that choose the linear probe's penalty.", low=2)
-    shots: tuple[int, ...] = option((1, 2, 4, 8, 16), "Examples a class of the few-shot probes.")
+    shots: tuple[int, ...] = option(
+        (1, 2, 4, 8, 16), "Examples a class of the few-shot probes.", low=1
+    )
     draws: int = option(20, "Random choices of those examples.", low=2)
     replicates: int = option(1000, "Bootstrap replicates, over slides.", low=100)
     seed: int = option(0, "Seed of folds, draws, bootstrap and --random-weights.", low=0)
@@ -62,10 +64,8 @@ class ProbeConfig:
         high=5.0,
         former="mpp",
     )
-    pooling: str | None = option(
-        None,
-        "How tokens become one vector [default: the encoder's own].",
-        choices=("cls", "cls+mean", "mean", "pool"),
+    pooling: Literal["cls", "cls+mean", "mean", "pool"] | None = option(
+        None, "How tokens become one vector [default: the encoder's own]."
     )
     slides: Path | None = option(
         None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
@@ -82,3 +82,11 @@ class ProbeConfig:
         low=1,
         affects_result=False,
     )
+
+    def check(self) -> None:
+        """Refuse tiles that are positive by any of no labels."""
+        if self.unit == "tile" and self.tile_label == "any" and not self.positive:
+            raise UsageError(
+                f"{self.said('tile_label')} needs labels that are positive.",
+                hint="--positive LABEL,LABEL",
+            )

@@ -1,61 +1,45 @@
-"""Write the nuclei of a store for other tools: GeoJSON for QuPath, CSV with morphometrics.
+"""What exporters of nuclei share: the nuclei of a store with morphometrics, attention and scores.
 
-Both hold class, confidence, area, morphometrics, and the attention and scores of the cells where
-a RUN has scored them (`cytofm mil score`). The morphometrics are measured once for both.
+Attention and scores of the cells go along where a RUN has scored them (`cytofm mil score`). The
+morphometrics are measured once for all exporters of a store.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import StoreError
+from cytofm_cli.exporters.base import ExportRequest, Note, Report
 from cytofm_cli.exporters.maps import named_columns
-from cytofm_cli.exporters.product import Product
-from cytofm_cli.nuclei import geojson
 from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.nuclei.features import CELL_RADIUS_UM, Morphometrics, measure
-from cytofm_cli.nuclei.place import BOUNDS, Note, SlidePlace, place_of
 from cytofm_cli.nuclei.stitch import with_halo
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
+from cytofm_cli.store.records import StepRecord
 from cytofm_cli.tiles.field import Field, open_field
-from cytofm_cli.work.files import replacing
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Morphometrics))
-Report = Callable[[int, int], None]
 Columns = dict[str, NDArray[np.floating[Any]]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What of a store is exported, and how.
+@dataclass(frozen=True, eq=False)
+class Nuclei:
+    """What is written of a slide.
 
     Attributes:
-        detector: whose nuclei; None takes the only ones there are.
-        run: RUN whose attention goes with them; None takes the only one there is, if any.
-        origin: "bounds": coordinates of the GeoJSON are counted from the corner of the scanned
-            part, as in QuPath; "slide": from that of level 0.
-        slides: folder where the slides lie now, for stores without pixels.
+        detector: whose they are.
+        table: the nuclei, m rows, level-0 pixels.
+        shapes: one float32 (m,) column a measurement.
+        scores: likewise attention and scores, by the name that QuPath shows.
     """
-
-    detector: str | None = None
-    run: str | None = None
-    origin: str = BOUNDS
-    slides: Path | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Nuclei:
-    """What is written of a slide."""
 
     detector: str
     table: NucleusTable
@@ -63,46 +47,39 @@ class _Nuclei:
     scores: Columns
 
 
-def products(
-    store: Store,
-    folder: Path,
-    kinds: Sequence[str],
-    wanted: Wanted,
-    note: Note,
-    report: Report | None = None,
-) -> list[Product]:
-    """Return the files of nuclei of a store, and how to make them.
+@dataclass(frozen=True)
+class NucleiSource:
+    """The nuclei of a store, before they are read.
 
-    Args:
-        store: with nuclei.
-        folder: of the export.
-        kinds: "geojson", "csv".
-        wanted: what goes in.
-        note: told what is assumed.
-        report: told how many tiles of how many are measured.
+    Attributes:
+        settings: what else would have made other files.
+        steps: provenance records of what they are made from.
+        read: reads and measures them, once however often it is called.
+    """
+
+    settings: Mapping[str, Any]
+    steps: Sequence[StepRecord]
+    read: Callable[[], Nuclei]
+
+
+def source_of(request: ExportRequest) -> NucleiSource:
+    """Find the nuclei that are wanted, and the RUN whose scores go along; reads nothing yet.
 
     Raises:
         StoreError: no such nuclei or scores, or several and none named.
     """
-    detector = store.which_detector(wanted.detector)
+    return request.once("nuclei", lambda: _find(request))
+
+
+def _find(request: ExportRequest) -> NucleiSource:
+    store = request.store
+    detector = store.which_detector(request.config.detector)
     steps = [store.steps[schema.TILE_STEP], store.steps[schema.nuclei_step(detector)]]
-    run = _run_of(store, wanted.run, note)
+    run = _run_of(store, request.config.run, request.note)
     if run is not None:
         steps.append(store.steps[schema.attention_step(run, "cell")])
-    # Nothing is read or measured until a file has to be written, and then once for all of them.
-    read = functools.cache(lambda: _read(store, detector, run, wanted, note, report))
-    settings = {"detector": detector, "run": run}
-    made = []
-    for kind in kinds:
-        path = folder / f"{store.slide_id}.{kind}"
-        if kind == "geojson":
-            place = place_of(store, note, slides=wanted.slides)
-            write = functools.partial(_write_geojson, path, read, place, wanted.origin, note)
-            made.append(Product([path], {**settings, "origin": wanted.origin}, steps, write))
-        else:
-            write_csv = functools.partial(_write_csv, path, read, store.slide_id)
-            made.append(Product([path], settings, steps, write_csv))
-    return made
+    read = functools.cache(lambda: _read(request, detector, run))
+    return NucleiSource({"detector": detector, "run": run}, steps, read)
 
 
 def measure_all(
@@ -185,63 +162,15 @@ def _run_of(store: Store, run: str | None, note: Note) -> str | None:
     return run
 
 
-def _read(
-    store: Store,
-    detector: str,
-    run: str | None,
-    wanted: Wanted,
-    note: Note,
-    report: Report | None,
-) -> _Nuclei:
+def _read(request: ExportRequest, detector: str, run: str | None) -> Nuclei:
+    store = request.store
     table = store.nuclei(detector)
     scores: Columns = {}
     try:
         scores = scores_of(store, table, run) if run is not None else {}
     except StoreError as error:
-        if wanted.run is not None:
+        if request.config.run is not None:
             raise
-        note(f"warning: {error.one_line()} They are left out.")
-    with open_field(store, slides=wanted.slides) as field:
-        return _Nuclei(detector, table, {**measure_all(table, field, report)}, scores)
-
-
-def _write_geojson(
-    path: Path, read: Callable[[], _Nuclei], place: SlidePlace, origin: str, note: Note
-) -> None:
-    nuclei = read()
-    corner = place.frame(origin)[:2]
-    if place.bounds_px0 is not None:
-        other = f"--origin {'slide' if origin == BOUNDS else BOUNDS}"
-        whose = "the scanned part, as in QuPath" if origin == BOUNDS else "level 0"
-        note(f"{path.name}: coordinates begin at the corner of {whose} {corner}; {other} otherwise")
-    about = {"slide_id": place.slide_id, "detector": nuclei.detector, "origin_px0": list(corner)}
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as handle:
-        geojson.write(
-            handle,
-            nuclei.table,
-            {**nuclei.shapes, **nuclei.scores},
-            origin_px0=corner,
-            name=f"{place.slide_id}/{nuclei.detector}",
-            about=about,
-        )
-
-
-def _write_csv(path: Path, read: Callable[[], _Nuclei], slide_id: str) -> None:
-    nuclei = read()
-    table = nuclei.table
-    numbers = (table.probability, table.area_um2, *nuclei.shapes.values())
-    head = ("x_px0", "y_px0", "class", "probability", "area_um2")
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["slide_id", *head, *nuclei.shapes, *nuclei.scores])
-        for row in range(len(table)):
-            x, y = table.xy_px0[row]
-            writer.writerow(
-                [slide_id, f"{x:.2f}", f"{y:.2f}", table.classes[table.class_id[row]]]
-                + [_number(column[row], ".4f") for column in numbers]
-                + [_number(column[row], ".6g") for column in nuclei.scores.values()]
-            )
-
-
-def _number(value: float, form: str) -> str:
-    return "" if np.isnan(value) else format(value, form)
+        request.note(f"warning: {error.one_line()} They are left out.")
+    with open_field(store, slides=request.config.slides) as field:
+        return Nuclei(detector, table, {**measure_all(table, field, request.report)}, scores)

@@ -50,9 +50,9 @@ def make(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
         ConfigMismatchError: a file of that name was made with other settings.
         OutputError: the folder cannot be written.
     """
-    source = digest({"steps": [step.to_json() for step in product.steps]})
-    if not overwrite and all(_is_current(f, folder, product, source) for f in product.files):
+    if status_of(product, folder, overwrite=overwrite) == "skipped":
         return "skipped"
+    source = _source_of(product)
     product.write()
     for file in product.files:
         record = {
@@ -62,6 +62,23 @@ def make(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
         }
         write_json(_record_of(file, folder), record)
     return "written"
+
+
+def status_of(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
+    """Say what `make` would do.
+
+    Raises:
+        ConfigMismatchError: a file of that name was made with other settings.
+    """
+    source = _source_of(product)
+    current = not overwrite and all(
+        _is_current(file, folder, product, source) for file in product.files
+    )
+    return "skipped" if current else "written"
+
+
+def _source_of(product: Product) -> str:
+    return digest({"steps": [step.to_json() for step in product.steps]})
 
 
 def _record_of(file: Path, folder: Path) -> Path:

@@ -11,13 +11,13 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option, resolve
+from cytofm_cli.config import Settings, option, resolve
 from cytofm_cli.errors import UsageError
 from cytofm_cli.mil.vpu import VpuNet
 from cytofm_cli.registry import mil_methods
@@ -58,16 +58,14 @@ class MilOutput:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings):
     """How a head is trained; a bag at a time.
 
     The defaults are the `cytofm` preset, tuned for small cohorts of small, sparse bags; each
     head's `OFFICIAL` holds what its authors published.
     """
 
-    optimizer: str = option(
-        "adamw", "optimiser", choices=("adam", "adamw", "lookahead_radam", "sgd")
-    )
+    optimizer: Literal["adam", "adamw", "lookahead_radam", "sgd"] = option("adamw", "optimiser")
     lr: float = option(1e-4, "learning rate", low=0)
     betas: tuple[float, ...] = option((0.9, 0.999), "moment decay of Adam")
     weight_decay: float = option(0.1, "weight decay (coupled L2 for adam and sgd)", low=0)
@@ -75,7 +73,7 @@ class Recipe:
     epochs: int = option(60, "most passes over the training bags", low=1)
     min_epochs: int = option(5, "stop no earlier than after this many passes", low=0)
     patience: int = option(10, "passes without improvement before stopping; 0 never stops", low=0)
-    schedule: str = option("constant", "learning rate", choices=("constant", "cosine", "step"))
+    schedule: Literal["constant", "cosine", "step"] = option("constant", "learning rate")
     warmup_epochs: int = option(0, "passes of linear warm-up", low=0)
     hold_epochs: int = option(0, "passes at the full rate before a cosine begins to fall", low=0)
     lr_end: float = option(0.0, "learning rate at the end of a cosine", low=0)
@@ -83,15 +81,13 @@ class Recipe:
     step_factor: float = option(0.2, "factor of that drop", low=0)
     accumulate: int = option(1, "bags whose gradients make one step", low=1)
     clip_norm: float = option(0.0, "largest gradient norm of each part; 0: no limit", low=0)
-    select: str = option(
-        "loss",
-        "which epoch is kept, judged on validation",
-        choices=("loss", "auc", "accuracy", "auc_accuracy", "last"),
+    select: Literal["loss", "auc", "accuracy", "auc_accuracy", "last"] = option(
+        "loss", "which epoch is kept, judged on validation"
     )
     select_from: float = option(0.0, "only epochs from this share of all on count", low=0, high=1)
-    ties: str = option("last", "which of equally good epochs is kept", choices=("first", "last"))
-    balance: str = option(
-        "weights", "what evens out class sizes", choices=("none", "weights", "sampling")
+    ties: Literal["first", "last"] = option("last", "which of equally good epochs is kept")
+    balance: Literal["none", "weights", "sampling"] = option(
+        "weights", "what evens out class sizes"
     )
     shuffle: bool = option(True, "new order of bags each pass")
     shuffle_instances: bool = option(False, "new order of instances each time")
@@ -104,10 +100,8 @@ class Recipe:
         low=0,
     )
     label_smoothing: float = option(0.0, "label smoothing of the bag loss", low=0, high=1)
-    bag_loss: str = option(
-        "cross_entropy",
-        "bag loss; ordinal: squared earth mover",
-        choices=("cross_entropy", "ordinal"),
+    bag_loss: Literal["cross_entropy", "ordinal"] = option(
+        "cross_entropy", "bag loss; ordinal: squared earth mover"
     )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cytofm_cli.mil.artefacts import ModelCard, save_model
 from cytofm_cli.mil.optim import warm_up
 from cytofm_cli.mil.plan import Plan
+from cytofm_cli.mil.run_folder import CELLS, MODELS
 from cytofm_cli.mil.summary import CellResult
 from cytofm_cli.mil.train import Fitted, Labelled, Passing, fit, predict_logits
 from cytofm_cli.mil.tune import InnerAnswer, choose, inner_split, with_candidate
@@ -131,7 +132,7 @@ def run_cell(
         plan = with_candidate(
             plan, plan.candidates[fold_choice(plan, staging, cell.fold)["chosen"]]
         )
-    config, cohort, fold = plan.config, plan.cohort, plan.folds[cell.fold]
+    config, fold = plan.config, plan.folds[cell.fold]
     test = fold.test()
     validation = np.zeros(0, dtype=np.int64)
     if cell.turn == RETRAINED:
@@ -146,19 +147,7 @@ def run_cell(
     seeds = (config.seed, cell.fold, cell.turn + 1)
     fitted = _fit(plan, train, validation, seeds, stop, passing)
     seed = RETRAINED if cell.turn == RETRAINED else config.seed + cell.turn
-    card = ModelCard(
-        method=config.method,
-        head=plan.head,
-        n_features=int(cohort.bags[0].features_ND.shape[1]),
-        classes=cohort.classes,
-        encoder=plan.origin.encoder,
-        unit=config.unit,
-        standardise=plan.recipe.standardise,
-        fold=cell.fold,
-        seed=seed,
-        vpu=plan.recipe.vpu,
-    )
-    save_model(_model(staging, cell), fitted.model, card)
+    save_model(_model(staging, cell), fitted.model, _card(plan, cell, seed))
     logits = [_logits(plan, fitted.model, index) for index in (validation, test)]
     record = {
         "fold": cell.fold,
@@ -172,6 +161,21 @@ def run_cell(
     }
     _write(staging, cell, record)
     return fitted.history[-1]["loss"]
+
+
+def _card(plan: Plan, cell: Cell, seed: int) -> ModelCard:
+    return ModelCard(
+        method=plan.config.method,
+        head=plan.head,
+        n_features=int(plan.cohort.bags[0].features_ND.shape[1]),
+        classes=plan.cohort.classes,
+        encoder=plan.origin.encoder,
+        unit=plan.config.unit,
+        standardise=plan.recipe.standardise,
+        fold=cell.fold,
+        seed=seed,
+        vpu=plan.recipe.vpu,
+    )
 
 
 def fold_choice(plan: Plan, staging: Path, fold: int) -> dict[str, Any]:
@@ -241,11 +245,11 @@ def read_cell(staging: Path, cell: Cell) -> CellResult:
 
 
 def _file(staging: Path, cell: Cell) -> Path:
-    return staging / "cells" / f"{cell.name}.json"
+    return staging / CELLS / f"{cell.name}.json"
 
 
 def _model(staging: Path, cell: Cell) -> Path:
-    return staging / "models" / f"{cell.name}.safetensors"
+    return staging / MODELS / f"{cell.name}.safetensors"
 
 
 def _is_done(staging: Path, cell: Cell) -> bool:

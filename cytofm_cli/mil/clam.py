@@ -9,21 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
 from cytofm_cli.mil.layers import AttentionScores, Projection
+from cytofm_cli.registry import Sample
 
 SMOOTH_GAP = math.log(1000.0)  # beyond it the hard maximum equals the smooth one, and is safer
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClamConfig:
+class ClamConfig(Settings):
     """Settings of CLAM."""
 
     hidden: int = option(512, "width of the projection", low=1)
@@ -33,10 +35,8 @@ class ClamConfig:
     overlap: bool = option(
         False, "in bags under 2k let an instance count as both ends, as the official code does"
     )
-    instance_loss: str = option(
-        "svm",
-        "loss of the instance classifiers: smooth top-1 SVM or cross-entropy",
-        choices=("svm", "ce"),
+    instance_loss: Literal["svm", "ce"] = option(
+        "svm", "loss of the instance classifiers: smooth top-1 SVM or cross-entropy"
     )
     subtyping: bool = option(False, "the other classes' top instances count as negatives too")
     bag_weight: float = option(
@@ -193,3 +193,14 @@ def smooth_svm(logits_SC: Tensor, target_S: Tensor) -> Tensor:
     best_S2 = logits_SC.detach().topk(2, dim=1).values
     far_S = best_S2[:, 0] - best_S2[:, 1] >= SMOOTH_GAP
     return torch.where(far_S, margin_SC.amax(1), margin_SC.logsumexp(1)).mean()
+
+
+def samples(_folder: Path) -> list[Sample]:
+    """Return how the conformance suite runs both kinds of CLAM."""
+    idle = ("instance.0", "instance.2")  # only the classifier of the bag's own class is asked
+    asked = {"instance_loss": "svm", "subtyping": True}
+    return [
+        Sample(traits={"idle": idle}),
+        Sample(settings=asked),
+        Sample(settings=asked | {"instance_loss": "ce"}),
+    ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class MilSettings:
+class MilSettings(Settings):
     """How runs learn and are judged, whatever head and bags they have.
 
     Settings of training that are None come from the preset; see `cytofm_cli.mil.base.Recipe`.
@@ -22,10 +22,8 @@ class MilSettings:
 
     # One or several: the subclasses say. They are declared here for their place in the help.
     method: Any = None
-    preset: str = option(
-        "cytofm",
-        "cytofm: ours, for small cohorts; official: as the head's authors published",
-        choices=("cytofm", "official"),
+    preset: Literal["cytofm", "official"] = option(
+        "cytofm", "cytofm: ours, for small cohorts; official: as the head's authors published"
     )
     encoder: Any = None
     unit: Any = None
@@ -45,16 +43,14 @@ class MilSettings:
         "go on with bags of several encoders, tile sizes or resolutions",
         affects_result=False,  # without it such bags are refused; the RUN records what is mixed
     )
-    protocol: str = option(
-        "auto",
-        "auto: the `split` column if there is one, else cv; holdout: one test part",
-        choices=("auto", "cv", "holdout", "column"),
+    protocol: Literal["auto", "cv", "holdout", "column"] = option(
+        "auto", "auto: the `split` column if there is one, else cv; holdout: one test part"
     )
     folds: int = option(5, "outer folds of cross-validation", low=2)
     inner_folds: int = option(5, "validation sets that take turns over the seeds", low=2)
     repeats: int = option(1, "times that the folds are drawn anew", low=1)
     test_fraction: float = option(0.3, "test share of a holdout", low=0.05, high=0.95)
-    splits: Path | None = option(None, "splits.csv of another run, to be used again")
+    splits: Path | None = option(None, "the splits.csv of another run, to be used again")
     seeds: int = option(3, "models a fold; their probabilities are averaged", low=1)
     seed: int = option(0, "first seed; of the splits too", low=0)
     retrain: bool = option(False, "also train one model a fold on training + validation")
@@ -62,16 +58,14 @@ class MilSettings:
     lr: float | None = option(None, "learning rate", low=0)
     weight_decay: float | None = option(None, "weight decay", low=0)
     patience: int | None = option(None, "passes without improvement before stopping", low=0)
-    bag_loss: str | None = option(
-        None, "bag loss; ordinal needs ordered classes", choices=("cross_entropy", "ordinal")
+    bag_loss: Literal["cross_entropy", "ordinal"] | None = option(
+        None, "bag loss; ordinal needs ordered classes"
     )
     vpu: int | None = option(
         None, "train LESS's VPU features of this width in each fold first (384, 768)", low=0
     )
-    threshold: str = option(
-        "youden",
-        "how the threshold of two classes is fixed on validation; half: 0.5",
-        choices=("half", "youden", "specificity"),
+    threshold: Literal["half", "youden", "specificity"] = option(
+        "youden", "how the threshold of two classes is fixed on validation; half: 0.5"
     )
     specificity: float = option(0.9, "specificity at which sensitivity is reported", low=0, high=1)
     calibrate: bool = option(True, "scale probabilities by a temperature fitted on validation")
@@ -93,7 +87,7 @@ class MilConfig(MilSettings):
 
     method: str = option("abmil", "MIL head (`cytofm methods` lists them)")
     encoder: str | None = option(None, "whose embeddings; not needed if a store holds one kind")
-    unit: str = option("tile", "what an instance is", choices=("tile", "cell"))
+    unit: Literal["tile", "cell"] = option("tile", "what an instance is")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +100,38 @@ class BenchmarkConfig(MilSettings):
     encoder: tuple[str, ...] | None = option(
         None, "encoders, comma-separated or repeated: rows; not needed if a store holds one kind"
     )
-    unit: tuple[str, ...] = option(("tile",), "tile, cell or tile,cell: rows")
+    unit: tuple[Literal["tile", "cell"], ...] = option(
+        ("tile",), "what an instance is, comma-separated or repeated: rows"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Settings):
+    """How slides are scored with a RUN."""
+
+    SECTION: ClassVar[str] = "mil_score"
+
+    encoder: str | None = option(None, "whose features they are, for files that do not say")
+    groups: Path | None = option(
+        None,
+        "table slide_id,group of the patients: models that saw another slide of one are not asked",
+    )
+    allow_mixed: bool = option(False, "score features of another encoder, tile size or resolution")
+    device: str = option("cpu", "cpu, cuda or cuda:N")
+    attention: bool | None = option(
+        None, "also write attention of every instance into the stores [default: yes]"
+    )
+    geojson: Path | None = option(None, "also write maps for QuPath into this folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Settings):
+    """How runs are compared."""
+
+    SECTION: ClassVar[str] = "mil_compare"
+
+    replicates: int = option(2000, "bootstrap replicates", low=100)
+    seed: int = option(0, "seed of the bootstrap", low=0)
 
 
 def check_used(config: MilSettings, *, has_splits: bool) -> None:
@@ -119,7 +144,7 @@ def check_used(config: MilSettings, *, has_splits: bool) -> None:
     Raises:
         UsageError: there is one; names it and what makes it idle.
     """
-    protocol = config.protocol
+    protocol: str = config.protocol
     if config.splits is not None:
         if protocol != "auto":
             raise UsageError(

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import MilHead, MilOutput
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolConfig:
+class PoolConfig(Settings):
     """Settings of the pooling heads."""
 
     hidden: int = option(0, "width of a hidden layer before pooling; 0: none, a linear head", low=0)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
+from cytofm_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectConfig:
+class DetectConfig(Settings):
     """Which nuclei detector runs, and on what."""
 
     SECTION: ClassVar[str] = "detect"
@@ -26,3 +27,22 @@ class DetectConfig:
     slides: Path | None = option(
         None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
     )
+
+    def check(self) -> None:
+        """Refuse a file of nuclei without the detector that reads it, and that one without."""
+        if self.detector not in ("import", "imported"):
+            if self.nuclei is not None:
+                raise UsageError(
+                    f"{self.said('nuclei')} is for the detector import, not for {self.detector!r}.",
+                    hint="add --detector import",
+                )
+        elif self.nuclei is not None and self.weights is not None:
+            raise UsageError(
+                f"{self.said('nuclei')} and {self.said('weights')}: import reads one of them.",
+                hint="--nuclei",
+            )
+        elif self.nuclei is None and self.weights is None:
+            raise UsageError(
+                "detector 'import' needs a file or folder with nuclei.",
+                hint="--nuclei nuclei.geojson, or a folder with a file for each slide",
+            )

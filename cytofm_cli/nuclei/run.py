@@ -164,7 +164,8 @@ def settings_of(job: DetectJob) -> dict[str, Any]:
         UsageError: no such detector, or settings that it does not take.
         MissingPackageError: what the detector needs is not installed.
     """
-    own = as_record(_own_config(job), results_only=True)
+    config = _own_config(job)
+    own = {} if config is None else as_record(config, results_only=True)
     for path in ("weights", "nuclei"):
         own.pop(path, None)
     version = registry.detectors.load(job.detector).version
@@ -174,8 +175,7 @@ def settings_of(job: DetectJob) -> dict[str, Any]:
 
 def _own_config(job: DetectJob) -> Any:
     plugin = registry.detectors.load(job.detector)
-    assert plugin.config is not None
-    known = field_types(plugin.config)
+    known = {} if plugin.config is None else field_types(plugin.config)
     given: dict[str, Any] = {
         key: value
         for key, value in (
@@ -192,19 +192,22 @@ def _own_config(job: DetectJob) -> Any:
         )
     if "path" in known and job.config.weights is not None:
         given["path"] = job.config.weights
+    if plugin.config is None:
+        if job.own:
+            raise UsageError(f"--set: detector {job.config.detector!r} has no settings.")
+        return None
     return resolve(plugin.config, job.detector, given, job.own)
 
 
 def _make(job: DetectJob) -> NucleusDetector | NucleusSource:
     """Make the detector; what is wrong with its weights or device is so for every slide."""
     try:
-        made: NucleusDetector | NucleusSource = registry.detectors.load(job.detector).make(
-            _own_config(job)
-        )
+        make, config = registry.detectors.load(job.detector).make, _own_config(job)
+        detector: NucleusDetector | NucleusSource = make() if config is None else make(config)
     except CytofmError as error:
         error.of_all_slides = job.nuclei is None
         raise
-    return made
+    return detector
 
 
 def _from_file(source: NucleusSource, job: DetectJob, store: io.Store, note: Note) -> NucleusTable:

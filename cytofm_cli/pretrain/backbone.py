@@ -12,23 +12,20 @@ Letters: B images, C H W an image, N patches (in blocks: all tokens), D features
 from __future__ import annotations
 
 import contextlib
-import difflib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cytofm_cli import registry
 from cytofm_cli.encoders import catalogue, layouts, weights
-from cytofm_cli.encoders.base import EncoderRequest
-from cytofm_cli.encoders.irpe import IrpeConfig, TokenGrid
-from cytofm_cli.encoders.models import timm as timm_networks
-from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig, annealed_h, relative_keys
+from cytofm_cli.encoders.base import Blueprint, TrunkRequest
+from cytofm_cli.encoders.sr_vit import SrVit, TokenGrid, annealed_h, relative_keys
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain import lora
 from cytofm_cli.pretrain.base import Backbone, Backbones, Tokens
@@ -195,16 +192,6 @@ def make_backbones(
     return maker, maker.info
 
 
-@dataclass(frozen=True)
-class _Blueprint:
-    """How a trunk is built: `network(rate)` draws random weights."""
-
-    arch: str
-    builder: dict[str, Any]
-    is_vit: bool
-    network: Callable[[float], Any]
-
-
 class _Maker:
     """See `make_backbones`. Holds the weights that all trunks start from."""
 
@@ -272,86 +259,38 @@ class _Maker:
             yield
 
 
-def _blueprint(config: PretrainConfig, patch_px: int, img_px: int) -> _Blueprint:
-    """Decide the architecture.
+def _blueprint(config: PretrainConfig, patch_px: int, img_px: int) -> Blueprint:
+    """Decide the architecture: the encoder's plug-in does.
 
     Raises:
         UsageError: it cannot be pretrained, or not with these patches.
     """
-    found = _resolve(config.encoder)
-    if found.plugin == "timm":
-        request = EncoderRequest(name=found.name, model=found.model, builder=dict(found.builder))
-        return _timm_blueprint(request, patch_px, img_px)
-    size, own_px = found.builder["size"], found.builder["patch_px"]
-    if found.name != f"sr-vit-{size}" and own_px != patch_px:  # its name says the patch
-        raise _other_patches(found.name, own_px, patch_px)
-    plan = SrVitConfig(
-        size=size,
-        patch_px=patch_px,
-        img_px=img_px,
-        h=config.h or None,
-        irpe=IrpeConfig() if config.irpe else None,
-    )
-    return _Blueprint(
-        arch=found.name,
-        builder=plan.to_record(),
-        is_vit=True,
-        network=lambda rate: SrVit(replace(plan, drop_path=rate)),
-    )
-
-
-def _timm_blueprint(request: EncoderRequest, patch_px: int, img_px: int) -> _Blueprint:
-    name, arguments = request.model, timm_networks.network_arguments(request)
-    outline, builder = timm_networks.network_outline(request), dict(request.builder)
-    is_vit = isinstance(outline, VisionTransformer)
-    if is_vit:
-        own_px = int(outline.patch_embed.feat_ratio())
-        if patch_px % own_px:
-            raise _other_patches(name, own_px, patch_px)
-        builder |= {"img_size": img_px}
-        arguments |= {"img_size": img_px, "dynamic_img_size": True}
-    elif hasattr(outline, "patch_embed") or hasattr(outline, "num_prefix_tokens"):
-        raise UsageError(
-            f"{name}: of networks with patches, only plain Vision Transformers are pretrained.",
-            hint="timm.list_models('vit_*') lists them",
-        )
-
-    def network(rate: float) -> Any:
-        return timm.create_model(name, **arguments, **({"drop_path_rate": rate} if rate else {}))
-
-    return _Blueprint(arch=request.name, builder=builder, is_vit=is_vit, network=network)
-
-
-def _other_patches(name: str, own_px: int, patch_px: int) -> UsageError:
-    return UsageError(
-        f"{name} has patches of {own_px} px, the views of {patch_px} px.",
-        hint=f"--patch-px {own_px}",
-    )
-
-
-def _resolve(encoder: str) -> catalogue.Resolved:
-    """Trace a name to its architecture.
-
-    Raises:
-        UsageError: it is none that can be pretrained.
-    """
+    encoder = config.encoder
     if Path(encoder).suffix in weights.SUFFIXES or Path(encoder).is_file():
         raise UsageError(
             f"--encoder {encoder}: is a file.", hint=f"--encoder sr-vit-tiny --init {encoder}"
         )
-    found = catalogue.resolve(_SHORT_NAMES.get(encoder, encoder))
-    if found.plugin not in ("sr_vit", "timm"):
+    resolved = catalogue.resolve(_SHORT_NAMES.get(encoder, encoder))
+    trunk = registry.encoders.load(resolved.plugin).trunk
+    if trunk is None:
         raise UsageError(
             f"encoder {encoder!r} cannot be pretrained.", hint="sr-vit-tiny, timm/NAME, resnet50"
         )
-    if found.plugin == "timm" and not timm.is_model(found.model):
-        close = difflib.get_close_matches(found.model, timm.list_models(), n=2)
-        hint = f"did you mean timm/{' or timm/'.join(close)}?" if close else None
-        raise UsageError(f"timm has no model {found.model!r}.", hint=hint)
-    return found
+    blueprint: Blueprint = trunk(
+        TrunkRequest(
+            name=resolved.name,
+            model=resolved.model,
+            builder=resolved.builder,
+            patch_px=patch_px,
+            img_px=img_px,
+            h=config.h or None,
+            irpe=config.irpe,
+        )
+    )
+    return blueprint
 
 
-def _drops_paths(plan: _Blueprint) -> bool:
+def _drops_paths(plan: Blueprint) -> bool:
     """Tell whether a network takes a rate of dropped residual branches."""
     try:
         with torch.device("meta"):

@@ -23,11 +23,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.views.draws import Keys
 
 
@@ -122,23 +122,22 @@ class StepOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodConfig:
+class MethodConfig(Settings):
     """Settings that every method has; a method's own defaults are its published recipe.
 
     A rate is for a batch of 256 and scales with the batch as `lr_scaling` says.
     """
 
     lr: float = option(5e-4, "learning rate at batch 256", low=0)
-    lr_scaling: str = option("linear", "how it follows the batch", choices=("linear", "sqrt"))
+    lr_scaling: Literal["linear", "sqrt"] = option("linear", "how it follows the batch")
     min_lr: float = option(1e-6, "learning rate at the end", low=0)
     warmup: float = option(0.1, "share of the steps in which the rate rises", low=0, high=1)
     weight_decay: float = option(0.04, "weight decay at the start", low=0)
     weight_decay_end: float = option(0.4, "weight decay at the end (cosine)", low=0)
-    decayed: str = option(
+    decayed: Literal["all", "weights", "matrices"] = option(
         "weights",
         "what decays: all; weights: all but biases and norms (DINO, iBOT, DINOv2); matrices: "
         "nor tokens and positions",
-        choices=("all", "weights", "matrices"),
     )
     clip: float = option(3.0, "largest gradient norm; 0: no clipping", low=0)
     layer_decay: float = option(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
+from cytofm_cli.views.config import RecipeName, ViewSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(Settings):
     """Settings of `cytofm pretrain`. The views have their own: `views.config.ViewsConfig`."""
 
     SECTION: ClassVar[str] = "pretrain"
@@ -29,22 +30,21 @@ class PretrainConfig:
     h_anneal: float = option(
         0.0, "Share of the steps in which h falls from all keys to --h.", low=0, high=1
     )
-    pooling: str = option(
+    pooling: Literal["cls", "cls+mean"] = option(
         "cls",
         "How the written encoder turns tokens into a vector.",
-        choices=("cls", "cls+mean"),
         affects_result=False,
     )
     licence: str = option(
         "not stated", "Licence that the written encoder states.", affects_result=False
     )
     detector: str | None = option(None, "Whose nuclei [default: the only ones].")
-    unit: str = option(
-        "tile", "What a view shows: a part of a tile, or of one cell.", choices=("tile", "cell")
+    unit: Literal["tile", "cell"] = option(
+        "tile", "What a view shows: a part of a tile, or of one cell."
     )
     cell_um: float = option(40.0, "Side of the square around a nucleus (--unit cell), µm.", low=1)
-    balance: str = option(
-        "slides", "Every slide as often, or every tile as often.", choices=("slides", "tiles")
+    balance: Literal["slides", "tiles"] = option(
+        "slides", "Every slide as often, or every tile as often."
     )
     per_slide: int = option(
         1, "Tiles of a slide that come in a row (--balance slides): contrast within slides.", low=1
@@ -55,14 +55,10 @@ class PretrainConfig:
     lr: float | None = option(None, "Learning rate at batch 256 [default: the method's].", low=0)
     seed: int = option(0, "Seed of everything.", low=0)
     accumulate: int = option(1, "Parts into which each process cuts its share of a batch.", low=1)
-    amp: str = option(
-        "auto",
-        "Mixed precision: bf16 on GPUs that have it.",
-        choices=("auto", "off", "bf16", "fp16"),
+    amp: Literal["auto", "off", "bf16", "fp16"] = option(
+        "auto", "Mixed precision: bf16 on GPUs that have it."
     )
-    parallel: str = option(
-        "ddp", "Over processes: copies, or sharded weights.", choices=("ddp", "fsdp")
-    )
+    parallel: Literal["ddp", "fsdp"] = option("ddp", "Over processes: copies, or sharded weights.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N.", affects_result=False)
     compile: bool = option(False, "torch.compile the trunk.", affects_result=False)
     checkpoint_activations: bool = option(
@@ -94,3 +90,10 @@ class PretrainConfig:
     attention_every: int = option(
         0, "Steps between attention pictures; 0: none.", low=0, affects_result=False
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainViews(ViewSettings):
+    """The settings of the views, but that the method brings its recipe."""
+
+    recipe: RecipeName | None = option(None, "set of views [default: the method's]")

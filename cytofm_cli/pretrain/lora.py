@@ -20,7 +20,6 @@ from torch.nn import functional
 from cytofm_cli.errors import UsageError
 
 ATTENTION: Final = ("qkv", "proj")
-ALL_LINEAR: Final = ("qkv", "proj", "fc1", "fc2")
 _A, _B = ".lora_a", ".lora_b"
 
 
@@ -57,16 +56,14 @@ def add_lora(
     rank: int,
     alpha: float,
     *,
-    targets: tuple[str, ...] = ATTENTION,
     trained: tuple[str, ...] = (".rpe_", "mask_token"),
 ) -> list[str]:
-    """Give linear layers low-rank updates, in place, and freeze everything else.
+    """Give the linear layers of attention low-rank updates, in place, and freeze everything else.
 
     Args:
         model: a Vision Transformer.
         rank: r, 1 … the smaller side of each layer.
         alpha: α, above 0; the update is scaled by α / r.
-        targets: last parts of the names of the layers.
         trained: other parameters that stay trained, by parts of their names; the relative
             tables and the mask token, which pretrained weights do not have.
 
@@ -79,11 +76,11 @@ def add_lora(
     found = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in ATTENTION
     }
     if not found:
         raise UsageError(
-            f"the network has no linear layers called {', '.join(targets)} to update.",
+            f"the network has no linear layers called {', '.join(ATTENTION)} to update.",
             hint="low-rank updates are for Vision Transformers; --lora-rank 0 trains all weights",
         )
     for name, parameter in model.named_parameters():
@@ -91,20 +88,6 @@ def add_lora(
     for name, layer in found.items():
         _replace(model, name, LoraLinear(layer, rank, alpha))
     return list(found)
-
-
-def merge(model: nn.Module) -> nn.Module:
-    """Fold all updates into plain linear layers, in place; what was frozen stays frozen."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, LoraLinear):
-            like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-            bias = layer.bias is not None
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=bias, **like)
-            folded = _fold(layer.weight.detach(), layer.lora_a, layer.lora_b, layer.scale)
-            plain.weight = nn.Parameter(folded, requires_grad=layer.weight.requires_grad)
-            plain.bias = layer.bias
-            _replace(model, name, plain.train(layer.training))
-    return model
 
 
 def plain_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -32,10 +32,11 @@ class MaskedConfig(PrototypeConfig):
     mask_min_patches: int = option(4, "smallest block of masked patches", low=1)
     patch_weight: float = option(1.0, "weight of the patches' loss", low=0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Refuse temperatures that cannot be, and masks whose smallest share is the largest."""
+        super().check()
         if self.mask_low > self.mask_high:
-            raise UsageError(f"mask_low = {self.mask_low} is above mask_high = {self.mask_high}.")
+            raise UsageError(f"{self.said('mask_low')} is above mask_high = {self.mask_high}.")
 
 
 class MaskedMethod(PrototypeMethod):

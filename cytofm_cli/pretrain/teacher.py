@@ -6,9 +6,9 @@ Letters: B tiles, V views, D features, K prototypes, N patches.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,8 @@ class PrototypeConfig(TeacherConfig):
     teacher_temp_warmup: float = option(
         0.3, "share of the steps in which it changes", low=0, high=1
     )
-    centring: str = option(
-        "mean", "against collapse: running mean, or Sinkhorn", choices=("mean", "sinkhorn")
+    centring: Literal["mean", "sinkhorn"] = option(
+        "mean", "against collapse: running mean, or Sinkhorn"
     )
     centre_momentum: float = option(0.9, "share of the centre that stays", low=0, high=1)
     # Published as the first epoch of 100.
@@ -61,7 +61,8 @@ class PrototypeConfig(TeacherConfig):
         0.01, "share of the steps in which the prototypes rest", low=0, high=1
     )
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse temperatures that cannot be."""
         for name in ("student_temp", "teacher_temp_start", "teacher_temp"):
             require_temperature(self, name)
         coldest = min(self.teacher_temp_start, self.teacher_temp)
@@ -88,11 +89,10 @@ def require_temperature(config: MethodConfig, name: str) -> None:
     """Refuse a temperature that nothing can be divided by.
 
     Raises:
-        UsageError: it is not above 0, or not finite.
+        UsageError: it is not above 0.
     """
-    value = getattr(config, name)
-    if not 0 < value < math.inf:
-        raise UsageError(f"{name} = {value}: a temperature is above 0.")
+    if not getattr(config, name) > 0:
+        raise UsageError(f"{config.said(name)}: a temperature is above 0.")
 
 
 class Network(nn.Module):

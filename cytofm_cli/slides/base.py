@@ -161,8 +161,8 @@ class SlideReader(Protocol):
         ...
 
 
-class ReaderPlugin(Protocol):
-    """What `Plugin.make` of a reader module makes."""
+class ReaderOpener(Protocol):
+    """What the `make` of a reader's plug-in makes."""
 
     def probe(self, path: str) -> str | None:
         """Say cheaply why this reader does not want `path`; None if it does."""

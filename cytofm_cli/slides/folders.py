@@ -1,29 +1,25 @@
 """Which slides a folder holds.
 
-A slide is a file of a known suffix, or the files of one DICOM series, whatever they are called
-and whatever lies beside them. Parts and thumbnails of slides are none. Linked folders are
-followed, each real folder once; the order does not depend on the file system.
+A slide is a file of a suffix that a reader declares, or the files of one DICOM series, whatever
+they are called and whatever lies beside them. Parts and thumbnails of slides are none. Linked
+folders are followed, each real folder once; the order does not depend on the file system.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from cytofm_cli.registry import readers
 from cytofm_cli.slides import dicom, shells
 
 _log = logging.getLogger(__name__)
 
-_PICTURES: Final = (
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .svslide .czi .qptiff .jpg .jpeg .png"
-).split()
-_DICOM: Final = (".dcm", ".dicom")
-# What a folder is searched for. A path that is given by name is tried whatever its suffix.
-READABLE_SUFFIXES: Final = frozenset((*_PICTURES, *_DICOM))
-SLIDE_SUFFIXES: Final = READABLE_SUFFIXES | shells.SLIDE_SUFFIXES
 # Pictures beside the files of a DICOM slide are its thumbnails.
 _BESIDE_DICOM: Final = frozenset((".jpg", ".jpeg", ".png"))
 STORE_SUFFIX: Final = ".zarr"
@@ -32,6 +28,24 @@ _NO_SLIDES: Final = frozenset(
     "@eadir #recycle @recycle #snapshot @tmp __macosx thumbs thumbnails $recycle.bin lost+found"
     " appledouble".split()
 ) | {"system volume information"}
+
+
+def readable_suffixes() -> frozenset[str]:
+    """Return what a folder is searched for: the suffixes that the readers declare.
+
+    A path that is given by name is tried whatever its suffix.
+    """
+    return _suffixes_on(tuple(sys.path))
+
+
+@functools.cache  # a list of slides asks for each of them
+def _suffixes_on(_path: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(suffix for plugin in readers.usable().values() for suffix in plugin.suffixes)
+
+
+def slide_suffixes() -> frozenset[str]:
+    """Return the suffixes of slides, also of those that no reader here opens."""
+    return readable_suffixes() | shells.SLIDE_SUFFIXES
 
 
 def find_slides(folder: str) -> list[str]:
@@ -74,7 +88,7 @@ def slide_id_of(path: str) -> str:
     if name in ("", ".", ".."):  # a folder named from inside
         name = Path(path).resolve().name
     stem, suffix = os.path.splitext(name)
-    name = stem if suffix.lower() in SLIDE_SUFFIXES and stem else name
+    name = stem if suffix.lower() in slide_suffixes() and stem else name
     return name.removesuffix(".ome") or name
 
 
@@ -123,7 +137,7 @@ def _in_folder(folder: str, names: list[str]) -> list[str]:
     series = _series(folder, names)
     slides = [each.path for each in series if each.is_slide]
     skipped = {path for each in series for path in each.files} | _parts(folder, names)
-    suffixes = SLIDE_SUFFIXES - _BESIDE_DICOM if slides else SLIDE_SUFFIXES
+    suffixes = slide_suffixes() - (_BESIDE_DICOM if slides else frozenset())
     others = [
         path
         for name in names

@@ -25,8 +25,6 @@ class OmeImage:
 
     Attributes:
         name: as the microscope or the user called it; may be empty.
-        pixel_type: "uint8", "int8", "uint16", ...
-        size_c: channels, counting each sample of an RGB channel.
         size_z: focal planes.
         size_t: points in time.
         channel_names: one a Channel element; may be empty strings.
@@ -37,8 +35,6 @@ class OmeImage:
     """
 
     name: str
-    pixel_type: str
-    size_c: int
     size_z: int
     size_t: int
     channel_names: tuple[str, ...]
@@ -86,8 +82,6 @@ def _image(image: ET.Element, pixels: ET.Element, objective: float | None) -> Om
     files = {uuid.get("FileName") for uuid in pixels.findall("TiffData/UUID")}
     return OmeImage(
         name=image.get("Name") or "",
-        pixel_type=pixels.get("Type", "uint8"),
-        size_c=sizes["C"],
         size_z=sizes["Z"],
         size_t=sizes["T"],
         channel_names=tuple(channel.get("Name", "") for channel in channels),

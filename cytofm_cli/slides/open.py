@@ -1,8 +1,9 @@
 """Open a slide with the reader that suits it.
 
-libvips first (ordinary TIFF, Aperio, plain pictures), then OpenSlide (the scanners' own
-formats), then tifffile (TIFF that neither decodes right), then readers of other distributions,
-then TiffSlide (URLs). What each one said is kept for the case that none can.
+Each reader says when its turn is: libvips first (ordinary TIFF, Aperio, plain pictures), then
+OpenSlide (the scanners' own formats), then tifffile (TIFF that neither decodes right), then
+readers of others, unless they say otherwise, then TiffSlide (URLs). What each one said is kept
+for the case that none can.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from urllib.parse import unquote, urlsplit
 from cytofm_cli.errors import CytofmError, SlideError
 from cytofm_cli.registry import readers
 from cytofm_cli.slides import dicom, pyramid, shells, tiff
-from cytofm_cli.slides.base import DAMAGED_HINT, ReaderPlugin, SlideReader, slide_error
+from cytofm_cli.slides.base import DAMAGED_HINT, ReaderOpener, SlideReader, slide_error
 
-_FIRST: Final = ("vips", "openslide", "tifffile")
-_LAST: Final = ("tiffslide",)
 _HEAD_BYTES: Final = 4096
 _WHOLE_SERIES: Final = "copy all files of its series into one folder."
 _COMPLETE: Final = "check that the file is complete, or convert it to a pyramidal TIFF."
@@ -48,10 +47,10 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
     failed: list[CytofmError] = []
     for name in names:
         try:
-            plugin: ReaderPlugin = readers.load(name).make()
-            refusal = plugin.probe(target) if reader == "auto" else None
+            opener: ReaderOpener = readers.load(name).make()
+            refusal = opener.probe(target) if reader == "auto" else None
             if refusal is None:
-                return plugin.open(target)
+                return opener.open(target)
             reasons[name] = refusal
         except CytofmError as error:
             if reader != "auto" and not isinstance(error, SlideError):
@@ -64,9 +63,8 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
 
 
 def _order() -> list[str]:
-    names = readers.names()
-    others = [name for name in names if name not in (*_FIRST, *_LAST)]
-    return [name for name in (*_FIRST, *others, *_LAST) if name in names]
+    plugins = readers.usable()
+    return sorted(plugins, key=lambda name: (plugins[name].turn, name))
 
 
 def _local(path: str) -> str:

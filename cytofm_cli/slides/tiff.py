@@ -81,8 +81,7 @@ CODECS: Final = {
 }
 PHOTOMETRIC_RGB: Final = 2
 PHOTOMETRIC_YCBCR: Final = 6
-# What NewSubfileType says of a directory: a smaller copy of another, or a transparency mask.
-REDUCED: Final = 1
+# The bit of NewSubfileType that says that a directory is a transparency mask.
 MASK: Final = 4
 INCH_UM: Final = 25_400.0
 CENTIMETRE_UM: Final = 10_000.0

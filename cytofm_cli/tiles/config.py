@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
+from cytofm_cli.errors import UsageError
 
 # 40×, the resolution at which cytology is scanned and read.
 DEFAULT_MPP: Final = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileConfig:
+class TileConfig(Settings):
     """How slides are cut into tiles."""
 
     SECTION: ClassVar[str] = "tile"
@@ -35,8 +36,8 @@ class TileConfig:
     stride_px: int | None = option(
         None, "Step of the grid, px at --mpp [default: the tile, no overlap].", low=1
     )
-    foreground: str = option(
-        "auto", "Keep tiles with cells (auto) or all (none).", choices=("auto", "none")
+    foreground: Literal["auto", "none"] = option(
+        "auto", "Keep tiles with cells (auto) or all (none)."
     )
     min_foreground: float = option(
         0.05,
@@ -44,20 +45,24 @@ class TileConfig:
         low=0.0,
         high=1.0,
     )
-    select: str = option(
-        "all",
-        "Which of the kept tiles, with --max-tiles.",
-        choices=("all", "random", "densest"),
+    select: Literal["all", "random", "densest"] = option(
+        "all", "Which of the kept tiles, with --max-tiles."
     )
     max_tiles: int | None = option(None, "At most so many tiles a slide.", low=1)
-    pixels: str = option(
-        "source",
-        "Pixels in the store: the slide's own JPEG bytes where possible, else lossless.",
-        choices=("source", "lossless", "jpeg", "none"),
+    pixels: Literal["source", "lossless", "jpeg", "none"] = option(
+        "source", "Pixels in the store: the slide's own JPEG bytes where possible, else lossless."
     )
     jpeg_quality: int = option(90, "Quality with --pixels jpeg.", low=1, high=100)
     reader: str = option("auto", "Reader: auto, vips, openslide or tiffslide.")
     seed: int = option(0, "Seed of --select random.", low=0)
+
+    def check(self) -> None:
+        """Refuse a number of tiles without a way to choose them."""
+        if self.max_tiles is not None and self.select == "all":
+            raise UsageError(
+                f"{self.said('max_tiles')} needs a way to choose.",
+                hint="--select random, or densest.",
+            )
 
     @property
     def target_mpp(self) -> float:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 FOCUS_MPP: Final = 1.0
 CELL_PX: Final = 8
 BAND_PX: Final = 512  # rows of a band: a multiple of CELL_PX at every reduction
-# Differences of 3 grey levels, in the sum of three channels, at 8 px a row in two directions.
-FAINT_ENERGY: Final = 2 * CELL_PX * (3 * 3) ** 2
 _CHUNK: Final = 4096  # cells worked on at a time: stays in the cache
 
 

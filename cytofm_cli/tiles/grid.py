@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,15 +13,12 @@ if TYPE_CHECKING:
 
     from cytofm_cli.units import Size
 
-Edge = Literal["shift", "drop"]
-
 
 def lay_grid(
     size_px0: Size,
     tile_px0: float,
     stride_px0: float,
     align_px0: int = 1,
-    edge: Edge = "shift",
 ) -> NDArray[np.int32]:
     """Return the top-left corners of a grid of tiles, row by row.
 
@@ -30,17 +27,15 @@ def lay_grid(
     pixel or more. Every tile lies inside the slide; only a slide smaller than a tile is left by
     its single tile at (0, 0), which the reader pads.
 
-    With "shift" the last column and row are moved inwards to end at the slide's edge, so the
-    whole slide is covered without invented pixels; where corners are aligned, they end at the
-    last multiple that fits, and a strip narrower than `align_px0` is left out. With "drop" the
-    ragged rest is left out.
+    The last column and row are moved inwards to end at the slide's edge, so the whole slide is
+    covered without invented pixels; where corners are aligned, they end at the last multiple
+    that fits, and a strip narrower than `align_px0` is left out.
 
     Args:
         size_px0: width and height of the slide.
         tile_px0: side of a tile; not a whole number where the wanted µm/px is no level.
         stride_px0: distance between tiles, at least 1. More than the tile leaves gaps.
         align_px0: corners are multiples of it, to follow the file's own tiles.
-        edge: what happens to the rest at the right and at the bottom.
 
     Returns:
         int32 (n, 2), at least one tile, no tile twice.
@@ -54,14 +49,14 @@ def lay_grid(
             f"on {size_px0[0]} x {size_px0[1]} px: every length must be at least one pixel.",
             hint="give a larger --tile-px or --stride-px",
         )
-    x_N, y_N = (_corners(side, tile_px0, stride_px0, align_px0, edge) for side in size_px0)
+    x_N, y_N = (_corners(side, tile_px0, stride_px0, align_px0) for side in size_px0)
     corners_HWC = np.empty((len(y_N), len(x_N), 2), np.int32)
     corners_HWC[..., 0] = x_N
     corners_HWC[..., 1] = y_N[:, None]
     return corners_HWC.reshape(-1, 2)
 
 
-def _corners(side: int, tile: float, stride: float, align: int, edge: Edge) -> NDArray[np.int64]:
+def _corners(side: int, tile: float, stride: float, align: int) -> NDArray[np.int64]:
     """Return the corners along one axis, increasing."""
     if side <= tile:
         return np.zeros(1, np.int64)
@@ -69,7 +64,4 @@ def _corners(side: int, tile: float, stride: float, align: int, edge: Edge) -> N
     # One more than could fit: rounding down may bring it below `last`.
     corners = np.floor(np.arange(int(last / stride) + 2) * stride).astype(np.int64)
     corners = corners // align * align
-    corners = corners[corners <= last]
-    if edge == "shift":
-        corners = np.append(corners, last)
-    return np.unique(corners)
+    return np.unique(np.append(corners[corners <= last], last))

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, Literal, get_args
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 
-RECIPES: Final = ("simclr", "moco", "byol", "dino", "ibot", "dinov2", "distill")
+RecipeName = Literal["simclr", "moco", "byol", "dino", "ibot", "dinov2", "distill"]
+RECIPES: Final[tuple[RecipeName, ...]] = get_args(RecipeName)
 VERSION: Final = 2  # goes up when equal settings give other views; 2: over the edges of tiles
-PRESET_NAMES: Final = ("paper", "safe", "none")  # the keys of `perturb.PRESETS`
+# What `perturb.NcpConfig` says of each of these.
+Keep = Literal["subset", "all", "single", "piece"]
+Region = Literal["disk", "boundary"]
+Fill = Literal["pixels", "blocks", "window", "mean", "blur", "none"]
+Redraw = Literal["image", "noise", "view"]
+WithoutNuclei = Literal["plain", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewsConfig:
-    """Settings of `cytofm views` and of the views in `cytofm pretrain`.
+class ViewSettings(Settings):
+    """Settings of the views, whoever names their recipe.
 
     The fields from `keep` on change one setting of the preset each; see `NcpConfig`.
     """
 
     SECTION: ClassVar[str] = "views"
 
-    recipe: str = option("dino", "set of views", choices=RECIPES)
-    preset: str = option(
-        "safe", "Algorithm 1 as printed, made safe, or no nuclei", choices=PRESET_NAMES
+    # The subclasses say. It is declared here for its place in help and records.
+    recipe: Any = None
+    preset: Literal["paper", "safe", "none"] = option(
+        "safe", "Algorithm 1 as printed, made safe, or no nuclei"
     )
-    colours: str = option("cytology", "colour changes", choices=("cytology", "natural", "none"))
+    colours: Literal["cytology", "natural", "none"] = option("cytology", "colour changes")
     colour_strength: float = option(
         1.0, "how far colours and sharpness change, share of the recipe's", low=0, high=1
     )
@@ -47,15 +54,24 @@ class ViewsConfig:
         "distill: side of whole tiles for its teacher, instead of the first crop",
         low=14,
     )
-    keep: str | None = option(None, "subset, all, single or piece")
-    keep_fraction: float | None = option(None, "probability that a nucleus survives")
-    region: str | None = option(None, "disk or boundary")
+    keep: Keep | None = option(None, "which nuclei survive")
+    keep_fraction: float | None = option(None, "probability that a nucleus survives", low=0, high=1)
+    region: Region | None = option(None, "from where the radius counts")
     radius_um: float | None = option(None, "what is kept around a nucleus, µm", low=0)
-    fill: str | None = option(None, "pixels, blocks, window, mean, blur or none")
+    fill: Fill | None = option(None, "what replaces the rest")
     block_px: int | None = option(None, "side of blocks and windows, tile pixels", low=2)
-    redraw: str | None = option(None, "image, noise or view")
+    redraw: Redraw | None = option(None, "what is drawn anew for each view")
     feather_um: float | None = option(None, "width of the dissolving edge, µm", low=0)
-    clean_probability: float | None = option(None, "share of unperturbed views")
+    clean_probability: float | None = option(None, "share of unperturbed views", low=0, high=1)
     centred: bool | None = option(None, "centre views on kept nuclei")
-    centre_jitter: float | None = option(None, "largest shift of a centre, share of the view")
-    without_nuclei: str | None = option(None, "plain or drop")
+    centre_jitter: float | None = option(
+        None, "largest shift of a centre, share of the view", low=0, high=1
+    )
+    without_nuclei: WithoutNuclei | None = option(None, "what a tile without nuclei becomes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig(ViewSettings):
+    """Settings of `cytofm views`: a set of views and what happens to them."""
+
+    recipe: RecipeName = option("dino", "set of views")

@@ -386,7 +386,7 @@ def perturbation_of(
 
 
 def _once(ncp: NcpConfig) -> bool:
-    """Tell whether all views of a tile share one perturbation (METHODS D12, D9 C)."""
+    """Tell whether all views of a tile share one perturbation; with `single`, none do."""
     return ncp.redraw == "image" and ncp.keep != "single"
 
 

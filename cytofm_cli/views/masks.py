@@ -59,7 +59,7 @@ def disk_spans(
         ragged_2GPR: pixels to add to the radius, for the left and the right end of each row;
             R is `n_rows(radius_px, …)`.
         cut_GP: angles in radians; if given, only the half of the disk on that side of a line
-            through its centre is kept (reading D of METHODS D9).
+            through its centre is kept (`NcpConfig.keep` = "piece").
     """
     xy_GP2 = torch.nan_to_num(xy_GP2)
     x_GP1, y_GP1 = xy_GP2[..., :1], xy_GP2[..., 1:]

@@ -2,15 +2,15 @@
 
 Algorithm 1 of Cyto-SSL (AAAI 2026) in two presets. `paper` is the algorithm as printed; `safe`
 removes the shortcuts that it leaves open. The text is ambiguous in places; these are the
-readings, each a setting of `NcpConfig` (numbers as in the project's decision table):
+readings of its words, each a setting of `NcpConfig`:
 
-| | open point | `paper` | `safe` | other readings |
-|---|---|---|---|---|
-| D9 | "randomly retain part of the nucleus" | `keep="subset"`: a random non-empty subset of the nuclei | same | `all` (Algorithm 1 to the letter), `single` (one nucleus a view), `piece` (half the disk of one nucleus) |
-| D10 | "outside radius r" | `region="disk"`: disks of 12.5 µm (50 px at 40×) around centroids, united with the nucleus masks where given | same | `boundary`: 12.5 µm from the mask's edge |
-| D11 | "shuffle pixels" | `fill="pixels"`: one permutation of whole RGB triplets over everything outside | same | `blocks`, `window` (shuffled within windows), `mean`, `blur` |
-| D12 | same noise for all views? | `redraw="image"`: once an image | `redraw="view"`: subset and noise anew for each view | `noise`: one subset an image, noise anew for each view |
-| D13 | no nucleus found | `without_nuclei="plain"`: ordinary multi-crop, nothing perturbed, counted | same | `drop` |
+| the paper's words | `paper` | `safe` | other readings |
+|---|---|---|---|
+| "randomly retain part of the nucleus" | `keep="subset"`: a random non-empty subset of the nuclei | same | `all` (Algorithm 1 to the letter), `single` (one nucleus a view), `piece` (half the disk of one nucleus) |
+| "outside radius r" | `region="disk"`: disks of 12.5 µm (50 px at 40×) around centroids, united with the nucleus masks where given | same | `boundary`: 12.5 µm from the mask's edge |
+| "shuffle pixels" | `fill="pixels"`: one permutation of whole RGB triplets over everything outside | same | `blocks`, `window` (shuffled within windows), `mean`, `blur` |
+| same noise for all views? | `redraw="image"`: once an image | `redraw="view"`: subset and noise anew for each view | `noise`: one subset an image, noise anew for each view |
+| no nucleus found | `without_nuclei="plain"`: ordinary multi-crop, nothing perturbed, counted | same | `drop` |
 
 `safe` further moves each centre by up to `centre_jitter` of the view's side, feathers the hard
 edge over `feather_um`, and leaves a view unperturbed with `clean_probability`. Feathering gives
@@ -34,43 +34,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 from cytofm_cli.units import Box
 from cytofm_cli.views import draws, masks, pixels
+from cytofm_cli.views.config import Fill, Keep, Redraw, Region, WithoutNuclei
 from cytofm_cli.views.draws import Stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class NcpConfig:
+class NcpConfig(Settings):
     """How nuclei guide the views. The defaults are the `safe` preset."""
 
-    keep: str = option(
-        "subset", "which nuclei survive", choices=("subset", "all", "single", "piece")
-    )
+    keep: Keep = option("subset", "which nuclei survive")
     keep_fraction: float = option(
         0.5, "probability that a nucleus survives (at least one does)", low=0, high=1
     )
-    region: str = option("disk", "from where the radius counts", choices=("disk", "boundary"))
+    region: Region = option("disk", "from where the radius counts")
     radius_um: float = option(12.5, "what is kept around a nucleus, µm", low=0)
-    fill: str = option(
-        "pixels",
-        "what replaces the rest",
-        choices=("pixels", "blocks", "window", "mean", "blur", "none"),
-    )
+    fill: Fill = option("pixels", "what replaces the rest")
     block_px: int = option(16, "side of blocks and windows, tile pixels", low=2)
-    redraw: str = option(
-        "view", "what is drawn anew for each view", choices=("image", "noise", "view")
-    )
+    redraw: Redraw = option("view", "what is drawn anew for each view")
     feather_um: float = option(2.0, "width of the feathered edge, µm", low=0)
     clean_probability: float = option(0.25, "share of unperturbed views", low=0, high=1)
     centred: bool = option(True, "centre views on kept nuclei")
     centre_jitter: float = option(
         0.1, "largest shift of a centre, as a share of the view's side", low=0, high=1
     )
-    without_nuclei: str = option(
-        "plain", "what a tile without nuclei becomes", choices=("plain", "drop")
-    )
+    without_nuclei: WithoutNuclei = option("plain", "what a tile without nuclei becomes")
 
 
 PRESETS: Final[dict[str, NcpConfig]] = {
@@ -142,7 +133,7 @@ def build_scene(
     mpp: float,
     label_BHW: Tensor | None = None,
 ) -> Scene:
-    """Pack tiles and find the points from which the radius counts (METHODS D10).
+    """Pack tiles and find the points from which the radius counts ("outside radius r").
 
     Args:
         tile_BCHW: uint8 RGB.
@@ -177,7 +168,7 @@ def keep_nuclei(
     config: NcpConfig,
     around_GM: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
-    """Draw which nuclei survive; at least one where there is any (METHODS D9).
+    """Draw which nuclei survive; at least one where there is any ("randomly retain").
 
     Args:
         keys_G: one key per draw, any shape.
@@ -260,7 +251,7 @@ def perturb(
     config: NcpConfig,
     within_GN: Tensor | None = None,
 ) -> Tensor:
-    """Replace what lies outside (METHODS D11): int32 words (G, H, W). The rest stays bit for bit.
+    """Replace what lies outside ("shuffle pixels"); the rest stays bit for bit: int32 (G, H, W).
 
     Args:
         scene: G tiles.

@@ -26,7 +26,7 @@ from typing import Any, Final
 from cytofm_cli.config import field_types, resolve
 from cytofm_cli.errors import UsageError
 from cytofm_cli.views.augment import IDENTITY, IMAGENET_MEAN, IMAGENET_STD, Augment
-from cytofm_cli.views.config import RECIPES, ViewsConfig
+from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.perturb import PRESETS, NcpConfig
 
 
@@ -71,24 +71,9 @@ class Recipe:
 
 
 def ncp_of(config: ViewsConfig) -> NcpConfig:
-    """Return the preset with what the configuration changes in it.
-
-    Raises:
-        UsageError: unknown preset, or a value outside its choices or range.
-    """
-    if config.preset not in PRESETS:
-        raise UsageError(f"no preset is called {config.preset!r}.", hint=", ".join(PRESETS))
-    changed: dict[str, Any] = {}
-    for field in dataclasses.fields(NcpConfig):
-        value = getattr(config, field.name)
-        if value is None:
-            continue
-        choices, low, high = (field.metadata[key] for key in ("choices", "low", "high"))
-        if choices and value not in choices:
-            raise UsageError(f"[views] {field.name} = {value!r}: choose {', '.join(choices)}.")
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            raise UsageError(f"[views] {field.name} = {value} is outside {low} … {high or '∞'}.")
-        changed[field.name] = value
+    """Return the preset with what the configuration changes in it."""
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(NcpConfig)}
+    changed = {name: value for name, value in own.items() if value is not None}
     return dataclasses.replace(PRESETS[config.preset], **changed)
 
 
@@ -96,12 +81,9 @@ def recipe_of(config: ViewsConfig) -> Recipe:
     """Build the set of views that a configuration describes.
 
     Raises:
-        UsageError: unknown recipe, or a view that is not a whole number of patches.
+        UsageError: a view that is not a whole number of patches, or that the recipe has not.
     """
-    scales = _SCALES.get(config.recipe)
-    if scales is None:
-        raise UsageError(f"no recipe is called {config.recipe!r}.", hint=", ".join(RECIPES))
-    global_scale, local_scale, n_local = scales
+    global_scale, local_scale, n_local = _SCALES[config.recipe]
     global_scale = _range("global_scale", config.global_scale) or global_scale
     n_local = n_local if config.n_local is None else config.n_local
     if local_scale is not None:

@@ -7,6 +7,7 @@ tile that the first perturbed view was cut from; then all views as the encoder g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -31,18 +32,8 @@ _GLOBAL: Final[Colour] = (255, 190, 0)
 _LOCAL: Final[Colour] = (40, 110, 255)
 _PANEL_PX: Final = 512
 _GAP_PX: Final = 10
-_LINE_PX: Final = 16  # a line of text, with its margin
-# Three columns by five rows; a digit is a row in octal.
-_FONT: Final = {
-    **dict(zip("ABCDEFGHIJKLM", "25755 65656 34443 65556 74647 74644 34553 55755 72227 11152 "
-               "55655 44447 57755".split(), strict=True)),
-    **dict(zip("NOPQRSTUVWXYZ", "65555 25552 65644 25563 65655 34216 72222 55557 55552 55775 "
-               "55255 55222 71247".split(), strict=True)),
-    **dict(zip("0123456789", "75557 26227 71747 71317 55711 74717 74757 71122 75757 75717".split(),
-               strict=True)),
-    **dict(zip(".-:/%+=(),", "00002 00700 02020 11244 51245 02720 07070 12221 42224 00024".split(),
-               strict=True)),
-}  # fmt: skip
+_LINE_PX: Final = 18  # a line of text, with its margin
+_LARGE, _SMALL = 14, 11  # heights of text
 
 
 def contact_sheet(
@@ -81,7 +72,7 @@ def contact_sheet(
         text = f"what view {v + 1} is cut from" if not made.plan.clean_BV[row, v] else "clean"
         panels = [labelled(tile, f"tile {b + 1}: nuclei and views"), labelled(after, text)]
         strips.append(beside([*panels, *_views(made, row, recipe)]))
-    head = [_text_line(title or _settings(recipe, ncp, mpp), scale=2), *_legend()]
+    head = [_text_line(title or _settings(recipe, ncp, mpp)), *_legend()]
     return below([*head, *strips])
 
 
@@ -111,11 +102,11 @@ def _panel(
     canvas = _fit(image)
     if not made.plan.clean_BV[row, view]:
         _outline(canvas, outside_HW, _KEPT)
-    for v, spec in reversed(list(enumerate(recipe.views))):
+    for v in reversed(range(len(recipe.views))):
         colour = _GLOBAL if v < recipe.n_global else _LOCAL
         x, y, w, h = (int(side * scale) for side in made.plan.boxes_BV4[row, v])
         _rectangle(canvas, x, y, w, h, colour)
-        _write(canvas, str(v + 1), x + 4, y + 4, colour, scale=2 if spec.size_px > 128 else 1)
+        _write(canvas, str(v + 1), x + 4, y + 2, colour, halo=True)
     for m in np.flatnonzero(valid_M):
         kept = made.plan.kept_BVM[row, view, m]
         x, y = (int(side * scale) for side in xy_M2[m])
@@ -158,7 +149,7 @@ def _legend() -> list[Image]:
     items = [("+ kept nucleus", _KEPT), ("+ dropped nucleus", _DROPPED)]
     items += [("= edge of what is kept", _KEPT), ("= global view", _GLOBAL)]
     items += [("= local view", _LOCAL), ("= tile", _INK)]
-    return [beside([_text_line(text, colour=colour, scale=2) for text, colour in items])]
+    return [beside([_text_line(text, colour) for text, colour in items])]
 
 
 def _to_image(rgb_CHW: Tensor) -> Image:
@@ -210,28 +201,45 @@ def _cross(canvas: Image, x: int, y: int, colour: Colour) -> None:
         canvas[max(0, y - wide) : y + wide + 1, columns] = ink
 
 
-def _write(canvas: Image, text: str, x: int, y: int, colour: Colour, scale: int = 2) -> None:
-    """Write capitals at (x, y), over whatever is there; what does not fit is cut off."""
-    bits = np.zeros((5, 4 * len(text)), bool)
-    for number, letter in enumerate(text.upper()):
-        for row, code in enumerate(_FONT.get(letter, "00000")):
-            for column in range(3):
-                bits[row, 4 * number + column] = int(code) >> (2 - column) & 1
-    ink = np.kron(bits, np.ones((scale, scale), bool))
-    spot = canvas[y : y + ink.shape[0], x : x + ink.shape[1]]
-    spot[ink[: spot.shape[0], : spot.shape[1]]] = colour
+def _ink(text: str, size: int, edge: int = 0) -> NDArray[np.uint8]:
+    """Return how much of each pixel a line of text covers, thickened by `edge` px: (h, w).
+
+    Latin letters only: it is the font that comes with Pillow.
+    """
+    from PIL import Image as Pillow
+    from PIL import ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size)
+    width = math.ceil(font.getlength(text)) + 1 + edge
+    page = Pillow.new("L", (width, math.ceil(1.3 * size)))
+    ImageDraw.Draw(page).text((0, 0), text, fill=255, font=font, stroke_width=edge)
+    return np.asarray(page)
 
 
-def _text_line(text: str, *, colour: Colour = _INK, scale: int = 2) -> Image:
-    line = np.full((_LINE_PX, 4 * scale * len(text), 3), _PAPER, np.uint8)
-    _write(line, text, 0, 2, colour, scale)
+def _write(
+    canvas: Image, text: str, x: int, y: int, colour: Colour, size: int = _LARGE, *,
+    halo: bool = False,
+) -> None:  # fmt: skip
+    """Write at (x, y), over whatever is there; what does not fit is cut off."""
+    for edge, ink in ((2, _PAPER), (0, colour)) if halo else ((0, colour),):
+        cover_HW1 = _ink(text, size, edge)[..., None] / 255
+        spot = canvas[y : y + cover_HW1.shape[0], x : x + cover_HW1.shape[1]]
+        cover_HW1 = cover_HW1[: spot.shape[0], : spot.shape[1]]
+        spot[:] = np.round(spot * (1 - cover_HW1) + np.asarray(ink) * cover_HW1)
+
+
+def _text_line(text: str, colour: Colour = _INK) -> Image:
+    line = np.full((_LINE_PX, _ink(text, _LARGE).shape[1], 3), _PAPER, np.uint8)
+    _write(line, text, 0, 0, colour)
     return line
 
 
 def labelled(image: Image, text: str) -> Image:
+    """Set a line of text above an image."""
     line = np.full((_LINE_PX, image.shape[1], 3), _PAPER, np.uint8)
     # A local view is narrower than its label in large letters.
-    _write(line, text, 0, 2, _INK, scale=2 if 8 * len(text) <= image.shape[1] else 1)
+    fits = _ink(text, _LARGE).shape[1] <= image.shape[1]
+    _write(line, text, 0, 0, _INK, _LARGE if fits else _SMALL)
     return np.concatenate([line, image])
 
 

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -145,6 +146,11 @@ class _Child(Generic[Task]):
         self._heard = self._given = time.monotonic()
         sys.stdout.flush()  # else a forked child prints what is waiting a second time
         sys.stderr.flush()
+        if method == "spawn":
+            # Python's tracker of resources comes with the first child, and lets SIGINT through
+            # again once it has started: so it starts alone.
+            with _signals_held_back():
+                resource_tracker.ensure_running()
         # Killed before it has read all that it is sent: `news` finds it dead.
         with _signals_held_back(), contextlib.suppress(BrokenPipeError):
             self.process.start()
@@ -250,7 +256,7 @@ def _serve(
     """Live as a child: answer one task after the other until told to leave."""
     if supervisors_end is not None:
         supervisors_end.close()
-    _die_with(parent)
+    die_with(parent)
     for number in _OURS_TO_HEAR:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
@@ -268,7 +274,7 @@ def _serve(
         pipe.send((answer(task, lambda message: pipe.send((message, False))), True))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask Linux to kill this child when the supervisor is killed."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

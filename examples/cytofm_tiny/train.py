@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cytofm_cli.encoders import weights
-from cytofm_cli.encoders.base import EncoderSpec, load_encoder
+from cytofm_cli.encoders.base import EncoderSpec
 from cytofm_cli.encoders.handcrafted import describe
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sr_vit import SrVitConfig
 from cytofm_cli.nuclei.features import measure
 from cytofm_cli.pretrain.losses import nt_xent

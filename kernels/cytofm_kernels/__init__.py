@@ -8,7 +8,7 @@ Needs only torch; Triton is imported when, and only when, a Triton kernel runs.
 from cytofm_kernels.api import last_backend, top_h_attention
 from cytofm_kernels.dispatch import Choice, explain
 from cytofm_kernels.errors import BackendError, TopHError
-from cytofm_kernels.reference import Attention, top_h_attention_reference
+from cytofm_kernels.reference import Attention, Ties, top_h_attention_reference
 from cytofm_kernels.relpos import RelPos, product_buckets, product_n_buckets
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "BackendError",
     "Choice",
     "RelPos",
+    "Ties",
     "TopHError",
     "explain",
     "last_backend",

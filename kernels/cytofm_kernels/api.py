@@ -69,10 +69,9 @@ def top_h_attention(
     if name == "reference":
         if not torch.compiler.is_compiling():
             ops.note_backend("reference")
-        with ops.full_precision(q_BHND):
-            return top_h_attention_reference(
-                q_BHND, k_BHND, v_BHND, h, rel=rel, scale=scale, key_mask=key_mask, ties=ties
-            ).out_BHND
+        return top_h_attention_reference(
+            q_BHND, k_BHND, v_BHND, h, rel=rel, scale=scale, key_mask=key_mask, ties=ties
+        ).out_BHND
     return ops.top_h(q_BHND, k_BHND, v_BHND, h, rel, scale, key_mask, ties, name)
 
 

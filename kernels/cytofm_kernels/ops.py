@@ -9,7 +9,6 @@ Shapes: B batch, H heads, N tokens, h kept keys, d channels a head, W = ceil(N /
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -17,10 +16,8 @@ from torch import Tensor
 from cytofm_kernels import cpu
 from cytofm_kernels.cpu_dense import Problem
 from cytofm_kernels.errors import TopHError
-from cytofm_kernels.reference import Ties, accumulate_dtype
+from cytofm_kernels.reference import Ties, accumulate_dtype, full_precision
 from cytofm_kernels.relpos import RelPos
-
-MAX_UINT8_BUCKETS = 256
 
 
 class _Last(threading.local):
@@ -33,13 +30,6 @@ LAST = _Last()
 def note_backend(name: str) -> None:
     """Remember what served the latest call."""
     LAST.backend = name
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Switch autocast off: it would round the scores to 16 bit before selection sees them."""
-    kind = x.device.type
-    available = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if available else nullcontext()
 
 
 def top_h(

@@ -7,6 +7,7 @@ Equations: Cyto-SSL eq. 5 (keep every score >= the h-th largest of its row), 6 a
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,6 +29,13 @@ class Attention(NamedTuple):
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the scores: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Switch autocast off: it would round the scores to 16 bit before selection sees them."""
+    kind = x.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else nullcontext()
 
 
 def scores(q_BHND: Tensor, k_BHND: Tensor, rel: RelPos | None, key_mask: Tensor | None) -> Tensor:
@@ -102,11 +110,13 @@ def top_h_attention_reference(
 ) -> Attention:
     """Compute top-h attention densely, with its weights and selection; differentiable.
 
-    Arguments as `top_h_attention`. Memory: several N x N maps a head.
+    Arguments as `top_h_attention`, used in the dtype that they come in, also under autocast.
+    Memory: several N x N maps a head.
     """
     scale = q_BHND.shape[-1] ** -0.5 if scale is None else scale
-    s_BHNN = scores(q_BHND, k_BHND, rel, key_mask)
-    keep_BHNN = select(s_BHNN, h, ties)
-    attn_BHNN = softmax_kept(s_BHNN, keep_BHNN, scale)
-    out_BHND = mix_values(attn_BHNN, v_BHND, rel).to(v_BHND.dtype)
-    return Attention(out_BHND, attn_BHNN, keep_BHNN)
+    with full_precision(q_BHND):
+        s_BHNN = scores(q_BHND, k_BHND, rel, key_mask)
+        keep_BHNN = select(s_BHNN, h, ties)
+        attn_BHNN = softmax_kept(s_BHNN, keep_BHNN, scale)
+        out_BHND = mix_values(attn_BHNN, v_BHND, rel).to(v_BHND.dtype)
+        return Attention(out_BHND, attn_BHNN, keep_BHNN)

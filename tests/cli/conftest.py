@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cytofm_cli.__main__ import main
-from cytofm_cli.cli import detect, embed, per_slide
+from cytofm_cli.api import cohort
 from cytofm_cli.cli.out import out
 from cytofm_cli.work.batch import Event, Explain, Task, Work, attempt
 
@@ -46,12 +46,10 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(per_slide, "run_batch", _in_this_process)
+    monkeypatch.setattr(cohort, "run_batch", _in_this_process)
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         out.__init__()  # type: ignore[misc]
-        for module, loaded in ((detect, "_detection"), (embed, "_embedder")):
-            monkeypatch.setattr(module, loaded, [])  # what a child of an earlier command kept
         capfd.readouterr()  # what was said before is not this command's
         command = [str(word) for word in words]
         with pytest.raises(SystemExit) as done:

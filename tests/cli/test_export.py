@@ -28,12 +28,14 @@ def test_export__goes_on_where_it_stopped(here, stores: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--to", "pt,xyz"), "--to xyz: choose h5, pt, geojson, csv"),
+        (("--to", "pt,xyz"), "--to xyz: choose csv, geojson, h5, pt"),
         (("--to", "pt", "--detector", "classical"), "--detector is for nuclei"),
         (("--to", "pt", "--run", "RUN"), "--run is for nuclei"),
         (("--to", "csv", "--encoder", "handcrafted"), "--encoder is for bags"),
         (("--to", "csv", "--unit", "cell"), "--unit is for bags"),
         (("--to", "pt", "--layout", "clam"), "--layout is for --to h5"),
+        (("--to", "csv", "--origin", "slide"), "--origin is for --to geojson"),
+        (("--set", "a=b"), "--set: 0 of --to h5 have settings of their own"),
         (("--unit", "nucleus"), "--unit nucleus: choose tile, cell"),
         (("--to", "geojson", "--origin", "corner"), "--origin corner: choose bounds, slide"),
     ],
@@ -45,6 +47,30 @@ def test_export__what_is_not_looked_at_is_refused(
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_export__settings_may_stand_in_a_file_and_nothing_is_written_in_a_rehearsal(
+    here, stores: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.stem for path in stores.glob("*.zarr"))
+    (tmp_path / "all.toml").write_text('[export]\nto = ["pt", "h5"]\nlayout = "clam"\n')
+    out = tmp_path / "out"
+    words = ("export", stores, "-o", out, "--config", tmp_path / "all.toml")
+    shown = here(*words, "--to", "pt,h5", "--unit", "tile", "--print-config")
+    assert shown.stdout.startswith('[export]\nto = ["pt", "h5"]\nlayout = "clam"\n')
+    assert 'unit = "tile"' in shown.stdout.splitlines()
+    tried = here(*words, "--dry-run")
+    assert tried.returncode == 0, tried.stderr
+    assert f"export: {4 * len(names)} file(s) would be written" in tried.stderr
+    assert not out.exists()
+    assert here(*words, "-v").stdout == tried.stdout
+    again = here(*words, "--dry-run", "--json")
+    assert {json.loads(line)["status"] for line in again.stdout.splitlines()} == {"skipped"}
+
+
+def test_export__help_lists_the_exporters(here) -> None:
+    said = " ".join(here("export", "--help").stdout.split())
+    assert "Kinds of files, with commas or repeated: csv, geojson, h5, pt." in said
 
 
 def test_export__cells_that_are_not_there_are_named(here, stores: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytofm_cli.cli import inputs
-from cytofm_cli.cli.inputs import SlideRef, find_slides, list_slides, slide_id_of, take_shard
+from cytofm_cli.api import inputs
+from cytofm_cli.api.inputs import SlideRef, find_slides, list_slides, slide_id_of, take_shard
 from cytofm_cli.errors import InputError, UsageError
 
 

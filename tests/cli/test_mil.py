@@ -57,7 +57,12 @@ def test_mil__train_and_score(here, bags: Path) -> None:
     assert metrics["auc"]["low"] <= metrics["auc"]["value"] <= metrics["auc"]["high"]
     splits = rows_of(run / "splits.csv")
     assert len(splits) == 12
-    scored = here("mil", "score", run, bags, "-o", bags.parent / "scores.csv")
+    (bags.parent / "c.toml").write_text("[run]\ndry_run = true\n[mil_score]\ndevice = 'cpu'\n")
+    table = bags.parent / "scores.csv"
+    planned = here("mil", "score", run, bags, "-o", table, "--config", bags.parent / "c.toml")
+    assert planned.stderr == f"would score 12 slides into {table}\n"
+    assert not table.exists()
+    scored = here("mil", "score", run, bags, "-o", table)
     assert scored.returncode == 0, scored.stderr
     scores = rows_of(bags.parent / "scores.csv")
     wanted = {row["slide_id"]: row["label"] for row in rows_of(bags.parent / "labels.csv")}

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from cytofm_cli.encoders.base import load_encoder
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.pretrain import checkpoint, loop
 from cytofm_cli.store.io import open_store

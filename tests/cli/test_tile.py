@@ -254,7 +254,7 @@ def test_tile__output_that_is_a_file_is_refused(cytofm, fields: Path, tmp_path: 
 
 HANGING_READER = """
 import time
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import ReaderPlugin
 
 class Reader:
     def probe(self, path):
@@ -262,7 +262,7 @@ class Reader:
     def open(self, path):
         time.sleep(600)
 
-PLUGIN = Plugin(make=Reader, summary="hangs")
+PLUGIN = ReaderPlugin(make=Reader, summary="hangs")
 """
 
 

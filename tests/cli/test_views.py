@@ -234,7 +234,6 @@ def test_views__without_nuclei_refuse_in_one_line(cytofm, stores, tmp_path):
     ("how", "message"),
     [
         ({"dump": False}, "nothing to make"),
-        ({"config": ViewsConfig(keep="most")}, "choose subset, all, single, piece"),
         ({"config": ViewsConfig(global_px=100)}, "no multiple of the patch"),
     ],
 )

@@ -6,8 +6,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from cytofm_cli.encoders.base import load_encoder
 from cytofm_cli.encoders.config import EmbedConfig
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.errors import UsageError
 
 _DINOV2 = "vit_small_patch14_dinov2"  # 518 px in timm

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cytofm_cli.encoders import catalogue
-from cytofm_cli.encoders.base import EncoderRequest, load_encoder
+from cytofm_cli.encoders.base import EncoderRequest
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.models import timm as timm_plugin
 from cytofm_cli.encoders.torch_encoder import fit_square
 from cytofm_cli.errors import UsageError
@@ -38,7 +39,7 @@ PUBLISHED = {
     "dinov3-b16": 86,
     "dinov3-l16": 303,
 }
-TIMM_ENTRIES = [entry for entry in catalogue.ENTRIES.values() if entry.plugin == "timm"]
+TIMM_ENTRIES = [entry for plugin, entry in catalogue.entries().values() if plugin == "timm"]
 
 
 @pytest.mark.parametrize("entry", TIMM_ENTRIES, ids=lambda entry: entry.name)
@@ -77,7 +78,7 @@ def test_describe__dimensions_of_our_own_are_true():
     for name in ("handcrafted", "sr-vit-tiny", "sr-vit-tiny-p14"):
         options = {} if name == "handcrafted" else {"random_weights": True}
         encoder = load_encoder(name, device="cpu", **options)
-        entry = catalogue.ENTRIES[name]
+        entry = catalogue.entries()[name][1]
         assert encoder.spec.dim == entry.dim
         assert encoder.spec.input_px == entry.input_px
 

@@ -125,7 +125,7 @@ def test_blobs__an_ellipse_is_as_long_as_it_is():
 def test_handcrafted__imports_no_torch():
     code = (
         "import sys, numpy as np\n"
-        "from cytofm_cli.encoders.base import load_encoder\n"
+        "from cytofm_cli.encoders.load import load_encoder\n"
         "e = load_encoder('handcrafted')\n"
         "e.encode(e.prepare(np.zeros((1, 32, 32, 3), np.uint8)))\n"
         "assert not {'torch', 'timm', 'pandas'} & set(sys.modules)\n"

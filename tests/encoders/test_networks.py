@@ -7,7 +7,7 @@ import timm
 import torch
 
 from cytofm_cli.encoders import layouts, likeness, weights
-from cytofm_cli.encoders.base import load_encoder
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.errors import WeightsError
 
 

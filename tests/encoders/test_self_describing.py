@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from cytofm_cli.encoders import weights
-from cytofm_cli.encoders.base import EncoderSpec, load_encoder, store_key
+from cytofm_cli.encoders.base import EncoderSpec, store_key
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig
 from cytofm_cli.errors import UsageError, WeightsError
 

@@ -11,13 +11,15 @@ from safetensors import safe_open
 
 from cytofm_cli.config import resolve
 from cytofm_cli.encoders import catalogue
-from cytofm_cli.encoders.base import load_encoder, store_key
+from cytofm_cli.encoders.base import store_key
 from cytofm_cli.encoders.config import EmbedConfig
+from cytofm_cli.encoders.entries import SHIPPED
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.run import digest_of_weights
 from cytofm_cli.errors import UsageError
 
 EXPECTED = [[1.203, -0.998, 0.629, -0.883], [1.076, 0.311, 1.173, -0.389]]
-FILE = catalogue.SHIPPED / "cytofm-tiny.safetensors"
+FILE = SHIPPED / "cytofm-tiny.safetensors"
 
 
 def _cells() -> np.ndarray:
@@ -40,7 +42,7 @@ def test_shipped__the_file_is_small_half_precision_and_describes_itself() -> Non
 
 
 def test_shipped__opens_by_name_as_the_catalogue_says() -> None:
-    entry = catalogue.ENTRIES["cytofm-tiny"]
+    entry = catalogue.entries()["cytofm-tiny"][1]
     spec = load_encoder("cytofm-tiny", device="cpu").spec
     assert (spec.dim, spec.input_px, spec.pooling, spec.licence) == (
         entry.dim, entry.input_px, entry.pooling, entry.licence,

@@ -10,11 +10,11 @@ import timm
 import torch
 from torch import nn
 
-from cytofm_cli.encoders.base import load_encoder
-from cytofm_cli.encoders.irpe import IrpeConfig, TokenGrid
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sr_vit import (
     SrVit,
     SrVitConfig,
+    TokenGrid,
     annealed_h,
     relative_keys,
 )
@@ -22,7 +22,7 @@ from cytofm_cli.errors import UsageError
 from cytofm_kernels import last_backend
 
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}
-ARMS = [(h, irpe) for h in (None, 6) for irpe in (None, IrpeConfig())]
+ARMS = [(h, irpe) for h in (None, 6) for irpe in (False, True)]
 
 
 def _small(seed=0, *, tables=True, **config):
@@ -42,7 +42,7 @@ def _images(n=2, height=64, width=64, seed=1):
     return torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("irpe", [None, IrpeConfig()])
+@pytest.mark.parametrize("irpe", [False, True])
 def test_sr_vit__with_all_keys_and_zero_tables_is_timm(irpe):
     torch.manual_seed(0)
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
@@ -61,15 +61,13 @@ def test_sr_vit__with_all_keys_and_zero_tables_is_timm(irpe):
 
 
 @pytest.mark.parametrize("h", [None, 6])
-@pytest.mark.parametrize("method", ["product", "cross", "euclidean", "quantised"])
-def test_sr_vit__zero_tables_are_no_relative_positions(h, method):
-    with_tables = _small(tables=False, h=h, irpe=IrpeConfig(method=method))
-    without = _small(h=h, irpe=None)
+def test_sr_vit__zero_tables_are_no_relative_positions(h):
+    with_tables = _small(tables=False, h=h)
+    without = _small(h=h, irpe=False)
     without.load_state_dict({k: v for k, v in with_tables.state_dict().items() if ".rpe_" not in k})
     x = _images()
     with torch.no_grad():
         torch.testing.assert_close(with_tables(x), without(x), rtol=1e-5, atol=1e-6)
-        with_tables.blocks[0].attn.rpe_k.requires_grad_(True)
         for parameter in with_tables.blocks[0].attn.rpe_k.parameters():
             parameter.normal_()
         assert (with_tables(x) - without(x)).abs().max() > 1e-3
@@ -77,11 +75,11 @@ def test_sr_vit__zero_tables_are_no_relative_positions(h, method):
 
 def test_sr_vit__four_arms_differ():
     x = _images()
-    weights = _small(irpe=IrpeConfig()).state_dict()
+    weights = _small().state_dict()
     found = []
     for h, irpe in ARMS:
         model = _small(h=h, irpe=irpe)
-        model.load_state_dict(weights, strict=irpe is not None)
+        model.load_state_dict(weights, strict=irpe)
         with torch.no_grad():
             found.append(model(x))
     for i in range(4):
@@ -89,16 +87,41 @@ def test_sr_vit__four_arms_differ():
             assert (found[i] - found[j]).abs().max() > 1e-3
 
 
-def test_sr_vit__bias_mode_shifts_scores():
-    model = _small(irpe=IrpeConfig(mode="bias", on="k", share_heads=False))
-    x = _images()
-    with torch.no_grad():
-        before = model(x)
-        for block in model.blocks:
-            block.attn.rpe_k.lookup_table_bias.add_(3.0)  # the same for all: softmax is blind to it
-        torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
-        model.blocks[0].attn.rpe_k.lookup_table_bias[0, 24] += 5.0
-        assert (model(x) - before).abs().max() > 1e-3
+def test_sr_vit__tables_start_at_zero_under_the_names_of_the_paper_code():
+    model = SrVit(SrVitConfig(img_px=64, registers=2), **SMALL)
+    tables = {k: v for k, v in model.blocks[1].attn.state_dict().items() if "rpe" in k}
+    assert {name: tuple(table.shape) for name, table in tables.items()} == {
+        "rpe_q.lookup_table_weight": (1, 32, 50),
+        "rpe_k.lookup_table_weight": (1, 32, 50),
+        "rpe_v.lookup_table_weight": (1, 50, 32),
+    }
+    assert not any(table.any() for table in tables.values())
+
+
+IRPE = {
+    "method": "product",
+    "mode": "contextual",
+    "on": "qkv",
+    "ratio": None,
+    "share_heads": True,
+}
+
+
+def test_record__says_relative_positions_as_weight_files_always_did():
+    assert SrVitConfig().to_record()["irpe"] == IRPE
+    assert SrVitConfig(irpe=False).to_record()["irpe"] is None
+    for stated in (IRPE, {}, {"ratio": 1.9}):
+        assert SrVitConfig.from_record({"irpe": stated}).irpe
+    assert not SrVitConfig.from_record({"irpe": None}).irpe
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [{"methode": "product"}, {"method": "cross"}, {"mode": "bias"}, {"on": "k"}, {"ratio": 2.0}, 1],
+)
+def test_record__other_relative_positions_are_refused_by_name(stated):
+    with pytest.raises(UsageError, match="has no relative positions"):
+        SrVitConfig.from_record({"irpe": stated})
 
 
 @pytest.mark.parametrize("registers", [0, 4])
@@ -140,8 +163,8 @@ def test_sr_vit__attention_maps_are_those_of_the_forward_pass():
         tokens, grid = model.embed(x)
         normed = model.blocks[0].norm1(tokens)
         v = attn.qkv(normed).view(2, 17, 3, 2, 32)[:, :, 2].transpose(1, 2)
-        terms = attn._terms(grid, 17, x.device)
-        by_pair = terms.table_v[0][terms.bucket_NN.long()]
+        rel = attn._positions(grid, 17, x.device)
+        by_pair = rel.table_v[0][rel.bucket.long()]
         rebuilt = maps[0] @ v + torch.einsum("bhij,ijd->bhid", maps[0], by_pair)
         rebuilt = attn.proj(rebuilt.transpose(1, 2).flatten(2))
         torch.testing.assert_close(rebuilt, attn(normed, attn_mask=grid), rtol=1e-4, atol=1e-5)
@@ -242,8 +265,6 @@ def test_sr_vit__clear_errors():
         SrVit(SrVitConfig(img_px=64), **SMALL, attn_drop_rate=0.1)
     with pytest.raises(UsageError):
         SrVitConfig.from_record({"siez": "tiny"})
-    with pytest.raises(UsageError):
-        SrVitConfig.from_record({"irpe": {"methode": "product"}})
 
 
 _DDP = """

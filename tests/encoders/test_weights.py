@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from timm.layers import SwiGLUPacked
 
 from cytofm_cli.encoders import layouts, weights
-from cytofm_cli.encoders.base import load_encoder, store_key
+from cytofm_cli.encoders.base import store_key
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.errors import OutOfMemoryError, UsageError, WeightsError
 
 

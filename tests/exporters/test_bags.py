@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cytofm_cli.errors import StoreError
-from cytofm_cli.exporters import bags as export
+from cytofm_cli.exporters.formats import h5, pt
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, schema
@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> io.Store:
 
 
 def test_export_trident__layout_names_and_attributes(store: io.Store, tmp_path: Path) -> None:
-    coords, features = export.export_trident(store, tmp_path / "out", encoder=None)
+    coords, features = h5.export_trident(store, tmp_path / "out", encoder=None)
     job = tmp_path / "out" / "20x_256px_64px_overlap"
     assert coords == job / "patches" / "case 1_patches.h5"
     assert features == job / "features_uni" / "case 1.h5"
@@ -83,7 +83,7 @@ def test_export_trident__layout_names_and_attributes(store: io.Store, tmp_path: 
 
 
 def test_export_clam__layout_names_and_attributes(store: io.Store, tmp_path: Path) -> None:
-    coords, features, tensor = export.export_clam(store, tmp_path, encoder="uni")
+    coords, features, tensor = h5.export_clam(store, tmp_path, encoder="uni")
     assert coords == tmp_path / "patches" / "case 1.h5"
     with h5py.File(coords) as file:
         attributes = dict(file["coords"].attrs)
@@ -104,9 +104,9 @@ def test_export_clam__layout_names_and_attributes(store: io.Store, tmp_path: Pat
 @pytest.mark.parametrize("kind", ["trident", "clam", "pt"])
 def test_exports__come_back_as_the_same_bags(store: io.Store, tmp_path: Path, kind: str) -> None:
     write = {
-        "trident": export.export_trident,
-        "clam": export.export_clam,
-        "pt": export.export_pt,
+        "trident": h5.export_trident,
+        "clam": h5.export_clam,
+        "pt": pt.export_pt,
     }[kind]
     paths = write(store, tmp_path / "out", encoder=None)
     folder = next(path.parent for path in paths if path.parent.name != "patches")
@@ -118,6 +118,14 @@ def test_exports__come_back_as_the_same_bags(store: io.Store, tmp_path: Path, ki
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
+def test_export_pt__says_nothing_of_the_machine_that_wrote_it(
+    store: io.Store, tmp_path: Path
+) -> None:
+    (first,) = pt.export_pt(store, tmp_path / "a", encoder=None)
+    (second,) = pt.export_pt(store, tmp_path / "b", encoder=None)
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_export__an_encoder_that_is_not_there_is_named(store: io.Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="'virchow'"):
-        export.export_pt(store, tmp_path, encoder="virchow")
+        pt.export_pt(store, tmp_path, encoder="virchow")

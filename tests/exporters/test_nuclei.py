@@ -13,14 +13,16 @@ import pytest
 import shapely
 
 from cytofm_cli.errors import StoreError
-from cytofm_cli.exporters import bags as bag_export
 from cytofm_cli.exporters import nuclei as nuclei_export
+from cytofm_cli.exporters.base import ExportRequest
+from cytofm_cli.exporters.config import ExportConfig
 from cytofm_cli.exporters.product import Product, make
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.base import NucleusTable, make_table
 from cytofm_cli.nuclei.detectors.imported import ImportedConfig, ImportedNuclei
 from cytofm_cli.nuclei.place import SlidePlace
 from cytofm_cli.nuclei.run import write_nuclei
+from cytofm_cli.registry import exporters
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, schema
 from cytofm_cli.store.records import LevelRecord, NucleiRecord, SlideRecord, StepRecord, TileRecord
@@ -96,10 +98,10 @@ def store(tmp_path: Path) -> io.Store:
 
 def products(store: io.Store, folder: Path, *kinds: str, **wanted) -> tuple[list[Product], list]:
     notes: list[str] = []
-    found = nuclei_export.products(
-        store, folder, kinds, nuclei_export.Wanted(**wanted), notes.append
+    request = ExportRequest(
+        store=store, folder=folder, config=ExportConfig(**wanted), note=notes.append
     )
-    return found, notes
+    return [product for kind in kinds for product in exporters.load(kind).make(request)], notes
 
 
 def written(store: io.Store, folder: Path, **wanted) -> tuple[dict, list[str]]:
@@ -203,7 +205,8 @@ def test_run__that_is_not_there_or_of_other_cells_is_refused(store, tmp_path):
 
 @pytest.mark.parametrize("layout", ["trident", "clam", "pt"])
 def test_bags_of_cells__have_places_and_classes(store, tmp_path, layout):
-    product = bag_export.product(store, tmp_path / "out", layout, encoder=None, unit="cell")
+    kind, layouts = ("pt", {}) if layout == "pt" else ("h5", {"layout": layout})
+    ((product,), _) = products(store, tmp_path / "out", kind, unit="cell", **layouts)
     assert make(product, tmp_path / "out") == "written"
     assert all(path.is_file() for path in product.files)
     (bag,) = load_bags(product.files[-1], None, "cell")
@@ -230,6 +233,6 @@ def test_bags_of_cells__of_other_nuclei_are_refused(store, tmp_path):
     others = {"values": np.zeros((3, 4), np.float32), "xy_px0": moved}
     add(store.path, "embeddings/e/cell", others, mark="c", n=3, dim=4, cell_um=20.0)
     store = io.open_store(store.path)
-    product = bag_export.product(store, tmp_path, "trident", encoder=None, unit="cell")
+    ((product,), _) = products(store, tmp_path, "h5", unit="cell")
     with pytest.raises(StoreError, match="of other nuclei"):
         make(product, tmp_path)

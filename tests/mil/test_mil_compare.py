@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,58 +13,14 @@ import pytest
 import torch
 
 from cytofm_cli.config import resolve
-from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError
+from cytofm_cli.errors import ConfigMismatchError, UsageError
 from cytofm_cli.mil.answers import read_answers
 from cytofm_cli.mil.benchmark import BenchmarkReport, benchmark, check_folder, write_tables
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.sources import make_sources
-from cytofm_cli.stats.compare import Answers, compare_runs, share_splits
+from cytofm_cli.stats.compare import share_splits
 
 N = 36
-
-
-def answers(name: str, p: np.ndarray, y: np.ndarray, n_groups: int = 60) -> Answers:
-    ids = tuple(f"s{i:03d}" for i in range(len(y)))
-    groups = tuple(f"p{i % n_groups}" for i in range(len(y)))
-    return Answers(name, ids, y, np.stack([1 - p, p], 1), groups, ("0", "1"), ("x",) * len(y))
-
-
-def test_compare_runs__three_runs_give_three_corrected_pairs() -> None:
-    rng = np.random.default_rng(0)
-    y = (np.arange(120) % 2).astype(np.int64)
-    good, noise = (1 / (1 + np.exp(-(rng.normal(size=120) + k * (y - 0.5)))) for k in (3, 0))
-    found = compare_runs([answers("a", noise, y), answers("b", good, y), answers("c", good, y)])
-    assert [(p.first, p.second) for p in found] == [("a", "b"), ("a", "c"), ("b", "c")]
-    clear, _, same = found
-    assert clear.bootstrap.value == pytest.approx(clear.auc[1] - clear.auc[0])
-    assert clear.bootstrap.low > 0.2
-    assert clear.p_adjusted == pytest.approx(3 * clear.bootstrap.p)
-    assert clear.delong is not None
-    assert clear.delong_p_adjusted == pytest.approx(3 * clear.delong.p)
-    assert same.p_adjusted == 1.0
-    assert json.loads(json.dumps(clear.record()))["auc"] == list(clear.auc)
-
-
-def test_compare_runs__other_slides_labels_or_names_are_refused() -> None:
-    y = (np.arange(20) % 2).astype(np.int64)
-    one = answers("a", np.linspace(0, 1, 20), y)
-    with pytest.raises(UsageError, match="two runs or more, here 1"):
-        compare_runs([one])
-    with pytest.raises(UsageError, match="two runs are called a"):
-        compare_runs([one, one])
-    with pytest.raises(InputError, match=r"different slides \(1: s019"):
-        compare_runs([one, answers("b", np.linspace(0, 1, 19), y[:19])])
-    with pytest.raises(InputError, match="a and b learnt different labels, s000: 0 and 1"):
-        compare_runs([one, answers("b", np.linspace(0, 1, 20), 1 - y)])
-    other = dataclasses.replace(one, name="b", classes=("1", "0"))
-    said = r"different classes \(the positive or worst last\): 0, 1 and 1, 0"
-    with pytest.raises(InputError, match=said):
-        compare_runs([one, other])
-    other = dataclasses.replace(one, name="b", classes=("0", "2"))
-    with pytest.raises(InputError, match=r"worst last\): 0, 1 and 0, 2"):
-        compare_runs([one, other])
-    with pytest.raises(InputError, match="different groups, s003: p3 and p0"):
-        compare_runs([one, answers("b", np.linspace(0, 1, 20), y, n_groups=3)])
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,9 @@ from cytofm_kernels import (
     dispatch,
     explain,
     last_backend,
-    product_buckets,
-    product_n_buckets,
     top_h_attention,
     top_h_attention_reference,
 )
-from cytofm_kernels.relpos import axis_bucket
 
 INF, NAN = float("inf"), float("nan")
 ROUNDINGS = 4  # what `Case.worst_error` may come to, in single precision
@@ -89,34 +86,6 @@ def test_reference__gradcheck_with_every_table():
         return top_h_attention_reference(q, k, v, 3, rel=rel).out_BHND
 
     assert torch.autograd.gradcheck(call, (*x, *tables))
-
-
-# --- buckets -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ratio", "expected"), [(1.9, [0, 1, 2, 2, 3, 3, 3]), (2.0, [0, 1, 2, 2, 3, 3, 3, 3, 3, 3, 4])]
-)
-def test_axis_bucket__golden_values(ratio, expected):
-    assert [axis_bucket(x, ratio) for x in range(len(expected))] == expected
-    assert [axis_bucket(-x, ratio) for x in range(len(expected))] == [-x for x in expected]
-
-
-def test_product_buckets__vit_has_fifty_and_mirrors():
-    bucket = product_buckets((14, 14), 1)
-    assert bucket.dtype == torch.uint8
-    assert bucket.shape == (197, 197)
-    assert product_n_buckets(1) == 50
-    assert bucket.unique().tolist() == list(range(50))
-    assert (bucket[0] == 49).all()
-    assert (bucket[:, 0] == 49).all()
-    grid = bucket[1:, 1:].int()
-    assert torch.equal(grid.T, 48 - grid)  # the swapped pair has the opposite offset
-
-
-def test_product_buckets__non_square_grid_by_hand():
-    bucket = product_buckets((1, 3), 0)  # offsets along columns only; centre 3 * 7 + 3
-    assert bucket.tolist() == [[24, 23, 22], [25, 24, 23], [26, 25, 24]]
 
 
 # --- the CPU path against float64 ----------------------------------------------------------------

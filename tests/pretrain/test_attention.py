@@ -54,7 +54,7 @@ def test_attention__of_a_plain_vit_is_what_its_block_computes(x_BCHW):
 
 
 def test_attention__of_a_dense_sr_vit_is_that_of_the_plain_vit(x_BCHW):
-    made, plain = sr_vit(h=None, irpe=None), plain_vit(reg_tokens=2, no_embed_class=True)
+    made, plain = sr_vit(h=None, irpe=False), plain_vit(reg_tokens=2, no_embed_class=True)
     plain.trunk.load_state_dict(made.trunk.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(class_attention(made, x_BCHW), class_attention(plain, x_BCHW))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 
-from cytofm_cli.encoders.base import load_encoder
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sr_vit import SIZES
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.pretrain.backbone import h_at, make_backbones

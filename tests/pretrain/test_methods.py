@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import os
@@ -25,9 +24,10 @@ from cytofm_cli.pretrain.optim import build_optimizer
 from cytofm_cli.pretrain.schedules import cosine
 from cytofm_cli.pretrain.teacher import TeacherMethod, encode
 from cytofm_cli.registry import pretrain_methods
+from cytofm_cli.testing.samples.trunks import Backbones, ToyVit
 from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
-from .toys import Backbones, ToyVit, length, make_batch, make_method, rows
+from .toys import length, make_batch, make_method
 
 METHODS = pretrain_methods.names()
 MASKED = ("ibot", "dinov2")
@@ -80,36 +80,10 @@ def test_registry__has_the_methods() -> None:
         assert resolve(plugin.config, name) == plugin.config()  # defaults lie in their ranges
 
 
-@each_variant
-def test_method__says_finite_loss_and_parts_and_repeats_itself(name, kind, settings) -> None:
-    method, batch = make_method(name, kind, **settings), make_batch(name)
-    first, again = method(batch, 3), method(batch, 3)
-    assert first.loss.shape == ()
-    assert first.loss.isfinite()
-    assert torch.equal(first.loss, again.loss)
-    assert first.features_BD.shape == (8, 16)
-    assert not first.features_BD.requires_grad
-    for part, value in first.parts.items():
-        assert value.isfinite() and not value.requires_grad and value.shape == (), part
-    if name in PROTOTYPES:
-        assert 0 <= first.parts["teacher_entropy"] <= math.log(32) + 1e-6
-
-
-@each_variant
-def test_method__every_trained_parameter_gets_a_gradient_and_no_other(name, kind, settings) -> None:
-    method = make_method(name, kind, **settings)
-    method(make_batch(name), 5).loss.backward()
-    for key, parameter in method.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, key
-        if parameter.grad is not None:
-            assert parameter.grad.isfinite().all(), key
-    rests = {key for key, p in method.named_parameters() if p.requires_grad and not p.grad.any()}
-    # A mask token, and a head of patches, that nothing was asked of; biases before a BatchNorm.
-    unmasked = settings.get("mask_chance") == 0
-    assert all(unmasked and ("mask_token" in key or "heads.patch" in key) for key in rests)
-    teacher = teacher_of(method)
-    if teacher is not None:
-        assert not any(p.requires_grad for p in teacher.parameters())
+@pytest.mark.parametrize("name", PROTOTYPES)
+def test_prototypes__say_the_entropy_of_the_teacher(name) -> None:
+    parts = make_method(name)(make_batch(name), 3).parts
+    assert 0 <= parts["teacher_entropy"] <= math.log(32) + 1e-6
 
 
 @each_variant
@@ -121,6 +95,7 @@ def test_method__teacher_starts_as_the_student_and_moves_by_the_momentum(
     if teacher is None:
         assert method.encoder() is method.student()
         return
+    assert not any(p.requires_grad for p in teacher.parameters())
     assert method.encoder() is teacher.trunk and method.student() is method.student_net.trunk
     own = dict(method.student_net.named_parameters())
     before = {key: p.clone() for key, p in teacher.named_parameters()}
@@ -137,42 +112,6 @@ def test_method__teacher_starts_as_the_student_and_moves_by_the_momentum(
         assert not torch.equal(parameter, before[key])
 
 
-@each_variant
-def test_method__state_dict_gives_the_next_losses_bit_for_bit(name, kind, settings) -> None:
-    method = make_method(name, kind, **settings)
-    optimizer = optimizer_of(method)
-    for step in range(2):
-        step_of(method, make_batch(name, seed=step), step, optimizer)
-    other = make_method(name, kind, seed=99, **settings)
-    other.load_state_dict(method.state_dict())
-    twin = optimizer_of(other)
-    twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for step in (2, 3):
-        batch = make_batch(name, seed=step)
-        expected = step_of(method, batch, step, optimizer)
-        assert torch.equal(step_of(other, batch, step, twin), expected)
-
-
-@each_variant
-def test_method__loss_falls_towards_a_teacher_that_rests(name, kind, settings) -> None:
-    # A moving target may well raise the loss of self-distillation at first.
-    rest = {"momentum": 1.0, "centre_momentum": 1.0, "teacher_temp_warmup": 0.0}
-    settings = rest | {"freeze_last": 0.0} | settings
-    method, batch = make_method(name, kind, **settings), make_batch(name, n=16)
-    optimizer = optimizer_of(method, 3e-3)
-    losses = [step_of(method, batch, step, optimizer) for step in range(15)]
-    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
-
-
-@each_variant
-def test_method__order_of_tiles_does_not_matter(name, kind, settings) -> None:
-    method, batch = make_method(name, kind, **settings), make_batch(name)
-    order = torch.tensor([3, 0, 7, 1, 6, 5, 2, 4])
-    expected, found = method(batch, 1), method(rows(batch, order), 1)
-    torch.testing.assert_close(found.loss, expected.loss, atol=2e-6, rtol=2e-6)
-    torch.testing.assert_close(found.features_BD, expected.features_BD[order], atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_method__asks_for_a_student_and_a_teacher(name) -> None:
     plugin, backbones = pretrain_methods.load(name), Backbones()
@@ -180,15 +119,6 @@ def test_method__asks_for_a_student_and_a_teacher(name) -> None:
     masks = name in MASKED
     expected = [("student", masks)] + [("teacher", False)] * (name not in ("simclr", "distill"))
     assert backbones.asked == expected
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_method__half_precision_gives_float32_losses(name) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        out = make_method(name)(make_batch(name), 0)
-    assert out.loss.dtype == torch.float32
-    exact = make_method(name)(make_batch(name), 0)
-    torch.testing.assert_close(out.loss, exact.loss, atol=0.1, rtol=0.05)
 
 
 # ---------------------------------------------------------------- views

@@ -24,8 +24,14 @@ def write_dicom(
     tile: int = 64,
     implicit: bool = False,
     sop_class: str = WHOLE_SLIDE,
+    frames: list[int] | None = None,
 ) -> None:
-    """Write (H, W, 3) uint8 pixels as one instance of a DICOM slide, in full tiles."""
+    """Write (H, W, 3) uint8 pixels as one instance of a DICOM slide.
+
+    Args:
+        frames: the tiles to write, row by row, in this order, each with its place (TILED_SPARSE);
+            None: all of them (TILED_FULL).
+    """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = sop_class
     meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -35,7 +41,8 @@ def write_dicom(
     across, down = -(-w // tile), -(-h // tile)
     padded = np.full((down * tile, across * tile, 3), 255, np.uint8)
     padded[:h, :w] = pixels
-    frames = padded.reshape(down, tile, across, tile, 3).transpose(0, 2, 1, 3, 4)
+    tiles = padded.reshape(down, tile, across, tile, 3).transpose(0, 2, 1, 3, 4)
+    tiles = tiles.reshape(down * across, -1)
     ds.SOPClassUID, ds.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
     ds.Modality, ds.ImageType = "SM", list(image_type)
     ds.ReferencedSeriesSequence = Sequence([_item(SeriesInstanceUID="9.9.9")])  # another's uid
@@ -45,10 +52,10 @@ def write_dicom(
     ds.Rows = ds.Columns = tile
     ds.BitsAllocated = ds.BitsStored = 8
     ds.HighBit, ds.PixelRepresentation = 7, 0
-    ds.NumberOfFrames = across * down
+    ds.NumberOfFrames = across * down if frames is None else len(frames)
     ds.TotalPixelMatrixColumns, ds.TotalPixelMatrixRows = w, h
     ds.TotalPixelMatrixFocalPlanes = 1
-    ds.DimensionOrganizationType = "TILED_FULL"
+    ds.DimensionOrganizationType = "TILED_FULL" if frames is None else "TILED_SPARSE"
     ds.NumberOfOpticalPaths = 1
     ds.ImagedVolumeWidth, ds.ImagedVolumeHeight = w * um / 1e3, h * um / 1e3
     ds.OpticalPathSequence = Sequence([_item(OpticalPathIdentifier="0", ObjectiveLensPower=40)])
@@ -56,7 +63,11 @@ def write_dicom(
     ds.SharedFunctionalGroupsSequence = Sequence(
         [_item(PixelMeasuresSequence=Sequence([measures]))]
     )
-    ds.PixelData = frames.tobytes()
+    if frames is not None:
+        ds.PerFrameFunctionalGroupsSequence = Sequence(
+            [_place(number % across * tile, number // across * tile) for number in frames]
+        )
+    ds.PixelData = tiles[slice(None) if frames is None else frames].tobytes()
     ds["PixelData"].VR = "OW" if implicit else "OB"
     ds.save_as(path, enforce_file_format=True)
 
@@ -72,6 +83,16 @@ def write_slide(folder: Path, names: tuple[str, str, str, str], *, series: str, 
     for name, kind in zip(names[2:], ("LABEL", "OVERVIEW"), strict=True):
         kinds = ("ORIGINAL", "PRIMARY", kind, "NONE")
         write_dicom(folder / name, label, um=10, series=series, image_type=kinds)
+
+
+def _place(x: int, y: int) -> Dataset:
+    """Say where a frame lies: pixels are counted from 1."""
+    position = _item(
+        ColumnPositionInTotalImagePixelMatrix=x + 1, RowPositionInTotalImagePixelMatrix=y + 1,
+        XOffsetInSlideCoordinateSystem=0.0, YOffsetInSlideCoordinateSystem=0.0,
+        ZOffsetInSlideCoordinateSystem=0.0,
+    )  # fmt: skip
+    return _item(PlanePositionSlideSequence=Sequence([position]))
 
 
 def _item(**values: object) -> Dataset:

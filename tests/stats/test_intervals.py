@@ -82,7 +82,44 @@ def test_group_weights__patients_come_and_go_together() -> None:
     np.testing.assert_array_equal(weight[:, 0], weight[:, 2])
     per_group = weight[:, [0, 1, 3]]
     assert (per_group.sum(1) == 3).all()
-    assert per_group.mean() == pytest.approx(1.0)
+    assert per_group.mean(0) == pytest.approx([1.0] * 3, abs=0.15)
+    assert weight.shape == (500, 4) and weight.dtype == np.float64
+    np.testing.assert_array_equal(
+        weight, statistics.group_weights(["b", "a", "b", "c"], 500, 0)[:, [1, 0, 1, 3]]
+    )
+
+
+def metric(of_all: float, of_replicates: list[float]) -> statistics.Metric:
+    return lambda weight: np.array(of_all if weight is None else of_replicates)
+
+
+def test_bootstrap__percentiles_of_what_is_defined() -> None:
+    values = [i / 100 for i in range(101)] + [np.nan] * 7
+    weight = np.ones((108, 1))
+    found = statistics.bootstrap(metric(0.3, values), weight, level=0.9)
+    assert (found.value, found.dropped) == (0.3, 7)
+    assert (found.low, found.high) == (pytest.approx(0.05), pytest.approx(0.95))
+    found = statistics.bootstrap(metric(0.3, values), weight)
+    assert (found.low, found.high) == (pytest.approx(0.025), pytest.approx(0.975))
+    none = statistics.bootstrap(metric(0.3, [np.nan] * 4), weight)
+    assert none.value == 0.3 and none.dropped == 4
+    assert none.record() == {"value": 0.3, "low": None, "high": None}
+
+
+def test_paired_bootstrap__hand_worked() -> None:
+    # second − first: −1, 0, 1 … 9: two are not above 0, ten not below: 2 · (2 + 1) / (11 + 1)
+    gaps = [*range(-1, 10), np.nan]
+    first, second = metric(0.25, [5.0] * 12), metric(0.75, [5.0 + gap for gap in gaps])
+    found = statistics.paired_bootstrap(first, second, np.ones((12, 1)), level=0.8)
+    assert (found.value, found.p) == (0.5, 0.5)
+    assert (found.low, found.high) == (pytest.approx(0.0), pytest.approx(8.0))
+    found = statistics.paired_bootstrap(second, first, np.ones((12, 1)))
+    assert (found.value, found.p) == (-0.5, 0.5)
+    assert (found.low, found.high) == (pytest.approx(-8.75), pytest.approx(0.75))
+    nothing = metric(0.5, [np.nan] * 3)
+    none = statistics.paired_bootstrap(nothing, nothing, np.ones((3, 1)))
+    assert (none.value, none.p) == (0.0, 1.0)
+    assert np.isnan([none.low, none.high]).all()
 
 
 def test_bootstrap__metric_undefined_in_every_replicate_has_no_interval() -> None:

@@ -18,7 +18,7 @@ from cytofm_cli.encoders.dtype import to_dtype
 from cytofm_cli.encoders.models.handcrafted import HandcraftedEncoder
 from cytofm_cli.encoders.run import Embedder, EmbedJob
 from cytofm_cli.errors import ConfigMismatchError, StoreError
-from cytofm_cli.exporters import bags as export
+from cytofm_cli.exporters.formats import pt
 from cytofm_cli.mil.attention import write_attention
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.config import DetectConfig
@@ -105,7 +105,7 @@ def test_cells_of_former_nuclei__are_refused_wherever_they_are_used(
     with pytest.raises(StoreError, match=said):
         load_bags(tiled, None, "cell")
     with pytest.raises(StoreError, match=said) as caught:
-        export.export_pt(store, tmp_path, encoder=None, unit="cell")
+        pt.export_pt(store, tmp_path, encoder=None, unit="cell")
     assert str(caught.value.hint).endswith("--encoder handcrafted --unit cell --overwrite")
     assert embed(tiled, overwrite=True) == "done"
     assert len(load_bags(tiled, None, "cell")[0].features_ND) == 9

@@ -23,10 +23,6 @@ def test_lay_grid__edge_tiles_kept_when_the_stride_divides():
     assert lay_grid(Size(6, 2), 2, 2).tolist() == [[0, 0], [2, 0], [4, 0]]
 
 
-def test_lay_grid__drop_leaves_the_ragged_rest_out():
-    assert lay_grid(Size(5, 3), 2, 2, edge="drop").tolist() == [[0, 0], [2, 0]]
-
-
 def test_lay_grid__overlapping_tiles():
     assert lay_grid(Size(8, 4), 4, 2).tolist() == [[0, 0], [2, 0], [4, 0]]
 
@@ -78,13 +74,3 @@ def test_lay_grid__covers_the_slide_inside_its_bounds_without_doubles(w, h, tile
         assert side - (corners[-1] + tile) < align  # less than a pixel where nothing is aligned
         assert (np.diff(corners) < tile + 1).all()
     assert len(xy) == len(np.unique(xy[:, 0])) * len(np.unique(xy[:, 1]))
-
-
-@settings(max_examples=100, deadline=None)
-@given(w=SIDES, tile=st.integers(1, 300), stride=st.integers(1, 300))
-def test_lay_grid__drop_is_shift_without_the_moved_tiles(w, tile, stride):
-    dropped = lay_grid(Size(w, 1), tile, stride, edge="drop")[:, 0]
-    shifted = lay_grid(Size(w, 1), tile, stride)[:, 0]
-    assert (dropped % stride == 0).all()
-    assert (shifted[: len(dropped)] == dropped).all()
-    assert len(shifted) - len(dropped) in (0, 1)

@@ -119,6 +119,19 @@ def test_in_processes__closed_early_leaves_no_process(tmp_path: Path) -> None:
     assert not _is_alive(pid)
 
 
+def test_in_processes__what_the_parent_hears_reaches_no_child_from_the_very_first() -> None:
+    script = (
+        "import functools, signal; from cytofm_cli.work.pool import in_processes\n"
+        "from cytofm_cli.work.signals import StopFlag\n"
+        "blocked = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK)\n"
+        "for _, held in in_processes(blocked, [(), ()], 2, StopFlag()):\n"
+        "    print(*sorted(number.name for number in held))\n"
+        "print(blocked(()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=-1, text=True, check=True)
+    assert done.stdout.splitlines() == [*2 * ["SIGINT SIGUSR1 SIGUSR2"], "set()"]
+
+
 SCRIPT = """
 import os, sys, time
 from pathlib import Path

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from cytofm_cli.encoders import handcrafted
 from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec
+from cytofm_cli.encoders.entries import Entry
 from cytofm_cli.errors import UsageError
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import EncoderPlugin, samples
 
 
 class HandcraftedEncoder:
@@ -40,4 +41,22 @@ def make(request: EncoderRequest) -> HandcraftedEncoder:
     return HandcraftedEncoder()
 
 
-PLUGIN = Plugin(make=make, summary="colour, texture and nuclear statistics; no weights")
+PLUGIN = EncoderPlugin(
+    make=make,
+    summary="colour, texture and nuclear statistics; no weights",
+    needs_weights=False,
+    entries=(
+        Entry(
+            name="handcrafted",
+            model="",
+            dim=263,
+            norm=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            input_px=None,
+            mpp=None,
+            pooling="none",
+            licence="Apache-2.0",
+            needs_weights=False,
+        ),
+    ),
+    sample=samples(),
+)

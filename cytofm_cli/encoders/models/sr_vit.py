@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec
+from cytofm_cli.encoders.base import (
+    Blueprint,
+    EncoderRequest,
+    EncoderSpec,
+    TrunkRequest,
+    other_patches,
+)
+from cytofm_cli.encoders.entries import IMAGENET, SHIPPED, Entry
 from cytofm_cli.errors import UsageError
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import EncoderPlugin, samples
 
 if TYPE_CHECKING:
     from cytofm_cli.encoders.torch_encoder import TorchEncoder
@@ -23,7 +31,6 @@ def make(request: EncoderRequest) -> TorchEncoder:
     import torch
 
     from cytofm_cli.encoders import assumptions, sr_vit
-    from cytofm_cli.encoders.catalogue import IMAGENET
     from cytofm_cli.encoders.torch_encoder import build, read_for
 
     if request.download:
@@ -58,4 +65,64 @@ def make(request: EncoderRequest) -> TorchEncoder:
     )
 
 
-PLUGIN = Plugin(make=make, summary="top-h attention with relative positions", needs=("timm",))
+def trunk(request: TrunkRequest) -> Blueprint:
+    """Return how the network is built that a pretraining run trains.
+
+    Raises:
+        UsageError: the name says other patches than the views'.
+    """
+    from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig
+
+    size, own_px = request.builder["size"], request.builder["patch_px"]
+    if request.name != f"sr-vit-{size}" and own_px != request.patch_px:  # its name says the patch
+        raise other_patches(request.name, own_px, request.patch_px)
+    plan = SrVitConfig(
+        size=size,
+        patch_px=request.patch_px,
+        img_px=request.img_px,
+        h=request.h,
+        irpe=request.irpe,
+    )
+    return Blueprint(
+        arch=request.name,
+        builder=plan.to_record(),
+        is_vit=True,
+        network=lambda rate: SrVit(replace(plan, drop_path=rate)),
+    )
+
+
+def _entries() -> Iterable[Entry]:
+    yield Entry(
+        name="cytofm-tiny",
+        model="tiny",
+        dim=384,
+        input_px=64,
+        mpp=None,
+        pooling="cls+mean",
+        licence="Apache-2.0",
+        source="ships with cytofm; for single cells",
+        needs_weights=False,
+        shipped=SHIPPED / "cytofm-tiny.safetensors",
+    )
+    for size, dim in (("tiny", 192), ("small", 384), ("base", 768)):
+        for patch_px, suffix in ((16, ""), (14, "-p14")):
+            yield Entry(
+                name=f"sr-vit-{size}{suffix}",
+                model=size,
+                dim=dim,
+                builder={"size": size, "patch_px": patch_px},
+                mpp=None,
+                licence="that of the weights",
+                source="cytofm pretrain",
+                any_weights=True,
+            )
+
+
+PLUGIN = EncoderPlugin(
+    make=make,
+    summary="top-h attention with relative positions",
+    needs=("timm",),
+    entries=tuple(_entries()),
+    trunk=trunk,
+    sample=samples({"name_or_file": "sr-vit-tiny", "random_weights": True}),
+)

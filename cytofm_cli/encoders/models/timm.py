@@ -8,9 +8,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.encoders import assumptions, weights
-from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec, Pooling
+from cytofm_cli.encoders.base import (
+    Blueprint,
+    EncoderRequest,
+    EncoderSpec,
+    Pooling,
+    TrunkRequest,
+    other_patches,
+)
+from cytofm_cli.encoders.published import PUBLISHED
 from cytofm_cli.errors import UsageError, WeightsError
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import EncoderPlugin, samples
 
 if TYPE_CHECKING:
     from cytofm_cli.encoders.torch_encoder import TorchEncoder
@@ -161,4 +169,51 @@ def _own_pooling(outline: Any) -> Pooling:
     return "cls" if has_class_token and tokens else "pool"
 
 
-PLUGIN = Plugin(make=make, summary="any network of timm: timm/<name>", needs=("timm",))
+def trunk(request: TrunkRequest) -> Blueprint:
+    """Return how the network is built that a pretraining run trains.
+
+    Raises:
+        UsageError: timm has no such network, it has other patches, or patches without being a
+            plain Vision Transformer.
+    """
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    require_model(request.model)
+    name, builder = request.model, dict(request.builder)
+    plain = EncoderRequest(name=request.name, model=name, builder=builder)
+    arguments, outline = network_arguments(plain), network_outline(plain)
+    is_vit = isinstance(outline, VisionTransformer)
+    if is_vit:
+        own_px = int(outline.patch_embed.feat_ratio())
+        if request.patch_px % own_px:
+            raise other_patches(name, own_px, request.patch_px)
+        builder |= {"img_size": request.img_px}
+        arguments |= {"img_size": request.img_px, "dynamic_img_size": True}
+    elif hasattr(outline, "patch_embed") or hasattr(outline, "num_prefix_tokens"):
+        raise UsageError(
+            f"{name}: of networks with patches, only plain Vision Transformers are pretrained.",
+            hint="timm.list_models('vit_*') lists them",
+        )
+
+    def network(rate: float) -> Any:
+        return timm.create_model(name, **arguments, **({"drop_path_rate": rate} if rate else {}))
+
+    return Blueprint(arch=request.name, builder=builder, is_vit=is_vit, network=network)
+
+
+_VIT_TINY = {"name_or_file": "timm/vit_tiny_patch16_224", "random_weights": True}
+PLUGIN = EncoderPlugin(
+    make=make,
+    summary="any network of timm: timm/<name>",
+    needs=("timm",),
+    entries=PUBLISHED,
+    models="<name>",
+    require=require_model,
+    trunk=trunk,
+    sample=samples(
+        _VIT_TINY,
+        _VIT_TINY | {"pooling": "cls+mean"},
+        _VIT_TINY | {"name_or_file": "timm/resnet18"},
+    ),
+)

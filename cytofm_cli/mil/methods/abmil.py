@@ -12,16 +12,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
 from cytofm_cli.mil.layers import AttentionScores, Projection, two_class_logits
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
 PROB_FLOOR = 1e-5  # the official loss clamps the probability, against log(0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbmilConfig:
+class AbmilConfig(Settings):
     """Settings of ABMIL."""
 
     hidden: int = option(500, "width of the projection", low=1)
@@ -74,4 +74,9 @@ class Abmil(MilHead):
         return -torch.log(p_BC.gather(1, y_B[:, None])).mean()
 
 
-PLUGIN = Plugin(make=Abmil, config=AbmilConfig, summary="attention MIL, gated or plain (Ilse 2018)")
+PLUGIN = Plugin(
+    make=Abmil,
+    config=AbmilConfig,
+    summary="attention MIL, gated or plain (Ilse 2018)",
+    sample=samples({}, {"gated": False}),
+)

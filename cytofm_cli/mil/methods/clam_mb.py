@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cytofm_cli.mil.clam import Clam, ClamConfig
+from cytofm_cli.mil.clam import Clam, ClamConfig, samples
 from cytofm_cli.registry import Plugin
 
 
@@ -15,5 +15,8 @@ class ClamMultiBranch(Clam):
 
 
 PLUGIN = Plugin(
-    make=ClamMultiBranch, config=ClamConfig, summary="CLAM, one attention branch a class (Lu 2021)"
+    make=ClamMultiBranch,
+    config=ClamConfig,
+    summary="CLAM, one attention branch a class (Lu 2021)",
+    sample=samples,
 )

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from cytofm_cli.mil.clam import Clam, ClamConfig
+from cytofm_cli.mil.clam import Clam, ClamConfig, samples
 from cytofm_cli.registry import Plugin
 
-PLUGIN = Plugin(make=Clam, config=ClamConfig, summary="CLAM, one attention branch (Lu 2021)")
+PLUGIN = Plugin(
+    make=Clam,
+    config=ClamConfig,
+    summary="CLAM, one attention branch (Lu 2021)",
+    sample=samples,
+)

@@ -7,27 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
 from cytofm_cli.mil.layers import masked_softmax
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class DsmilConfig:
+class DsmilConfig(Settings):
     """Settings of DSMIL."""
 
     query: int = option(128, "width of the queries", low=1)
     non_linear: bool = option(True, "two layers with tanh make the queries; else one linear layer")
-    init: str = option(
-        "orthogonal",
-        "initial weights; orthogonal avoids stuck training",
-        choices=("orthogonal", "default"),
+    init: Literal["orthogonal", "default"] = option(
+        "orthogonal", "initial weights; orthogonal avoids stuck training"
     )
 
 
@@ -121,4 +119,9 @@ def _with_negative(z_BP: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(z_BP[:, :1]), z_BP], dim=-1)
 
 
-PLUGIN = Plugin(make=Dsmil, config=DsmilConfig, summary="dual-stream MIL (Li 2021)")
+PLUGIN = Plugin(
+    make=Dsmil,
+    config=DsmilConfig,
+    summary="dual-stream MIL (Li 2021)",
+    sample=samples({}, {"non_linear": False}),
+)

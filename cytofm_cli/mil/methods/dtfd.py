@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
 from cytofm_cli.mil.layers import AttentionScores, within
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class DtfdConfig:
+class DtfdConfig(Settings):
     """Settings of DTFD-MIL."""
 
     hidden: int = option(512, "width of the projection", low=1)
@@ -28,10 +28,9 @@ class DtfdConfig:
     pseudo_bags: int = option(4, "pseudo-bags a slide; never more than instances", low=1)
     # 0 is refused: "the last 0 instances" is the whole pseudo-bag in the official code.
     per_end: int = option(1, "instances taken from each end of a pseudo-bag", low=1)
-    distill: str = option(
+    distill: Literal["AFS", "MaxS", "MaxMinS"] = option(
         "AFS",
         "AFS: the pseudo-bag's vector; MaxS: top instances; MaxMinS: top and bottom instances",
-        choices=("AFS", "MaxS", "MaxMinS"),
     )
     draws: int = option(5, "random partitions averaged in evaluation", low=1)
     keep_empty: bool = option(
@@ -235,4 +234,9 @@ def _laid_out(rows_KN: Sequence[Tensor], mask_BN: Tensor | None, padding: float)
     return torch.stack(laid)
 
 
-PLUGIN = Plugin(make=Dtfd, config=DtfdConfig, summary="double-tier distillation (Zhang 2022)")
+PLUGIN = Plugin(
+    make=Dtfd,
+    config=DtfdConfig,
+    summary="double-tier distillation (Zhang 2022)",
+    sample=samples({}, {"distill": "MaxS"}, {"distill": "MaxMinS", "per_end": 3}),
+)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import MilHead, MilOutput
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
 EPS = 1e-6
 
@@ -41,10 +41,12 @@ SIZES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LessConfig:
+class LessConfig(Settings):
     """Settings of the LESS aggregator."""
 
-    size: str = option("tiny", "branch widths; base has 103 million weights", choices=tuple(SIZES))
+    size: Literal["tiny", "small", "base", "mini"] = option(
+        "tiny", "branch widths; base has 103 million weights"
+    )
     blocks: int = option(3, "multi-scale blocks", low=1)
     small_depth: int = option(1, "self-attention layers of a block, small branch", low=1)
     large_depth: int = option(4, "self-attention layers of a block, large branch", low=1)
@@ -244,4 +246,9 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-PLUGIN = Plugin(make=Less, config=LessConfig, summary="two-branch transformer of LESS (Zhao 2023)")
+PLUGIN = Plugin(
+    make=Less,
+    config=LessConfig,
+    summary="two-branch transformer of LESS (Zhao 2023)",
+    sample=samples({}, {"small_columns": 8}, preset={"size": "mini"}),
+)

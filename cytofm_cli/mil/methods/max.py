@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from cytofm_cli.mil.pooling import MaxPool, PoolConfig
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
-PLUGIN = Plugin(make=MaxPool, config=PoolConfig, summary="maximum over instances, linear layer")
+PLUGIN = Plugin(
+    make=MaxPool,
+    config=PoolConfig,
+    summary="maximum over instances, linear layer",
+    sample=samples({}, {"hidden": 16}),
+)

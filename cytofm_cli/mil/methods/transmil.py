@@ -8,33 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import MilHead, MilOutput
 from cytofm_cli.mil.nystrom import NystromAttention
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import Plugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransmilConfig:
+class TransmilConfig(Settings):
     """Settings of TransMIL."""
 
     width: int = option(512, "token width; landmarks are half of it", low=16)
     heads: int = option(8, "attention heads", low=1)
     dropout: float = option(0.1, "dropout on the attention's output", low=0, high=0.95)
-    padding: str = option(
-        "zeros",
-        "zeros: padding takes part in the attention, as published; masked: it does not",
-        choices=("zeros", "masked"),
+    padding: Literal["zeros", "masked"] = option(
+        "zeros", "zeros: padding takes part in the attention, as published; masked: it does not"
     )
-    compat: str = option(
-        "none",
-        "0.0.9: the misaligned rows of the attention package that the authors pinned",
-        choices=("none", "0.0.9"),
+    compat: Literal["none", "0.0.9"] = option(
+        "none", "0.0.9: the misaligned rows of the attention package that the authors pinned"
     )
 
 
@@ -164,4 +160,9 @@ def _fold(attention_T: Tensor, n: int) -> Tensor:
     return folded_N
 
 
-PLUGIN = Plugin(make=Transmil, config=TransmilConfig, summary="transformer MIL (Shao 2021)")
+PLUGIN = Plugin(
+    make=Transmil,
+    config=TransmilConfig,
+    summary="transformer MIL (Shao 2021)",
+    sample=samples({}, {"padding": "zeros"}),
+)

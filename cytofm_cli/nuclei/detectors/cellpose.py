@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp
 from cytofm_cli.nuclei.polygons import label_table
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ EXPECTED_KEYS: Final = ("W2", "out.weight", "out.bias")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellposeConfig:
+class CellposeConfig(Settings):
     """Settings of the Cellpose detector."""
 
     weights: Path | None = option(None, "Cellpose-SAM weight file on this machine")
@@ -107,10 +107,11 @@ def _open_model(path: Path, device: Any) -> Any:
     )
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=CellposeDetector,
     config=CellposeConfig,
     summary="Cellpose-SAM with your weight file",
     needs=("cellpose",),
     extra="cellpose",
+    sample="cytofm_cli.testing.samples.detectors:cellpose",
 )

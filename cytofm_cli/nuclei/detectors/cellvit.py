@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, empty_table
 from cytofm_cli.nuclei.hover import SEPARATIONS, majority_class, separate
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.nuclei.resample import resample_area
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 
 if TYPE_CHECKING:
     from cytofm_cli.nuclei.cellvit_net import CellViT
@@ -42,7 +42,7 @@ MIN_NUCLEAR_PX: Final = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellvitConfig:
+class CellvitConfig(Settings):
     """Settings of the CellViT detector."""
 
     weights: Path | None = option(None, "CellViT checkpoint (.pth) on this machine")
@@ -245,8 +245,9 @@ def _magnification(asked: int, config: Mapping[str, Any], path: Path) -> int:
     return int(value)
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=CellvitDetector,
     config=CellvitConfig,
     summary="CellViT-256 or CellViT-SAM with your weight file; nuclei with PanNuke classes",
+    sample="cytofm_cli.testing.samples.detectors:cellvit",
 )

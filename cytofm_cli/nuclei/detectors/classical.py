@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 from cytofm_cli.nuclei import outline, stain
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, make_table
@@ -32,7 +32,7 @@ from cytofm_cli.nuclei.blobs import find_blobs
 from cytofm_cli.nuclei.outline import Outlines
 from cytofm_cli.nuclei.resample import resample_area
 from cytofm_cli.nuclei.stain import PAP, Stain, optical_density
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 
 Floats = NDArray[np.float32]
 
@@ -54,7 +54,7 @@ DARK_ENOUGH: Final = 1.2  # optical density; no red cell, however dark the darke
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassicalConfig:
+class ClassicalConfig(Settings):
     """Settings of the classical detector."""
 
     min_probability: float = option(
@@ -66,17 +66,22 @@ class ClassicalConfig:
     min_radius_um: float = option(
         2.0, "radius below which an outline is debris, in µm", low=0.5, high=20.0
     )
-    nuclei: str = option(
+    nuclei: Literal["auto", "dark", "bright"] = option(
         "auto",
         "dark: stained nuclei on a bright field; bright: fluorescence or dark field; auto: as "
         "the slide is",
-        choices=("auto", "dark", "bright"),
     )
-    stain: str = option(
-        "auto",
-        "what nuclei are stained with; auto: told from the slide, pap where it cannot be",
-        choices=("auto", "pap", "mgg", "he", "fluorescence"),
+    stain: Literal["auto", "pap", "mgg", "he", "fluorescence"] = option(
+        "auto", "what nuclei are stained with; auto: told from the slide, pap where it cannot be"
     )
+
+    def check(self) -> None:
+        """Refuse a stain that contradicts what nuclei look like."""
+        if self.stain == "fluorescence" and self.nuclei == "dark":
+            raise UsageError(
+                f"{self.said('stain')} means bright nuclei, and nuclei=dark dark ones.",
+                hint="leave one of them out",
+            )
 
 
 class ClassicalDetector:
@@ -95,11 +100,6 @@ class ClassicalDetector:
         self, config: ClassicalConfig | None = None, *, known: Stain | None = None
     ) -> None:
         self.config = config or ClassicalConfig()
-        if self.config.stain == "fluorescence" and self.config.nuclei == "dark":
-            raise UsageError(
-                "stain=fluorescence means bright nuclei, and nuclei=dark dark ones.",
-                hint="leave one of them out",
-            )
         self._known = known
 
     def for_slide(
@@ -304,9 +304,10 @@ def _table(
     ).sorted()
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=ClassicalDetector,
     config=ClassicalConfig,
     version=2,  # from 2 on, stain and illumination are told from the slide
     summary="no weights: darkness, scale-space blobs, outlines; stained or fluorescent nuclei",
+    sample="cytofm_cli.testing.samples.detectors:classical",
 )

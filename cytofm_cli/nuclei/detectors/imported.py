@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.nuclei import geojson_reader
 from cytofm_cli.nuclei.base import NucleusTable, check_mpp
@@ -28,7 +28,7 @@ from cytofm_cli.nuclei.place import BOUNDS, SLIDE, Note, SlidePlace, on_slide
 from cytofm_cli.nuclei.plausible import as_instances, say_doubts
 from cytofm_cli.nuclei.point_tables import read_points
 from cytofm_cli.nuclei.polygons import label_table
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 from cytofm_cli.units import PLAUSIBLE_MPP, Size
 
 # A label image may be a pixel or so off the slide's size, where a pyramid level was rounded.
@@ -36,18 +36,17 @@ SIZE_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportedConfig:
+class ImportedConfig(Settings):
     """Settings of the import."""
 
     nuclei: Path | None = option(None, "file with nuclei: .geojson, .png, .tif or .csv")
     scale: float = option(
         1.0, "level-0 pixels to a pixel of the file, e.g. 2 for a half-size label image", low=1e-3
     )
-    origin: str = option(
+    origin: Literal["auto", "slide", "bounds"] = option(
         "auto",
         "where its (0, 0) is: slide: the corner of level 0; bounds: that of the scanned part, as "
         "in QuPath (MIRAX, SCN); auto: bounds for GeoJSON and tables of QuPath, else slide",
-        choices=("auto", SLIDE, BOUNDS),
     )
     annotations: bool = option(False, "take QuPath's annotations as nuclei too")
 
@@ -184,8 +183,11 @@ def read_labels(path: Path) -> NDArray[np.integer[Any]]:
     return values
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=ImportedNuclei,
     config=ImportedConfig,
     summary="nuclei from a file: GeoJSON (QuPath), label image, table of points",
+    from_files=True,
+    typed="import",  # one of Python's own words
+    sample="cytofm_cli.testing.samples.detectors:imported",
 )

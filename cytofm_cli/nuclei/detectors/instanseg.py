@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import InputError, WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, empty_table
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.nuclei.resample import resample_area
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import DetectorPlugin
 from cytofm_cli.units import is_plausible_mpp
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ PERCENTILES: Final = (0.1, 99.9)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstansegConfig:
+class InstansegConfig(Settings):
     """Settings of the InstanSeg detector."""
 
     weights: Path | None = option(None, "InstanSeg TorchScript file (instanseg.pt)")
@@ -170,8 +170,9 @@ def _pixel_size(module: Any, path: Path) -> float:
     return mpp
 
 
-PLUGIN = Plugin(
+PLUGIN = DetectorPlugin(
     make=InstansegDetector,
     config=InstansegConfig,
     summary="InstanSeg with your TorchScript file, at the model's own resolution",
+    sample="cytofm_cli.testing.samples.detectors:instanseg",
 )

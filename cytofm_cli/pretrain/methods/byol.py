@@ -17,7 +17,7 @@ from cytofm_cli.pretrain.base import Backbones, Batch, Length, StepOutput
 from cytofm_cli.pretrain.heads import projector
 from cytofm_cli.pretrain.losses import byol_loss
 from cytofm_cli.pretrain.teacher import TeacherConfig, TeacherMethod, encode, two_views
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,4 +66,10 @@ class Byol(TeacherMethod):
         return [project(view.cls_BD) for view in encode(self.teacher_net.trunk, views)]
 
 
-PLUGIN = Plugin(make=Byol, config=Config, summary="BYOL: prediction of a teacher (Grill 2020)")
+PLUGIN = PretrainPlugin(
+    make=Byol,
+    config=Config,
+    summary="BYOL: prediction of a teacher (Grill 2020)",
+    views={"recipe": "byol"},
+    sample=samples(),
+)

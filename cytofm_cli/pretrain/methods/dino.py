@@ -16,7 +16,7 @@ from cytofm_cli.pretrain.base import Batch, StepOutput
 from cytofm_cli.pretrain.heads import DinoHead
 from cytofm_cli.pretrain.losses import dino_loss, entropy
 from cytofm_cli.pretrain.teacher import PrototypeConfig, PrototypeMethod, encode
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,4 +54,10 @@ class Dino(PrototypeMethod):
         return p_GK.view(batch.n_global, -1, p_GK.shape[-1])
 
 
-PLUGIN = Plugin(make=Dino, config=Config, summary="DINO: self-distillation (Caron 2021)")
+PLUGIN = PretrainPlugin(
+    make=Dino,
+    config=Config,
+    summary="DINO: self-distillation (Caron 2021)",
+    views={"recipe": "dino"},
+    sample=samples({}, {"centring": "sinkhorn"}),
+)

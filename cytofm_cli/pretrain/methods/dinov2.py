@@ -10,6 +10,7 @@ Letters: B tiles, V global views, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from cytofm_cli.config import option
 from cytofm_cli.pretrain.base import StepOutput
 from cytofm_cli.pretrain.losses import koleo_loss
 from cytofm_cli.pretrain.patches import MaskedConfig, MaskedMethod
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,13 @@ class Config(MaskedConfig):
     """Settings of DINOv2. Published separate heads: 131 072 prototypes each."""
 
     lr: float = option(2e-3, "learning rate at batch 256 (4e-3 at 1024)", low=0)
-    lr_scaling: str = option("sqrt", "how it follows the batch", choices=("linear", "sqrt"))
+    lr_scaling: Literal["linear", "sqrt"] = option("sqrt", "how it follows the batch")
     drop_path: float = option(0.3, "largest rate of dropped residual branches", low=0, high=1)
     momentum: float = option(
         0.992, "share of itself the teacher keeps, at the start", low=0, high=1
     )
-    centring: str = option(
-        "sinkhorn", "against collapse: running mean, or Sinkhorn", choices=("mean", "sinkhorn")
+    centring: Literal["mean", "sinkhorn"] = option(
+        "sinkhorn", "against collapse: running mean, or Sinkhorn"
     )
     koleo: float = option(0.1, "weight of KoLeo, per global view", low=0)
     layer_decay: float = option(0.9, "learning rate of a block over the next one's", low=0, high=1)
@@ -53,4 +54,18 @@ class DinoV2(MaskedMethod):
         return replace(out, loss=out.loss + self.config.koleo * spread, parts=parts)
 
 
-PLUGIN = Plugin(make=DinoV2, config=Config, summary="DINOv2: iBOT, Sinkhorn, KoLeo (Oquab 2024)")
+_MASKS = {"masks": True}
+# Of the mask token and the head of patches nothing is asked where no image is masked.
+_NO_MASKS = {"masks": True, "idle": ("mask_token", "heads.patch")}
+
+PLUGIN = PretrainPlugin(
+    make=DinoV2,
+    config=Config,
+    summary="DINOv2: iBOT, Sinkhorn, KoLeo (Oquab 2024)",
+    views={"recipe": "dinov2"},
+    sample=lambda _folder: [
+        Sample(traits=_MASKS),
+        Sample(settings={"shared_head": False, "centring": "mean"}, traits=_MASKS),
+        Sample(settings={"koleo": 0.0, "mask_chance": 0.0}, traits=_NO_MASKS),
+    ],
+)

@@ -13,6 +13,7 @@ Letters: B tiles, D features of the student, E features of the teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cytofm_cli.config import option
-from cytofm_cli.encoders.base import Encoder, load_encoder
+from cytofm_cli.encoders.base import Encoder
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.base import (
     Backbone,
@@ -35,7 +37,7 @@ from cytofm_cli.pretrain.base import (
 from cytofm_cli.pretrain.heads import projector
 from cytofm_cli.pretrain.losses import Standardise, nt_xent
 from cytofm_cli.pretrain.teacher import encode, require_temperature
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, samples
 from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -47,8 +49,8 @@ class Config(MethodConfig):
     min_lr: float = option(0.0, "learning rate at the end", low=0)
     weight_decay: float = option(0.05, "weight decay at the start", low=0)
     weight_decay_end: float = option(0.05, "weight decay at the end (cosine)", low=0)
-    decayed: str = option(
-        "matrices", "what decays: all, weights or matrices", choices=("all", "weights", "matrices")
+    decayed: Literal["all", "weights", "matrices"] = option(
+        "matrices", "what decays: all, weights or matrices"
     )
     drop_path: float = option(0.0, "largest rate of dropped residual branches", low=0, high=1)
     teacher: str = option("handcrafted", "encoder to learn from: a name or a weight file")
@@ -60,11 +62,12 @@ class Config(MethodConfig):
     out: int = option(128, "length of a projection", low=1)
     temperature: float = option(0.2, "temperature of the contrast", low=0)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse a temperature or squares that cannot be."""
         require_temperature(self, "temperature")
         if not self.teacher_crops or not all(0 < share <= 1 for share in self.teacher_crops):
             raise UsageError(
-                f"[distill] teacher_crops = {self.teacher_crops}: shares above 0, up to 1.",
+                f"{self.said('teacher_crops')}: shares above 0, up to 1.",
                 hint="teacher_crops = 0.5,1",
             )
 
@@ -148,6 +151,10 @@ def _three_views(batch: Batch) -> list[Tensor]:
     return list(batch.views)
 
 
-PLUGIN = Plugin(
-    make=Distill, config=Config, summary="distillation from a frozen encoder, with contrast"
+PLUGIN = PretrainPlugin(
+    make=Distill,
+    config=Config,
+    summary="distillation from a frozen encoder, with contrast",
+    views={"recipe": "distill"},
+    sample=samples(),
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cytofm_cli.config import option
 from cytofm_cli.pretrain.patches import MaskedConfig, MaskedMethod
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,4 +26,18 @@ class Ibot(MaskedMethod):
     config: Config
 
 
-PLUGIN = Plugin(make=Ibot, config=Config, summary="iBOT: DINO and masked patches (Zhou 2022)")
+_MASKS = {"masks": True}
+# Of the mask token and the head of patches nothing is asked where no image is masked.
+_NO_MASKS = {"masks": True, "idle": ("mask_token", "heads.patch")}
+
+PLUGIN = PretrainPlugin(
+    make=Ibot,
+    config=Config,
+    summary="iBOT: DINO and masked patches (Zhou 2022)",
+    views={"recipe": "ibot"},
+    sample=lambda _folder: [
+        Sample(traits=_MASKS),
+        Sample(settings={"shared_head": False}, traits=_MASKS),
+        Sample(settings={"mask_chance": 0.0, "shared_head": False}, traits=_NO_MASKS),
+    ],
+)

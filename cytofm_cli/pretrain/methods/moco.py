@@ -8,6 +8,7 @@ Letters: B tiles, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from cytofm_cli.pretrain.teacher import (
     require_temperature,
     two_views,
 )
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,8 @@ class Config(TeacherConfig):
     warmup: float = option(0.13, "share of the steps in which the rate rises", low=0, high=1)
     weight_decay: float = option(0.1, "weight decay at the start", low=0)
     weight_decay_end: float = option(0.1, "weight decay at the end (cosine)", low=0)
-    decayed: str = option(
-        "all", "what decays: all, weights or matrices", choices=("all", "weights", "matrices")
+    decayed: Literal["all", "weights", "matrices"] = option(
+        "all", "what decays: all, weights or matrices"
     )
     clip: float = option(0.0, "largest gradient norm; 0: no clipping", low=0)
     drop_path: float = option(0.0, "largest rate of dropped residual branches", low=0, high=1)
@@ -48,7 +49,8 @@ class Config(TeacherConfig):
     temperature: float = option(0.2, "temperature", low=0)
     freeze_patch_embed: bool = option(True, "keep a ViT's patch embedding as it starts")
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse a temperature that cannot be."""
         require_temperature(self, "temperature")
 
 
@@ -97,4 +99,10 @@ def _freeze_patch_embed(trunk: nn.Module) -> None:
         parameter.requires_grad = False
 
 
-PLUGIN = Plugin(make=MoCo, config=Config, summary="MoCo v3: contrast with a teacher (Chen 2021)")
+PLUGIN = PretrainPlugin(
+    make=MoCo,
+    config=Config,
+    summary="MoCo v3: contrast with a teacher (Chen 2021)",
+    views={"recipe": "moco"},
+    sample=samples({}, {"freeze_patch_embed": False}),
+)

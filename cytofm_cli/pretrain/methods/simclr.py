@@ -25,7 +25,7 @@ from cytofm_cli.pretrain.base import (
 from cytofm_cli.pretrain.heads import projector
 from cytofm_cli.pretrain.losses import nt_xent
 from cytofm_cli.pretrain.teacher import encode, require_temperature, two_views
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import PretrainPlugin, samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class Config(MethodConfig):
     out: int = option(128, "length of a projection", low=1)
     temperature: float = option(0.1, "temperature; 0.5 suits small data", low=0)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse a temperature that cannot be."""
         require_temperature(self, "temperature")
 
 
@@ -74,4 +75,10 @@ class SimClr(Method):
         return self.trunk
 
 
-PLUGIN = Plugin(make=SimClr, config=Config, summary="SimCLR: contrast of two views (Chen 2020)")
+PLUGIN = PretrainPlugin(
+    make=SimClr,
+    config=Config,
+    summary="SimCLR: contrast of two views (Chen 2020)",
+    views={"recipe": "simclr"},
+    sample=samples(),
+)

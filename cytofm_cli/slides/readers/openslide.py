@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import SlideError
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import ReaderPlugin
 from cytofm_cli.slides import adopt, colour, native_jpeg, pyramid, tiff
 from cytofm_cli.slides.base import (
     Level,
@@ -213,8 +213,8 @@ def _level(slide: Any, properties: dict[str, str], level: int) -> Level:
 
 
 def _codec(properties: dict[str, str], directories: list[tiff.Directory]) -> str:
-    if directories:
-        return directories[0].codec
+    if directories:  # the largest is of level 0; the first may be a label
+        return max(directories, key=lambda d: d.size_px.w * d.size_px.h).codec
     if _MIRAX_CODEC in properties:
         return properties[_MIRAX_CODEC].lower()
     return _DICOM_CODECS.get(properties.get("dicom.TransferSyntaxUID", ""), "unknown")
@@ -237,8 +237,25 @@ def _verify_dicom(path: str, properties: dict[str, str]) -> None:
         )
 
 
-PLUGIN = Plugin(
+PLUGIN = ReaderPlugin(
     make=OpenSlidePlugin,
     summary="NDPI, MRXS, SCN, BIF, VMS, SVSLIDE, CZI, Philips TIFF, DICOM",
     needs=("openslide",),
+    suffixes=(
+        ".svs",
+        ".tif",
+        ".tiff",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".vms",
+        ".vmu",
+        ".bif",
+        ".svslide",
+        ".czi",
+        ".dcm",
+        ".dicom",
+    ),
+    turn=20,
+    sample="cytofm_cli.testing.samples.slides:openslide",
 )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import SlideError
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import ReaderPlugin
 from cytofm_cli.slides import colour, jpeg_check, pyramid, tiff
 from cytofm_cli.slides.base import NativeJpeg, SlideInfo, SlideReader, check_box, slide_error
 from cytofm_cli.slides.blocks import WHITE, damaged, overview_by_blocks
@@ -258,8 +258,11 @@ def _subsampled(
     return np.ascontiguousarray(full[:rows, : tile.w])
 
 
-PLUGIN = Plugin(
+PLUGIN = ReaderPlugin(
     make=TifffilePlugin,
     summary="TIFF behind an fsspec URL, with separate planes, Zstandard, L*a*b* or plain YCbCr",
     needs=("tifffile", "imagecodecs"),
+    suffixes=(".tif", ".tiff", ".qptiff"),
+    turn=30,
+    sample="cytofm_cli.testing.samples.slides:tifffile",
 )

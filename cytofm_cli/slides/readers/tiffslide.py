@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import SlideError
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import ReaderPlugin
 from cytofm_cli.slides import adopt, pyramid, tiff
 from cytofm_cli.slides.base import (
     Level,
@@ -185,8 +185,11 @@ def _to_rgb(path: str, pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return on_white(pixels) if pixels.shape[2] == 4 else np.ascontiguousarray(pixels[..., :3])
 
 
-PLUGIN = Plugin(
+PLUGIN = ReaderPlugin(
     make=TiffSlidePlugin,
     summary="slides behind an fsspec URL (s3://, gs://, memory://, ...); TIFF as a last resort",
     needs=("tiffslide",),
+    suffixes=(".svs", ".tif", ".tiff", ".ndpi", ".scn", ".qptiff"),
+    turn=90,
+    sample="cytofm_cli.testing.samples.slides:tiffslide",
 )

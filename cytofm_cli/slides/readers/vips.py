@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import DiskFullError, SlideError
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import ReaderPlugin
 from cytofm_cli.slides import colour, native_jpeg, pyramid, tiff
 from cytofm_cli.slides.base import (
     Level,
@@ -380,8 +380,11 @@ def _translate(path: str, error: Any, level: int = 0, box: Box | None = None) ->
     return damaged(path, level, box, why) if box else slide_error(path, why)
 
 
-PLUGIN = Plugin(
+PLUGIN = ReaderPlugin(
     make=VipsPlugin,
     summary="tiled TIFF and Aperio SVS (fast), OME-TIFF, and plain JPEG, PNG, TIFF, WebP, PPM",
     needs=("pyvips",),
+    suffixes=(".svs", ".tif", ".tiff", ".qptiff", ".jpg", ".jpeg", ".png"),
+    turn=10,
+    sample="cytofm_cli.testing.samples.slides:vips",
 )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cytofm_cli.cli.out import out
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.registry import readers
 from cytofm_cli.slides import folders
@@ -45,18 +44,28 @@ class SlideRef:
     mpp: float | None = None
 
 
-def find_slides(inputs: Sequence[str], manifest: Path | None = None) -> list[SlideRef]:
+def find_slides(
+    inputs: Sequence[str],
+    manifest: Path | None = None,
+    *,
+    warn: Callable[[str], None] = lambda _: None,
+) -> list[SlideRef]:
     """List the slides named by paths, globs, folders, `-` (stdin) and a manifest, sorted by id.
+
+    Args:
+        inputs: the words.
+        manifest: table of slides.
+        warn: told what is odd about the manifest.
 
     Raises:
         InputError: nothing found, a duplicate slide id, or a manifest that cannot be used.
     """
     refs = list_slides(inputs)
     if manifest is not None:
-        refs.extend(read_manifest(manifest))
+        refs.extend(read_manifest(manifest, warn=warn))
     if not refs:
         where = ", ".join([*inputs, *([str(manifest)] if manifest else [])]) or "no input given"
-        known = " ".join(sorted(folders.READABLE_SUFFIXES))
+        known = " ".join(sorted(folders.readable_suffixes()))
         raise InputError(f"{where}: no slides found.", hint=f"known suffixes: {known}")
     _refuse_duplicates(refs)
     return sorted(refs)
@@ -156,7 +165,7 @@ def expand_paths(
     return found
 
 
-def read_manifest(path: Path) -> list[SlideRef]:
+def read_manifest(path: Path, *, warn: Callable[[str], None] = lambda _: None) -> list[SlideRef]:
     """Read `slide_id,path[,mpp]`; relative paths start at the manifest's folder.
 
     Raises:
@@ -164,7 +173,7 @@ def read_manifest(path: Path) -> list[SlideRef]:
     """
     table = read_table(path, (*_ID_NAMES, *_PATH_NAMES, "mpp"))
     for note in table.notes:
-        out.warn(note)
+        warn(note)
     hint = "first line: slide_id,path,mpp"
     ids, paths = (table.columns[table.need(*of, hint=hint)] for of in (_ID_NAMES, _PATH_NAMES))
     stated = table.find("mpp")

@@ -1,0 +1,1 @@
+"""The steps as functions: what `import cytofm_cli` offers, and what the commands call."""

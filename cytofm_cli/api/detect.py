@@ -1,0 +1,183 @@
+"""Tiles → nuclei."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cytofm_cli.api.cohort import Listen, Manner, run_cohort
+from cytofm_cli.api.given import Paths, config_of, plugin_settings, words_of
+from cytofm_cli.api.inputs import find_stores, store_id, take_shard
+from cytofm_cli.api.outcomes import Outcomes
+from cytofm_cli.config import Layer
+from cytofm_cli.errors import UsageError, WeightsError
+from cytofm_cli.nuclei.config import DetectConfig
+from cytofm_cli.registry import detectors
+from cytofm_cli.work.batch import Reporter, Status, Task
+from cytofm_cli.work.device import check_device
+
+if TYPE_CHECKING:
+    from cytofm_cli.nuclei.run import Detection, DetectJob
+
+
+def detect(
+    stores: Paths,
+    config: DetectConfig | None = None,
+    *,
+    detector_settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    shard: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    timeout_s: float = 300.0,
+    fail_fast: bool = False,
+    fork: bool = False,
+    listen: Listen | None = None,
+    **settings: Any,
+) -> Outcomes:
+    """Find the nuclei of every tile of stores: centroid, area, probability, class, outline.
+
+    Args:
+        stores: stores, or folders of stores: one or several.
+        config: settings as a whole; instead, each may be given by its name
+            (`detector="cellvit"`).
+        detector_settings: settings of the detector itself, by name.
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, listen: see
+            `cytofm_cli.api.cohort.Manner`.
+        **settings: fields of `DetectConfig`.
+
+    Returns:
+        One outcome a store.
+
+    Raises:
+        UsageError: no such detector or device, or impossible settings.
+        WeightsError: the file of weights is missing or does not fit.
+        InputError: no stores.
+    """
+    config = config_of(DetectConfig, config, settings, "detect")
+    manner = Manner(
+        overwrite=overwrite,
+        dry_run=dry_run,
+        shard=shard,
+        workers=workers,
+        threads=threads,
+        timeout_s=timeout_s,
+        fail_fast=fail_fast,
+        fork=fork,
+        listen=listen,
+    )
+    config = _with_nuclei(config, manner)
+    own = plugin_settings(detector_settings, "detector_settings")
+    _check_detector(config, own)
+    found = find_stores(words_of(stores))
+    files = _nuclei_of(config, [store_id(path) for path in found], manner)
+    if config.weights is not None and not config.weights.is_file():
+        raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
+    paths = take_shard(found, shard, key=store_id)
+    n_workers, n_threads = manner.crew(len(paths))
+    jobs = _jobs(paths, config, own, files, manner, n_threads)
+    return run_cohort("detect", jobs, Detecting(), found[0].parent, manner, workers=n_workers)
+
+
+class Detecting:
+    """Detects slide after slide; the detector stays loaded. Each process gets its own."""
+
+    def __init__(self) -> None:
+        self._detection: Detection | None = None
+
+    def __call__(self, task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
+        """Find the nuclei of one slide."""
+        from cytofm_cli.nuclei.run import Detection
+
+        if self._detection is None:
+            self._detection = Detection()
+        return self._detection.detect(task.payload, report.progress, report.note)
+
+
+def _jobs(
+    paths: Sequence[Path],
+    config: DetectConfig,
+    own: Layer,
+    files: Mapping[str, Path],
+    manner: Manner,
+    threads: int,
+) -> list[DetectJob]:
+    from cytofm_cli.nuclei.run import DetectJob
+    from cytofm_cli.runs.provenance import sha256_file
+
+    digest = functools.cache(sha256_file)
+    jobs = []
+    for path in paths:
+        read = files.get(store_id(path)) or config.weights
+        jobs.append(
+            DetectJob(
+                slide_id=store_id(path),
+                path=str(path),
+                config=config,
+                own=own,
+                weights_sha256=digest(read) if read else None,
+                nuclei=files.get(store_id(path)),
+                overwrite=manner.overwrite,
+                dry_run=manner.dry_run,
+                threads=threads,
+            )
+        )
+    return jobs
+
+
+def _check_detector(config: DetectConfig, own: Layer) -> None:
+    """Refuse, before any slide, a detector, device or setting that serves none of them.
+
+    Raises:
+        UsageError: it is not known, not installed, not there, or of a wrong value.
+    """
+    from cytofm_cli.nuclei.run import DetectJob, settings_of
+
+    settings_of(DetectJob(slide_id="", path="", config=config, own=own))
+    check_device(config.device)
+
+
+def _with_nuclei(config: DetectConfig, manner: Manner) -> DetectConfig:
+    """Put what the detector `import` reads in its place, whichever option gave it.
+
+    Raises:
+        UsageError: `import` without a file, or a file for another detector.
+    """
+    if not detectors.find(config.detector).from_files:
+        if config.nuclei is not None:
+            raise UsageError(
+                f"--nuclei is for the detector import, not for {config.detector!r}.",
+                hint="add --detector import",
+            )
+        return config
+    if config.weights is not None:
+        if config.nuclei is not None:
+            raise UsageError("--nuclei and --weights: import reads one of them.", hint="--nuclei")
+        manner.warn("--detector import has no weights: give the file or folder with --nuclei")
+        return replace(config, nuclei=config.weights, weights=None)
+    if config.nuclei is None:
+        raise UsageError(
+            "detector 'import' needs a file or folder with nuclei.",
+            hint="--nuclei nuclei.geojson, or a folder with a file for each slide",
+        )
+    return config
+
+
+def _nuclei_of(config: DetectConfig, slide_ids: Sequence[str], manner: Manner) -> dict[str, Path]:
+    """Return the file of nuclei of each slide that has one, and name what is left over."""
+    if config.nuclei is None:
+        return {}
+    from cytofm_cli.nuclei.files import match_files
+
+    files = match_files(config.nuclei, slide_ids)
+    if files.unmatched:
+        more = f" and {len(files.unmatched) - 5} more" if len(files.unmatched) > 5 else ""
+        manner.warn(
+            f"{len(files.unmatched)} belong to none of the {len(slide_ids)} slides: "
+            f"{', '.join(files.unmatched[:5])}{more}"
+        )
+    return files.of_slide

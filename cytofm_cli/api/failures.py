@@ -1,0 +1,88 @@
+"""`failures.jsonl`: the slides that a step could not do, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from cytofm_cli.errors import SlideError, SlideTimeoutError
+from cytofm_cli.work.batch import Loss, Outcome, Task
+from cytofm_cli.work.files import output_errors, write_text
+
+
+class FailureLog:
+    """`failures.jsonl`: one line for each slide that this command could not do.
+
+    Rewritten whole and renamed on every change, so it is always readable; a slide that is
+    done later leaves it; without failures there is no file. Array jobs write one each.
+
+    Args:
+        folder: where it lies.
+        command: name of the step in its lines, e.g. "tile".
+        shard: part of an array job, "i/n"; None: not one.
+    """
+
+    def __init__(self, folder: Path, command: str, shard: str | None) -> None:
+        part = f".{shard.replace('/', '-of-')}" if shard else ""
+        self.path = folder / f"failures{part}.jsonl"
+        self._command = command
+        self._records = self._read()
+
+    def update(self, outcome: Outcome) -> None:
+        """Note or clear the failure of one slide."""
+        key = (self._command, outcome.slide_id)
+        former = self._records.pop(key, None)
+        if outcome.status == "failed" and outcome.error is not None:
+            self._records[key] = {
+                "command": self._command,
+                "slide_id": outcome.slide_id,
+                "path": outcome.path,
+                "error": outcome.error.message,
+                "hint": outcome.error.hint,
+                "kind": type(outcome.error).__name__,
+                "attempts": int((former or {}).get("attempts", 0)) + 1,
+                "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                **outcome.facts,
+            }
+        if former != self._records.get(key):
+            self._write()
+
+    def _read(self) -> dict[tuple[str, str], dict[str, Any]]:
+        records = {}
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    record = json.loads(line)
+                    records[record["command"], record["slide_id"]] = record
+        return records
+
+    def _write(self) -> None:
+        with output_errors(self.path.parent):
+            if not self._records:
+                self.path.unlink(missing_ok=True)
+                return
+            lines = (json.dumps(r, ensure_ascii=False) for r in self._records.values())
+            write_text(self.path, "\n".join(lines) + "\n")
+
+
+def explain(task: Task, loss: Loss) -> SlideError:
+    """Say why a slide was lost."""
+    if loss.why == "stalled":
+        return SlideTimeoutError(
+            f"{task.path}: no progress for {loss.detail}; given up.",
+            hint="is the disk slow? then raise --timeout-s; else the file is damaged.",
+        )
+    if loss.why == "killed":
+        return SlideError(
+            f"{task.path}: the process was killed, most likely for lack of memory.",
+            hint="give the job more memory, or fewer --workers.",
+        )
+    if loss.why == "out of memory":
+        return SlideError(f"{task.path}: out of memory.", hint="use fewer --workers.")
+    return SlideError(
+        f"{task.path}: crashed the reading library ({loss.detail}).",
+        hint="the file is damaged; scan it again.",
+    )

@@ -1,0 +1,122 @@
+"""The answer of a RUN for one store or bag file: score, attention in the store, map."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cytofm_cli.errors import CytofmError, InputError, UsageError
+from cytofm_cli.exporters.maps import write_geojson
+from cytofm_cli.mil.attention import write_attention
+from cytofm_cli.mil.bag import Bag, notes
+from cytofm_cli.mil.bags import find_bags, load_bags
+from cytofm_cli.mil.origin import unstated
+from cytofm_cli.mil.score import Ensemble, SlideScore, score_bag
+from cytofm_cli.nuclei.place import BOUNDS, place_of
+from cytofm_cli.store import io, schema
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Scoring:
+    """How slides are scored.
+
+    Attributes:
+        run: folder of the RUN.
+        ensemble: its models.
+        encoder: what the user says of files that do not say whose features they hold.
+        device: where to compute.
+        allow_mixed: score features that are made in another way.
+        attention: write attention of every instance into stores.
+        geojson: folder for maps; None: none.
+        unstated: counts what bags do not tell of their origin.
+    """
+
+    run: Path
+    ensemble: Ensemble
+    encoder: str | None = None
+    device: str = "cpu"
+    allow_mixed: bool = False
+    attention: bool = True
+    geojson: Path | None = None
+    unstated: Counter[str] = field(default_factory=Counter)
+
+
+def score_one(path: Path, how: Scoring, *, warn: Say, note: Say = lambda _: None) -> SlideScore:
+    """Score a slide; attention that cannot be written is no reason to lose the score.
+
+    Args:
+        path: a store or a bag file.
+        how: what to ask, and what else to write.
+        warn: told what the user should look at.
+        note: told where a map begins.
+
+    Raises:
+        InputError: the bag is missing, or the models cannot read it.
+    """
+    is_store, unit = path.suffix == schema.STORE_SUFFIX, how.ensemble.card.unit
+    encoder = how.ensemble.origin.encoder if is_store else None  # chooses; the file itself tells
+    steps = io.open_store(path).steps if is_store else {}
+    (bag,) = load_bags(path, how.encoder or encoder or None, unit)
+    result = score_bag(how.ensemble, bag, device=how.device, allow_mixed=how.allow_mixed)
+    how.unstated.update(unstated(bag.origin))
+    for line in notes([bag]):
+        warn(line)
+    if how.attention and is_store:
+        try:
+            write_attention(path, steps, how.run, how.ensemble.card, bag, result)
+        except CytofmError as error:
+            warn(error.one_line())
+    if how.geojson is not None:
+        try:
+            _write_map(how.geojson, path, unit, bag, result, note)
+        except InputError as error:
+            warn(error.one_line())
+    return result
+
+
+def _write_map(
+    folder: Path, path: Path, unit: str, bag: Bag, result: SlideScore, note: Say
+) -> None:
+    side, origin_px0 = None, (0, 0)
+    if path.suffix == schema.STORE_SUFFIX:
+        store = io.open_store(path)
+        origin_px0 = place_of(store, note).frame(BOUNDS)[:2]
+        if unit == "tile":
+            side = float(store.tile.tile_px0)
+    write_geojson(folder, bag, result, side, origin_px0=origin_px0)
+
+
+def encoder_of(ensemble: Ensemble, said: str | None) -> str | None:
+    """Check what the user says of the features against what the RUN learnt.
+
+    Raises:
+        UsageError: it learnt others.
+    """
+    said, learnt = (said or "").replace("/", "."), ensemble.origin.encoder
+    if said and learnt and said != learnt:
+        raise UsageError(
+            f"--encoder {said}: the RUN learnt features of {learnt}.",
+            hint="score features of that encoder",
+        )
+    return said or None
+
+
+def find_all(words: Sequence[str], encoder: str) -> list[Path]:
+    """List the stores or bag files to score, each once.
+
+    Raises:
+        UsageError: two of them are of one slide.
+    """
+    paths = list(dict.fromkeys(p for word in words for p in find_bags(Path(word), encoder or None)))
+    first: dict[str, Path] = {}
+    for path in paths:
+        if first.setdefault(path.stem, path) != path:
+            raise UsageError(
+                f"slide {path.stem} comes twice: {first[path.stem]} and {path}.",
+                hint="score them into tables of their own: -o",
+            )
+    return paths

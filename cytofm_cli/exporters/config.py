@@ -1,0 +1,33 @@
+"""Settings of `cytofm export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from cytofm_cli.config import Settings, option
+from cytofm_cli.registry import exporters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Settings):
+    """What of a store is written, and how. None: as the exporter has it."""
+
+    SECTION: ClassVar[str] = "export"
+
+    to: tuple[str, ...] = option(
+        ("h5",), f"Kinds of files, with commas or repeated: {', '.join(exporters.words())}."
+    )
+    layout: Literal["trident", "clam"] | None = option(None, "Whose h5 layout [default: trident].")
+    encoder: str | None = option(None, "Which embeddings [default: the only ones].")
+    unit: Literal["tile", "cell"] | None = option(None, "Bags of what [default: tile].")
+    detector: str | None = option(None, "Whose nuclei [default: the only ones].")
+    run: str | None = option(
+        None, "RUN whose attention of cells goes with the nuclei [default: the only]."
+    )
+    origin: Literal["bounds", "slide"] | None = option(
+        None,
+        "Where GeoJSON counts from: the scanned part, as QuPath [default], or the slide.",
+    )
+    slides: Path | None = option(None, "Where the slides lie now, for stores without pixels.")

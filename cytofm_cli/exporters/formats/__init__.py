@@ -1,0 +1,1 @@
+"""Exporters: one module, one plug-in (`cytofm_cli.registry.exporters`)."""

@@ -1,0 +1,18 @@
+"""The number of tiles of a slide, in a text file."""
+
+from cytofm_cli.exporters.product import Product, replacing
+from cytofm_cli.registry import ExporterPlugin, samples
+
+
+def products(request):
+    path = request.folder / f"{request.store.slide_id}.txt"
+    tile = request.store.steps["tile"]
+
+    def write():
+        with replacing(path) as partial:
+            partial.write_text(f"{tile['n_tiles']} tiles\n")
+
+    return [Product([path], {}, [tile], write)]
+
+
+PLUGIN = ExporterPlugin(make=products, summary="a count of tiles", sample=samples())

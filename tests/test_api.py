@@ -1,0 +1,492 @@
+"""The face for Python: lazy, the same stores as the commands', safe to call from anywhere."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cytofm_cli as cytofm
+from cytofm_cli.__main__ import main
+from cytofm_cli.errors import (
+    ConfigMismatchError,
+    CytofmWarning,
+    InputError,
+    MissingPackageError,
+    SlideError,
+    SomeSlidesFailedError,
+    StoreError,
+    UsageError,
+    WeightsError,
+)
+from cytofm_cli.mil.base import MilHead
+from cytofm_cli.registry import Plugin, mil_methods
+
+STUB = Path(cytofm.__file__).with_suffix(".pyi")
+TILES = {"tile_px": 256, "slide_mpp": 0.25}
+# Two nuclei in pale cells; centres (x, y) and half axes, pixels.
+NUCLEI = ((100.0, 120.0, 14.0, 10.0), (380.0, 300.0, 18.0, 13.0))
+
+
+def draw_field() -> np.ndarray:
+    """Two pale cells with a dark nucleus each, on bright ground: uint8 (512, 512, 3)."""
+    y, x = np.mgrid[:512, :512] + 0.5
+    picture = np.full((512, 512, 3), (243.0, 240.0, 236.0))
+    for cx, cy, a, b in NUCLEI:
+        for scale, colour in ((3.0, (196, 205, 226)), (1.0, (84, 62, 128))):
+            inside = np.hypot((x - cx) / a, (y - cy) / b) < scale
+            picture[inside] = colour
+    noise = np.random.default_rng(0).normal(0, 3, picture.shape)
+    return (picture + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of two fields, the second one mirrored."""
+    folder = tmp_path_factory.mktemp("slides")
+    Image.fromarray(draw_field()).save(folder / "a.png")
+    Image.fromarray(np.ascontiguousarray(draw_field()[:, ::-1])).save(folder / "b.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stores(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return their stores: tiled, with nuclei and with bags of tiles and cells."""
+    folder = tmp_path_factory.mktemp("stores")
+    assert [o.status for o in cytofm.tile(slides, folder, **TILES)] == ["done", "done"]
+    cytofm.detect(folder).raise_failures()
+    for unit in ("tile", "cell"):
+        cytofm.embed(folder, unit=unit, encoder="handcrafted").raise_failures()
+    return folder
+
+
+def content(folder: Path) -> dict[str, object]:
+    """Return every file of a folder of stores, without when and in what seconds it was made."""
+    files: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "zarr.json":
+            text = path.read_text()
+            for record in _records(json.loads(text)):
+                text = text.replace(json.dumps(record["time_utc"]), '""')
+            files[str(path.relative_to(folder))] = text
+        elif path.is_file():
+            files[str(path.relative_to(folder))] = path.read_bytes()
+    return files
+
+
+def _records(node: object) -> list[dict]:
+    if not isinstance(node, dict):
+        return []
+    own = [node] if "time_utc" in node else []
+    return own + [record for value in node.values() for record in _records(value)]
+
+
+def run(code: str, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def command(*words: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cytofm_cli", *map(str, words)], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def here(*words: object) -> None:
+    """Run a command that forks no children in this process."""
+    with pytest.raises(SystemExit) as done:
+        main([str(word) for word in words])
+    assert done.value.code == 0
+
+
+# The face
+
+
+def test_import__loads_nothing() -> None:
+    done = run(
+        "import sys; before = set(sys.modules); import cytofm_cli\n"
+        "cytofm_cli.__version__, dir(cytofm_cli)\n"
+        "print(sorted(n for n in set(sys.modules) - before if not n.startswith('cytofm_cli')))"
+    )
+    assert done.stdout.strip() == "['__future__']", done.stdout + done.stderr
+
+
+def test_names__a_step_brings_neither_torch_nor_typer() -> None:
+    done = run(
+        "import sys, cytofm_cli as cytofm\n"
+        "cytofm.tile, cytofm.detect, cytofm.open_store, cytofm.TileConfig, cytofm.train\n"
+        "print([n for n in ('torch', 'typer', 'zarr', 'pandas') if n in sys.modules])"
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_names__dir_all_and_the_stub_agree_and_every_one_is_there() -> None:
+    told = {
+        alias.asname
+        for node in ast.parse(STUB.read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told | {"__version__"} == set(cytofm.__all__) == set(dir(cytofm))
+    modules = {name for name in cytofm.__all__ if isinstance(getattr(cytofm, name), ModuleType)}
+    assert modules == {"errors"}
+
+
+def test_names__the_stub_takes_each_from_where_it_is_found() -> None:
+    for node in ast.parse(STUB.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module != "cytofm_cli":
+            for alias in node.names:
+                module = importlib.import_module(str(node.module))
+                assert getattr(module, alias.name) is getattr(cytofm, alias.name), alias.name
+
+
+def test_names__no_package_of_the_tree_can_hide_one() -> None:
+    inside = {path.stem for path in Path(cytofm.__file__).parent.iterdir()}
+    assert inside & set(cytofm.__all__) == {"errors"}
+    with pytest.raises(AttributeError, match="no attribute 'titel'"):
+        cytofm.titel  # noqa: B018
+
+
+# The steps
+
+
+def test_steps__make_the_stores_that_the_commands_make(
+    slides: Path, stores: Path, tmp_path: Path
+) -> None:
+    command("tile", slides, "-o", tmp_path, "--tile-px", 256, "--slide-mpp", 0.25)
+    command("detect", tmp_path)
+    for unit in ("tile", "cell"):
+        command("embed", tmp_path, "--unit", unit, "--encoder", "handcrafted")
+    assert content(tmp_path) == content(stores)
+
+
+@pytest.mark.slow
+def test_workers__of_a_script_without_a_main_guard_make_the_same_stores(
+    slides: Path, stores: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch, cytofm_cli as cytofm\n"
+        "print('begun')\n"
+        "slides, out = sys.argv[1:]\n"
+        "torch.zeros(64, 64) @ torch.zeros(64, 64)  # starts threads\n"
+        "cytofm.tile(slides, out, tile_px=256, slide_mpp=0.25, workers=2).raise_failures()\n"
+        "cytofm.detect(out, workers=2).raise_failures()\n"
+        "for unit in ('tile', 'cell'):\n"
+        "    done = cytofm.embed(out, unit=unit, encoder='handcrafted', workers=2)\n"
+        "print([o.status for o in done])\n"
+    )
+    out = tmp_path / "stores"
+    done = subprocess.run(
+        [sys.executable, str(script), str(slides), str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["begun", "['done', 'done']"], done.stderr
+    assert content(out) == content(stores)
+
+
+def test_steps__skip_what_is_done_and_keep_what_has_other_settings(
+    slides: Path, stores: Path
+) -> None:
+    before = content(stores)
+    again = cytofm.tile(slides, stores, cytofm.TileConfig(**TILES))
+    assert [o.status for o in again] == ["skipped", "skipped"]
+    assert again.stores == [stores / "a.zarr", stores / "b.zarr"]
+    with pytest.warns(CytofmWarning, match="tile_px: 256 → 128"):
+        other = cytofm.tile(slides / "a.png", stores, tile_px=128, slide_mpp=0.25)
+    assert [o.status for o in other] == ["refused"]
+    with pytest.raises(ConfigMismatchError):
+        other.raise_failures()
+    assert content(stores) == before
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_failures__of_a_slide_leave_the_others_done(
+    slides: Path, tmp_path: Path, workers: int | None
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    inputs = [slides / "a.png", tmp_path / "bad.png"]
+    with pytest.warns(CytofmWarning, match=r"bad\.png"):
+        outcomes = cytofm.tile(inputs, tmp_path / "stores", workers=workers, **TILES)
+    assert repr(outcomes) == "<Outcomes of 2 slides: 1 done, 1 failed>"
+    assert [o.slide_id for o in outcomes.failed] == ["bad"]
+    assert isinstance(outcomes.failed[0].error, SlideError)
+    assert outcomes.stores == [tmp_path / "stores" / "a.zarr"]
+    (line,) = (tmp_path / "stores" / "failures.jsonl").read_text().splitlines()
+    assert json.loads(line)["slide_id"] == "bad"
+    with pytest.raises(SomeSlidesFailedError, match="1 of 2 slides failed"):
+        outcomes.raise_failures()
+    with pytest.raises(SlideError, match=r"bad\.png"):
+        outcomes[1:].raise_failures()  # the only one: its own error
+    with pytest.raises(SlideError, match=r"bad\.png"):
+        cytofm.tile(inputs, tmp_path / "s", workers=workers, fail_fast=True, listen=ignore, **TILES)
+
+
+def ignore(event: object) -> None:
+    """Hear nothing."""
+
+
+def test_listen__hears_the_beginning_notes_progress_and_outcomes(
+    slides: Path, stores: Path, tmp_path: Path
+) -> None:
+    heard: list[object] = []
+    planned = cytofm.tile(slides, tmp_path / "none", dry_run=True, listen=heard.append, **TILES)
+    assert [type(event) for event in heard] == [
+        cytofm.Started,
+        cytofm.Note,
+        cytofm.Outcome,
+        cytofm.Note,
+        cytofm.Outcome,
+    ]
+    assert heard[0] == cytofm.Started(2)
+    assert heard[1].text.startswith("a: ")
+    assert heard[2] is planned[0]
+    assert not (tmp_path / "none").exists()
+    heard.clear()
+    cytofm.detect(stores, overwrite=True, dry_run=False, listen=heard.append)
+    parts = [(e.slide_id, e.total) for e in heard if isinstance(e, cytofm.Progress)]
+    assert ("a", len(cytofm.tiles_frame(stores / "a.zarr"))) in parts
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: cytofm.tile("x", tile_px=-5), "tile_px=-5 must be at least 16"),
+        (lambda: cytofm.tile("x", foreground="autp"), "foreground='autp': choose auto, none"),
+        (lambda: cytofm.tile("x", tile_pixels=5), r"tile\(\): .*no setting 'tile_pixels'"),
+        (lambda: cytofm.tile("x", config=cytofm.TileConfig(), seed=1), "and single settings"),
+        (lambda: cytofm.tile("x", config=cytofm.EmbedConfig()), "is no TileConfig"),
+        (lambda: cytofm.detect("x", detector="nobody"), "no detector is called 'nobody'"),
+        (lambda: cytofm.detect("x", detector_settings={"h": 1}), "detector_settings: .* 'h'"),
+        (lambda: cytofm.embed("x", encoder="nobody"), "no encoder is called 'nobody'"),
+        (lambda: cytofm.export("x", "y", to="pdf"), "choose h5, pt, geojson, csv"),
+        (lambda: cytofm.load_encoder("nobody"), "no encoder is called"),
+    ],
+)
+def test_settings__impossible_ones_are_refused_before_anything_is_done(call, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        call()
+
+
+def test_inputs__what_is_not_there_is_refused(tmp_path: Path) -> None:
+    for step in (cytofm.detect, cytofm.embed):
+        with pytest.raises(InputError, match="no such"):
+            step(tmp_path / "none.zarr")
+    with pytest.raises(InputError, match="no slides found"):
+        cytofm.tile([], tmp_path)
+    with pytest.raises(StoreError):
+        cytofm.open_store(str(tmp_path / "none.zarr"))
+    with pytest.raises(SlideError):
+        cytofm.open_slide(tmp_path / "none.svs")
+
+
+# Stores as arrays and tables
+
+
+def test_open_slide__takes_a_path(slides: Path) -> None:
+    reader = cytofm.open_slide(slides / "a.png")
+    try:
+        assert reader.info.size_px0 == (512, 512)
+    finally:
+        reader.close()
+
+
+def test_frames__hold_what_the_store_holds(stores: Path) -> None:
+    store = cytofm.open_store(stores / "a.zarr")
+    tiles = cytofm.tiles_frame(store)
+    assert list(tiles) == ["x_px0", "y_px0", "foreground", "focus"]
+    assert np.array_equal(tiles[["x_px0", "y_px0"]], store.read("tiles/xy_px0"))
+    nuclei = cytofm.nuclei_frame(stores / "a.zarr").sort_values("x_px0")
+    for row, (x, y, a, b) in zip(nuclei.itertuples(), NUCLEI, strict=True):
+        assert np.hypot(row.x_px0 - x, row.y_px0 - y) < 1
+        assert row.area_um2 == pytest.approx(np.pi * a * b * 0.25**2, rel=0.15)
+        assert row[5] == "nucleus"  # `class` is no name of an attribute
+    bag = cytofm.embeddings_frame(store, unit="cell")
+    assert np.array_equal(bag.to_numpy(), store.read("embeddings/handcrafted/cell/values"))
+    assert bag.index.names == ["cell", "x_px0", "y_px0"]
+    with pytest.raises(StoreError, match="'uni'"):
+        cytofm.embeddings_frame(store, "uni")
+
+
+def test_anndata__cells_come_with_their_nuclei(stores: Path) -> None:
+    cells = cytofm.to_anndata(stores / "b.zarr")
+    nuclei = cytofm.nuclei_frame(stores / "b.zarr")
+    assert cells.shape == (2, 263)
+    assert list(cells.obs_names) == ["b:0", "b:1"]
+    assert np.array_equal(cells.obsm["spatial"], nuclei[["x_px0", "y_px0"]])
+    assert np.array_equal(cells.obs["area_um2"], nuclei["area_um2"])
+    assert cells.uns["cytofm"] == {
+        "slide_id": "b",
+        "encoder": "handcrafted",
+        "unit": "cell",
+        "slide_mpp": 0.25,
+    }
+    tiles = cytofm.to_anndata(stores / "b.zarr", unit="tile")
+    assert list(tiles.obs) == ["x_px0", "y_px0", "foreground", "focus", "slide_id"]
+
+
+@pytest.mark.parametrize(
+    ("package", "call"), [("pandas", cytofm.tiles_frame), ("anndata", cytofm.to_anndata)]
+)
+def test_frames__say_how_to_install_what_is_missing(
+    stores: Path, monkeypatch: pytest.MonkeyPatch, package: str, call
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=f"{package} is not installed") as error:
+        call(stores / "a.zarr")
+    assert error.value.hint == "pip install 'cytofm[frames]'"
+
+
+# Encoders, heads, files
+
+
+def test_load_encoder__embeds_images_as_the_step_does(stores: Path) -> None:
+    encoder = cytofm.load_encoder("handcrafted")
+    store = cytofm.open_store(stores / "a.zarr")
+    values = encoder.embed(store.array("tiles/pixels")[...], batch_size=1)
+    assert np.array_equal(values, store.embeddings().values)
+    assert repr(encoder) == "<ImageEncoder handcrafted: any size → 263 numbers>"
+    for wrong in (np.zeros((4, 32, 32, 3)), np.zeros((32, 32, 3), np.uint8)):
+        with pytest.raises(InputError, match="images are"):
+            encoder.embed(wrong)
+    with pytest.raises(WeightsError):
+        cytofm.load_encoder("uni").embed(np.zeros((1, 224, 224, 3), np.uint8))
+
+
+def test_lists__name_what_can_be_chosen() -> None:
+    assert {"handcrafted", "cytofm-tiny"} <= {row.name for row in cytofm.list_encoders()}
+    assert {"classical", "import"} <= {row.name for row in cytofm.list_detectors()}
+    assert {"abmil", "mean"} <= {row.name for row in cytofm.list_methods()}
+
+
+def write_bags(folder: Path, n: int = 12) -> Path:
+    """Odd slides hold an instance that stands out; returns the table of labels."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(n):
+        x = rng.normal(size=(6, 4)).astype(np.float32)
+        x[0, 0] += 8 * (i % 2)
+        torch.save(torch.from_numpy(x), folder / f"s{i:02d}.pt")
+    rows = [f"s{i:02d},{'malignant' if i % 2 else 'benign'},p{i // 2}" for i in range(n)]
+    table = folder.parent / "labels.csv"
+    table.write_text("\n".join(["slide_id,label,group", *rows]) + "\n")
+    return table
+
+
+QUICK = {"folds": 2, "seeds": 1, "inner_folds": 2, "epochs": 30, "lr": 0.02, "bootstrap": 100}
+
+
+def test_train_and_score__equal_the_commands(tmp_path: Path) -> None:
+    bags = tmp_path / "bags"
+    labels = write_bags(bags)
+    trained = cytofm.train(bags, str(labels), tmp_path / "run", method="max", **QUICK)
+    assert trained.metrics["auc"]["value"] == 1.0
+    flags = [w for key, v in QUICK.items() for w in (f"--{key.replace('_', '-')}", v)]
+    here(
+        *("mil", "train", "--bags", bags, "--labels", labels, "-o", tmp_path / "theirs"),
+        *("--method", "max", *flags),
+    )
+    for name in ("predictions.csv", "config.toml", "splits.csv"):
+        ours, theirs = (tmp_path / of / name for of in ("run", "theirs"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    assert cytofm.train(bags, labels, tmp_path / "run", method="max", **QUICK).skipped
+
+    scores = cytofm.score(tmp_path / "run", bags, tmp_path / "ours.csv")
+    here("mil", "score", tmp_path / "theirs", bags, "-o", tmp_path / "theirs.csv")
+    assert (tmp_path / "ours.csv").read_text() == (tmp_path / "theirs.csv").read_text()
+    table = scores.frame()
+    assert list(table.index) == [f"s{i:02d}" for i in range(12)]
+    assert table["prob_malignant"][1::2].min() > table["prob_malignant"][::2].max()
+    assert table.loc["s03", "prob_malignant"] == scores[3].p_C[1]
+
+
+def test_score__a_bag_that_cannot_be_read_leaves_the_others_scored(tmp_path: Path) -> None:
+    bags = tmp_path / "bags"
+    trained = cytofm.train(bags, write_bags(bags), tmp_path / "run", method="mean", **QUICK)
+    torch.save(torch.zeros(3, 5), bags / "wide.pt")
+    with pytest.warns(CytofmWarning, match="wide: features are 5 wide"):
+        scores = cytofm.score(trained.path, bags)
+    assert (len(scores), list(scores.failures)) == (12, ["wide"])
+    with pytest.raises(SomeSlidesFailedError, match="1 of 13"):
+        scores.raise_failures()
+
+
+def test_registry__a_head_of_the_session_trains_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = mil_methods.load("max")
+
+    class Own(plugin.make):  # type: ignore[name-defined, misc]
+        """A head that is defined here."""
+
+    assert issubclass(Own, MilHead)
+    monkeypatch.setitem(
+        mil_methods._added, "own", Plugin(make=Own, config=plugin.config, summary="-")
+    )
+    labels = write_bags(tmp_path / "bags")
+    trained = cytofm.train(
+        tmp_path / "bags",
+        labels,
+        tmp_path / "run",
+        method="own",
+        head_settings={"hidden": 8},
+        **QUICK,
+    )
+    assert trained.metrics["auc"]["value"] == 1.0
+    assert "own" in {row.name for row in cytofm.list_methods()}
+    with pytest.raises(UsageError, match="'abmil' is there already"):
+        mil_methods.add("abmil", plugin)
+
+
+def test_export__returns_the_files(stores: Path, tmp_path: Path) -> None:
+    files = cytofm.export(stores, tmp_path, ["geojson", "h5"], unit="cell")
+    assert {path.suffix for path in files} == {".geojson", ".h5"}
+    (drawn,) = [path for path in files if path.name == "a.geojson"]
+    assert len(json.loads(drawn.read_text())["features"]) == len(NUCLEI)
+    assert cytofm.export(stores, tmp_path, ["geojson", "h5"], unit="cell") == files
+
+
+@pytest.mark.slow
+def test_views_and_pretraining__run_from_python(stores: Path, tmp_path: Path) -> None:
+    small = cytofm.ViewsConfig(global_px=32, local_px=16, n_local=2)
+    dumped = cytofm.make_views(stores, tmp_path / "views", small)
+    assert [o.status for o in dumped] == ["done", "done"]
+    report = cytofm.pretrain_encoder(
+        *(stores, tmp_path / "run"),
+        views=small,
+        method="dino",
+        batch=2,
+        steps=2,
+        device="cpu",
+        threads=1,
+        method_settings={"prototypes": 64, "hidden": 32, "bottleneck": 16},
+    )
+    encoder = cytofm.load_encoder(report.encoder)
+    assert encoder.embed(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, encoder.spec.dim)
+
+
+@pytest.mark.slow
+def test_probe__judges_an_encoder(stores: Path, tmp_path: Path) -> None:
+    rows = [
+        f"{slide},{x if slide == 'a' else 512 - x},{y},{label},{slide}"
+        for slide in "ab"
+        for (x, y, _, _), label in zip(NUCLEI, ("small", "large"), strict=True)
+        for _ in range(2)
+    ]
+    (tmp_path / "points.csv").write_text("\n".join(["slide_id,x,y,label,group", *rows]) + "\n")
+    report = cytofm.probe(
+        stores, tmp_path / "points.csv", tmp_path / "run", k=(1,), replicates=100, inner_folds=2
+    )
+    assert list(report.metrics["encoders"]) == ["handcrafted"]
