@@ -144,7 +144,8 @@ def test_as_found__some_of_the_classes_in_the_order_asked_for() -> None:
     ("names", "order"),
     [
         (["Pap (+)", "Pap (-)"], ("Pap (-)", "Pap (+)")),
-        (["HPV pos", "HPV 16"], ("HPV 16", "HPV pos")),
+        (["HPV 16 pos", "HPV 18"], ("HPV 18", "HPV 16 pos")),
+        (["A+", "B"], ("B", "A+")),
         (["pos HPV", "zone"], ("pos HPV", "zone")),  # where it begins, it says nothing
     ],
 )

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from cytofm_cli.errors import LabelError
 from cytofm_cli.stats import balance
-from cytofm_cli.stats.folds import cross_validation, from_column, holdout
+from cytofm_cli.stats.folds import (
+    TEST,
+    TRAIN,
+    Fold,
+    cross_validation,
+    from_column,
+    holdout,
+    only_class_carriers,
+)
+from cytofm_cli.stats.folds import tested as of_tests
 
 
 def cohort(seed: int, n_groups: int) -> tuple[np.ndarray, list[str]]:
@@ -131,3 +140,101 @@ def test_from_column__parts_as_written() -> None:
 def test_from_column__part_without_a_class_is_refused(column: list[str], message: str) -> None:
     with pytest.raises(LabelError, match=message):
         from_column(column, np.array([0, 1, 0, 1]), list("abcd"), inner_folds=2)
+
+
+# A cohort with one patient of many slides and some of both classes.
+PINNED_Y = np.array([int(c) for c in "010011010110100101101100110101001011"])
+PINNED_GROUPS = list("aaaaaaabbcccdeefghijjjklmnnopqrsttuu")
+
+PINNED_CV = [
+    ".......1122200010201112....11.202200",
+    "2222222..000....10....11200.01.01111",
+    "222222211...0000..2111.11001.00.....",
+    ".......11000211...111120222.200.0022",
+    "2222222..0002..100....010..11..01111",
+    "222222211....000002111...001.011....",
+]
+PINNED_HOLDOUT = [
+    "1111111220000..0.21...02....0.022222",
+    "000000011........2022221122.2.1.1111",
+]
+PINNED_COLUMN = [
+    ".......22222.001.00...11.112.02.0011",
+]
+
+
+def parts(folds: list[Fold]) -> list[str]:
+    """Write the part of each slide as a letter: `.` test, `-` never validation, else its set."""
+    letter = {TEST: ".", TRAIN: "-"}
+    return ["".join(letter.get(p, str(p)) for p in fold.part_N.tolist()) for fold in folds]
+
+
+def test_folds__of_a_seed_are_the_same_for_ever() -> None:
+    # What these strings say is in published splits: a seed must draw them again.
+    shared = {"inner_folds": 3, "seed": 11}
+    crossed = cross_validation(PINNED_Y, PINNED_GROUPS, folds=3, repeats=2, **shared)
+    assert parts(crossed) == PINNED_CV
+    held_out = holdout(PINNED_Y, PINNED_GROUPS, test_fraction=0.3, repeats=2, **shared)
+    assert parts(held_out) == PINNED_HOLDOUT
+    column = ["test" if group in "adgjmps" else "train" for group in PINNED_GROUPS]
+    assert parts(from_column(column, PINNED_Y, PINNED_GROUPS, **shared)) == PINNED_COLUMN
+
+
+def test_folds__without_a_seed_are_those_of_zero() -> None:
+    y, groups = PINNED_Y, PINNED_GROUPS
+    assert parts(cross_validation(y, groups, folds=2, inner_folds=2)) == parts(
+        cross_validation(y, groups, folds=2, inner_folds=2, repeats=1, seed=0)
+    )
+    assert parts(holdout(y, groups, test_fraction=0.5, inner_folds=2)) == parts(
+        holdout(y, groups, test_fraction=0.5, inner_folds=2, repeats=1, seed=0)
+    )
+    column = ["test" if group < "f" else "train" for group in groups]
+    assert parts(from_column(column, y, groups, inner_folds=2)) == parts(
+        from_column(column, y, groups, inner_folds=2, seed=0)
+    )
+
+
+def test_holdout__class_of_one_patient_is_refused() -> None:
+    with pytest.raises(LabelError, match="a class occurs in one group only"):
+        holdout(np.array([0, 0, 1, 1]), list("abcc"), test_fraction=0.5, inner_folds=2)
+    (fold,) = holdout(
+        np.array([0, 0, 0, 1, 1, 1]), list("abcdef"), test_fraction=0.3, inner_folds=2
+    )
+    assert len(fold.test()) == 2
+
+
+def test_folds__training_part_too_small_for_validation_is_refused() -> None:
+    said = "too few slides to set aside a validation part"
+    y, column = np.array([0, 1, 0, 1]), ["train", "train", "test", "test"]
+    with pytest.raises(LabelError, match=said):  # one slide of each class
+        from_column(column, y, list("abcd"), inner_folds=2)
+    with pytest.raises(LabelError, match=said):  # one patient
+        from_column(column, y, list("aacd"), inner_folds=2)
+    with pytest.raises(LabelError, match=said):  # one set is no validation in turns
+        from_column(
+            ["train"] * 4 + ["test"] * 2, np.array([0, 1] * 3), list("abcdef"), inner_folds=1
+        )
+    (fold,) = from_column(
+        ["train"] * 4 + ["test"] * 2, np.array([0, 1] * 3), list("abcdef"), inner_folds=9
+    )
+    assert fold.n_validation == 4  # a patient a set, and no more
+
+
+def test_only_class_carriers__groups_that_alone_hold_a_class() -> None:
+    y = np.array([0, 0, 1, 1, 2, 2, 0])
+    assert only_class_carriers(y, list("abccdea")) == ["c"]
+    assert only_class_carriers(y, list("abccdda")) == ["c", "d"]
+
+
+def test_tested__indices_of_all_folds_ascending() -> None:
+    folds = [Fold(np.array([TRAIN, TEST, 0])), Fold(np.array([0, TEST, TEST]))]
+    assert of_tests(folds).tolist() == [1, 2]
+    assert folds[0].development().tolist() == [0, 2]
+
+
+def test_balanced_parts__up_to_a_hundred_units_are_also_swapped() -> None:
+    # Four units that single moves cannot improve: only a swap makes the halves equal.
+    counts = np.array([[4, 0], [4, 0], [0, 4], [0, 4]])
+    for seed in range(5):
+        part = balance.balanced_parts(counts, np.array([0.5, 0.5]), np.random.default_rng(seed))
+        assert part[0] != part[1] and part[2] != part[3]

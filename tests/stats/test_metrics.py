@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 from sklearn import metrics as reference
 
 from cytofm_cli.stats import metrics
@@ -121,3 +122,69 @@ def test_specificity_threshold__reaches_the_specificity_and_not_a_slide_more() -
     assert (score[y == 0] < threshold).mean() == 0.9
     assert (score[y == 1] >= threshold).all()
     assert metrics.specificity_threshold(y, score, 0.0) == 0.0
+
+
+def test_specificity_threshold__without_negatives_or_above_all_of_them() -> None:
+    assert metrics.specificity_threshold(np.array([1, 1]), np.array([0.2, 0.6]), 0.9) == 0.5
+    above = metrics.specificity_threshold(np.array([0, 0]), np.array([0.2, 0.6]), 1.0)
+    assert above == pytest.approx(0.8)  # halfway to 1
+
+
+def test_youden_threshold__lies_between_two_scores_and_counts_equals_as_positive() -> None:
+    assert metrics.youden_threshold(np.array([0, 1]), np.array([0.6, 0.9])) == pytest.approx(0.75)
+    assert metrics.youden_threshold(np.array([0, 1, 1]), np.array([0.1, 0.5, 0.9])) == 0.5
+    # 0.2 and 0.775 gain as much: the second lies nearer to 0.5
+    y, score = np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.6, 0.95])
+    assert metrics.youden_threshold(y, score) == pytest.approx(0.775)
+
+
+def test_softmax__hand_worked_and_without_overflow() -> None:
+    logits = np.array([[0.0, np.log(3)], [1000.0, 1000.0 + np.log(3)]])
+    np.testing.assert_allclose(metrics.softmax(logits), [[0.25, 0.75]] * 2)
+    np.testing.assert_allclose(metrics.softmax(2 * logits[:1], 2.0), [[0.25, 0.75]])
+
+
+def test_fit_temperature__is_the_least_log_loss() -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(200, 3)) * 3
+    y = np.where(rng.random(200) < 0.6, logits.argmax(1), rng.integers(0, 3, 200))
+
+    def loss(temperature: float) -> float:
+        return reference.log_loss(y, metrics.softmax(logits, temperature))
+
+    best = optimize.minimize_scalar(loss, bounds=(0.25, 8.0), options={"xatol": 1e-9}).x
+    assert 0.5 < best < 6.0
+    assert metrics.fit_temperature(logits, y) == pytest.approx(best, rel=1e-5)
+    far = logits + 5_000 * rng.normal(size=(200, 1))  # what all classes share says nothing
+    assert metrics.fit_temperature(far, y) == pytest.approx(best, rel=1e-5)
+
+
+def test_calibration_error__of_three_classes_is_of_the_confidence() -> None:
+    p = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.0, 0.9], [1.0, 0.0, 0.0]])
+    # right, wrong, right, right: bins 6, 7, and 9 twice → (0.4 + 0.7 + 0.1) / 4
+    assert metrics.calibration_error(np.array([0, 0, 2, 0]), p) == pytest.approx(0.3)
+
+
+def test_calibration_error__has_ten_bins() -> None:
+    # 0.81 and 0.89 share a bin of ten, of no nine or eleven: gaps −0.19 and +0.89 cancel in part
+    p1 = np.array([0.81, 0.89])
+    found = metrics.calibration_error(np.array([1, 0]), np.stack([1 - p1, p1], 1))
+    assert found == pytest.approx(0.35)
+
+
+def test_brier__of_three_classes_is_the_whole_square() -> None:
+    p = np.array([[0.5, 0.3, 0.2], [0.0, 0.0, 1.0]])
+    assert metrics.brier(np.array([0, 2]), p) == pytest.approx((0.25 + 0.09 + 0.04) / 2)
+
+
+def test_macro_average_precision__of_two_classes_is_that_of_the_second() -> None:
+    y, p = case(7)
+    assert metrics.macro_average_precision(y, p) == metrics.average_precision(y, p[:, 1])
+    assert metrics.average_precision(y, p[:, 1]) != metrics.average_precision(1 - y, p[:, 0])
+
+
+def test_sensitivity_at_specificity__none_reaches_it_or_nothing_is_negative() -> None:
+    y, score = np.array([1, 0]), np.array([0.1, 0.9])
+    assert metrics.sensitivity_at_specificity(y, score, 1.0) == 0.0
+    assert np.isnan(metrics.sensitivity_at_specificity(np.array([1, 1]), score, 0.9))
+    assert metrics.auc(y, score) == 0.0 and metrics.auc(1 - y, score) == 1.0
