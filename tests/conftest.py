@@ -28,6 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share the whole suite between two processes, each file in one; a part of it runs in one."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    unsaid = getattr(config.option, "numprocesses", 0) is None  # 0 where there is no xdist
+    if whole and unsaid and not hasattr(config, "workerinput"):
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what reads files that a clone does not have."""
     for marker in item.iter_markers("needs_shared"):

@@ -13,7 +13,7 @@ from cytofm_cli.api.given import Paths, config_of, plugin_settings, words_of
 from cytofm_cli.api.inputs import find_stores, store_id, take_shard
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.config import Layer
-from cytofm_cli.errors import UsageError, WeightsError
+from cytofm_cli.errors import WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.registry import detectors
 from cytofm_cli.work.batch import Reporter, Status, Task
@@ -142,29 +142,13 @@ def _check_detector(config: DetectConfig, own: Layer) -> None:
 
 
 def _with_nuclei(config: DetectConfig, manner: Manner) -> DetectConfig:
-    """Put what the detector `import` reads in its place, whichever option gave it.
-
-    Raises:
-        UsageError: `import` without a file, or a file for another detector.
-    """
-    if not detectors.find(config.detector).from_files:
-        if config.nuclei is not None:
-            raise UsageError(
-                f"--nuclei is for the detector import, not for {config.detector!r}.",
-                hint="add --detector import",
-            )
+    """Put what a detector like `import` reads in its place, whichever option gave it."""
+    if config.weights is None or not detectors.find(config.detector).from_files:
         return config
-    if config.weights is not None:
-        if config.nuclei is not None:
-            raise UsageError("--nuclei and --weights: import reads one of them.", hint="--nuclei")
-        manner.warn("--detector import has no weights: give the file or folder with --nuclei")
-        return replace(config, nuclei=config.weights, weights=None)
-    if config.nuclei is None:
-        raise UsageError(
-            "detector 'import' needs a file or folder with nuclei.",
-            hint="--nuclei nuclei.geojson, or a folder with a file for each slide",
-        )
-    return config
+    manner.warn(
+        f"--detector {config.detector} has no weights: give the file or folder with --nuclei"
+    )
+    return replace(config, nuclei=config.weights, weights=None)
 
 
 def _nuclei_of(config: DetectConfig, slide_ids: Sequence[str], manner: Manner) -> dict[str, Path]:

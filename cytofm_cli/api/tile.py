@@ -9,7 +9,6 @@ from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import PathLike, Paths, config_of, path_of, words_of
 from cytofm_cli.api.inputs import check_reader, find_slides, take_shard
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.errors import UsageError
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.work.batch import Reporter, Status, Task
 
@@ -54,8 +53,6 @@ def tile(
         OutputError: `out` cannot be written.
     """
     config = config_of(TileConfig, config, settings, "tile")
-    if config.max_tiles is not None and config.select == "all":
-        raise UsageError("--max-tiles needs a way to choose.", hint="add --select random.")
     check_reader(config.reader)
     manner = Manner(
         overwrite=overwrite,

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
+from cytofm_cli.registry import detectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class DetectConfig(Settings):
 
     def check(self) -> None:
         """Refuse a file of nuclei without the detector that reads it, and that one without."""
-        if self.detector not in ("import", "imported"):
+        if not detectors.find(self.detector).from_files:
             if self.nuclei is not None:
                 raise UsageError(
                     f"{self.said('nuclei')} is for the detector import, not for {self.detector!r}.",
@@ -38,11 +39,12 @@ class DetectConfig(Settings):
                 )
         elif self.nuclei is not None and self.weights is not None:
             raise UsageError(
-                f"{self.said('nuclei')} and {self.said('weights')}: import reads one of them.",
+                f"{self.said('nuclei')} and {self.said('weights')}: {self.detector} reads one of "
+                "them.",
                 hint="--nuclei",
             )
         elif self.nuclei is None and self.weights is None:
             raise UsageError(
-                "detector 'import' needs a file or folder with nuclei.",
+                f"detector {self.detector!r} needs a file or folder with nuclei.",
                 hint="--nuclei nuclei.geojson, or a folder with a file for each slide",
             )

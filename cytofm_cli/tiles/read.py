@@ -190,7 +190,7 @@ def read_tile(
         padded = np.full((side, side, 3), fill, dtype=np.uint8)
         padded[box.y - y : box.y - y + box.h, box.x - x : box.x - x + box.w] = pixels
         pixels = padded
-    return pixels if side == plan.tile_px and plan.scale == 1 else resample(pixels, plan.tile_px)
+    return resample(pixels, plan.tile_px)
 
 
 def resample(

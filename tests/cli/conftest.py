@@ -89,3 +89,14 @@ def stores(cytofm: Run, fields: Path, tmp_path_factory: pytest.TempPathFactory) 
     embedded = cytofm("embed", folder)
     assert embedded.returncode == 0, embedded.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def detected(cytofm: Run, stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return copies of those stores, with nuclei: for reading only."""
+    folder = tmp_path_factory.mktemp("detected")
+    for store in stores.glob("*.zarr"):
+        shutil.copytree(store, folder / store.name)
+    found = cytofm("detect", folder)
+    assert found.returncode == 0, found.stderr
+    return folder

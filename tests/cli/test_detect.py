@@ -16,20 +16,18 @@ from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
 
 
 @pytest.fixture(scope="module")
-def detected(cytofm, stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copies of the stores, with nuclei and cell bags."""
-    folder = tmp_path_factory.mktemp("detected")
-    for store in sorted(stores.glob("*.zarr"))[:2]:
+def with_cells(cytofm, detected: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stores with nuclei and cell bags."""
+    folder = tmp_path_factory.mktemp("cells")
+    for store in sorted(detected.glob("*.zarr"))[:2]:
         shutil.copytree(store, folder / store.name)
-    found = cytofm("detect", folder)
-    assert found.returncode == 0, found.stderr
     embedded = cytofm("embed", folder, "--unit", "cell", "--cell-um", 20)
     assert embedded.returncode == 0, embedded.stderr
     return folder
 
 
-def test_detect__tiles_give_the_nuclei_of_the_whole_field(detected: Path, fields: Path) -> None:
-    for store in detected.glob("*.zarr"):
+def test_detect__tiles_give_the_nuclei_of_the_whole_field(with_cells: Path, fields: Path) -> None:
+    for store in with_cells.glob("*.zarr"):
         found = zarr.open_group(store, mode="r")["nuclei/classical/xy_px0"][:]
         image = pyvips.Image.new_from_file(str(fields / f"{store.stem}.jpg")).numpy()[..., :3]
         whole = ClassicalDetector().detect(image, 0.25).xy_px0
@@ -46,8 +44,8 @@ def _covered(xy: np.ndarray, tiles: np.ndarray) -> bool:
     return bool(((xy >= tiles) & (xy < tiles + 256)).all(axis=1).any())
 
 
-def test_embed__cell_bag_has_a_row_a_nucleus(detected: Path) -> None:
-    for store in detected.glob("*.zarr"):
+def test_embed__cell_bag_has_a_row_a_nucleus(with_cells: Path) -> None:
+    for store in with_cells.glob("*.zarr"):
         group = zarr.open_group(store, mode="r")
         centres = group["embeddings/cytofm-tiny/cell/xy_px0"][:]
         np.testing.assert_array_equal(centres, np.round(group["nuclei/classical/xy_px0"][:]))
@@ -61,11 +59,13 @@ def test_embed__cells_without_nuclei_say_what_to_run(cytofm, stores: Path) -> No
     assert "cytofm detect" in done.stderr
 
 
-def test_export__geojson_and_csv_hold_every_nucleus(cytofm, detected: Path, tmp_path: Path) -> None:
+def test_export__geojson_and_csv_hold_every_nucleus(
+    cytofm, with_cells: Path, tmp_path: Path
+) -> None:
     for kind in ("geojson", "csv"):
-        done = cytofm("export", detected, "-o", tmp_path, "--to", kind)
+        done = cytofm("export", with_cells, "-o", tmp_path, "--to", kind)
         assert done.returncode == 0, done.stderr
-    for store in detected.glob("*.zarr"):
+    for store in with_cells.glob("*.zarr"):
         area = zarr.open_group(store, mode="r")["nuclei/classical/area_um2"][:]
         shapes = json.loads((tmp_path / f"{store.stem}.geojson").read_text())["features"]
         assert len(shapes) == len(area)

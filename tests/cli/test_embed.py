@@ -60,15 +60,15 @@ def test_embed__a_moved_slide_is_found_with_slides(cytofm, fields: Path, tmp_pat
 
 
 def test_embed__networks_need_weights_and_unsafe_files_never_run(
-    cytofm, stores: Path, tmp_path: Path
+    here, stores: Path, tmp_path: Path
 ) -> None:
     name = "timm/vit_tiny_patch16_224"
     store = tmp_path / "s.zarr"
     shutil.copytree(sorted(stores.glob("*.zarr"))[0], store)
-    bare = cytofm("embed", store, "--encoder", name)
+    bare = here("embed", store, "--encoder", name)
     assert bare.returncode in (2, 3)
     assert "--weights" in bare.stderr
-    missing = cytofm("embed", store, "--encoder", name, "--weights", tmp_path / "no.bin")
+    missing = here("embed", store, "--encoder", name, "--weights", tmp_path / "no.bin")
     assert missing.returncode == 3
     assert "no such weight file" in missing.stderr
 
@@ -77,7 +77,7 @@ def test_embed__networks_need_weights_and_unsafe_files_never_run(
             return (Path.touch, (tmp_path / "executed",))
 
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Evil()}))
-    evil = cytofm("embed", store, "--encoder", name, "--weights", tmp_path / "evil.pth")
+    evil = here("embed", store, "--encoder", name, "--weights", tmp_path / "evil.pth")
     assert evil.returncode == 3
     assert not (tmp_path / "executed").exists()
     assert "Traceback" not in evil.stderr
@@ -85,7 +85,7 @@ def test_embed__networks_need_weights_and_unsafe_files_never_run(
 
 
 def test_embed__weights_from_elsewhere_are_seen_as_laid_out_and_what_is_assumed_is_said_once(
-    cytofm, stores: Path, tmp_path: Path
+    cytofm, here, stores: Path, tmp_path: Path
 ) -> None:
     for store in sorted(stores.glob("*.zarr"))[:2]:
         shutil.copytree(store, tmp_path / "s" / store.name)
@@ -110,18 +110,18 @@ def test_embed__weights_from_elsewhere_are_seen_as_laid_out_and_what_is_assumed_
         assert record["assumed"] == ["std", "interpolation", "pooling"]
         assert (record["licence"], record["pos_embed"]) == ("unknown", None)
         assert np.ptp(bag(store, "timm.vit_tiny_patch16_224")) > 1  # the student is all zeros
-    assert cytofm(*words, *own, "--json").stdout.count('"skipped"') == 2
-    other = cytofm(*words, "--workers", 1)
+    assert here(*words, *own, "--json").stdout.count('"skipped"') == 2
+    other = here(*words, "--workers", 1)
     assert other.returncode == 2
     assert "mean: [0.5, 0.25, 0.75] → default" in other.stderr
-    misspelt = cytofm("embed", tmp_path / "s", "--encoder", f"{name}5", *words[4:])
+    misspelt = here("embed", tmp_path / "s", "--encoder", f"{name}5", *words[4:])
     assert misspelt.returncode == 2
     assert misspelt.stderr.count("error:") == 1  # before any slide, and not for each
     assert f"did you mean {name}" in misspelt.stderr
 
 
 def test_embed__weights_that_fit_no_slides_encoder_end_the_run_once(
-    cytofm, stores: Path, tmp_path: Path
+    cytofm, here, stores: Path, tmp_path: Path
 ) -> None:
     small = timm.create_model("test_vit", num_classes=0).state_dict()
     torch.save({f"net.{k}": v for k, v in small.items()}, tmp_path / "w.pth")
@@ -131,7 +131,7 @@ def test_embed__weights_that_fit_no_slides_encoder_end_the_run_once(
     assert done.returncode == 3
     assert done.stderr.count("error:") == 1
     assert "The file has net. (" in done.stderr
-    patches = cytofm(
+    patches = here(
         "embed", stores, "--encoder", "sr-vit-tiny", "--random-weights", "--input-px", 225
     )
     assert (patches.returncode, patches.stderr.count("error:")) == (2, 1)
@@ -191,22 +191,22 @@ def test_embed__slides_that_are_tiled_in_other_words_are_taken_as_they_are(
 
 
 def test_embed__defaults_of_the_encoder_spelt_out_are_the_same_bag(
-    cytofm, stores: Path, tmp_path: Path
+    here, stores: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / sorted(stores.glob("*.zarr"))[0].name
     shutil.copytree(sorted(stores.glob("*.zarr"))[0], store)
-    assert cytofm("detect", store).returncode == 0
+    assert here("detect", store).returncode == 0
     cells = ("embed", store, "--unit", "cell", "--encoder", "handcrafted")
-    assert cytofm(*cells).returncode == 0
-    spelt = cytofm(*cells, "--cell-um", 32, "--detector", "classical", "--json")
+    assert here(*cells).returncode == 0
+    spelt = here(*cells, "--cell-um", 32, "--detector", "classical", "--json")
     assert '"skipped"' in spelt.stdout, spelt.stderr
-    other = cytofm(*cells, "--cell-um", 40)
+    other = here(*cells, "--cell-um", 40)
     assert other.returncode == 2
     assert "cell_um: default → 40.0" in other.stderr
     assert not (tmp_path / "failures.jsonl").exists()
-    assert cytofm(*cells, "--cell-um", 40, "--overwrite").returncode == 0
-    back = cytofm(*cells, "--json")
+    assert here(*cells, "--cell-um", 40, "--overwrite").returncode == 0
+    back = here(*cells, "--json")
     assert back.returncode == 2  # what was asked for then is not the default
     assert "cell_um: 40.0 → default" in back.stderr
-    assert cytofm(*cells, "--cell-um", 32, "--overwrite").returncode == 0
-    assert '"skipped"' in cytofm(*cells, "--json").stdout
+    assert here(*cells, "--cell-um", 32, "--overwrite").returncode == 0
+    assert '"skipped"' in here(*cells, "--json").stdout

@@ -57,7 +57,12 @@ def test_mil__train_and_score(here, bags: Path) -> None:
     assert metrics["auc"]["low"] <= metrics["auc"]["value"] <= metrics["auc"]["high"]
     splits = rows_of(run / "splits.csv")
     assert len(splits) == 12
-    scored = here("mil", "score", run, bags, "-o", bags.parent / "scores.csv")
+    (bags.parent / "c.toml").write_text("[run]\ndry_run = true\n[mil_score]\ndevice = 'cpu'\n")
+    table = bags.parent / "scores.csv"
+    planned = here("mil", "score", run, bags, "-o", table, "--config", bags.parent / "c.toml")
+    assert planned.stderr == f"would score 12 slides into {table}\n"
+    assert not table.exists()
+    scored = here("mil", "score", run, bags, "-o", table)
     assert scored.returncode == 0, scored.stderr
     scores = rows_of(bags.parent / "scores.csv")
     wanted = {row["slide_id"]: row["label"] for row in rows_of(bags.parent / "labels.csv")}
@@ -183,6 +188,7 @@ def alive_in_session(session: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc")
 @pytest.mark.parametrize(
     ("number", "code", "workers"),
@@ -209,10 +215,8 @@ def test_mil_train__signal_to_all_processes_keeps_models_and_resumes(
     errors = [line for line in said.splitlines() if "models:" not in line]
     assert len(errors) == 1, said
     assert errors[0].startswith(f"error: stopped by {number.name}; what was finished is kept.")
-    deadline = time.monotonic() + 10
-    while alive_in_session(child.pid) and time.monotonic() < deadline:
+    while alive_in_session(child.pid):  # else the limit of pytest ends it
         time.sleep(0.1)  # Python's tracker of semaphores leaves a moment after its parent
-    assert alive_in_session(child.pid) == []
     kept = sorted((bags.parent / ".run.partial" / "cells").glob("[!.]*.json"))
     assert 1 <= len(kept) < 6
     assert not (bags.parent / ".run.claim").exists()

@@ -30,19 +30,6 @@ CLOCKS = {"tiles_per_s", "wait_share", "utilisation", "utc"}
 
 
 @pytest.fixture(scope="module")
-def detected(cytofm, fields: Path, tmp_path_factory) -> Path:
-    """Return stores of four fields, tiled and with nuclei."""
-    folder = tmp_path_factory.mktemp("detected")
-    for words in (
-        ("tile", fields, "-o", folder, "--slide-mpp", 0.25, "--tile-px", 256),
-        ("detect", folder),
-    ):
-        done = cytofm(*words)
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
 def whole(cytofm, detected: Path, tmp_path_factory) -> Path:
     """Return a RUN that nothing disturbed."""
     run = tmp_path_factory.mktemp("whole") / "run"
@@ -70,11 +57,11 @@ def assert_same(run: Path, whole: Path) -> None:
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not path.exists() and process.poll() is None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
 def test_pretrain__stopped_and_resumed_equals_undisturbed(
     cytofm, detected, whole, tmp_path, number
@@ -85,7 +72,7 @@ def test_pretrain__stopped_and_resumed_equals_undisturbed(
     )
     wait_for(run / "checkpoints" / "step-00000002", process)
     process.send_signal(number)
-    code = process.wait(60)
+    code = process.wait()
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGUSR1: 75}[number]
     assert not (run / "summary.json").exists()
     assert (run / "stopped").exists() == (number != signal.SIGKILL)
@@ -109,16 +96,17 @@ def torchrun(detected: Path, run: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_pretrain__two_processes__a_killed_one_changes_nothing(detected, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = torchrun(detected, whole)
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate()
     assert process.returncode == 0, said
     process = torchrun(detected, killed)
     wait_for(killed / "checkpoints" / "step-00000002", process)
     claim = json.loads((tmp_path / ".killed.claim").read_text())  # rank 0 holds it
     os.kill(claim["pid"], signal.SIGKILL)
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate()
     assert process.returncode == 0, said
     assert "goes on at step" in said
     assert_same(killed, whole)
@@ -299,7 +287,8 @@ def test_pretrain__cells__embed_cuts_the_crops_that_were_seen(here, detected, tm
     encoder = load_encoder(str(run / "encoder.safetensors"), device="cpu")
     spec = encoder.spec
     assert (spec.cell_um, spec.pooling, spec.licence, spec.dim) == (17.9, "cls+mean", "CC0", 384)
-    path = sorted(detected.glob("*.zarr"))[0]
+    path = tmp_path / "a.zarr"
+    shutil.copytree(sorted(detected.glob("*.zarr"))[0], path)
     for more, cell_um in (((), 17.9), (("--cell-um", 24, "--overwrite"), 24.0)):
         words = ("--encoder", run / "encoder.safetensors", "--unit", "cell", "--workers", 1)
         assert here("embed", path, *words, *more).returncode == 0

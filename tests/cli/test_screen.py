@@ -64,14 +64,15 @@ EVERY = ["tile", "detect", "embed", "info", "export", "encoders", "detectors", "
 def test_stdout__has_all_data_in_a_file_while_stderr_is_a_terminal(
     command: str, columns: int, stores: Path, fields: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(stores, tmp_path / "stores")  # other tests have the fixture as it is
+    for store in sorted(stores.glob("*.zarr"))[:2]:  # other tests have the fixture as it is
+        shutil.copytree(store, tmp_path / "stores" / store.name)
     words = [*words_of(command, tmp_path / "stores", fields, tmp_path), "--json"]
     log = tmp_path / "log.jsonl"
     with log.open("wb") as handle:
         code, shown = on_a_terminal(words, handle, columns)
     assert code == 0, shown
     records = [json.loads(line) for line in log.read_text().splitlines()]
-    least = {"tile": 4, "detect": 4, "embed": 4, "info": 4, "export": 4}.get(command, 5)
+    least = {"tile": 4, "detect": 2, "embed": 2, "info": 2, "export": 2}.get(command, 5)
     assert len(records) >= least
     assert '{"' not in shown
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -274,6 +275,29 @@ def test_variables__serve_commands_without_settings(here, monkeypatch: pytest.Mo
     done = here("encoders")
     assert done.returncode == 2
     assert "did you mean CYTOFM_RUN_JSON?" in done.stderr
+
+
+def test_commands_without_settings__are_told_the_same_way(
+    here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.toml").write_text("[run]\njson = true\nworkers = 2\n[tile]\ntile_px = 256\n")
+    done = here("detectors", "--config", tmp_path / "c.toml")
+    assert (done.returncode, done.stderr) == (0, "")  # workers are none of its business
+    assert done.stdout.startswith('{"kind": "detector"')
+    (tmp_path / "bad.toml").write_text("[run]\njson = 'perhaps'\n")
+    done = here("detectors", "--config", tmp_path / "bad.toml")
+    assert done.returncode == 2
+    assert "bad.toml: [run] json = 'perhaps' is not of type bool." in done.stderr
+    missing = here("info", tmp_path / "none.svs", tmp_path / "none.svs", "-q", "-v")
+    assert missing.returncode == 3
+
+
+def test_print_config__is_read_from_standard_input(here, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--tile-px", 256, "--select", "densest", "--max-tiles", 7, "--mpp", 0.5)
+    printed = here("tile", *words, "--print-config").stdout
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(printed.encode())))
+    again = here("tile", "--config", "-", "--print-config")
+    assert (again.returncode, again.stdout, again.stderr) == (0, printed, "")
 
 
 def test_former_names__are_taken_with_a_warning(

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import stat
-import time
 from pathlib import Path
 
 import numpy as np
@@ -277,10 +276,8 @@ def test_tile__a_reader_that_hangs_is_stopped(
     (entry / "METADATA").write_text("Metadata-Version: 2.1\nName: hanging\nVersion: 1.0\n")
     (entry / "entry_points.txt").write_text("[cytofm.readers]\nhanging = hanging:PLUGIN\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    start = time.monotonic()
     words = ("tile", sorted(fields.iterdir())[0], "-o", tmp_path / "s", "--slide-mpp", 0.25)
     done = cytofm(*words, "--reader", "hanging", "--timeout-s", 2)
-    assert time.monotonic() - start < 60
     assert done.returncode == 3
     assert "no progress for 2 s" in done.stderr
     assert next(iter(failures(tmp_path / "s").values()))["kind"] == "SlideTimeoutError"

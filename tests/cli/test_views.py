@@ -36,24 +36,22 @@ CONFIG = ViewsConfig(global_px=64, local_px=32, n_local=2)
 
 
 @pytest.fixture(scope="module")
-def detected(cytofm, stores, tmp_path_factory) -> Path:
-    """Return copies of two of the stores, with nuclei."""
-    folder = tmp_path_factory.mktemp("detected")
-    for path in sorted(stores.glob("*.zarr"))[:2]:
+def two(detected, tmp_path_factory) -> Path:
+    """Return copies of two of the stores with nuclei."""
+    folder = tmp_path_factory.mktemp("two")
+    for path in sorted(detected.glob("*.zarr"))[:2]:
         shutil.copytree(path, folder / path.name)
-    found = cytofm("detect", folder)
-    assert found.returncode == 0, found.stderr
     return folder
 
 
 @pytest.fixture(scope="module")
-def dumped(cytofm, detected, tmp_path_factory) -> Path:
+def dumped(cytofm, two, tmp_path_factory) -> Path:
     """Return a folder of dumps of those stores."""
     folder = tmp_path_factory.mktemp("views")
-    made = cytofm("views", detected, "-o", folder, *SMALL)
+    made = cytofm("views", two, "-o", folder, *SMALL)
     assert made.returncode == 0, made.stderr
     assert [Path(line).name for line in sorted(made.stdout.splitlines())] == [
-        f"{path.stem}.views.zarr" for path in sorted(detected.glob("*.zarr"))
+        f"{path.stem}.views.zarr" for path in sorted(two.glob("*.zarr"))
     ]
     return folder
 
@@ -66,8 +64,8 @@ def _first(folder: Path) -> Path:
     return sorted(folder.glob("*.zarr"))[0]
 
 
-def test_dump__equals_make_views_of_each_tile_alone(detected, dumped):
-    store: Store = open_store(_first(detected))
+def test_dump__equals_make_views_of_each_tile_alone(two, dumped):
+    store: Store = open_store(_first(two))
     got = _contents(dumped / f"{store.slide_id}.views.zarr")
     recipe, ncp, plan = recipe_of(CONFIG), ncp_of(CONFIG), plan_of(store)
     table = store.nuclei()
@@ -101,8 +99,8 @@ def test_dump__equals_make_views_of_each_tile_alone(detected, dumped):
             np.testing.assert_array_equal(got["kept"][mine].T, expected.plan.kept_BVM[0])
 
 
-def test_dump__nuclei_and_centres_agree_with_the_store(detected, dumped):
-    store = open_store(_first(detected))
+def test_dump__nuclei_and_centres_agree_with_the_store(two, dumped):
+    store = open_store(_first(two))
     got = _contents(dumped / f"{store.slide_id}.views.zarr")
     xy_px0 = store.read("nuclei/classical/xy_px0")
     corner = store.read("tiles/xy_px0")
@@ -124,8 +122,8 @@ def test_dump__nuclei_and_centres_agree_with_the_store(detected, dumped):
             assert distance.min() < 1e-3  # a view is centred on a nucleus that survives
 
 
-def test_dump__attributes_say_where_it_comes_from(detected, dumped):
-    store = open_store(_first(detected))
+def test_dump__attributes_say_where_it_comes_from(two, dumped):
+    store = open_store(_first(two))
     group = zarr.open_group(dumped / f"{store.slide_id}.views.zarr", mode="r")
     record = group.attrs["cytofm_views"]
     assert record["config"]["preset"] == "safe"
@@ -145,8 +143,8 @@ def _dump(job: ViewsJob) -> tuple[str, dict[str, Any], list[str]]:
     return *dump_views(job, lambda done, total: None, notes.append), notes
 
 
-def test_dump__is_the_same_alone_and_in_threads(detected, dumped, tmp_path):
-    path = _first(detected)
+def test_dump__is_the_same_alone_and_in_threads(two, dumped, tmp_path):
+    path = _first(two)
     assert _dump(_job(path, tmp_path, threads=2))[0] == "done"
     name = f"{path.stem}.views.zarr"
     before, after = _contents(dumped / name), _contents(tmp_path / name)
@@ -155,8 +153,8 @@ def test_dump__is_the_same_alone_and_in_threads(detected, dumped, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [name]  # nothing staged or claimed is left
 
 
-def test_dump__skips_what_is_done_and_refuses_other_settings(detected, dumped, tmp_path):
-    path = _first(detected)
+def test_dump__skips_what_is_done_and_refuses_other_settings(two, dumped, tmp_path):
+    path = _first(two)
     name = f"{path.stem}.views.zarr"
     shutil.copytree(dumped / name, tmp_path / name)
     assert _dump(_job(path, tmp_path))[0] == "skipped"
@@ -170,8 +168,8 @@ def test_dump__skips_what_is_done_and_refuses_other_settings(detected, dumped, t
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_dump__tiles_without_nuclei_are_counted_or_left_out(cytofm, detected, tmp_path):
-    store = open_store(_first(detected))
+def test_dump__tiles_without_nuclei_are_counted_or_left_out(cytofm, two, tmp_path):
+    store = open_store(_first(two))
     path = Path(shutil.copytree(store.path, tmp_path / store.path.name))
     corner = store.read("tiles/xy_px0")
     points = tmp_path / "points.csv"
@@ -196,15 +194,15 @@ def test_dump__tiles_without_nuclei_are_counted_or_left_out(cytofm, detected, tm
     assert not list(tmp_path.glob("b/*"))
 
 
-def test_preview__is_a_picture_and_the_same_twice(cytofm, detected, tmp_path):
+def test_preview__is_a_picture_and_the_same_twice(cytofm, two, tmp_path):
     words = ("--preview", 2, "--preset", "paper", "--seed", 3, *SMALL)
-    made = cytofm("views", detected, "-o", tmp_path, *words, "--json")
+    made = cytofm("views", two, "-o", tmp_path, *words, "--json")
     assert made.returncode == 0, made.stderr
     said = json.loads(made.stdout)
     file = tmp_path / "preview-dino-paper.png"
     assert said["preview"] == str(file) and list(tmp_path.iterdir()) == [file]  # no dump
     config = dataclasses.replace(CONFIG, preset="paper")
-    sheet, shown = preview(sorted(detected.glob("*.zarr")), 2, config=config, seed=3)
+    sheet, shown = preview(sorted(two.glob("*.zarr")), 2, config=config, seed=3)
     assert said["tiles"] == [dataclasses.asdict(tile) for tile in shown] and len(shown) == 2
     picture = np.asarray(Image.open(file).convert("RGB"))
     assert picture.shape == sheet.shape and sheet.shape[0] > 2 * 256
@@ -212,8 +210,8 @@ def test_preview__is_a_picture_and_the_same_twice(cytofm, detected, tmp_path):
     assert np.abs(picture.astype(int) - sheet).mean() < 8
 
 
-def test_preview__draws_lots_and_keeps_the_order_of_the_stores(detected):
-    paths = sorted(detected.glob("*.zarr"))
+def test_preview__draws_lots_and_keeps_the_order_of_the_stores(two):
+    paths = sorted(two.glob("*.zarr"))
     _, few = preview(paths, 3, config=CONFIG)
     _, more = preview(paths[::-1], 5, config=CONFIG)
     chosen, others = ([(tile.slide_id, tile.tile) for tile in shown] for shown in (few, more))
@@ -239,14 +237,14 @@ def test_views__without_nuclei_refuse_in_one_line(cytofm, stores, tmp_path):
         ({"config": ViewsConfig(global_px=100)}, "no multiple of the patch"),
     ],
 )
-def test_views__refuse_what_cannot_be(detected, tmp_path, how, message):
+def test_views__refuse_what_cannot_be(two, tmp_path, how, message):
     with pytest.raises(UsageError, match=message):
-        views([str(detected)], tmp_path, **{"config": CONFIG, "run": RunOptions(), **how})
+        views([str(two)], tmp_path, **{"config": CONFIG, "run": RunOptions(), **how})
 
 
-def test_views__are_kept_apart_from_stores(detected):
+def test_views__are_kept_apart_from_stores(two):
     with pytest.raises(UsageError, match="holds stores"):
-        views([str(detected)], detected, config=CONFIG, run=RunOptions())
+        views([str(two)], two, config=CONFIG, run=RunOptions())
 
 
 def test_tile_keys__depend_on_slide_and_tile_only():
@@ -277,8 +275,8 @@ def test_tile_nuclei__maps_corners_and_centres_of_pixels():
     np.testing.assert_array_equal(label, expected)
 
 
-def test_read_batch__paints_no_labels_that_nobody_uses(detected):
-    store = open_store(_first(detected))
+def test_read_batch__paints_no_labels_that_nobody_uses(two):
+    store = open_store(_first(two))
     nuclei = TileNuclei(store.nuclei(), store.read("tiles/xy_px0"), plan_of(store))
     with open_tiles(store) as source:
         batch = read_batch(source, nuclei, [1, 0], ncp_of(ViewsConfig(preset="none")))
@@ -287,14 +285,14 @@ def test_read_batch__paints_no_labels_that_nobody_uses(detected):
         np.testing.assert_array_equal(batch.tile_BCHW[1].permute(1, 2, 0), source.read(0))
 
 
-def test_dump__of_before_the_margin_is_not_mixed_with_new_ones(dumped, detected, tmp_path):
-    slide_id = open_store(_first(detected)).slide_id
+def test_dump__of_before_the_margin_is_not_mixed_with_new_ones(dumped, two, tmp_path):
+    slide_id = open_store(_first(two)).slide_id
     shutil.copytree(dumped / f"{slide_id}.views.zarr", tmp_path / f"{slide_id}.views.zarr")
     path = tmp_path / f"{slide_id}.views.zarr" / "zarr.json"
     node = json.loads(path.read_text())
     assert node["attributes"]["cytofm_views"]["margin_px"] == 64
     del node["attributes"]["cytofm_views"]["config"]["version"]
     path.write_text(json.dumps(node))
-    job = ViewsJob(slide_id=slide_id, path=str(_first(detected)), folder=tmp_path, config=CONFIG)
+    job = ViewsJob(slide_id=slide_id, path=str(_first(two)), folder=tmp_path, config=CONFIG)
     with pytest.raises(ConfigMismatchError, match="version: 1 → 2"):
         dump_views(job, lambda *_: None, print)

@@ -10,13 +10,14 @@ from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.evaluate import run_folder
 from cytofm_cli.runs import record as run_record
 from cytofm_cli.runs.folder import CONFIG
+from cytofm_cli.work.files import write_text
 
 RECORD = {"evaluate": {"seed": 0}}
 
 
 def finish(run: Path) -> None:
     run.mkdir(exist_ok=True)
-    run_record.write_text(run / CONFIG, run_record.to_text(RECORD))
+    write_text(run / CONFIG, run_record.to_text(RECORD))
     for name in (run_folder.PREDICTIONS, run_folder.TABLE):
         (run / name).write_text("x")
     (run / run_folder.METRICS).write_text("{}")
@@ -48,7 +49,7 @@ def test_may_write__what_is_spelt_out_as_its_default_is_the_same(tmp_path: Path)
     same = {"folds": 6, "judged": ["g1", "g0"], "crop_um": 32.0}
     record = {"evaluate": RECORD["evaluate"] | same}
     assert not run_folder.may_write(run, record, defaults=defaults, overwrite=False)
-    run_record.write_text(run / CONFIG, run_record.to_text(record))
+    write_text(run / CONFIG, run_record.to_text(record))
     assert not run_folder.may_write(run, RECORD, defaults=defaults, overwrite=False)
     for key, value in {"folds": 5, "judged": ["g0"], "crop_um": 16.0, "pooling": "cls"}.items():
         other = {"evaluate": record["evaluate"] | {key: value}}

@@ -118,6 +118,14 @@ def test_exports__come_back_as_the_same_bags(store: io.Store, tmp_path: Path, ki
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
+def test_export_pt__says_nothing_of_the_machine_that_wrote_it(
+    store: io.Store, tmp_path: Path
+) -> None:
+    (first,) = pt.export_pt(store, tmp_path / "a", encoder=None)
+    (second,) = pt.export_pt(store, tmp_path / "b", encoder=None)
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_export__an_encoder_that_is_not_there_is_named(store: io.Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="'virchow'"):
         pt.export_pt(store, tmp_path, encoder="virchow")

@@ -61,6 +61,10 @@ def test_merge__two_are_one_within_half_the_smaller_radius(
     assert len(merged(nuclei((100, 50, first)), far)) == left + 1
 
 
+def test_merge__at_half_the_radius_there_are_two() -> None:
+    assert len(merged(nuclei((100, 50, 0)), nuclei((100.5, 50, 0)))) == 2
+
+
 def test_merge__the_radius_is_in_pixels_of_the_level() -> None:
     pair = [make_table(np.array([[x, 0.0]]), np.array([np.pi * 100.0])) for x in (50.0, 56.0)]
     # 10 µm: half of it is 5 px of 1 µm, 10 px of 0.5 µm.
@@ -261,7 +265,9 @@ def test_without_cut__three_quarters_of_the_outline_must_be_known() -> None:
     points = make_table(centres, np.full(4, 16.0))
     assert without_cut(points, known, corner) is points
     # Points of an outline beyond the box count as its nearest pixel.
-    over = make_table(centres[:1], np.full(1, 16.0), polygons=[square(100, 200)])
-    assert len(without_cut(over, known, corner)) == 1
+    first = np.zeros_like(known)
+    first[0, 0] = True
+    over = make_table(centres[:1], np.full(1, 16.0), polygons=[square(96, 196)])
+    assert len(without_cut(over, first, corner)) == 1
     beyond = make_table(centres[:1], np.full(1, 16.0), polygons=[square(160, 240)])
     assert len(without_cut(beyond, known, corner)) == 0

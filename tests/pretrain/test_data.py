@@ -305,7 +305,7 @@ def test_batches__close_stops_at_once_and_a_forgotten_one_goes_away(index):
     next(forgotten)
     del forgotten
     gc.collect()
-    for _ in range(200):
+    for _ in range(6000):
         if not cytofm_threads():
             break
         time.sleep(0.05)

@@ -47,11 +47,41 @@ def test_cautions__few_positive_groups_are_counted() -> None:
     assert len(intervals.cautions({"neg": 10, "pos": 10}, 20)) == 1
 
 
+def test_cautions__few_are_fewer_than_ten() -> None:
+    assert len(intervals.cautions({"neg": 40, "pos": 10}, 50)) == 1
+    _, few = intervals.cautions({"neg": 40, "pos": 9}, 49, "slides")
+    assert few.startswith("9 of 49 slides are 'pos': ")
+
+
+def test_unusable__names_metrics_with_an_interval_without_width_alone() -> None:
+    record = {
+        "auc": {"value": 1.0, "low": 1.0, "high": 1.0},
+        "recall": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "brier": {"value": None, "low": None, "high": None},
+        "replicates_left_out": {"auc": 3},
+        "slides": 20,
+    }
+    (said,) = intervals.unusable(record)
+    assert said.startswith("no usable interval of auc: every replicate")
+    assert intervals.unusable({"recall": record["recall"], "slides": 20}) == []
+
+
+def test_left_out__counts_are_shares_of_the_replicates() -> None:
+    assert intervals.left_out({"auc": 30, "recall": 30, "brier": 0, "kappa": 1}, 400) == [
+        "30 of 400 replicates (7.5 %) lack what auc, recall needs of each class, and were left "
+        "out of its interval",
+        "1 of 400 replicates (0.2 %) lack what kappa needs of each class, and were left out of "
+        "its interval",
+    ]
+
+
 def test_interval_text__no_width_is_no_interval() -> None:
     assert intervals.interval_text(0.25, 0.75) == "[0.250, 0.750]"
     assert intervals.interval_text(-0.1, 0.1, "+.2f") == "[-0.10, +0.10]"
     assert intervals.interval_text(1.0, 1.0) == "[no interval]"
-    assert intervals.interval_text(None, None) == "[–, –]"
+    for low, high in ((None, None), (0.5, None), (None, 0.5)):
+        assert intervals.interval_text(low, high) == "[–, –]"
+    assert intervals.is_usable(0.5, None) and intervals.is_usable(None, 0.5)
 
 
 def test_bootstrap__counts_the_replicates_that_lack_a_class() -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from cytofm_cli.stats.classes import class_order, is_bethesda, merge_spellings, why_positive
+from cytofm_cli.errors import LabelError
+from cytofm_cli.stats.classes import (
+    as_found,
+    choose_order,
+    class_order,
+    is_bethesda,
+    merge_spellings,
+    why_positive,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +96,63 @@ def test_why_positive__is_said(classes: tuple[str, str], why: str) -> None:
 def test_is_bethesda__in_any_spelling() -> None:
     assert is_bethesda(["nilm", "ASC US", "Asc-H"])
     assert not is_bethesda(["NILM", "other"])
+
+
+@pytest.mark.parametrize(
+    ("found", "classes", "positive", "order"),
+    [
+        (["pos", "neg"], None, None, ("neg", "pos")),
+        (["a", "b"], None, "A ", ("b", "a")),
+        (["a", "b"], ["B", "a"], None, ("b", "a")),
+        (["a", "b"], ["B", "a"], "a", ("b", "a")),
+        (["a", "b", "c"], ["c", "a", "b"], None, ("c", "a", "b")),
+    ],
+)
+def test_choose_order__as_the_user_asks_in_the_spelling_of_the_table(
+    found: list[str], classes: list[str] | None, positive: str | None, order: tuple[str, ...]
+) -> None:
+    assert choose_order(found, classes, positive) == order
+
+
+@pytest.mark.parametrize(
+    ("found", "classes", "positive", "said"),
+    [
+        (["a", "b"], None, "c", r"--positive: no slide has class 'c'"),
+        (["a", "b", "c"], None, "a", r"--positive a: there are 3 classes \(a, b, c\)"),
+        (["a"], None, "a", r"there are 1 classes"),
+        (["a", "b"], ["a", "b"], "a", r"--positive a: --classes puts 'b' last"),
+        (["a", "b"], ["b"], None, r"`--classes` does not name: a\."),
+        (["a", "b"], ["a", "b", "c"], None, r"--classes: no slide has class 'c'"),
+        (["a", "b"], ["a", "b", "A"], None, "--classes: a class is named twice"),
+    ],
+)
+def test_choose_order__what_cannot_be_is_said(
+    found: list[str], classes: list[str] | None, positive: str | None, said: str
+) -> None:
+    with pytest.raises(LabelError, match=said):
+        choose_order(found, classes, positive)
+
+
+def test_as_found__some_of_the_classes_in_the_order_asked_for() -> None:
+    assert as_found(["a", "b", "c"], ["C", "a"], "--task", whole=False) == ("c", "a")
+    with pytest.raises(LabelError, match="--task: no cell has class 'd', 'e'") as error:
+        as_found(["b", "a", "b"], ["d", "a", "e"], "--task", what="cell", whole=False)
+    assert error.value.hint == "the classes are a, b"
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["Pap (+)", "Pap (-)"], ("Pap (-)", "Pap (+)")),
+        (["HPV pos", "HPV 16"], ("HPV 16", "HPV pos")),
+        (["pos HPV", "zone"], ("pos HPV", "zone")),  # where it begins, it says nothing
+    ],
+)
+def test_class_order__what_says_something_comes_last(
+    names: list[str], order: tuple[str, ...]
+) -> None:
+    assert class_order(names) == order
+
+
+def test_why_positive__a_number_beside_a_name_is_no_larger_number() -> None:
+    assert why_positive(("1", "grade"), chosen=False).startswith("the last of the alphabet")

@@ -74,6 +74,7 @@ def test_compare_runs__numbers_are_those_of_the_two_tests() -> None:
     assert record["difference"] == dataclasses.asdict(wanted)
     assert record["delong"] == dataclasses.asdict(pair.delong)
     assert (record["p_adjusted"], record["delong_p_adjusted"]) == (wanted.p, pair.delong.p)
+    assert compare_runs(runs) == compare_runs(runs, replicates=2000, seed=0) != [pair]
 
 
 def test_compare_runs__more_classes_than_two_have_no_delong() -> None:

@@ -108,7 +108,7 @@ def test_delong_interval__is_symmetric_in_the_logit() -> None:
     found = delong_interval(Y, FIRST, GROUPS, level=0.9)
     reach = norm.ppf(0.95) * math.sqrt(variance) / (auc * (1 - auc))
     logit = math.log(auc / (1 - auc))
-    assert found.value == pytest.approx(auc)
+    assert found.value == pytest.approx(auc) and found.dropped == 0
     assert found.low == pytest.approx(1 / (1 + math.exp(reach - logit)))
     assert found.high == pytest.approx(1 / (1 + math.exp(-reach - logit)))
     assert 0 < delong_interval(Y, FIRST, GROUPS).low < found.low  # 95 % is wider than 90 %

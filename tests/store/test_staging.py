@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from cytofm_cli.errors import InputError
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.staging import aside_of, commit_claim, hidden
-from cytofm_cli.store.zarr3 import write_json
 from cytofm_cli.work.claim import ClaimHeldError
 
 LONGEST = ["L" * 231, "é" * 115 + "L"]  # 231 bytes each
@@ -91,9 +89,3 @@ def test_node_name__long_ones_keep_their_start_and_differ() -> None:
     assert len(set(names)) == 2
     assert all(len(name.encode()) <= 200 and name.startswith("é" * 95) for name in names)
     assert [schema.node_name(name) for name in names] == names
-
-
-def test_write_json__a_path_that_is_no_utf8_is_read_back(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"path": "caf\udce9 µ.tif"})
-    assert "µ" in (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert json.loads((tmp_path / "a.json").read_bytes()) == {"path": "caf\udce9 µ.tif"}

@@ -96,7 +96,7 @@ def test_claim__a_zombie_is_not_a_holder(tmp_path: Path) -> None:
     path = tmp_path / ".a.claim"
     with subprocess.Popen([sys.executable, "-c", HOLD_AND_DIE, str(path)]) as dead:
         stat = Path(f"/proc/{dead.pid}/stat")
-        for _ in range(600):
+        for _ in range(6000):
             if stat.read_text().rpartition(")")[2].split()[0] == "Z":
                 break
             time.sleep(0.05)

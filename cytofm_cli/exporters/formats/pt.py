@@ -39,7 +39,8 @@ def write_pt(path: Path, bag: Embeddings, made_from: origin.Origin) -> None:
 
     tensor = torch.from_numpy(np.ascontiguousarray(bag.values.astype(np.float32)))
     with replacing(path) as partial:
-        torch.save(tensor, partial)
+        with partial.open("wb") as file:  # by its name, host and process would be in the file
+            torch.save(tensor, file)
         foreign.add_to_pt(partial, made_from)
 
 
