@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.api.inputs import find_stores
-from cytofm_cli.cli.options import CommonOptions, SetWords, parse_settings
+from cytofm_cli.cli.options import CommonOptions, SetWords, SlidesNow, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of
@@ -23,10 +23,7 @@ def pretrain(
     stores: Annotated[list[str], typer.Argument(help="Stores, or folders of stores.")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder of the RUN.")],
     settings: SetWords = None,
-    slides: Annotated[
-        Path | None,
-        typer.Option(help="Folder where the slides lie now, for stores without pixels."),
-    ] = None,
+    slides: SlidesNow = None,
     *,
     config: PretrainConfig,
     views: PretrainViews,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.api.inputs import find_stores, store_id, take_shard
-from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.options import RunOptions, SlidesNow
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import show
@@ -47,10 +47,7 @@ def views(
         int | None, typer.Option(help="Dump at most so many random tiles a slide.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all draws.", min=0)] = 0,
-    slides: Annotated[
-        Path | None,
-        typer.Option(help="Folder where the slides lie now, for stores without pixels."),
-    ] = None,
+    slides: SlidesNow = None,
     *,
     config: ViewsConfig,
     run: RunOptions,
