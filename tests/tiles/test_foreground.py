@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cytofm_cli.tiles import foreground
 from cytofm_cli.tiles.foreground import (
     OVERVIEW_MPP,
     find_foreground,
@@ -115,6 +116,33 @@ def test_find_foreground__drops_pen_strokes_of_any_width(width):
     mask = find_foreground(picture, MPP).mask_HW
     assert mask[cell].all()
     assert mask[stroke].mean() < 0.05
+
+
+@pytest.mark.parametrize("lamp", [1.0, 0.5, 0.4])
+def test_find_foreground__a_dim_lamp_makes_no_ink_of_cells_and_no_cells_of_ink(lamp):
+    picture = glass(rgb=tuple(lamp * level for level in (238, 236, 240)), noise=0.5)
+    ink, cell = disc(400, 120, 120, 40), disc(400, 300, 300, 6)
+    put(picture, ink, (0.4, 0.4, 0.4))
+    put(picture, cell, STAINS["giemsa"])
+    mask = find_foreground(picture, MPP).mask_HW
+    assert mask[cell].all()
+    assert mask[ink].mean() < 0.05
+
+
+@pytest.mark.parametrize("mpp", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize(("gap_um", "filled"), [(40, True), (72, False)])
+def test_tissue_gaps__up_to_fifty_micrometres_are_filled_where_stained(mpp, gap_um, filled):
+    side, gap = 200, int(gap_um / mpp)
+    mask = np.zeros((side, side), bool)
+    mask[:, 100 - gap // 2 - 30 : 100 - gap // 2] = True
+    mask[:, 100 - gap // 2 + gap : 100 - gap // 2 + gap + 30] = True
+    picture = glass(side)
+    put(picture, np.broadcast_to(np.arange(side)[:, None] < 100, (side, side)), (0.6, 0.6, 0.6))
+    scene = foreground._scene(glass(side))
+    gaps = foreground._tissue_gaps(picture, mask, scene, mpp)
+    assert not gaps[mask].any() and not gaps[100:].any()  # below, the gap is clear glass
+    assert gaps[20:80, 100 - gap // 2 : 100 - gap // 2 + gap].all() == filled
+    assert gaps.any() == filled
 
 
 def test_find_foreground__drops_bubble_rims_and_the_coverslip_edge():
