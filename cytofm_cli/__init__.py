@@ -14,7 +14,6 @@ importing cytofm costs nothing; `__init__.pyi` tells type checkers and editors w
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 __version__ = "0.2.0"
 
@@ -59,7 +58,7 @@ __all__ = ["__version__", "errors"]
 __all__ += list(_MODULE_OF)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "errors":
         return importlib.import_module("cytofm_cli.errors")
     if name not in _MODULE_OF:

@@ -61,9 +61,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _of_shared(reporter: pytest.TerminalReporter) -> tuple[set[str], set[str]]:
     """Return the ids of the tests marked `needs_shared` that ran, and of those skipped."""
+    reports = {
+        kind: [r for r in reporter.stats.get(kind, []) if isinstance(r, pytest.TestReport)]
+        for kind in ("passed", "failed", "error", "skipped")  # of modules too, hence the class
+    }
     marked = {
-        kind: {r.nodeid for r in reporter.stats.get(kind, []) if "needs_shared" in r.keywords}
-        for kind in ("passed", "failed", "error", "skipped")
+        kind: {r.nodeid for r in some if "needs_shared" in r.keywords}
+        for kind, some in reports.items()
     }
     skipped = marked.pop("skipped")
     return set().union(*marked.values()), skipped

@@ -15,9 +15,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from cytofm_cli.cli.pretrain import PretrainViews
 from cytofm_cli.config import field_types, resolve
-from cytofm_cli.pretrain.config import PretrainConfig
+from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews
 from cytofm_cli.registry import pretrain_methods
 
 ROOT = Path(__file__).resolve().parents[1]

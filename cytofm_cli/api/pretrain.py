@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.api.given import PathLike, Paths, config_of, path_of, plugin_settings, words_of
 from cytofm_cli.api.inputs import find_stores
-from cytofm_cli.pretrain.config import PretrainConfig
-from cytofm_cli.views.config import RECIPES, ViewsConfig
+from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of
+from cytofm_cli.views.config import ViewsConfig
 
 if TYPE_CHECKING:
     from cytofm_cli.pretrain.run import PretrainReport
@@ -53,10 +52,9 @@ def pretrain_encoder(
     from cytofm_cli.pretrain.run import pretrain
 
     config = config_of(PretrainConfig, config, settings, "pretrain_encoder")
-    recipe = config.method if config.method in RECIPES else "dino"
     return pretrain(
         config,
-        dataclasses.replace(ViewsConfig(), recipe=recipe) if views is None else views,
+        views_of(config.method, PretrainViews()) if views is None else views,
         find_stores(words_of(stores)),
         Path(out),
         settings=plugin_settings(method_settings, "method_settings"),

@@ -75,7 +75,7 @@ def make_views(
     )
     paths = take_shard(find_stores(words_of(stores)), shard, key=store_id)
     folder = Path(out)
-    _refuse_stores(folder)
+    refuse_stores(folder)
     n_workers, n_threads = manner.crew(len(paths))
     jobs = [
         ViewsJob(
@@ -103,8 +103,12 @@ def dump_one(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
     return dump_views(task.payload, report.progress, report.note)
 
 
-def _refuse_stores(folder: Path) -> None:
-    """Keep dumps apart from stores: both are called .zarr."""
+def refuse_stores(folder: Path) -> None:
+    """Keep dumps apart from stores: both are called .zarr.
+
+    Raises:
+        UsageError: stores lie in `folder`.
+    """
     inside = folder.glob(f"*{STORE_SUFFIX}") if folder.is_dir() else ()
     if is_store(folder) or any(is_store(path) for path in inside):
         raise UsageError(f"-o {folder}: holds stores.", hint="give views a folder of their own.")

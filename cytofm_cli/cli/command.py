@@ -23,8 +23,6 @@ from cytofm_cli.errors import UsageError
 
 # Variables that are no options.
 OTHER_VARIABLES = frozenset({"CYTOFM_CACHE_DIR"})
-# Options that mean the same in all commands.
-SHARED = ("json", "quiet", "verbose", "no-progress")
 
 
 class Command(TyperCommand):
@@ -104,14 +102,14 @@ def long_flag(param: Any) -> str:
 
 def _variable(words: Sequence[str], flag: str) -> str:
     """Return the variable of an option that is no setting of a step: `mil score -o` has its own."""
-    return variable("run" if flag in SHARED else "_".join(words[1:]), flag)
+    return variable("_".join(words[1:]), flag)
 
 
 def _panel(param: Any) -> str:
     named = getattr(param, "rich_help_panel", None)
     if named:
         return str(named)
-    return OUTPUT if param.name == "help" or long_flag(param) in SHARED else FILES
+    return OUTPUT if param.name == "help" else FILES
 
 
 def _check_environment(ctx: Any, command: Any) -> None:

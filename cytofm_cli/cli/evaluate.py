@@ -20,26 +20,29 @@ if TYPE_CHECKING:
     from cytofm_cli.evaluate.features import Source
 
 
+PointsTable = Annotated[
+    Path | None,
+    typer.Option(help="Table slide_id|image,x,y,label[,group]; level-0 pixels."),
+]
+GroupsTable = Annotated[
+    Path | None, typer.Option(help="Table slide_id|image,group: what is held out together.")
+]
+Encoders = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME, weight FILE, or NAME=FILE; repeat to compare [default: handcrafted]."),
+]
+
+
 def probe(
     inputs: Annotated[
         list[str] | None, typer.Argument(metavar="SLIDES|STORES", help="Slides, or stores.")
     ] = None,
-    points: Annotated[
-        Path | None,
-        typer.Option(help="Table slide_id|image,x,y,label[,group]; level-0 pixels."),
-    ] = None,
+    points: PointsTable = None,
     folder: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder of the RUN to make.")
     ] = None,
-    groups: Annotated[
-        Path | None, typer.Option(help="Table slide_id|image,group: what is held out together.")
-    ] = None,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME, weight FILE, or NAME=FILE; repeat to compare [default: handcrafted]."
-        ),
-    ] = None,
+    groups: GroupsTable = None,
+    encoder: Encoders = None,
     weights: Annotated[
         Path | None, typer.Option(help="Weight file of the one encoder that needs one.")
     ] = None,
@@ -72,12 +75,8 @@ def probe(
     if points is None or folder is None:
         raise UsageError("needs labelled points and a folder.", hint="--points points.csv -o RUN")
     check_device(config.device)  # a wrong one is told before anything is read
-    choices = choose(
-        encoder or ["handcrafted"],
-        weights=weights,
-        random_weights=random_weights,
-        seed=config.seed,
-    )
+    named = encoder or ["handcrafted"]
+    choices = choose(named, weights=weights, random_weights=random_weights, seed=config.seed)
     sources = _sources(words, manifest)
     if run.dry_run:
         _say_plan(config, sources, points, choices, groups)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.api.inputs import find_stores
-from cytofm_cli.cli.options import CommonOptions, SetWords, parse_settings
+from cytofm_cli.api.inputs import find_stores, store_id, take_shard
+from cytofm_cli.cli.options import CommonOptions, SetWords, Sharded, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
@@ -23,13 +24,18 @@ if TYPE_CHECKING:
     from cytofm_cli.exporters.product import Product
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Sharded, CommonOptions):
+    """Settings of [run] that an export has."""
+
+
 def export(
     stores: Annotated[list[str], typer.Argument(help="Stores, or folders of stores.")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")],
     settings: SetWords = None,
     *,
     config: ExportConfig,
-    common: CommonOptions,
+    common: ExportOptions,
 ) -> None:
     """Write bags as h5 (TRIDENT, CLAM) or pt files, nuclei as GeoJSON (QuPath) or CSV.
 
@@ -50,10 +56,11 @@ def export(
     def products(path: Path, report: Report) -> list[Product]:
         return plan.products(path, folder, note=out.note, report=report)
 
-    _export_all(find_stores(stores), folder, products, common)
+    paths = take_shard(find_stores(stores), common.shard, key=store_id)
+    _export_all(paths, folder, products, common)
 
 
-def _export_all(stores: Sequence[Path], folder: Path, products: Any, common: CommonOptions) -> None:
+def _export_all(stores: Sequence[Path], folder: Path, products: Any, common: ExportOptions) -> None:
     """Write the files of each store; one that fails does not stop the others.
 
     Args:
@@ -103,7 +110,7 @@ def _conclude(
     told = [f"{counts[key]} file(s) {word}" for key, word in words.items() if counts[key]]
     if errors:
         told.append(f"{len(errors)} store(s) failed")
-    out.note(f"export: {', '.join(told)}")
+    out.note(f"export: {', '.join(told) or 'no stores in this part'}")
     if errors and len(errors) == n_stores:
         raise type(errors[0])(
             f"none of {n_stores} stores could be written.", hint="the lines above say why."

@@ -62,19 +62,13 @@ def score(
     ensemble = load_run(run_folder)
     encoder = encoder_of(ensemble, config.encoder)
     paths = find_all(stores, encoder or ensemble.origin.encoder)
-    if config.attention and (files := [p.name for p in paths if p.suffix != STORE_SUFFIX]):
-        raise UsageError(
-            f"--attention: is written into stores, which {files[0]} is not.",
-            hint="leave it out; --geojson FOLDER writes maps",
-        )
+    if config.attention:
+        _refuse_files(paths)
     if config.groups is not None:
         known = ensemble.known.with_table(config.groups, [path.stem for path in paths])
         ensemble = replace(ensemble, known=known)
     paths = take_shard(paths, run.shard, key=lambda path: path.stem)
-    if run.shard:
-        table = table.with_name(f"{table.stem}.{run.shard.replace('/', '-of-')}{table.suffix}")
-    if table.is_dir():
-        raise OutputError(f"{table}: is a folder.", hint=f"-o {table / 'scores.csv'}")
+    table = _table_of(table, run.shard)
     if run.dry_run:
         out.note(f"would score {len(paths)} slides into {table}")
         return
@@ -88,6 +82,27 @@ def score(
         geojson=config.geojson,
     )
     _score_into(table, paths, task)
+
+
+def _refuse_files(paths: Sequence[Path]) -> None:
+    if files := [path.name for path in paths if path.suffix != STORE_SUFFIX]:
+        raise UsageError(
+            f"--attention: is written into stores, which {files[0]} is not.",
+            hint="leave it out; --geojson FOLDER writes maps",
+        )
+
+
+def _table_of(table: Path, shard: str | None) -> Path:
+    """Name the table of a part.
+
+    Raises:
+        OutputError: it is a folder.
+    """
+    if shard:
+        table = table.with_name(f"{table.stem}.{shard.replace('/', '-of-')}{table.suffix}")
+    if table.is_dir():
+        raise OutputError(f"{table}: is a folder.", hint=f"-o {table / 'scores.csv'}")
+    return table
 
 
 def _score_into(table: Path, paths: Sequence[Path], task: Scoring) -> None:

@@ -25,6 +25,10 @@ from cytofm_cli.errors import UsageError
 from cytofm_cli.kinds import Kind
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")]
+SlidesNow = Annotated[
+    Path | None,
+    typer.Option(help="Folder where the slides lie now, for stores without pixels."),
+]
 SetWords = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of the plug-in; repeat for more."),

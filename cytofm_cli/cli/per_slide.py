@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from cytofm_cli.api.cohort import Job, Manner, Started, run_cohort
+from cytofm_cli.api.cohort import Started
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.progress import Progress as Bar
-from cytofm_cli.work.batch import Event, Note, Outcome, Progress, Work
+from cytofm_cli.work.batch import Event, Note, Outcome, Progress
 
 
 def show(command: str, run: RunOptions, step: Callable[..., Outcomes]) -> None:
@@ -32,22 +31,6 @@ def show(command: str, run: RunOptions, step: Callable[..., Outcomes]) -> None:
         outcomes = step(**_flags(run), listen=screen)
     _sum_up(command, outcomes, planned=run.dry_run)
     outcomes.raise_failures()
-
-
-def run_slides(
-    command: str, jobs: Sequence[Job], work: Work, run: RunOptions, folder: Path, *, workers: int
-) -> None:
-    """Show a step that has no function of its own; see `show` and `run_cohort`."""
-
-    def step(**manner: Any) -> Outcomes:
-        return run_cohort(command, jobs, work, folder, Manner(**manner), workers=workers)
-
-    show(command, run, step)
-
-
-def crew_size(run: RunOptions, n_slides: int) -> tuple[int, int]:
-    """Split the processors over slides: (slides at a time, threads for each)."""
-    return Manner(**_flags(run)).crew(n_slides)
 
 
 def _flags(run: RunOptions) -> dict[str, Any]:

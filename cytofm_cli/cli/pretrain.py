@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cytofm_cli.api.inputs import find_stores
-from cytofm_cli.cli.options import CommonOptions, SetWords, parse_settings
+from cytofm_cli.cli.options import CommonOptions, SetWords, SlidesNow, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.errors import UsageError
-from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews
+from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of
 from cytofm_cli.views.config import ViewsConfig
 
 if TYPE_CHECKING:
@@ -25,10 +23,7 @@ def pretrain(
     stores: Annotated[list[str], typer.Argument(help="Stores, or folders of stores.")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder of the RUN.")],
     settings: SetWords = None,
-    slides: Annotated[
-        Path | None,
-        typer.Option(help="Folder where the slides lie now, for stores without pixels."),
-    ] = None,
+    slides: SlidesNow = None,
     *,
     config: PretrainConfig,
     views: PretrainViews,
@@ -42,7 +37,7 @@ def pretrain(
 
       torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run
     """
-    plain = _with_views_of(config.method, views)
+    plain = views_of(config.method, views)
     paths = find_stores(stores)
     chosen = parse_settings(settings)
     if run.dry_run:
@@ -102,23 +97,6 @@ def _pretrain(
         out.note(f"{folder}: done before, skipped")
     encoder = str(folder / report.encoder.name)
     out.data(encoder, report.summary | {"run": str(folder), "encoder_file": encoder})
-
-
-def _with_views_of(method: str, views: PretrainViews) -> ViewsConfig:
-    """Return the settings of the views; what the user leaves open is as the method has it.
-
-    Raises:
-        UsageError: no such method, or it names settings that have another default.
-    """
-    from cytofm_cli.registry import pretrain_methods
-
-    given = {field.name: getattr(views, field.name) for field in fields(ViewsConfig)}
-    own = pretrain_methods.load(method).views
-    for name in own:
-        if name not in given or getattr(PretrainViews, name) is not None:
-            raise UsageError(f"method {method!r} cannot settle [views] {name}.")
-    left_open = {name: value for name, value in own.items() if given[name] is None}
-    return ViewsConfig(**given | {"recipe": views.recipe or "dino"} | left_open)
 
 
 def _record(plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,15 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.api.inputs import find_stores, store_id, take_shard
-from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.options import RunOptions, SlidesNow
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.cli.per_slide import crew_size, run_slides
+from cytofm_cli.cli.per_slide import show
 from cytofm_cli.errors import UsageError
-from cytofm_cli.store.io import is_store
-from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.views.config import ViewsConfig
-from cytofm_cli.work.batch import Reporter, Status, Task
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, write_bytes
 
@@ -49,10 +47,7 @@ def views(
         int | None, typer.Option(help="Dump at most so many random tiles a slide.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all draws.", min=0)] = 0,
-    slides: Annotated[
-        Path | None,
-        typer.Option(help="Folder where the slides lie now, for stores without pixels."),
-    ] = None,
+    slides: SlidesNow = None,
     *,
     config: ViewsConfig,
     run: RunOptions,
@@ -65,6 +60,7 @@ def views(
 
       cytofm views stores -o out --recipe dinov2 --preset paper --max-tiles 100
     """
+    from cytofm_cli.api.views import make_views, refuse_stores
     from cytofm_cli.views.recipes import recipe_of
 
     dump = not preview if dump is None else dump
@@ -72,42 +68,14 @@ def views(
         raise UsageError("nothing to make.", hint="--preview 4 draws a contact sheet.")
     recipe_of(config)  # refuse impossible settings before any slide
     paths = take_shard(find_stores(stores), run.shard, key=store_id)
-    _refuse_stores(folder)
+    refuse_stores(folder)
     source: dict[str, Any] = {"detector": detector, "seed": seed, "slides": slides}
     if dump:
-        _dump(paths, folder, config, run, max_tiles=max_tiles, **source)
+        step = functools.partial(make_views, stores, folder, config, max_tiles=max_tiles, **source)
+        show("views", run, step)
     # After the dump: its children are forked, and a process with torch's threads must not fork.
     if preview and not run.dry_run:
         _preview(paths, preview, folder, config, run, **source)
-
-
-def _dump(
-    paths: list[Path], folder: Path, config: ViewsConfig, run: RunOptions, **how: Any
-) -> None:
-    from cytofm_cli.views.run import ViewsJob
-
-    workers, threads = crew_size(run, len(paths))
-    jobs = [
-        ViewsJob(
-            slide_id=store_id(path),
-            path=str(path),
-            folder=folder,
-            config=config,
-            overwrite=run.overwrite,
-            dry_run=run.dry_run,
-            threads=threads,
-            **how,
-        )
-        for path in paths
-    ]
-    run_slides("views", jobs, work, run, folder, workers=workers)
-
-
-def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
-    """Write the views of one slide in a child process."""
-    from cytofm_cli.views.run import dump_views
-
-    return dump_views(task.payload, report.progress, report.note)
 
 
 def _preview(
@@ -143,13 +111,6 @@ def _tell(shown: list[ShownTile], n: int) -> None:
     without = sum(tile.n_nuclei == 0 for tile in shown)
     if without:
         out.note(f"views: {without} of {len(shown)} tiles drawn have no nuclei: plain views")
-
-
-def _refuse_stores(folder: Path) -> None:
-    """Keep dumps apart from stores: both are called .zarr."""
-    inside = folder.glob(f"*{STORE_SUFFIX}") if folder.is_dir() else ()
-    if is_store(folder) or any(is_store(path) for path in inside):
-        raise UsageError(f"-o {folder}: holds stores.", hint="give views a folder of their own.")
 
 
 def register(app: typer.Typer) -> None:

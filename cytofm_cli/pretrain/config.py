@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cytofm_cli.config import Settings, option
-from cytofm_cli.views.config import RecipeName, ViewSettings
+from cytofm_cli.errors import UsageError
+from cytofm_cli.views.config import RecipeName, ViewsConfig, ViewSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +98,20 @@ class PretrainViews(ViewSettings):
     """The settings of the views, but that the method brings its recipe."""
 
     recipe: RecipeName | None = option(None, "set of views [default: the method's]")
+
+
+def views_of(method: str, views: PretrainViews) -> ViewsConfig:
+    """Return the settings of the views; what the user leaves open is as the method has it.
+
+    Raises:
+        UsageError: no such method, or it names settings that have another default.
+    """
+    from cytofm_cli.registry import pretrain_methods
+
+    given = {field.name: getattr(views, field.name) for field in fields(ViewsConfig)}
+    own = pretrain_methods.load(method).views
+    for name in own:
+        if name not in given or getattr(PretrainViews, name) is not None:
+            raise UsageError(f"method {method!r} cannot settle [views] {name}.")
+    left_open = {name: value for name, value in own.items() if given[name] is None}
+    return ViewsConfig(**given | {"recipe": views.recipe or "dino"} | left_open)

@@ -204,10 +204,9 @@ def closing_twice_is_allowed_and_frees_the_file(case: Case) -> None:
     if path.is_file():
         path = Path(shutil.copy(path, case.folder / path.name))
     before = _n_open(path)
-    slide = open_slide(str(path), reader=case.name)
-    slide.read(0, Box(0, 0, 10, 10))
-    slide.close()
-    slide.close()
+    with open_slide(str(path), reader=case.name) as slide:
+        slide.read(0, Box(0, 0, 10, 10))
+        slide.close()
     assert _n_open(path) == before
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cytofm_cli.config import Settings
 from cytofm_cli.registry import Plugin, Registry, Sample
 
 
@@ -69,6 +70,9 @@ class Suite:
         plugin = self.registry.load(name)
         whole = f"{self.registry.kind} {name!r}"
         assert plugin.summary.strip(), f"{whole} has no summary"
+        if plugin.config is not None:
+            assert issubclass(plugin.config, Settings), f"the settings of {whole} are no Settings"
+            plugin.config()
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         samples = samples_of(whole, plugin, folder / "samples")
         cases = []

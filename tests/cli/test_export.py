@@ -68,8 +68,28 @@ def test_export__settings_may_stand_in_a_file_and_nothing_is_written_in_a_rehear
     assert {json.loads(line)["status"] for line in again.stdout.splitlines()} == {"skipped"}
 
 
-def test_export__help_lists_the_exporters(here) -> None:
-    said = " ".join(here("export", "--help").stdout.split())
+def test_export__parts_of_a_job_array_make_every_file_once(
+    here, stores: Path, tmp_path: Path
+) -> None:
+    whole = here("export", stores, "-o", tmp_path / "out", "--dry-run").stdout.split()
+    parts = [
+        here("export", stores, "-o", tmp_path / "out", "--dry-run", "--shard", f"{i}/3")
+        for i in range(3)
+    ]
+    assert sorted(word for part in parts for word in part.stdout.split()) == sorted(whole)
+    for part in parts:
+        assert part.stdout or "export: no stores in this part" in part.stderr
+    first = min(stores.glob("*.zarr"))
+    alone = [
+        here("export", first, "-o", tmp_path / "out", "--shard", part) for part in ("0/2", "1/2")
+    ]
+    assert [done.returncode for done in alone] == [0, 0]
+    assert "export: no stores in this part" in "".join(done.stderr for done in alone)
+
+
+def test_export__help_lists_the_exporters(cytofm) -> None:
+    # In a process of its own: this one may have learnt of the toys of other tests.
+    said = " ".join(cytofm("export", "--help").stdout.split())
     assert "Kinds of files, with commas or repeated: csv, geojson, h5, pt." in said
 
 

@@ -270,7 +270,7 @@ def test_pretrain__overwrite_never_removes_a_run_of_another_command(here, detect
     (run / "config.toml").write_text('[mil]\nmethod = "abmil"\n')
     (run / "precious").write_text("models")
     done = here("pretrain", detected, "-o", run, *TINY, "--overwrite")
-    assert done.returncode == 2 and "no RUN of `cytofm pretrain`" in done.stderr
+    assert done.returncode == 2 and "is not a RUN of `cytofm pretrain`" in done.stderr
     assert (run / "precious").read_text() == "models"
 
 

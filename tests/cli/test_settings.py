@@ -116,11 +116,10 @@ def test_every_command__prints_as_much_as_it_is_told_by_the_same_flags(
 ) -> None:
     found = {long_flag(option): option for option in options(command, context)}
     for flag in ("json", "quiet", "verbose", "no-progress", "config"):
-        if name != "export":
-            _, text = found[flag].get_help_record(context)
-            assert f"env var: {variable('run', flag)}" in text
+        _, text = found[flag].get_help_record(context)
+        assert f"env var: {variable('run', flag)}" in text
     settings = set(found) - {"json", "quiet", "verbose", "no-progress", "config", "out"}
-    assert ("print-config" in found) == bool(settings) or name == "export"
+    assert ("print-config" in found) == bool(settings)
 
 
 def other_value(field: dataclasses.Field[Any], kind: Kind) -> str:

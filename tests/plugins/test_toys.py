@@ -14,7 +14,7 @@ import pytest
 
 from cytofm_cli import registry
 from cytofm_cli.errors import UsageError
-from cytofm_cli.store.io import open_store, read_embeddings
+from cytofm_cli.store.io import open_store
 from cytofm_cli.testing import check
 from cytofm_cli.testing.samples.stores import write_slide
 
@@ -100,10 +100,10 @@ def test_toys__are_listed(toolkit: Toolkit) -> None:
 
 def test_toys__read_detect_and_embed(stores: Path) -> None:
     store = open_store(stores / "s1.zarr")  # the suffix is no part of the name
-    assert store.slide["reader"] == "toy"
-    assert store.steps["tile"]["n_tiles"] == 2
-    assert store.steps["nuclei/toy"]["n"] == 18
-    values = read_embeddings(store.path, "toy", "tile").values
+    assert store.slide.reader == "toy"
+    assert store.tile.n_tiles == 2
+    assert len(store.nuclei("toy")) == 18
+    values = store.embeddings("toy", "tile").values
     assert values.shape == (2, 3)
     expected = np.stack([tile.mean((0, 1)) for tile in store.read("tiles/pixels")]) / 255
     np.testing.assert_allclose(values, expected, atol=2e-3)
@@ -111,7 +111,7 @@ def test_toys__read_detect_and_embed(stores: Path) -> None:
 
 def test_toys__cells_are_cut_as_the_encoder_prefers(toolkit: Toolkit, stores: Path) -> None:
     toolkit("embed", stores / "s1.zarr", "--encoder", "toy", "--unit", "cell")
-    assert open_store(stores / "s1.zarr").steps["embeddings/toy/cell"]["cell_um"] == 20.0
+    assert open_store(stores / "s1.zarr").embedding_record("toy", "cell").cell_um == 20.0
 
 
 def test_toys__a_head_learns(toolkit: Toolkit, stores: Path) -> None:
@@ -138,7 +138,7 @@ def test_toys__a_method_pretrains_a_trunk_that_embeds(toolkit: Toolkit, stores: 
     store = stores / "s1.zarr"
     toolkit("embed", store, "--encoder", run / "encoder.safetensors", "--device", "cpu")
     (step,) = [name for name in open_store(store).steps if name.startswith("embeddings/toynet")]
-    assert open_store(store).steps[step]["dim"] == 8
+    assert open_store(store).embedding_record(step.split("/")[1], "tile").dim == 8
 
 
 def test_toys__an_exporter_writes(toolkit: Toolkit, stores: Path) -> None:

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.run import Embedder, EmbedJob
 from cytofm_cli.errors import StoreError
-from cytofm_cli.mil.attention import write_attention
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.run import Detection, DetectJob
@@ -42,6 +41,8 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(picture: Path) -> Path:
     """A store after every step."""
+    from cytofm_cli.mil.attention import write_attention  # it needs torch
+
     stores = picture.parent
     path, quiet = io.store_path(stores, "s"), (lambda *_: None, lambda _: None)
     config = TileConfig(tile_px=120, mpp=0.25, slide_mpp=0.25, foreground="none")

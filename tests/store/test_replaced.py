@@ -19,14 +19,12 @@ from cytofm_cli.encoders.models.handcrafted import HandcraftedEncoder
 from cytofm_cli.encoders.run import Embedder, EmbedJob
 from cytofm_cli.errors import ConfigMismatchError, StoreError
 from cytofm_cli.exporters.formats import pt
-from cytofm_cli.mil.attention import write_attention
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
 from cytofm_cli.nuclei.run import Detection, DetectJob
 from cytofm_cli.store import io
 from cytofm_cli.views.config import ViewsConfig
-from cytofm_cli.views.run import ViewsJob, dump_views
 
 CELLS = "embeddings/handcrafted/cell"
 
@@ -114,6 +112,8 @@ def test_cells_of_former_nuclei__are_refused_wherever_they_are_used(
 def test_embeddings_again__drop_the_attention_of_a_run(
     tiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from cytofm_cli.mil.attention import write_attention  # it needs torch
+
     detect(tiled)
     embed(tiled, overwrite=True)
     run = tmp_path / "run"
@@ -141,6 +141,8 @@ def test_views_of_former_nuclei__are_not_taken_for_done(
     tiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other nuclei of equal settings: by another version of the detector, say."""
+    from cytofm_cli.views.run import ViewsJob, dump_views  # it needs torch
+
     job = ViewsJob(slide_id="s", path=str(tiled), folder=tmp_path, config=ViewsConfig())
     detect(tiled)
     assert dump_views(job, lambda *_: None, lambda _: None)[0] == "done"

@@ -69,6 +69,17 @@ def test_settings__seed_quality_and_foreground_count_where_they_act() -> None:
     assert acting(copies=True) != acting(copies=True, pixels="lossless")
 
 
+def test_settings__a_resolution_counts_to_six_digits() -> None:
+    def at(mpp: float) -> dict[str, Any]:
+        return settings.resolved(
+            acting(), mpp=mpp, slide_mpp=mpp / 2, reader="vips", copies_source=False, n_foreground=9
+        )
+
+    assert (at(10 / 40)["mpp"], at(0.5)["slide_mpp"]) == (0.25, 0.25)
+    assert at(0.1 + 0.2) == at(0.3)
+    assert at(0.300001) != at(0.3)
+
+
 def test_settings__resolved_twice_are_the_same() -> None:
     for given in ({}, {"select": "random", "max_tiles": 9, "pixels": "jpeg", "stride_px": 100}):
         once = acting(**given)

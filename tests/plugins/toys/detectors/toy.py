@@ -1,17 +1,17 @@
 """What is darker than a threshold is a nucleus."""
 
-import dataclasses
+from dataclasses import dataclass
 
 from scipy import ndimage
 
-from cytofm_cli.config import option
+from cytofm_cli.config import Settings, option
 from cytofm_cli.nuclei.base import as_rgb, check_mpp
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.registry import DetectorPlugin, samples
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
     below: int = option(150, "mean of the colours below which a pixel is dark", low=1, high=255)
     smallest_um2: float = option(15.0, "smallest area of a nucleus, µm²", low=0)
 

@@ -6,11 +6,18 @@ import numpy as np
 from PIL import Image
 
 from cytofm_cli.registry import ReaderPlugin, Sample
-from cytofm_cli.slides.base import Level, SlideInfo, check_box, overview_size, slide_error
+from cytofm_cli.slides.base import (
+    Level,
+    SlideInfo,
+    SlideReader,
+    check_box,
+    overview_size,
+    slide_error,
+)
 from cytofm_cli.units import Size
 
 
-class ToySlide:
+class ToySlide(SlideReader):
     def __init__(self, path, pixels):
         self.pixels = pixels
         level = Level(size_px=Size(pixels.shape[1], pixels.shape[0]), downsample=1.0)
