@@ -104,7 +104,10 @@ def test_fit_temperature__recovers_the_one_that_was_applied() -> None:
 
 def test_fit_temperature__separable_slides_stay_within_bounds() -> None:
     logits = np.array([[1.0, -1.0], [-1.0, 1.0]])
-    assert metrics.fit_temperature(4000 * logits, np.array([1, 0])) == pytest.approx(8.0, rel=1e-3)
+    # Logits of thousands must not overflow: the others still decide.
+    noisy = np.concatenate([4000 * logits, logits])
+    warm = metrics.fit_temperature(noisy, np.array([0, 1, 0, 1]))
+    assert warm == pytest.approx(0.25, rel=1e-3)
     assert metrics.fit_temperature(logits, np.array([0, 1])) == pytest.approx(0.25, rel=1e-3)
     assert metrics.fit_temperature(logits, np.array([1, 0])) == pytest.approx(8.0, rel=1e-3)
 
