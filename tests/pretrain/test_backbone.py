@@ -185,7 +185,7 @@ def test_no_weight_decay__names_parameters():
 
 
 def test_h__is_set_and_annealed():
-    made, dense = trunk(h=4).eval(), trunk(h=None).eval()
+    made, dense = trunk(h=4).eval(), trunk(h=0).eval()
     made.set_h(None)
     assert torch.equal(made(images()).cls_BD, dense(images()).cls_BD)
     with pytest.raises(UsageError, match="attends to all keys"):
@@ -194,7 +194,7 @@ def test_h__is_set_and_annealed():
     steps = [h_at(config, step, n_steps=100, n_tokens=64) for step in (0, 25, 50, 99)]
     assert steps == [64, 32, 16, 16]  # a factor of 2 in 25 steps
     assert h_at(PretrainConfig(h=16), 0, n_steps=100, n_tokens=64) == 16
-    assert h_at(PretrainConfig(h=None, h_anneal=0.5), 0, n_steps=9, n_tokens=64) is None
+    assert h_at(PretrainConfig(h=0, h_anneal=0.5), 0, n_steps=9, n_tokens=64) is None
 
 
 def test_irpe__can_be_left_out():
@@ -315,7 +315,7 @@ def test_init__a_plain_vit_fits_sr_vit_which_adds_its_tables(tmp_path):
     plain = VisionTransformer(num_classes=0, **shape).eval()
     path = tmp_path / "plain.safetensors"
     save_file(plain.state_dict(), path)
-    backbones, info = make(SR, init=path, h=None)
+    backbones, info = make(SR, init=path, h=0)
     # zero tables and all keys: it is that ViT
     cls_BD = backbones(role="teacher").eval()(images()).cls_BD
     torch.testing.assert_close(cls_BD, plain.forward_features(images())[:, 0])

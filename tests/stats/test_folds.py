@@ -126,6 +126,7 @@ def test_from_column__parts_as_written() -> None:
     y = np.array([0, 1, 0, 1, 0, 1])
     column = ["train", "train", "validation", "validation", "test", "test"]
     (fold,) = from_column(column, y, list("abcdef"), inner_folds=3)
+    assert fold.n_validation == 1
     train, validation = fold.train_validation(7)
     assert (train.tolist(), validation.tolist(), fold.test().tolist()) == ([0, 1], [2, 3], [4, 5])
 
@@ -201,6 +202,9 @@ def test_holdout__class_of_one_patient_is_refused() -> None:
         np.array([0, 0, 0, 1, 1, 1]), list("abcdef"), test_fraction=0.3, inner_folds=2
     )
     assert len(fold.test()) == 2
+    pairs = np.array([0, 0, 0, 0, 1, 1, 1, 1])  # two patients of each class are enough
+    (fold,) = holdout(pairs, list("aabbccdd"), test_fraction=0.5, inner_folds=2)
+    assert sorted(pairs[fold.test()].tolist()) == [0, 0, 1, 1]
 
 
 def test_folds__training_part_too_small_for_validation_is_refused() -> None:
@@ -208,6 +212,10 @@ def test_folds__training_part_too_small_for_validation_is_refused() -> None:
     y, column = np.array([0, 1, 0, 1]), ["train", "train", "test", "test"]
     with pytest.raises(LabelError, match=said):  # one slide of each class
         from_column(column, y, list("abcd"), inner_folds=2)
+    column = ["train"] * 4 + ["test"] * 2
+    with pytest.raises(LabelError, match=said):  # one slide of the one class, three of the other
+        from_column(column, np.array([0, 0, 0, 1, 0, 1]), list("abcdef"), inner_folds=2)
+    column = ["train", "train", "test", "test"]
     with pytest.raises(LabelError, match=said):  # one patient
         from_column(column, y, list("aacd"), inner_folds=2)
     with pytest.raises(LabelError, match=said):  # one set is no validation in turns

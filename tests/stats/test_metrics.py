@@ -104,6 +104,7 @@ def test_fit_temperature__recovers_the_one_that_was_applied() -> None:
 
 def test_fit_temperature__separable_slides_stay_within_bounds() -> None:
     logits = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    assert metrics.fit_temperature(4000 * logits, np.array([1, 0])) == pytest.approx(8.0, rel=1e-3)
     assert metrics.fit_temperature(logits, np.array([0, 1])) == pytest.approx(0.25, rel=1e-3)
     assert metrics.fit_temperature(logits, np.array([1, 0])) == pytest.approx(8.0, rel=1e-3)
 
@@ -142,6 +143,7 @@ def test_softmax__hand_worked_and_without_overflow() -> None:
     logits = np.array([[0.0, np.log(3)], [1000.0, 1000.0 + np.log(3)]])
     np.testing.assert_allclose(metrics.softmax(logits), [[0.25, 0.75]] * 2)
     np.testing.assert_allclose(metrics.softmax(2 * logits[:1], 2.0), [[0.25, 0.75]])
+    np.testing.assert_array_equal(metrics.softmax(np.array([[0.0, 1000.0]])), [[0.0, 1.0]])
 
 
 def test_fit_temperature__is_the_least_log_loss() -> None:
@@ -165,11 +167,19 @@ def test_calibration_error__of_three_classes_is_of_the_confidence() -> None:
     assert metrics.calibration_error(np.array([0, 0, 2, 0]), p) == pytest.approx(0.3)
 
 
+def test_calibration_error__of_two_classes_is_of_the_positive_one() -> None:
+    p1 = np.array([0.15, 0.85])  # one bin by confidence, two by probability: (0.85 + 0.15) / 2
+    found = metrics.calibration_error(np.array([1, 1]), np.stack([1 - p1, p1], 1))
+    assert found == pytest.approx(0.5)
+
+
 def test_calibration_error__has_ten_bins() -> None:
     # 0.81 and 0.89 share a bin of ten, of no nine or eleven: gaps −0.19 and +0.89 cancel in part
     p1 = np.array([0.81, 0.89])
     found = metrics.calibration_error(np.array([1, 0]), np.stack([1 - p1, p1], 1))
     assert found == pytest.approx(0.35)
+    sure = np.array([[0.0, 1.0]])  # lies in the last bin
+    assert metrics.calibration_error(np.array([0]), sure) == 1.0
 
 
 def test_brier__of_three_classes_is_the_whole_square() -> None:
