@@ -183,6 +183,26 @@ def test_embeddings__names_what_is_there(tmp_path: Path) -> None:
     assert "handcrafted" in str(caught.value.hint)
 
 
+def test_which_detector__the_only_one_or_the_one_named(tmp_path: Path) -> None:
+    step = EmbeddingRecord(**provenance.stamp({}, input_fingerprint="m"), n=1, dim=1, unit="cell")
+
+    def store(*names: str) -> io.Store:
+        return io.Store(tmp_path / "a.zarr", SLIDE, dict.fromkeys((*names, "tile", STEP), step))
+
+    assert store("nuclei/classical").which_detector() == "classical"
+    both = store("nuclei/classical", "nuclei/cellvit")
+    assert both.which_detector("cellvit") == "cellvit"
+    with pytest.raises(StoreError, match="holds nuclei of 2 detectors") as caught:
+        both.which_detector()
+    assert caught.value.hint == "--detector cellvit"
+    with pytest.raises(StoreError, match=r"holds no nuclei of 'stardist'\.") as caught:
+        both.which_detector("stardist")
+    assert caught.value.hint == "--detector cellvit"
+    with pytest.raises(StoreError, match=r"holds no nuclei\.") as caught:
+        store().which_detector()
+    assert "cytofm detect" in str(caught.value.hint)
+
+
 def test_list_stores__hidden_and_foreign_folders_are_left_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no stores"):
         io.list_stores(tmp_path)
