@@ -92,15 +92,15 @@ def test_draw__has_a_strip_a_tile_and_a_panel_a_head():
     tiles = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     sheet = draw_attention(made, tiles, **LOOKS)
     assert made.training and sheet.dtype == np.uint8
-    # a gap of 10 on all sides and between; a line of 16 above each panel of 64
-    assert sheet.shape == (10 + 2 * (16 + 64 + 10), 20 + (2 + 3) * (64 + 10), 3)
-    assert np.array_equal(sheet[26:90, 10:74], tiles[0])
-    assert np.array_equal(sheet[116:180, 10:74], tiles[1])
+    # a gap of 10 on all sides and between; a line of 18 above each panel of 64
+    assert sheet.shape == (10 + 2 * (18 + 64 + 10), 20 + (2 + 3) * (64 + 10), 3)
+    assert np.array_equal(sheet[28:92, 10:74], tiles[0])
+    assert np.array_equal(sheet[120:184, 10:74], tiles[1])
     x = (torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     with torch.no_grad():
         maps = class_attention(made.eval(), x)
-    assert np.array_equal(sheet[26:90, 84:148], _heat(maps[0].mean(0), 64))
-    assert np.array_equal(sheet[116:180, 306:370], _heat(maps[1, 2], 64))
+    assert np.array_equal(sheet[28:92, 84:148], _heat(maps[0].mean(0), 64))
+    assert np.array_equal(sheet[120:184, 306:370], _heat(maps[1, 2], 64))
     assert np.array_equal(sheet, draw_attention(made, tiles, **LOOKS))
 
 
