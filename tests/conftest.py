@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,14 @@ from hypothesis import settings
 
 # Two workers share the processors: each test, and each process it starts, takes one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if sys.platform == "linux":
+    # What a test has freed goes back to the system: glibc would keep the largest tensors of every
+    # thread, and a worker that has done a thousand tests would hold twice what it needs.
+    _libc = ctypes.CDLL(None)
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: larger blocks are mapped, each by itself
+        _libc.mallopt(-8, 2)  # M_ARENA_MAX
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -37,11 +48,23 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses, config.option.dist = 2, "loadfile"
 
 
+def pytest_collection_finish() -> None:
+    """Leave modules and tests, which stay, out of later collections of garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what reads files that a clone does not have."""
     for marker in item.iter_markers("needs_shared"):
         if not (SHARED / marker.args[0]).exists():
             pytest.skip(f"../shared/{marker.args[0]} is not beside this checkout")
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Forget the models of a file of tests, which hang in circles."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

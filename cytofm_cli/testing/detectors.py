@@ -215,9 +215,9 @@ def a_resolution_out_of_range_is_refused(case: Case) -> None:
 
 
 @_of_detectors
-def thousands_in_one_tile_are_found(case: Case) -> None:
-    """A carpet of 2 500 nuclei: every one is a row, none twice."""
-    side, pitch = 50, 24
+def a_thousand_in_one_tile_are_found(case: Case) -> None:
+    """A carpet of 1 296 nuclei: every one is a row, none twice."""
+    side, pitch = 36, 24
     yy, xx = np.mgrid[: side * pitch, : side * pitch] + 0.5
     distance = np.hypot(xx % pitch - pitch / 2, yy % pitch - pitch / 2)
     soft = 1 / (1 + np.exp((distance - 10) / 0.8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -38,8 +39,10 @@ def cytofm() -> Run:
 
 
 @pytest.fixture
-def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that runs `cytofm WORDS…` in this process, which has torch already.
+def here(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Generator[Run, None, None]:
+    """Give a function that runs `cytofm WORDS…` in this process, which has torch already.
 
     Slides are done in this process too: a child forked off it would wait for ever for the threads
     that libvips and torch have started here by now. The supervisor of a real run has none.
@@ -58,7 +61,8 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         code = int(done.value.code or 0)
         return subprocess.CompletedProcess(command, code, said.out, said.err)
 
-    return run
+    yield run
+    gc.collect()  # models hang in circles, and no process ends here
 
 
 def _in_this_process(
