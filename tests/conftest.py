@@ -54,6 +54,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else Triton reports at exit that its functions leak
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what reads files that a clone does not have."""
     for marker in item.iter_markers("needs_shared"):
