@@ -22,20 +22,15 @@ import importlib
 import importlib.machinery
 import importlib.util
 import logging
-import os
-import pkgutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from cytofm_cli.errors import CytofmError, MissingPackageError, UsageError
+from cytofm_cli.places import Place, find_places, modules_in
 
 _log = logging.getLogger(__name__)
-
-NAMESPACE: Final = "cytofm_plugins"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,25 +181,6 @@ class Available:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a plug-in lies: a module of cytofm, an entry point, or a file."""
-
-    where: str
-    module: str = ""
-    entry: EntryPoint | None = None
-    folder: str = ""
-
-    def plugin(self) -> Any:
-        """Import it."""
-        if self.entry is not None:
-            return self.entry.load()
-        module = sys.modules.get(self.module)
-        if module is None or (self.folder and not _lies_in(module, self.folder)):
-            module = _import_from(self.folder, self.module) if self.folder else None
-        return (module or importlib.import_module(self.module)).PLUGIN
-
-
-@dataclass(frozen=True)
 class Registry(Generic[P]):
     """The plug-ins of one kind.
 
@@ -250,7 +226,7 @@ class Registry(Generic[P]):
         """Return the names of cytofm's own plug-ins, sorted."""
         spec = importlib.util.find_spec(self.package)
         folders = (spec.submodule_search_locations if spec else None) or ()
-        return sorted(_modules_in(folders))
+        return sorted(modules_in(folders))
 
     def load(self, name: str) -> P:
         """Import and return one plug-in.
@@ -267,7 +243,7 @@ class Registry(Generic[P]):
         """Return the name of the plug-in for what a user typed."""
         return self._key(name, self._places())
 
-    def _key(self, name: str, places: Mapping[str, _Place]) -> str:
+    def _key(self, name: str, places: Mapping[str, Place]) -> str:
         name = name.replace("-", "_")
         if name in places or name in self._added:
             return name
@@ -331,7 +307,7 @@ class Registry(Generic[P]):
             for text in self._left_out(name, candidates)
         ]
 
-    def _left_out(self, name: str, candidates: Sequence[_Place]) -> list[str]:
+    def _left_out(self, name: str, candidates: Sequence[Place]) -> list[str]:
         first, *others = candidates
         return [
             f"{self.kind} {name!r} of {place.where} is left out: that of {first.where} goes first"
@@ -361,80 +337,16 @@ class Registry(Generic[P]):
     def _typed(self) -> dict[str, str]:
         return {name: plugin.typed for name, plugin in self.usable().items() if plugin.typed}
 
-    def _places(self) -> dict[str, _Place]:
+    def _places(self) -> dict[str, Place]:
         return {name: candidates[0] for name, candidates in self._candidates().items()}
 
-    def _candidates(self) -> dict[str, list[_Place]]:
-        """Find all plug-ins by name, first the one that counts."""
-        places: dict[str, list[_Place]] = {
-            name: [_Place("cytofm", f"{self.package}.{name}")] for name in self.own()
-        }
-        of_distributions = [
-            (entry.name.replace("-", "_"), _Place(_distribution(entry), entry=entry))
-            for entry in _entry_points(self.group, tuple(sys.path))
-        ]
-        # By distribution: the order of the path differs between machines.
-        for name, place in sorted(of_distributions, key=lambda pair: pair[1].where):
-            places.setdefault(name, []).append(place)
-        folder = self.group.rpartition(".")[2]
-        for root in search_path():
-            lies = os.path.join(root, NAMESPACE, folder)
-            for name in sorted(_modules_in([lies])):
-                place = _Place(
-                    os.path.join(lies, name), f"{NAMESPACE}.{folder}.{name}", folder=lies
-                )
-                places.setdefault(name, []).append(place)
-        return places
-
-
-def search_path() -> list[str]:
-    """Return the folders of the path in which plug-ins are looked for, each once.
-
-    The working directory is none of them where Python put it there by itself: as "" or, with
-    `python -m`, as the first entry.
-    """
-    here = os.path.realpath(os.curdir)
-    first = os.path.realpath(sys.path[0]) if sys.path else None
-    entries = [entry for entry in sys.path[1 if first == here else 0 :] if entry]
-    return list(dict.fromkeys(entries))
-
-
-@functools.cache  # reading the records of all distributions takes milliseconds each time
-def _entry_points(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    return tuple(entry_points(group=group))
+    def _candidates(self) -> dict[str, list[Place]]:
+        return find_places(self.package, self.own(), self.group)
 
 
 @functools.cache  # once a process
 def _warn(text: str) -> None:
     _log.warning(text)
-
-
-def _modules_in(folders: Sequence[str]) -> set[str]:
-    modules = pkgutil.iter_modules([str(folder) for folder in folders])
-    return {module.name for module in modules if not module.name.startswith("_")}
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return f"distribution {entry.dist.name if entry.dist else '?'} ({entry.value})"
-
-
-def _lies_in(module: Any, folder: str) -> bool:
-    return str(getattr(module, "__file__", "")).startswith(os.path.join(folder, ""))
-
-
-def _import_from(folder: str, name: str) -> Any:
-    """Import a module from this folder, whatever else of its name lies on the path."""
-    spec = importlib.machinery.PathFinder.find_spec(name, [folder])
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{folder}: no module {name}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(name, None)
-        raise
-    return module
 
 
 readers = Registry("reader", "cytofm_cli.slides.readers", "cytofm.readers", ReaderPlugin)

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -28,13 +27,14 @@ from cytofm_cli.views import draws, stored
 from cytofm_cli.views.make import ViewSet, make_views
 from cytofm_cli.views.perturb import NcpConfig
 from cytofm_cli.views.recipes import Recipe
+from cytofm_cli.work.closing import Closes
 
 __all__ = ["Batches", "Schedule", "TileIndex", "open_index"]
 
 _CHUNK: Final = 8  # tiles that a thread works on at a time
 
 
-class Batches:
+class Batches(Closes):
     """Batches of views, made ahead in threads.
 
     Each `next` gives the next part of this process's share: a step has `parts` of them. With a
@@ -114,17 +114,6 @@ class Batches:
         made.hand_over()
         self.n_without_nuclei += made.n_without
         return made.batch
-
-    def __enter__(self) -> Batches:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop all threads; what they had begun is finished first, and lost."""

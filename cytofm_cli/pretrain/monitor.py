@@ -16,7 +16,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import torch
@@ -24,13 +23,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from cytofm_cli.errors import InputError
+from cytofm_cli.work.closing import Closes
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, write_text
 
 TIMES: Final = frozenset({"tiles_per_s", "wait_share", "utilisation"})
 
 
-class RunLog:
+class RunLog(Closes):
     """The log of a run, one line at a time; only the process of rank 0 has one.
 
     Args:
@@ -74,17 +74,6 @@ class RunLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from cytofm_cli.errors import SlideError, UsageError
 from cytofm_cli.units import Box, Size, is_plausible_mpp
+from cytofm_cli.work.closing import Closes
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -110,24 +109,13 @@ class NativeJpeg(Protocol):
 
 
 @runtime_checkable
-class SlideReader(Protocol):
+class SlideReader(Closes, Protocol):
     """An open slide: `with open_slide(path) as slide`. Any thread may call its methods.
 
     A reader subclasses this, which makes it a context manager.
     """
 
     info: SlideInfo
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level as (box.h, box.w, 3) uint8 RGB.

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from cytofm_cli.store.records import (
 )
 from cytofm_cli.store.staging import check_slide_id, claim_step, staging, tidy
 from cytofm_cli.store.tables import Embeddings, NucleusTable, Tiles
+from cytofm_cli.work.closing import Closes
 
 if TYPE_CHECKING:
     import zarr
@@ -47,7 +47,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Store:
+class Store(Closes):
     """One slide's store, opened for reading: `with open_store(path) as store`.
 
     Records are read when it is opened, arrays when they are asked for. It keeps no file open
@@ -63,17 +63,6 @@ class Store:
     path: Path
     slide: SlideRecord
     steps: Mapping[str, StepRecord]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Do nothing: no file is open. Closing twice is allowed."""

@@ -13,12 +13,12 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.work.closing import Closes
 from cytofm_cli.work.files import write_json
 
 Codec = dict[str, Any]
@@ -205,7 +205,7 @@ def _crc32c() -> Any:
     return CRC32C(location="end")
 
 
-class ShardedArrayReader:
+class ShardedArrayReader(Closes):
     """Read encoded chunks of an array written by `ShardedArrayWriter`, any thread.
 
     Raises:
@@ -233,15 +233,8 @@ class ShardedArrayReader:
         self._tables: dict[int, NDArray[np.uint64]] = {}
         self._handles: dict[int, BinaryIO] = {}
 
-    def __enter__(self) -> ShardedArrayReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the files."""
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Protocol
 
 import numpy as np
@@ -29,6 +28,7 @@ from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.read import ReadPlan, resample
 from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_tiles, plan_of
 from cytofm_cli.units import Box, Size
+from cytofm_cli.work.closing import Closes
 
 _CACHED_TILES: Final = 16  # the neighbours of a tile, and some to come
 
@@ -124,7 +124,7 @@ class SlideField:
         return []
 
 
-class SlideAtHand:
+class SlideAtHand(Closes):
     """The slide of a store at the resolution of its tiles, opened when it is first needed.
 
     Remote slides count as not at hand: a step on stores does not wait for the network.
@@ -157,15 +157,8 @@ class SlideAtHand:
         """Tell whether the slide can be read."""
         return self._opened() is not None
 
-    def __enter__(self) -> SlideAtHand:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the slide, if it was opened; it is not opened again."""
         with self._lock:
             if self._reader is not None:
                 self._reader.close()

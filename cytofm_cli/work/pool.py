@@ -71,13 +71,18 @@ def _attempt(
     try:
         return work(task), None
     except Exception as error:
-        try:
-            ForkingPickler.dumps(error)
-        except Exception:
-            return None, RuntimeError(f"{type(error).__name__}: {error}")
+        told = error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}")
         if not isinstance(error, CytofmError):  # a bug: tell where
-            error.add_note(f"In a worker process:\n{traceback.format_exc()}")
-        return None, error
+            told.add_note(f"In a worker process:\n{traceback.format_exc()}")
+        return None, told
+
+
+def _travels(error: Exception) -> bool:
+    try:
+        ForkingPickler.dumps(error)
+    except Exception:  # its class decides what pickling it raises
+        return False
+    return True
 
 
 def _of_loss(lost: Lost[Any]) -> CytofmError:
