@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,4 +104,21 @@ def detected(cytofm: Run, stores: Path, tmp_path_factory: pytest.TempPathFactory
         shutil.copytree(store, folder / store.name)
     found = cytofm("detect", folder)
     assert found.returncode == 0, found.stderr
+    return folder
+
+
+@pytest.fixture
+def bags(tmp_path: Path) -> Path:
+    """Twelve bags in six groups; instances of positives are far from those of negatives."""
+    folder = tmp_path / "bags"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(12):
+        label = number % 2
+        values = rng.normal(size=(20, 8)).astype(np.float32)
+        values += 3.0 * label
+        torch.save(torch.from_numpy(values), folder / f"s{number:02}.pt")
+        rows.append(f"s{number:02},{'pos' if label else 'neg'},g{number // 2}")
+    (tmp_path / "labels.csv").write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
     return folder
