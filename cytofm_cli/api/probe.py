@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from cytofm_cli.api.inputs import are_stores, find_slides, find_stores, store_id
 from cytofm_cli.evaluate.config import ProbeConfig
 
 if TYPE_CHECKING:
+    from cytofm_cli.evaluate.features import Source
     from cytofm_cli.evaluate.run import ProbeReport
 
 
@@ -55,7 +56,6 @@ def probe(
         ConfigMismatchError: `out` was made with other settings.
     """
     from cytofm_cli.evaluate.choice import choose
-    from cytofm_cli.evaluate.features import Source
     from cytofm_cli.evaluate.run import probe_run
     from cytofm_cli.work.device import check_device
 
@@ -67,15 +67,9 @@ def probe(
         random_weights=random_weights,
         seed=config.seed,
     )
-    words = words_of(inputs)
-    if words and manifest is None and are_stores(words):
-        sources = [Source(store_id(path), str(path)) for path in find_stores(words)]
-    else:
-        refs = find_slides(words, path_of(manifest), warn=note)
-        sources = [Source(ref.slide_id, ref.path, ref.mpp) for ref in refs]
     return probe_run(
         config,
-        sources,
+        sources_of(words_of(inputs), path_of(manifest), warn=note),
         Path(points),
         choices,
         Path(out),
@@ -84,3 +78,19 @@ def probe(
         progress=progress,
         note=note,
     )
+
+
+def sources_of(
+    words: Sequence[str], manifest: Path | None, *, warn: Callable[[str], None]
+) -> list[Source]:
+    """List the slides or stores that hold what is judged.
+
+    Raises:
+        InputError: there are none, or the manifest cannot be used.
+    """
+    from cytofm_cli.evaluate.features import Source
+
+    if words and manifest is None and are_stores(words):
+        return [Source(store_id(path), str(path)) for path in find_stores(words)]
+    refs = find_slides(words, manifest, warn=warn)
+    return [Source(ref.slide_id, ref.path, ref.mpp) for ref in refs]

@@ -12,7 +12,9 @@ from cytofm_cli.mil.config import MilConfig
 
 if TYPE_CHECKING:
     from cytofm_cli.mil.bag import Bag
+    from cytofm_cli.mil.plan import Plan
     from cytofm_cli.mil.run import RunReport
+    from cytofm_cli.mil.train import Passing
 
 
 def train(
@@ -25,6 +27,9 @@ def train(
     tune: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
+    passing: Passing | None = None,
+    started: Callable[[Plan], None] | None = None,
+    spawn: bool = False,
     **settings: Any,
 ) -> RunReport:
     """Train a MIL head by grouped cross-validation and judge it on slides it never saw.
@@ -40,6 +45,10 @@ def train(
         tune: values to try for settings of recipe or head, within each training part.
         overwrite: replace a RUN made with other settings.
         progress: called with (models done, of how many, what the last one was).
+        passing: called after each epoch of a model that is trained in this process.
+        started: called with the plan before anything is trained or found done.
+        spawn: the caller's script may be run anew by worker processes: `workers=0` then starts
+            as many as fit, as the command line does.
         **settings: fields of `MilConfig`.
 
     Returns:
@@ -55,7 +64,7 @@ def train(
     from cytofm_cli.mil.run import train_run
 
     config = config_of(MilConfig, config, settings, "train")
-    if not config.workers:  # 0 may start processes, for which a caller must be prepared
+    if not config.workers and not spawn:
         config = dataclasses.replace(config, workers=1)
     table = read_labels(Path(labels), label_column=config.label, group_column=config.group)
     check_used(config, has_splits=table.splits is not None)
@@ -69,4 +78,6 @@ def train(
         tune=tune,
         overwrite=overwrite,
         progress=progress,
+        passing=passing,
+        started=started,
     )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.api.inputs import are_stores, find_slides, find_stores, store_id
 from cytofm_cli.cli.options import CommonOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
@@ -66,6 +65,8 @@ def probe(
 
       cytofm evaluate probe stores --points p.csv -o out --encoder a.safetensors
     """
+    from cytofm_cli.api.probe import probe as judge
+    from cytofm_cli.api.probe import sources_of
     from cytofm_cli.evaluate.choice import choose
     from cytofm_cli.work.device import check_device
 
@@ -74,26 +75,30 @@ def probe(
         raise UsageError("no slides are given.", hint="cytofm evaluate probe slides/ --points …")
     if points is None or folder is None:
         raise UsageError("needs labelled points and a folder.", hint="--points points.csv -o RUN")
-    check_device(config.device)  # a wrong one is told before anything is read
     named = encoder or ["handcrafted"]
-    choices = choose(named, weights=weights, random_weights=random_weights, seed=config.seed)
-    sources = _sources(words, manifest)
+    how: dict[str, Any] = {"weights": weights, "random_weights": random_weights}
     if run.dry_run:
-        _say_plan(config, sources, points, choices, groups)
-    else:
-        _probe(config, sources, points, choices, groups, folder, overwrite=run.overwrite)
-
-
-def _sources(words: list[str], manifest: Path | None) -> list[Source]:
-    """List the slides or stores that hold what is judged."""
-    from cytofm_cli.evaluate.features import Source
-
-    if words and manifest is None and are_stores(words):
-        return [Source(store_id(path), str(path)) for path in find_stores(words)]
-    return [
-        Source(ref.slide_id, ref.path, ref.mpp)
-        for ref in find_slides(words, manifest, warn=out.warn)
-    ]
+        check_device(config.device)
+        choices = choose(named, **how, seed=config.seed)
+        _say_plan(config, sources_of(words, manifest, warn=out.warn), points, choices, groups)
+        return
+    with out.progress_bar("evaluate", len(named), "encoders", "cells") as bar:
+        report = judge(
+            words,
+            points,
+            folder,
+            config,
+            encoders=named,
+            **how,
+            groups=groups,
+            manifest=manifest,
+            overwrite=run.overwrite,
+            note=out.warn,
+            progress=bar.part,
+        )
+    if report.skipped:
+        out.note(f"{folder}: done before, skipped")
+    _say_results(report.metrics, folder)
 
 
 def _say_plan(
@@ -117,36 +122,6 @@ def _say_plan(
         f"would judge {len(choices)} encoder(s) on {len(plan.points)} {config.unit}s: "
         f"{', '.join(task.name for task in plan.tasks)}"
     )
-
-
-def _probe(
-    config: ProbeConfig,
-    sources: Sequence[Source],
-    points: Path,
-    choices: Sequence[Choice],
-    groups: Path | None,
-    folder: Path,
-    *,
-    overwrite: bool,
-) -> None:
-    """Judge the encoders, and say how they did."""
-    from cytofm_cli.evaluate.run import probe_run
-
-    with out.progress_bar("evaluate", len(choices), "encoders", "cells") as bar:
-        report = probe_run(
-            config,
-            sources,
-            points,
-            choices,
-            folder,
-            groups=groups,
-            overwrite=overwrite,
-            progress=bar.part,
-            note=out.warn,
-        )
-    if report.skipped:
-        out.note(f"{folder}: done before, skipped")
-    _say_results(report.metrics, folder)
 
 
 def _say_results(metrics: Mapping[str, Any], folder: Path) -> None:

@@ -54,7 +54,6 @@ def train(
       cytofm mil train --bags stores --labels y.csv -o tuned --tune lr=1e-4,3e-4
     """
     head, values = parse_settings(settings), parse_tune(tune)
-    _check_used(config, labels)
     if run.dry_run:
         _say_plan(config, bags, labels, folder, head, values)
     else:
@@ -68,6 +67,7 @@ def _say_plan(
     from cytofm_cli.mil.cache import bag_file
     from cytofm_cli.mil.plan import make_plan
 
+    _check_used(config, labels)
     with bag_file(folder) as cache:
         plan = make_plan(config, bags, labels, head, tune=tune, cache=cache)
     _describe(plan)
@@ -86,8 +86,8 @@ def _train(
     overwrite: bool,
 ) -> None:
     """Train and judge, and say the result."""
+    from cytofm_cli.api.train import train as train_head
     from cytofm_cli.mil.describe import result_line
-    from cytofm_cli.mil.run import train_run
 
     _say_lost(folder)
     with out.progress_bar(f"train {config.method}", 1, "runs", "models") as bar:
@@ -96,13 +96,14 @@ def _train(
             bar.part("run", done, total, name)
             out.detail(f"{done}/{total} models: {name}")
 
-        report = train_run(
-            config,
+        report = train_head(
             bags,
             labels,
             folder,
-            head=head,
+            config,
+            head_settings=head,
             tune=tune,
+            spawn=True,
             overwrite=overwrite,
             progress=progress,
             passing=lambda done, most, loss: bar.say(f"pass {done}/{most}, loss {loss:.3g}"),

@@ -38,12 +38,11 @@ def pretrain(
       torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run
     """
     plain = views_of(config.method, views)
-    paths = find_stores(stores)
     chosen = parse_settings(settings)
     if run.dry_run:
-        _say_plan(config, plain, paths, folder, chosen, slides)
+        _say_plan(config, plain, find_stores(stores), folder, chosen, slides)
     else:
-        _pretrain(config, plain, paths, folder, chosen, slides, overwrite=run.overwrite)
+        _pretrain(config, plain, stores, folder, chosen, slides, overwrite=run.overwrite)
 
 
 def _say_plan(
@@ -65,7 +64,7 @@ def _say_plan(
 def _pretrain(
     config: PretrainConfig,
     views: ViewsConfig,
-    paths: Sequence[Path],
+    stores: Sequence[str],
     folder: Path,
     chosen: Mapping[str, str],
     slides: Path | None,
@@ -73,19 +72,19 @@ def _pretrain(
     overwrite: bool,
 ) -> None:
     """Train, and say where the encoder is."""
-    from cytofm_cli.pretrain import run as runs
+    from cytofm_cli.api.pretrain import pretrain_encoder
 
     with out.progress_bar(f"pretrain {config.method}", 1, "runs", "steps") as bar:
 
         def progress(done: int, total: int, loss: float) -> None:
             bar.part("training", done, total, f"loss {loss:.4g}")
 
-        report = runs.pretrain(
-            config,
-            views,
-            paths,
+        report = pretrain_encoder(
+            stores,
             folder,
-            settings=chosen,
+            config,
+            views=views,
+            method_settings=chosen,
             slides=slides,
             overwrite=overwrite,
             note=out.note,
