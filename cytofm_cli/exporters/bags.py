@@ -134,7 +134,12 @@ def nuclei_of(store: Store, xy_px0: NDArray[np.int32]) -> NucleusTable | None:
             return table
     if not names:
         return None
-    raise StoreError(
+    raise other_nuclei(store)
+
+
+def other_nuclei(store: Store) -> StoreError:
+    """Return the error that cells were cut around other nuclei than the store holds."""
+    return StoreError(
         f"{store.path}: its cell embeddings are of other nuclei than it holds now.",
         hint="`cytofm embed --unit cell --overwrite`",
     )
