@@ -147,9 +147,7 @@ def _places(store: Store, step: str) -> Iterator[Columns]:
             yield {"xy_px0": places.read(first, first + ROWS)}
 
 
-def _provenance(
-    bag: _Bag, settings: Mapping[str, Any], steps: list[StepRecord]
-) -> dict[str, str | float]:
+def _provenance(bag: _Bag, settings: Mapping[str, Any], steps: list[StepRecord]) -> dict[str, Any]:
     """Say where the file comes from; whole records as JSON, for they hold lists."""
     slide = bag.store.slide
     told = {key: value for key, value in settings.items() if isinstance(value, str)}
