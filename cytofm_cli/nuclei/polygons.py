@@ -192,25 +192,26 @@ def shapes(points: Points, start: NDArray[np.int64]) -> Shapes:
     axis of a uniform ellipse is 4 standard deviations.
     """
     values = np.full((5, len(start) - 1), np.nan)
-    length = np.diff(start)
-    centre = np.repeat(centroids(points, start), length, axis=0)
-    a, b, first, filled = _edges(points - centre, start, about_first=False)
+    a, b, first, filled = _edges(points, start)
     if not len(filled):
         return _as_shapes(values)
-    perimeter = np.add.reduceat(np.sqrt(((b - a) ** 2).sum(1)), first)
-    cross = _cross(a, b)
-    area = np.add.reduceat(cross, first) / 2
+    ax, ay, bx, by = (np.ascontiguousarray(column) for column in (*a.T, *b.T))
+    cross = ax * by - ay * bx
+
+    def total(edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.add.reduceat(edges, first))
+
+    perimeter, area = total(np.hypot(bx - ax, by - ay)), total(cross) / 2
     whole = (np.abs(area) > 0) & (perimeter > 0)
-    over = np.where(whole, 12 * area, 1.0)
-
-    def moment(i: int, j: int) -> NDArray[np.float64]:
-        both = a[:, i] * a[:, j] + b[:, i] * b[:, j]
-        mixed = (a[:, i] * b[:, j] + b[:, i] * a[:, j]) / 2
-        return np.asarray(np.add.reduceat((both + mixed) * cross, first) / over)
-
-    xx, xy, yy = moment(0, 0), moment(0, 1), moment(1, 1)
-    middle, spread = (xx + yy) / 2, np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
-    large, small = middle + spread, np.maximum(middle - spread, 0)
+    over = np.where(whole, area, 1.0)
+    # Moments about the first point of each ring, and from there about its centroid.
+    x, y = total((ax + bx) * cross) / (6 * over), total((ay + by) * cross) / (6 * over)
+    xx = total((ax * ax + ax * bx + bx * bx) * cross) / (12 * over) - x * x
+    yy = total((ay * ay + ay * by + by * by) * cross) / (12 * over) - y * y
+    xy = (2 * (ax * ay + bx * by) + ax * by + bx * ay) * cross
+    xy = total(xy) / (24 * over) - x * y
+    middle, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
+    large, small = np.maximum(middle + spread, 0), np.maximum(middle - spread, 0)
     roundness = 4 * np.pi * np.abs(area) / np.where(whole, perimeter, 1.0) ** 2
     flatness = np.sqrt(np.maximum(0, 1 - small / np.where(large > 0, large, 1.0)))
     values[0, filled] = perimeter
@@ -225,7 +226,7 @@ def _as_shapes(values: NDArray[np.float64]) -> Shapes:
 
 
 def _edges(
-    points: Points, start: NDArray[np.int64], *, about_first: bool = True
+    points: Points, start: NDArray[np.int64]
 ) -> tuple[Points, Points, NDArray[np.int64], NDArray[np.intp]]:
     """Return the ends of all edges, where the edges of each filled ring start, and which those are.
 
@@ -237,8 +238,7 @@ def _edges(
     following = np.arange(1, len(points) + 1)
     following[start[1:][filled] - 1] = first
     a = np.asarray(points, np.float64)
-    if about_first:
-        a = a - np.repeat(a[first], length[filled], axis=0)
+    a = a - np.repeat(a[first], length[filled], axis=0)
     return a, a[following], first, filled
 
 
