@@ -30,7 +30,7 @@ class ExportConfig(Settings):
     )
     measure: bool | None = option(
         None,
-        "Measure nuclei on their pixels [default: where the store keeps no measurements].",
+        "Measure nuclei on pixels [default: where the store keeps no measurements].",
     )
     origin: Literal["bounds", "slide"] | None = option(
         None,
