@@ -273,7 +273,7 @@ def test_listen__hears_the_beginning_notes_progress_and_outcomes(
         (lambda: cytofm.detect("x", detector="nobody"), "no detector is called 'nobody'"),
         (lambda: cytofm.detect("x", detector_settings={"h": 1}), "detector_settings: .* 'h'"),
         (lambda: cytofm.embed("x", encoder="nobody"), "no encoder is called 'nobody'"),
-        (lambda: cytofm.export("x", "y", to="pdf"), "pdf: choose csv, geojson, h5, pt"),
+        (lambda: cytofm.export("x", "y", to="pdf"), "pdf: choose csv, geojson, h5, h5ad, pt"),
         (lambda: cytofm.load_encoder("nobody"), "no encoder is called"),
     ],
 )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import InputError
 from cytofm_cli.nuclei.base import MAX_CLASSES, NUCLEUS, NucleusTable, empty_table, make_table
 from cytofm_cli.nuclei.files import EXPECTED, slide_column, slide_of
-from cytofm_cli.nuclei.geojson_reader import REGIONS, plain_kind
+from cytofm_cli.nuclei.geojson_objects import REGIONS, plain_kind
 from cytofm_cli.tables import Table, is_missing, read_table
 
 Note = Callable[[str], None]

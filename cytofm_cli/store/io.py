@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cytofm_cli.store.records import (
     StepRecord,
     TileRecord,
 )
+from cytofm_cli.store.rows import Rows
 from cytofm_cli.store.staging import check_slide_id, claim_step, staging, tidy
 from cytofm_cli.store.tables import Embeddings, NucleusTable, Tiles
 from cytofm_cli.work.closing import Closes
@@ -174,11 +176,28 @@ class Store(Closes):
         Raises:
             StoreError: it is not there or damaged.
         """
-        lazy = self.array(array)
+        with self.rows(array) as rows:
+            return rows.read()
+
+    def shape(self, array: str) -> tuple[int, ...]:
+        """Return the shape of an array.
+
+        Raises:
+            StoreError: it is not there or damaged.
+        """
         try:
-            return np.asarray(lazy[...])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            node = json.loads((self.path / array / "zarr.json").read_text(encoding="utf-8"))
+            return tuple(node.get("shape", ()))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise self._damaged(array, error) from error
+
+    def rows(self, array: str) -> Rows:
+        """Open an array, to read it in blocks of rows: `with store.rows(…) as rows`.
+
+        Raises:
+            StoreError: it is not there or damaged; `read` raises it too.
+        """
+        return Rows(self.path / array, functools.partial(self._damaged, array))
 
     @property
     def tile_xy_px0(self) -> NDArray[np.int32]:
