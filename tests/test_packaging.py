@@ -15,14 +15,13 @@ import cytofm_cli
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cytofm_cli", "kernels/cytofm_kernels")
 # Where a distribution and what is imported of it are called differently.
-MODULES = {
-    "google-crc32c": "google_crc32c", "openslide-python": "openslide", "pillow": "PIL",
-}  # fmt: skip
+MODULES = {"openslide-python": "openslide", "pillow": "PIL"}
 # Declared, and used without an import statement.
 UNSEEN = {
     "torchvision": "timm calls its operators; it must be of torch's build",
     "openslide-bin": "the library that openslide-python loads",
     "pyvips-binary": "the library that pyvips loads",
+    "google-crc32c": "numcodecs computes checksums with it",
     "tensorboard": "torch.utils.tensorboard loads it",
 }
 # Imported, and not declared: it comes with torch where torch has GPU kernels, and its absence is
