@@ -30,11 +30,10 @@ from cytofm_cli.tables import (
     X_NAMES,
     Y_NAMES,
     Table,
-    is_missing,
     match_slide,
     read_table,
 )
-from cytofm_cli.words import named
+from cytofm_cli.words import is_missing, named
 
 Ints = NDArray[np.int64]
 _EXPECTED = (*SLIDE_NAMES, *X_NAMES, *Y_NAMES, *LABEL_NAMES, *GROUP_NAMES)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cytofm_cli.errors import LabelError
-from cytofm_cli.tables import plain_name
+from cytofm_cli.words import plain_name
 
 # The Bethesda system, from normal to worst: the order in which ordinal metrics count.
 BETHESDA = ("NILM", "ASC-US", "LSIL", "ASC-H", "HSIL", "SCC")
