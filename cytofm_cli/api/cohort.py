@@ -107,7 +107,7 @@ def run_cohort(
         OutputError: `folder` cannot be written.
         StoppedError: a signal asked to stop; finished slides are kept.
     """
-    tasks = [Task(slide_id=job.slide_id, path=job.path, payload=job) for job in jobs]
+    tasks = [Task(name=job.slide_id, path=job.path, payload=job) for job in jobs]
     with output_errors(folder):
         if not manner.dry_run:
             folder.mkdir(parents=True, exist_ok=True)
@@ -120,10 +120,10 @@ def run_cohort(
             break
         # By now the others may have finished them, or have been killed.
         time.sleep(_BETWEEN_LOOKS_S)
-        again = [task for task in tasks if task.slide_id in held]
+        again = [task for task in tasks if task.name in held]
         outcomes = [outcome for outcome in outcomes if outcome.slide_id not in held]
         outcomes += _do(again, work, manner, log, listen, 1)
-    order = {task.slide_id: place for place, task in enumerate(tasks)}
+    order = {task.name: place for place, task in enumerate(tasks)}
     outcomes.sort(key=lambda outcome: order[outcome.slide_id])
     return Outcomes(outcomes, None if manner.dry_run else log.path)
 
