@@ -10,13 +10,16 @@ import torch
 
 import cytofm_cli as cytofm
 from cytofm_cli.__main__ import main
+from cytofm_cli.api.cohort import Started
 from cytofm_cli.errors import (
     CytofmWarning,
+    InputError,
     SomeSlidesFailedError,
     UsageError,
 )
 from cytofm_cli.mil.base import MilHead
 from cytofm_cli.registry import Plugin, mil_methods
+from cytofm_cli.work.batch import Note, Outcome
 
 
 def here(*words: object) -> None:
@@ -76,6 +79,34 @@ def test_score__a_bag_that_cannot_be_read_leaves_the_others_scored(tmp_path: Pat
     assert (len(scores), list(scores.failures)) == (12, ["wide"])
     with pytest.raises(SomeSlidesFailedError, match="1 of 13"):
         scores.raise_failures()
+    for name in ("s00", "s01", "s02"):
+        (bags / f"{name}.pt").write_bytes(b"junk")
+    with pytest.warns(CytofmWarning), pytest.raises(InputError, match="none of 2 slides"):
+        cytofm.score(trained.path, [bags / "s00.pt", bags / "s01.pt"]).raise_failures()
+
+
+def test_score__parts_have_tables_of_their_own_and_all_is_heard(tmp_path: Path) -> None:
+    bags, table = tmp_path / "bags", tmp_path / "scores.csv"
+    run = cytofm.train(bags, write_bags(bags), tmp_path / "run", method="mean", **QUICK).path
+    heard: list[object] = []
+    planned = cytofm.score(run, bags, table, shard="1/2", dry_run=True, listen=heard.append)
+    (started,) = heard
+    assert isinstance(started, Started)
+    assert (len(planned), planned.table) == (0, tmp_path / "scores.1-of-2.csv")
+    assert not planned.table.exists()
+    parts = [cytofm.score(run, bags, table, shard=f"{i}/2", listen=heard.append) for i in (0, 1)]
+    assert sum(isinstance(event, Outcome) for event in heard) == 12
+    assert len(parts[1]) == started.n_slides
+    assert sorted(score.slide_id for part in parts for score in part) == [
+        f"s{i:02d}" for i in range(12)
+    ]
+    assert [part.table.read_text() for part in parts] == [part.csv() for part in parts]
+    notes = [event.text for event in heard if isinstance(event, Note)]
+    assert [text for text in notes if "slides scored" in text] == [
+        f"{len(part)} slides scored by run" for part in parts
+    ]
+    with pytest.raises(UsageError, match="is written into stores"):
+        cytofm.score(run, bags, attention=True)
 
 
 def test_registry__a_head_of_the_session_trains_and_scores(

@@ -72,7 +72,7 @@ class Manner:
 
     def warn(self, text: str) -> None:
         """Say something about all slides that the caller should look at."""
-        (self.listen or _Warnings())(Note("", WARNING + text))
+        (self.listen or Warnings())(Note("", WARNING + text))
 
 
 class Job(Protocol):
@@ -112,7 +112,7 @@ def run_cohort(
         if not manner.dry_run:
             folder.mkdir(parents=True, exist_ok=True)
         log = FailureLog(folder, step, manner.shard)
-    listen = manner.listen or _Warnings()
+    listen = manner.listen or Warnings()
     outcomes = _do(tasks, work, manner, log, listen, workers)
     for _ in range(_LOOKS_AT_HELD):
         held = {outcome.slide_id for outcome in outcomes if outcome.status == "held"}
@@ -173,7 +173,7 @@ def _elsewhere(
     return run_fresh(work, tasks, workers=workers, stall_s=manner.timeout_s)
 
 
-class _Warnings:
+class Warnings:
     """What a caller hears who does not listen: warnings and failures, as Python warnings.
 
     They wait for the end of the slide: where warnings are errors, its work is not the place.
