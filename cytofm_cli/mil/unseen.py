@@ -80,12 +80,12 @@ class Known:
     @cached_property
     def _folds_of_group(self) -> dict[str, frozenset[int]]:
         """Return the folds that held out every slide of a patient."""
-        found: dict[str, frozenset[int]] = {}
+        folds_of: dict[str, frozenset[int]] = {}
         for slide, folds in self.tested.items():
             group = self._group(slide)
             if group is not None:
-                found[group] = found.get(group, folds) & folds
-        return found
+                folds_of[group] = folds_of.get(group, folds) & folds
+        return folds_of
 
     def _group(self, slide_id: str) -> str | None:
         named = self.table.get(slide_id, self.group_of.get(slide_id))

@@ -72,11 +72,11 @@ def class_order(names: Sequence[str]) -> tuple[str, ...]:
     Numbers by value; else those that say that nothing was found, then the Bethesda system, then
     the alphabet, then those that say that something was found.
     """
-    found = set(names)
+    unique = set(names)
     try:
-        return tuple(sorted(found, key=float))
+        return tuple(sorted(unique, key=float))
     except ValueError:
-        return tuple(sorted(found, key=lambda name: (_rank(name, found), name)))
+        return tuple(sorted(unique, key=lambda name: (_rank(name, unique), name)))
 
 
 def bethesda_rank(name: str) -> int | None:
@@ -136,7 +136,7 @@ def choose_order(
         )
     if classes is not None and order[-1] != name:
         raise LabelError(f"--positive {positive}: --classes puts {order[-1]!r} last.")
-    return tuple(sorted(order, key=lambda one: one == name))
+    return tuple(sorted(order, key=lambda label: label == name))
 
 
 def as_found(
@@ -175,8 +175,8 @@ def as_found(
     return order
 
 
-def _rank(name: str, found: set[str]) -> int:
-    if _says_nothing(name, sorted(found)):
+def _rank(name: str, names: set[str]) -> int:
+    if _says_nothing(name, sorted(names)):
         return -1
     if _says_something(name):
         return len(BETHESDA) + 1
