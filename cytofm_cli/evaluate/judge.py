@@ -132,7 +132,7 @@ def per_group(y_N: Ints, p_NC: Floats, groups: Sequence[str]) -> dict[str, dict[
 
     The AUC is None in a group of one class.
     """
-    found = {}
+    metrics_of = {}
     for group in sorted(set(groups)):
         rows = np.array([name == group for name in groups])
         y, p_C = y_N[rows], p_NC[rows]
@@ -141,22 +141,22 @@ def per_group(y_N: Ints, p_NC: Floats, groups: Sequence[str]) -> dict[str, dict[
         aucs = [metrics.auc((y == c).astype(np.int64), p_C[:, c]) for c in classes]
         auc = _plain(float(np.mean(aucs)))
         counts = np.bincount(y, minlength=p_NC.shape[1]).tolist()
-        found[group] = {
+        metrics_of[group] = {
             "instances": counts,
             "auc": auc,
             "balanced_accuracy": float(np.mean(recalls)),
         }
-    return found
+    return metrics_of
 
 
 def over_draws(y_N: Ints, p_RNC: Floats) -> dict[str, Estimate]:
     """Compute AUC and balanced accuracy: mean over the draws, and where 95 % of them lie."""
-    found = {}
+    estimates = {}
     for name in COMPARED:
         values = np.array([float(METRICS[name](y_N, p_NC, None)) for p_NC in p_RNC])
         low, high = np.quantile(values, [0.025, 0.975])
-        found[name] = Estimate(float(values.mean()), float(low), float(high))
-    return found
+        estimates[name] = Estimate(float(values.mean()), float(low), float(high))
+    return estimates
 
 
 def compare(
@@ -171,7 +171,7 @@ def compare(
         answers: held-out probabilities (N, C) by (encoder, task, probe).
         truth: by task: class indices, slide of each instance, slide weights (R, S).
     """
-    made: list[tuple[str, str, str, str, str, Difference]] = []
+    rows: list[tuple[str, str, str, str, str, Difference]] = []
     encoders = Counter(key[0] for key in answers)
     for task, probe in dict.fromkeys((task, probe) for _, task, probe in answers):
         y_N, slides, weight_RS = truth[task]
@@ -182,9 +182,9 @@ def compare(
             }
             for first, second in combinations(encoders, 2):
                 gap = statistics.paired_bootstrap(at[first], at[second], weight_RS)
-                made.append((task, probe, metric, first, second, gap))
-    adjusted = statistics.holm([row[-1].p for row in made])
-    return [Comparison(*row, p) for row, p in zip(made, adjusted, strict=True)]
+                rows.append((task, probe, metric, first, second, gap))
+    adjusted = statistics.holm([row[-1].p for row in rows])
+    return [Comparison(*row, p) for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _bound(name: str, y_N: Ints, p_NC: Floats) -> Metric:

@@ -37,14 +37,14 @@ def cautions(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> list[str]:
         plan: of the evaluation.
         folds: by task, the fold that tests each instance; negative: none does.
     """
-    found = []
+    said = []
     for task in plan.tasks:
         tested_N = folds[task.name] >= 0
         slides = [plan.points.slides[i] for i in task.rows_N[tested_N]]
         by_class = intervals.class_groups(task.y_N[tested_N], slides, task.classes)
         lines = intervals.cautions(by_class, len(set(slides)), "slides")
-        found += [f"task {task.name}: {line}" for line in lines]
-    return found
+        said += [f"task {task.name}: {line}" for line in lines]
+    return said
 
 
 def check_scale(spec: EncoderSpec, crop_um: float, note: Callable[[str], None]) -> None:

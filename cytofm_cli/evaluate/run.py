@@ -195,20 +195,20 @@ def _judge_all(
         y, slides = task.y_N[tested_N], [points.slides[i] for i in task.rows_N[tested_N]]
         weight_RS = judge.slide_weights(slides, y, config.replicates, config.seed)
         truth[task.name] = y, slides, weight_RS
-    found = _head(plan, folds)
+    metrics = _head(plan, folds)
     answers: Answers = {}
     for choice in plan.choices:
         tell(choice.label, 0, len(points))
         values_ND, facts = features_of(plan, choice, folder, tell, note)
-        found["encoders"][choice.label] = choice.identity() | facts
+        metrics["encoders"][choice.label] = choice.identity() | facts
         for task in plan.tasks:
             tell(choice.label, len(points), len(points))
-            one, said = _judge_task(plan, task, values_ND, group_N, folds[task.name], truth)
-            found["tasks"][task.name]["encoders"][choice.label] = one
-            for name in found["probes"]:
+            metrics_of, said = _judge_task(plan, task, values_ND, group_N, folds[task.name], truth)
+            metrics["tasks"][task.name]["encoders"][choice.label] = metrics_of
+            for name in metrics["probes"]:
                 answers[choice.label, task.name, name] = said[name]
-    found["comparisons"] = [pair.record() for pair in judge.compare(answers, truth)]
-    return found, answers, folds
+    metrics["comparisons"] = [pair.record() for pair in judge.compare(answers, truth)]
+    return metrics, answers, folds
 
 
 def _judge_task(
@@ -223,11 +223,11 @@ def _judge_task(
     config = plan.config
     x_ND, y_N, of_group = values_ND[task.rows_N], task.y_N, group_N[task.rows_N]
     said: dict[str, NDArray[np.float64]] = {}
-    for one in (
+    for kind in (
         probe.linear(inner_folds=config.inner_folds, balanced=config.balanced, seed=config.seed),
         probe.knn(config.k, temperature=config.temperature, balanced=config.balanced),
     ):
-        said |= probe.out_of_fold(x_ND, y_N, of_group, fold_N, one)
+        said |= probe.out_of_fold(x_ND, y_N, of_group, fold_N, kind)
     tested_N = fold_N >= 0
     said = {name: p_NC[tested_N] for name, p_NC in said.items()}
     groups = [plan.points.groups[i] for i in task.rows_N[tested_N]]

@@ -25,7 +25,7 @@ def class_groups(
     having: list[set[str]] = [set() for _ in classes]
     for c, group in zip(y_N.tolist(), groups, strict=True):
         having[c].add(group)
-    return {name: len(found) for name, found in zip(classes, having, strict=True)}
+    return {name: len(groups_of) for name, groups_of in zip(classes, having, strict=True)}
 
 
 def cautions(by_class: Mapping[str, int], total: int, what: str = "groups") -> list[str]:
@@ -36,12 +36,12 @@ def cautions(by_class: Mapping[str, int], total: int, what: str = "groups") -> l
         total: groups in all.
         what: what intervals are resampled over, in the plural.
     """
-    found = []
+    lines = []
     name, fewest = min(by_class.items(), key=lambda item: item[1])
     if fewest < SAFE_GROUPS:
         covered = ", ".join(f"{100 * share:.0f}" for share in MEASURED.values())
         sizes = ", ".join(map(str, MEASURED))
-        found.append(
+        lines.append(
             f"intervals rest on {fewest} {what} in the smaller class ({name!r}, of {total} in "
             f"all): too narrow below {SAFE_GROUPS}. In simulations of a bootstrap over groups "
             f"(15 % positive, true AUC 0.95) nominal 95 % intervals covered {covered} % with "
@@ -50,8 +50,8 @@ def cautions(by_class: Mapping[str, int], total: int, what: str = "groups") -> l
     few = {name: n for name, n in by_class.items() if n < FEW_GROUPS}
     if few:
         counts = ", ".join(f"{n} of {total} {what} are {name!r}" for name, n in few.items())
-        found.append(f"{counts}: whatever is said of so few may change with one more")
-    return found
+        lines.append(f"{counts}: whatever is said of so few may change with one more")
+    return lines
 
 
 def brief(by_class: Mapping[str, int], what: str = "groups") -> str | None:
@@ -80,11 +80,11 @@ def interval_text(low: float | None, high: float | None, form: str = ".3f") -> s
     return f"[{low:{form}}, {high:{form}}]"
 
 
-def unusable(found: Mapping[str, Any]) -> list[str]:
+def unusable(judged: Mapping[str, Any]) -> list[str]:
     """Say which metrics of a record have an interval without width."""
     names = [
         name
-        for name, of in found.items()
+        for name, of in judged.items()
         if isinstance(of, Mapping) and "low" in of and not is_usable(of["low"], of["high"])
     ]
     if not names:

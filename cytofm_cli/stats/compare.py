@@ -97,8 +97,8 @@ def compare_runs(
         InputError: other slides, classes, labels or groups.
     """
     _check_same_task(answers)
-    one = answers[0]
-    weight_RS = statistics.group_weights(one.groups, replicates, seed)
+    first_run = answers[0]
+    weight_RS = statistics.group_weights(first_run.groups, replicates, seed)
     pairs = list(combinations(answers, 2))
     boot = [
         statistics.paired_bootstrap(
@@ -109,7 +109,7 @@ def compare_runs(
         for a, b in pairs
     ]
     adjusted = statistics.holm([difference.p for difference in boot])
-    binary = len(one.classes) == 2
+    binary = len(first_run.classes) == 2
     delong = [
         statistics.delong_test(a.y_S, a.p_SC[:, 1], b.p_SC[:, 1], a.groups) if binary else None
         for a, b in pairs
@@ -129,21 +129,23 @@ def compare_runs(
     ]
 
 
-def cautions(one: Answers) -> list[str]:
+def cautions(answers: Answers) -> list[str]:
     """Say what a reader of intervals and tests between runs on these slides must know."""
-    total = len(set(one.groups))
-    found = intervals.cautions(intervals.class_groups(one.y_S, one.groups, one.classes), total)
+    total = len(set(answers.groups))
+    lines = intervals.cautions(
+        intervals.class_groups(answers.y_S, answers.groups, answers.classes), total
+    )
     if total < intervals.SAFE_GROUPS:
-        found.append(
+        lines.append(
             f"paired tests on {total} groups: in simulations at the 5 % level they rejected "
             "0 to 11.5 % of equal heads below 60 groups, 1 to 8 % from 60 on"
         )
-    return found
+    return lines
 
 
 def share_splits(answers: Sequence[Answers]) -> bool:
     """Tell whether all runs tested the same slides together."""
-    return len({one.parts for one in answers}) == 1
+    return len({run.parts for run in answers}) == 1
 
 
 def _check_same_task(answers: Sequence[Answers]) -> None:
@@ -152,7 +154,7 @@ def _check_same_task(answers: Sequence[Answers]) -> None:
             f"comparing needs two runs or more, here {len(answers)}.",
             hint="`cytofm mil compare RUN RUN`",
         )
-    names = [one.name for one in answers]
+    names = [run.name for run in answers]
     doubled = {name for name in names if names.count(name) > 1}
     if doubled:
         raise UsageError(f"two runs are called {named(doubled)}.", hint="rename one folder")
@@ -170,7 +172,7 @@ def _check_same_task(answers: Sequence[Answers]) -> None:
             (first.name, ", ".join(first.classes)),
             (other.name, ", ".join(other.classes)),
         )
-        labels = [[one.classes[y] for y in one.y_S.tolist()] for one in (first, other)]
+        labels = [[run.classes[y] for y in run.y_S.tolist()] for run in (first, other)]
         for what, ours, theirs in (
             ("labels", *labels),
             ("groups", first.groups, other.groups),
@@ -179,10 +181,10 @@ def _check_same_task(answers: Sequence[Answers]) -> None:
                 _refuse_other(f"{what}, {slide}", (first.name, a), (other.name, b))
 
 
-def _refuse_other(what: str, one: tuple[str, str], other: tuple[str, str]) -> None:
-    if one[1] != other[1]:
+def _refuse_other(what: str, first: tuple[str, str], second: tuple[str, str]) -> None:
+    if first[1] != second[1]:
         raise InputError(
-            f"{one[0]} and {other[0]} learnt different {what}: {one[1]} and {other[1]}.",
+            f"{first[0]} and {second[0]} learnt different {what}: {first[1]} and {second[1]}.",
             hint="train both on one table of labels",
         )
 

@@ -100,11 +100,11 @@ def judge(
     weight_RN = group_weights(groups, replicates, seed)
     wanted = _metrics(y_N, p_NC, predicted_N, raw_NC, specificity=specificity, ordinal=ordinal)
     estimates = {name: bootstrap(of, weight_RN) for name, of in wanted.items()}
-    found: dict[str, Any] = {name: estimate.record() for name, estimate in estimates.items()}
-    found["replicates_left_out"] = {name: e.dropped for name, e in estimates.items() if e.dropped}
+    record: dict[str, Any] = {name: estimate.record() for name, estimate in estimates.items()}
+    record["replicates_left_out"] = {name: e.dropped for name, e in estimates.items() if e.dropped}
     if p_NC.shape[1] == 2:
-        found["auc_delong"] = delong_interval(y_N, p_NC[:, 1], groups).record()
-    return found
+        record["auc_delong"] = delong_interval(y_N, p_NC[:, 1], groups).record()
+    return record
 
 
 def _metrics(

@@ -281,7 +281,9 @@ class Store(Closes):
         return kind.from_json(self.steps[step].to_json(), f"{self.path}: the record of {step}")
 
     def _damaged(self, array: str, error: Exception) -> StoreError:
-        step = next((one for one in self.steps if array.startswith(f"{one}/")), schema.TILE_STEP)
+        step = next(
+            (group for group in self.steps if array.startswith(f"{group}/")), schema.TILE_STEP
+        )
         return StoreError(
             f"{self.path}: {array} cannot be read ({type(error).__name__}: {error}).",
             hint="the store is damaged; " + fresh.again(self.path, self.slide, self.steps, step),
@@ -297,14 +299,14 @@ def list_stores(folder: Path) -> list[Path]:
     """Return the stores in a folder, sorted by name."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder.")
-    found = sorted(
+    paths = sorted(
         path
         for path in folder.glob(f"*{schema.STORE_SUFFIX}")
         if not path.name.startswith(".") and is_store(path)
     )
-    if not found:
+    if not paths:
         raise InputError(f"{folder}: holds no stores.", hint="make some with `cytofm tile`.")
-    return found
+    return paths
 
 
 def is_store(path: Path) -> bool:
@@ -363,9 +365,9 @@ def _has_group(path: Path, step: str) -> bool:
 
 def orphans(path: Path, listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the JSON of steps that are complete and not (or otherwise) listed in the root."""
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for step in _groups(path):
         record = _attributes(path / step).get(schema.ATTRIBUTES_KEY)
         if record is not None and listed.get(step) != record:
-            found[step] = record
-    return found
+            records[step] = record
+    return records

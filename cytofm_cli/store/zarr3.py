@@ -256,11 +256,11 @@ class ShardedArrayReader(Closes):
         table = self._table(shard)
         per_row = int(np.prod(self.chunks_per_shard[1:]))
         descriptor = self._handles[shard].fileno()
-        found: list[bytes | None] = []
+        chunks: list[bytes | None] = []
         for offset, n_bytes in table[within * per_row : (within + 1) * per_row]:
             missing = int(offset) == _MISSING
-            found.append(None if missing else os.pread(descriptor, int(n_bytes), int(offset)))
-        return found
+            chunks.append(None if missing else os.pread(descriptor, int(n_bytes), int(offset)))
+        return chunks
 
     def chunk_at(self, number: int) -> bytes | None:
         """Return an encoded chunk of an array whose chunks are whole rows, by its place."""
