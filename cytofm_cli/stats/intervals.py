@@ -97,6 +97,55 @@ def paired_bootstrap(
     return Difference(value, float(low), float(high), min(1.0, p))
 
 
+@dataclass(frozen=True)
+class Placements:
+    """The AUC of one model, and its variance with and without regard to patients.
+
+    Attributes:
+        auc: the AUC.
+        n_positive, n_negative: slides of each class.
+        positive_groups, negative_groups: patients with slides of each class.
+        clustered: variance by patients (Obuchowski 1997), NaN with one patient in a class.
+        independent: variance as if every slide were a patient (DeLong 1988), NaN with one slide.
+    """
+
+    auc: float
+    n_positive: int
+    n_negative: int
+    positive_groups: int
+    negative_groups: int
+    clustered: float
+    independent: float
+
+    @property
+    def slides_a_group(self) -> float:
+        """Mean number of slides a patient, of the class where it is larger."""
+        return max(self.n_positive / self.positive_groups, self.n_negative / self.negative_groups)
+
+
+def placements(y_N: Ints, score_N: Floats, groups: Sequence[str]) -> Placements | None:
+    """Return the AUC and its variances; None where a class is missing."""
+    positive, negative = score_N[None, y_N == 1], score_N[None, y_N == 0]
+    m, n = positive.shape[1], negative.shape[1]
+    if not m or not n:
+        return None
+    auc_M, covariance = delong_covariance(y_N, score_N[None], groups)
+    independent = math.nan
+    if m > 1 and n > 1:
+        v10, v01 = _placement(positive, negative), 1 - _placement(negative, positive)
+        independent = float(v10.var(ddof=1) / m + v01.var(ddof=1) / n)
+    of_group = np.array(groups)
+    return Placements(
+        auc=float(auc_M[0]),
+        n_positive=m,
+        n_negative=n,
+        positive_groups=len(np.unique(of_group[y_N == 1])),
+        negative_groups=len(np.unique(of_group[y_N == 0])),
+        clustered=float(covariance[0, 0]),
+        independent=independent,
+    )
+
+
 def delong_covariance(y_N: Ints, scores_MN: Floats, groups: Sequence[str]) -> tuple[Floats, Floats]:
     """Compute the AUCs of M models on the same slides and their covariance.
 
