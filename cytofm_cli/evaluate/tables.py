@@ -135,7 +135,7 @@ def _legend(found: Mapping[str, Any]) -> str:
         f"{found['instances']} {found['unit']}s of {found['slides']} slides in {found['groups']} "
         f"groups; whole groups are held out{only}. Brackets: {found['interval']}. {shots}"
         "AUC of more than two classes is the mean one-vs-rest. "
-        "p: paired bootstrap over slides, corrected for all comparisons (Holm)."
+        "p: answers swapped by group, corrected for all comparisons (Holm)."
     )
     return "\n\n".join([legend, *(f"{note}." for note in found.get("notes", []))])
 

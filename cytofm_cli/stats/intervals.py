@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,26 +74,6 @@ def bootstrap(metric: Metric, weight_RN: Floats, level: float = 0.95) -> Estimat
         return Estimate(float(metric(None)), math.nan, math.nan, dropped)
     low, high = np.quantile(known, [tail, 1 - tail])
     return Estimate(float(metric(None)), float(low), float(high), dropped)
-
-
-def paired_bootstrap(
-    first: Metric, second: Metric, weight_RN: Floats, level: float = 0.95
-) -> Difference:
-    """Compare two metrics on the same replicates.
-
-    p is twice the smaller share of replicates on one side of zero, with one added to both
-    counts so that it is never 0 (Davison & Hinkley 1997, §4.2).
-    """
-    gap = second(weight_RN) - first(weight_RN)
-    gap = gap[np.isfinite(gap)]
-    value = float(second(None) - first(None))
-    if not len(gap):
-        return Difference(value, math.nan, math.nan, 1.0)
-    tail = (1 - level) / 2
-    low, high = np.quantile(gap, [tail, 1 - tail])
-    below, above = int((gap <= 0).sum()), int((gap >= 0).sum())
-    p = 2 * (min(below, above) + 1) / (len(gap) + 1)
-    return Difference(value, float(low), float(high), min(1.0, p))
 
 
 @dataclass(frozen=True)
@@ -179,36 +158,6 @@ def delong_covariance(y_N: Ints, scores_MN: Floats, groups: Sequence[str]) -> tu
     return auc_M, covariance
 
 
-def delong_interval(
-    y_N: Ints, score_N: Floats, groups: Sequence[str], level: float = 0.95
-) -> Estimate:
-    """Compute the AUC with its DeLong interval on the logit scale, inside [0, 1]."""
-    auc_M, covariance = delong_covariance(y_N, score_N[None], groups)
-    value, variance = float(auc_M[0]), float(covariance[0, 0])
-    if not math.isfinite(variance) or not 0 < value < 1:
-        return Estimate(value, math.nan, math.nan)
-    logit = math.log(value / (1 - value))
-    spread = _quantile(level) * math.sqrt(max(variance, 0.0)) / (value * (1 - value))
-    return Estimate(value, _expit(logit - spread), _expit(logit + spread))
-
-
-def delong_test(
-    y_N: Ints, first_N: Floats, second_N: Floats, groups: Sequence[str], level: float = 0.95
-) -> Difference:
-    """Compare the AUCs of two models on the same slides (second − first)."""
-    auc_M, cov = delong_covariance(y_N, np.stack([first_N, second_N]), groups)
-    gap = float(auc_M[1] - auc_M[0])
-    variance = float(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1])
-    if not math.isfinite(variance):
-        return Difference(gap, math.nan, math.nan, 1.0)
-    if variance <= 1e-15:
-        return Difference(gap, gap, gap, 1.0 if abs(gap) < 1e-12 else 0.0)
-    deviation = math.sqrt(variance)
-    p = 2 * NormalDist().cdf(-abs(gap) / deviation)
-    reach = _quantile(level) * deviation
-    return Difference(gap, gap - reach, gap + reach, p)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for several comparisons (Holm 1979); order is kept."""
     order = np.argsort(p_values, kind="stable")
@@ -231,11 +180,3 @@ def _placement(of_MP: Floats, among_MQ: Floats) -> Floats:
 
 def _group_sums(values_MK: Floats, group_K: NDArray[np.intp], n_groups: int) -> Floats:
     return np.stack([np.bincount(group_K, row, minlength=n_groups) for row in values_MK])
-
-
-def _quantile(level: float) -> float:
-    return NormalDist().inv_cdf(0.5 + level / 2)
-
-
-def _expit(x: float) -> float:
-    return 1 / (1 + math.exp(-x))

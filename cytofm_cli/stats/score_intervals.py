@@ -101,18 +101,72 @@ def share_interval(
     return _invert(share, lambda t: t * (1 - t) / effective, n_groups - 1, retrained, level)
 
 
-def mean_interval(parts: Sequence[Estimate]) -> Estimate:
-    """Combine independent estimates, one a class, to their mean with an interval.
+def macro_auc_interval(
+    y_N: Ints, p_NC: Floats, groups: Sequence[str], *, retrained: float = 0.0
+) -> Estimate:
+    """Compute the AUC of class 1 of two, else the mean of each class against the rest.
 
-    The distances to the limits add as squares (Zou & Donner, Stat Med 27:1693, 2008).
+    Args:
+        y_N: class indices.
+        p_NC: probabilities.
+        groups: patient of each slide.
+        retrained: see `retraining`.
+    """
+    columns = [1] if p_NC.shape[1] == 2 else range(p_NC.shape[1])
+    return mean_interval(
+        [
+            auc_interval((y_N == c).astype(np.int64), p_NC[:, c], groups, retrained=retrained)
+            for c in columns
+        ]
+    )
+
+
+def recall_interval(
+    y_N: Ints,
+    said_N: Ints,
+    groups: Sequence[str],
+    n_classes: int,
+    *,
+    only: int | None = None,
+    retrained: float = 0.0,
+) -> Estimate:
+    """Compute the mean over classes of the share of a class that is found, or that of one.
+
+    Args:
+        y_N: class indices.
+        said_N: answers.
+        groups: patient of each slide.
+        n_classes: how many there are.
+        only: the class; None: the mean over all.
+        retrained: see `retraining`.
+    """
+    of_group = np.array(groups)
+    parts = []
+    for of_class in range(n_classes) if only is None else [only]:
+        rows = y_N == of_class
+        hit_N = said_N[rows] == of_class
+        parts.append(share_interval(hit_N, of_group[rows].tolist(), retrained=retrained))
+    return mean_interval(parts, independent=True)
+
+
+def mean_interval(parts: Sequence[Estimate], *, independent: bool = False) -> Estimate:
+    """Combine estimates, one a class, to their mean with an interval.
+
+    Args:
+        parts: the estimates.
+        independent: they rest on different slides (recalls): distances to the limits add as
+            squares (Zou & Donner, Stat Med 27:1693, 2008). Else they may go together fully
+            (one class against the rest): distances add.
 
     Returns:
         the mean; NaN where one of them is.
     """
     value = float(np.mean([part.value for part in parts]))
-    below = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / len(parts)
-    above = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)
-    return Estimate(value, value - below, value + above)
+    below = np.array([part.value - part.low for part in parts]) / len(parts)
+    above = np.array([part.high - part.value for part in parts]) / len(parts)
+    if independent:
+        return Estimate(value, value - math.hypot(*below), value + math.hypot(*above))
+    return Estimate(value, value - float(below.sum()), value + float(above.sum()))
 
 
 def difference_limits(first: Estimate, second: Estimate, correlation: float) -> tuple[float, float]:
@@ -129,17 +183,23 @@ def difference_limits(first: Estimate, second: Estimate, correlation: float) -> 
 
 
 def retraining(n_folds: int) -> float:
-    """Return how much the answers of a cross-validation depend on each other.
-
-    Each slide is answered by a model that learnt from the others, so errors go together. Pooled
-    answers of `n_folds` folds vary by 1 + K/(K − 1) as much as independent ones (Nadeau &
-    Bengio, Mach Learn 52:239, 2003, with K folds) where nothing can be learnt, and as much as
-    those where all can: 4 θ (1 − θ) goes between, fitted by simulation.
+    """Return how much the answers of a cross-validation depend on each other; see `widening`.
 
     Args:
         n_folds: of the cross-validation; 1 or less: models that saw none of the slides.
     """
     return 0.0 if n_folds < 2 else n_folds / (n_folds - 1)
+
+
+def widening(theta: float, retrained: float) -> float:
+    """Return by how much pooled answers of a cross-validation vary more than independent ones.
+
+    Each slide is answered by a model that learnt from the others, so errors go together. Where
+    nothing can be learnt (θ = 0.5) the variance is 1 + K / (K − 1) times as large with K folds
+    (Nadeau & Bengio, Mach Learn 52:239, 2003: 1 / K + test / train slides for 1 / K), where all
+    can (θ = 1) it is not larger; 4 θ (1 − θ) goes between, fitted by simulation.
+    """
+    return 1 + retrained * 4 * theta * (1 - theta)
 
 
 def design_effect(
@@ -172,7 +232,7 @@ def _invert(
     quantile = float(stats.t.ppf(0.5 + level / 2, max(1.0, degrees)))
 
     def beyond(theta: float) -> float:
-        widened = variance(theta) * (1 + retrained * 4 * theta * (1 - theta))
+        widened = variance(theta) * widening(theta, retrained)
         return (estimate - theta) ** 2 - quantile**2 * widened
 
     return Estimate(estimate, _limit(beyond, estimate, 0.0), _limit(beyond, estimate, 1.0))
