@@ -175,6 +175,12 @@ def _compute(
     return values, {"dim": spec.dim, "crop_um": how.get("crop_um"), **spec.facts()}
 
 
+INTERVAL = (
+    "95 %, over groups: score intervals, widened as folds were pooled; of the average precision "
+    "percentile bootstrap, {replicates} replicates"
+)
+
+
 def _judge_all(
     plan: Plan, folder: Path, progress: Progress, note: Note, stop: StopFlag
 ) -> tuple[dict[str, Any], Answers, dict[str, NDArray[np.int64]]]:
@@ -248,7 +254,8 @@ def _judge_task(
     )
     shots = {
         str(n): {
-            key: value.record() for key, value in judge.over_draws(y, p_RNC[:, tested_N]).items()
+            key: value.record()
+            for key, value in judge.over_draws(truth.y_N, p_RNC[:, tested_N]).items()
         }
         for n, p_RNC in few.items()
     }
@@ -268,8 +275,7 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
         "points_without_pixels": plan.unread,
         "slides_not_given": plan.unknown,
         "judged": None if config.judged is None else list(config.judged),
-        "interval": "95 %, over groups: score intervals, widened as folds were pooled; of the average "
-        f"precision percentile bootstrap, {config.replicates} replicates",
+        "interval": INTERVAL.format(replicates=config.replicates),
         "draws": config.draws,
         "probes": ["linear", f"knn{k}"],
         "encoders": {},

@@ -55,6 +55,8 @@ def auc_difference(
     columns = [1] if first_NC.shape[1] == 2 else range(first_NC.shape[1])
     if any(len(np.unique(y_N == c)) < 2 for c in columns):
         return Difference(math.nan, math.nan, math.nan, 1.0)
+    if np.array_equal(first_NC, second_NC):
+        return Difference(0.0, 0.0, 0.0, 1.0)
     y_CN = np.stack([(y_N == c).astype(np.int64) for c in columns])
     both = [np.stack([p_NC[:, c] for c in columns]) for p_NC in (first_NC, second_NC)]
     first, second = (
@@ -96,6 +98,8 @@ def recall_difference(
     size_C = np.bincount(y_N, minlength=n_classes)
     if not size_C.all():
         return Difference(math.nan, math.nan, math.nan, 1.0)
+    if np.array_equal(first_N, second_N):
+        return Difference(0.0, 0.0, 0.0, 1.0)
     weight_N = 1 / (n_classes * size_C[y_N])
     first, second = (
         recall_interval(y_N, said_N, groups, n_classes, retrained=retrained)
@@ -110,7 +114,7 @@ def recall_difference(
     together = 0.0 if both <= 0 else float(residual[0] @ residual[1]) / both
     low, high = difference_limits(first, second, together)
     swap_RG = _swaps(len(first_G), swaps, seed)
-    p = _share_beyond(np.where(swap_RG, -1.0, 1.0) @ (second_G - first_G))
+    p = _p_of(np.where(swap_RG, -1.0, 1.0) @ (second_G - first_G), len(first_G))
     p = widened(p, widening((first.value + second.value) / 2, retrained))
     return Difference(second.value - first.value, low, high, p)
 
@@ -147,14 +151,20 @@ def swap_test(
             swap_RN = swap_RG[chunk][:, group_N]
             gap_R[chunk] += _auc_rows(y_N, np.where(swap_RN, first_N, second_N))
             gap_R[chunk] -= _auc_rows(y_N, np.where(swap_RN, second_N, first_N))
-    return _share_beyond(gap_R)
+    return _p_of(gap_R, swap_RG.shape[1])
 
 
-def _share_beyond(gap_R: Floats) -> float:
-    """Return the mid-p of the first of some differences among all of them."""
-    gap = abs(float(gap_R[0]))  # the first row swaps nobody
+def _p_of(gap_R: Floats, n_groups: int) -> float:
+    """Return the p of the first of some differences, which swaps nobody, among all of them.
+
+    Where every swap was tried it is the share that goes further, and half of those that go as
+    far. Of drawn swaps it is the normal tail by their spread, which no number of draws bounds.
+    """
+    gap = abs(float(gap_R[0]))
     if gap <= 1e-12:
         return 1.0
+    if n_groups > _ALL_SWAPS:
+        return float(2 * stats.norm.sf(gap / np.std(gap_R[1:])))
     larger = np.count_nonzero(np.abs(gap_R) > gap + 1e-12)
     equal = np.count_nonzero(np.abs(np.abs(gap_R) - gap) <= 1e-12)
     return (larger + equal / 2) / len(gap_R)
