@@ -138,7 +138,7 @@ def _legend(metrics: Mapping[str, Any]) -> str:
         f"{metrics['groups']} groups; whole groups are held out{only}. "
         f"Brackets: {metrics['interval']}. {shots}"
         "AUC of more than two classes is the mean one-vs-rest. "
-        "p: paired bootstrap over slides, corrected for all comparisons (Holm)."
+        "p: answers swapped by group, corrected for all comparisons (Holm)."
     )
     return "\n\n".join([legend, *(f"{note}." for note in metrics.get("notes", []))])
 

@@ -172,9 +172,7 @@ def write_tables(
     untested = ""
     if len(answers) > 1:
         try:
-            pairs = compare_runs(
-                list(answers.values()), replicates=config.bootstrap, seed=config.seed
-            )
+            pairs = compare_runs(list(answers.values()), swaps=config.bootstrap, seed=config.seed)
         except InputError as error:  # --allow-missing leaves rows with other slides
             untested = error.message
     table = tables.Table(tuple(rows), tuple(methods), cells, pairs, untested)

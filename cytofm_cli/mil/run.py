@@ -167,6 +167,12 @@ def _finish(plan: Plan, staging: Path) -> dict[str, Any]:
     return record
 
 
+_INTERVAL = (
+    "95 %, over groups: score intervals of AUCs and shares, widened where folds were pooled; "
+    "others percentile bootstrap, {replicates} replicates"
+)
+
+
 def _metrics_record(
     plan: Plan,
     cells: Sequence[summary.CellResult],
@@ -180,7 +186,8 @@ def _metrics_record(
     ordinal = plan.recipe.bag_loss == "ordinal" or (c > 2 and is_bethesda(cohort.classes))
     pooled = summary.pool(models, decisions, c, n)
     raw = summary.pool(models, plain, c, n)
-    record = summary.judge(pooled, raw, cohort, config, ordinal=ordinal)
+    folds = len(plan.folds)
+    record = summary.judge(pooled, raw, cohort, config, ordinal=ordinal, folds=folds)
     cautions = summary.interval_notes(record, config.bootstrap)
     record |= {
         "method": config.method,
@@ -191,7 +198,7 @@ def _metrics_record(
         "threshold": summary.threshold(decisions, cohort, config),
         "folds": len(plan.folds),
         "seeds": config.seeds,
-        "interval": f"95 %, percentile bootstrap over groups, {config.bootstrap} replicates",
+        "interval": _INTERVAL.format(replicates=config.bootstrap),
         "what": "out-of-fold; the mean probability of the models that never saw the slide",
         **summary.spread(models, decisions, cohort),
         "notes": [*plan.notes, *cautions],
@@ -199,7 +206,12 @@ def _metrics_record(
     if retrained:
         single = summary.pool(retrained, decisions, c, n)
         record["retrained"] = summary.judge(
-            single, summary.pool(retrained, plain, c, n), cohort, config, ordinal=ordinal
+            single,
+            summary.pool(retrained, plain, c, n),
+            cohort,
+            config,
+            ordinal=ordinal,
+            folds=folds,
         )
     return record
 

@@ -20,6 +20,7 @@ from cytofm_cli.stats import cautions as intervals
 from cytofm_cli.stats import metrics
 from cytofm_cli.stats.judge import Decision, fix_decision
 from cytofm_cli.stats.judge import judge as judge_answers
+from cytofm_cli.stats.score_intervals import retraining
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -128,7 +129,13 @@ def predictions_csv(
 
 
 def judge(
-    pooled: Pooled, uncalibrated: Pooled, cohort: Cohort, config: MilConfig, *, ordinal: bool
+    pooled: Pooled,
+    uncalibrated: Pooled,
+    cohort: Cohort,
+    config: MilConfig,
+    *,
+    ordinal: bool,
+    folds: int,
 ) -> dict[str, Any]:
     """Compute every metric with its interval over groups.
 
@@ -138,6 +145,7 @@ def judge(
         cohort: labels and groups.
         config: replicates, seed, specificity.
         ordinal: the classes are ordered.
+        folds: whose answers were pooled.
     """
     return judge_answers(
         cohort.y_N[pooled.index],
@@ -149,6 +157,7 @@ def judge(
         seed=config.seed,
         specificity=config.specificity,
         ordinal=ordinal,
+        retrained=retraining(folds),
     )
 
 

@@ -149,7 +149,7 @@ def _legend(table: Table) -> list[str]:
     search = f" with {tuned} chosen within each training part" if tuned else ""
     of = f" of {metrics['classes'][1]!r}" if len(metrics["classes"]) == 2 else ""
     tests = (
-        "†: lower than it beyond chance (paired bootstrap over groups, Holm, "
+        "†: lower than it beyond chance (answers swapped by group, Holm, "
         f"{len(table.pairs)} comparisons, 5 %)."
     )
     if table.untested:
