@@ -1,4 +1,4 @@
-"""How often intervals hold the truth and tests reject what is equal: the table of docs/statistics.md.
+"""How often intervals hold the truth and tests reject what is equal: docs/statistics.md.
 
     python tests/bench/bench_intervals.py [--simulations 1000] [--json FILE]
 
@@ -170,57 +170,68 @@ def _truth(effect: float, dims: int, y_N: NDArray) -> float:
     return float(np.mean(aucs))
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--simulations", type=int, default=1000)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    n, rows = args.simulations, []
-    print(
-        "| slides a patient, alike | positive | AUC | "
-        + " | ".join(f"{g} patients" for g in GROUPS)
-        + " |"
-    )
-    print("|---|---|---|" + "---|" * len(GROUPS))
+def print_row(*cells: object) -> None:
+    """Print one row of a Markdown table."""
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def print_head(*cells: object) -> None:
+    """Print the head of a Markdown table."""
+    print()
+    print_row(*cells)
+    print_row(*["---"] * len(cells))
+
+
+def print_aucs(n: int) -> list[dict]:
+    """Print how AUCs and their differences fare; return the rows."""
+    rows = []
+    patients = [f"{g} patients" for g in GROUPS]
+    print_head("slides a patient, alike", "positive", "AUC", *patients)
     for case in CASES:
-        found = {g: auc_row(case, g, n) | pair_row(case, g, n // 2) for g in GROUPS}
-        rows.append(case.__dict__ | {"groups": found})
+        by_size = {g: auc_row(case, g, n) | pair_row(case, g, n // 2) for g in GROUPS}
+        rows.append(case.__dict__ | {"groups": by_size})
         cells = [
-            f"{f['score']:.2f} ({f['bootstrap']:.2f}); {f['rejected']:.3f}, {f['held']:.2f}"
-            for f in found.values()
+            f"{row['score']:.2f} ({row['bootstrap']:.2f}); {row['held']:.2f}, {row['rejected']:.3f}"
+            for row in by_size.values()
         ]
-        print(
-            f"| {case.slides}, {case.alike} | {case.positive} | {case.auc} | "
-            + " | ".join(cells)
-            + " |",
-            flush=True,
-        )
-    print(
-        "\n| share | slides a patient, alike | "
-        + " | ".join(f"{g} patients" for g in GROUPS)
-        + " |"
-    )
-    print("|---|---|" + "---|" * len(GROUPS))
+        print_row(f"{case.slides}, {case.alike}", case.positive, case.auc, *cells)
+    return rows
+
+
+def print_shares(n: int) -> list[dict]:
+    """Print how shares fare; return the rows."""
+    rows = []
+    print_head("share", "slides a patient, alike", *(f"{g} patients" for g in GROUPS))
     for share in (0.5, 0.8, 0.95):
         for slides, alike in ((1, 0.0), (3, 0.3), (5, 0.6)):
-            cells = [f"{share_row(share, slides, alike, g, n):.2f}" for g in GROUPS]
-            print(f"| {share} | {slides}, {alike} | " + " | ".join(cells) + " |", flush=True)
-    print(
-        "\n| slides, positive | features | effect | true AUC | mean of pooled | held | equal models rejected |"
-    )
-    print("|---|---|---|---|---|---|---|")
+            held = [share_row(share, slides, alike, g, n) for g in GROUPS]
+            rows.append({"share": share, "slides": slides, "alike": alike, "held": held})
+            print_row(share, f"{slides}, {alike}", *(f"{x:.2f}" for x in held))
+    return rows
+
+
+def print_pooled(n: int) -> list[dict]:
+    """Print how pooled answers of a cross-validation fare; return the rows."""
+    rows = []
+    print_head("slides, positive", "features", "effect", "true AUC", "mean", "held", "rejected")
     for slides, positive in ((20, 0.5), (60, 0.15), (100, 0.5)):
         for dims in (4, 64):
             for effect in (0.0, 1.0, 2.5):
-                f = pooled_row(effect, dims, slides, positive, n // 2)
-                rows.append(
-                    {"slides": slides, "positive": positive, "dims": dims, "effect": effect} | f
-                )
-                print(
-                    f"| {slides}, {positive} | {dims} | {effect} | {f['truth']:.3f} | {f['mean']:.3f} | {f['held']:.2f} | {f['rejected']:.3f} |",
-                    flush=True,
-                )
+                row = pooled_row(effect, dims, slides, positive, n)
+                rows.append({"slides": slides, "dims": dims, "effect": effect} | row)
+                cells = [f"{row[key]:.3f}" for key in ("truth", "mean", "held", "rejected")]
+                print_row(f"{slides}, {positive}", dims, effect, *cells)
+    return rows
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description="intervals and tests, by simulation")
+    parser.add_argument("--simulations", type=int, default=1000)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    n = args.simulations
+    rows = [*print_aucs(n), *print_shares(n), *print_pooled(n // 2)]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
