@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,7 @@ def test_mil_train__says_what_is_learnt_and_what_was_assumed(here, bags: Path) -
         assert set(said) <= set(done.stderr.splitlines())
     assert "warning: 6 of 6 groups are " in done.stderr
     assert "warning: no usable interval of average_precision" in done.stderr
-    assert "auc 1.000 [no interval]" in done.stderr
+    assert re.search(r"auc 1\.000 \[0\.\d{3}, 1\.000\]", done.stderr)
     assert "recall of 'abnormal' 1.000" in done.stderr
     assert "threshold for 'abnormal'" in done.stderr
     found = json.loads((run / "metrics.json").read_text())
@@ -143,7 +144,6 @@ def test_mil_compare__says_on_how_few_groups_it_rests(here, bags: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "positive class: 'pos'" in done.stderr
     assert "warning: 6 of 6 groups are " in done.stderr
-    assert "warning: paired tests on 6 groups" in done.stderr
 
 
 def alive_in_session(session: int) -> list[str]:
