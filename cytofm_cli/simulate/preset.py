@@ -160,6 +160,7 @@ class Layout:
         bystanders: unmarked kinds (neutrophils, red cells): kind to number per mm².
         clumping: 0 evenly spread, 1 strongly gathered in groups and empty glass.
         depth_um: standard deviation of a cell's height above the glass.
+        monolayer: whole cells keep apart (blood films), not only their nuclei.
         atypical: share of cells of normal slides that look abnormal (kind to share): what makes
             the slide's label uncertain even for someone who knows every cell.
     """
@@ -169,6 +170,7 @@ class Layout:
     bystanders: dict[str, float] = dataclasses.field(default_factory=dict)
     clumping: float = 0.5
     depth_um: float = 1.0
+    monolayer: bool = False
     atypical: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
