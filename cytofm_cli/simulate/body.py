@@ -72,12 +72,12 @@ def add_cytoplasm(
     if cytoplasm.vacuoles > 0:
         _hollow(rng, ground, cytoplasm, depth, thickness)
     if shape.halo is not None:
-        _clear(rng, ground, shape.halo, cytoplasm, thickness)
+        _clear(rng, ground, shape.halo, cytoplasm, depth, thickness)
     np.maximum(thickness, 0, out=thickness)
     thickness *= mask.astype(np.float32) * np.float32(1 / 255)
     border, centre, granule = dyes
     tint = np.exp(cytoplasm.tint * rng.standard_normal((2, len(border)))).astype(np.float32)
-    weight = None if centre is None else _centre(rng, ground, depth, deepest)
+    weight = None if centre is None else _centre(rng, ground, shape.cytoplasm, depth, deepest)
     for dye, amount in enumerate(border):
         outer = amount * tint[0, dye]
         inner = outer if centre is None else centre[dye] * tint[1, dye]
@@ -106,7 +106,7 @@ def _thickness(
         thickness = np.ones_like(depth)
     thickness = thickness * np.float32(1 / max(_mean(thickness, mask), 1e-3))
     if cytoplasm.rim > 0:
-        width = np.float32((0.45 if cytoplasm.shape == "polygonal" else 0.9) / ground.mpp)
+        width = np.float32((0.36 if cytoplasm.shape == "polygonal" else 0.9) / ground.mpp)
         edge = np.exp(-np.square((depth - np.float32(0.35) * width) / width))
         thickness += np.float32(cytoplasm.rim) * edge
     return thickness
@@ -120,9 +120,13 @@ def _mean(plane: Mask, mask: Bytes) -> float:
 def _texture(rng: Generator, ground: Ground, cytoplasm: Cytoplasm) -> Mask:
     """Return relative changes of thickness: granular protein and uneven thickness."""
     grain = np.float32(cytoplasm.grain)
-    texture = ground.window(rng, "grain") * (0.7 * grain)
-    texture += ground.window(rng, "fine") * (0.55 * grain)
-    texture += ground.window(rng, "cloud") * (0.9 * grain)
+    fine = ground.window(rng, "fine")
+    texture = fine * (0.6 * grain)
+    texture += np.maximum(fine - np.float32(1.6), 0) * np.float32(rng.uniform(0.5, 5) * grain)
+    # The ridges of the noise are a net, as protein that was precipitated by alcohol.
+    texture += (np.float32(0.8) - np.abs(ground.window(rng, "clump"))) * (0.7 * grain)
+    texture += ground.window(rng, "grain") * (0.5 * grain)
+    texture += ground.window(rng, "cloud") * np.float32(rng.uniform(0.2, 0.8) * grain)
     return texture
 
 
@@ -132,8 +136,8 @@ def _fold(
     """Add creases, and the flap that lies double."""
     if shape.flap is not None:
         flap = ground.mask(shape.flap).astype(np.float32) * np.float32(1 / 255)
-        edge = canvas.blurred(flap, 1.2, 4)
-        thickness += 0.8 * flap + 1.4 * edge * (1 - edge)
+        edge = canvas.blurred(flap, 0.5 / ground.mpp, math.ceil(1.5 / ground.mpp))
+        thickness += 0.35 * flap + 0.35 * edge + np.float32(0.8) * edge * (1 - edge)
     number = int(rng.poisson(cytoplasm.folds))
     if number == 0 or shape.cytoplasm is None:
         return
@@ -146,9 +150,10 @@ def _fold(
         angles = turn + np.linspace(0, rng.uniform(0.5, 1.6), 12)
         wander = radius * (1 + 0.06 * np.cumsum(rng.standard_normal(12)))
         lines.append(middle + wander[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1))
-    creases = canvas.strokes(lines, ground.height, ground.width, max(1, round(0.35 / ground.mpp)))
-    soft = canvas.blurred(creases, 0.6 / ground.mpp, math.ceil(1.8 / ground.mpp))
-    thickness += np.float32(rng.uniform(0.25, 0.7)) * creases - 0.25 * soft
+    creases = canvas.strokes(lines, ground.height, ground.width, max(1, round(0.5 / ground.mpp)))
+    soft = canvas.blurred(creases, 0.9 / ground.mpp, math.ceil(2.7 / ground.mpp))
+    near = canvas.blurred(creases, 0.25 / ground.mpp, math.ceil(0.75 / ground.mpp))
+    thickness += np.float32(rng.uniform(0.3, 0.9)) * (near + np.float32(0.5) * soft)
 
 
 def _hollow(
@@ -167,25 +172,48 @@ def _hollow(
 
 
 def _clear(
-    rng: Generator, ground: Ground, halo: NDArray[np.float32], cytoplasm: Cytoplasm, thickness: Mask
+    rng: Generator,
+    ground: Ground,
+    halo: NDArray[np.float32],
+    cytoplasm: Cytoplasm,
+    depth: Mask,
+    thickness: Mask,
 ) -> None:
     """Clear a koilocyte's middle; the cytoplasm around is pressed together, sharply bordered."""
     inside = ground.mask(halo)
     share = inside.astype(np.float32) * np.float32(1 / 255)
+    share *= np.clip(depth * np.float32(ground.mpp / 1.2) - np.float32(0.6), 0, 1)
     outside = canvas.depth(255 - inside)
-    width = np.float32(rng.uniform(2.0, 3.5) / ground.mpp)
+    width = np.float32(rng.uniform(1.5, 4.0) / ground.mpp)
     pressed = np.exp(-outside / width) * (1 - share)
-    clearing = np.float32(min(1.0, cytoplasm.halo * rng.uniform(0.75, 1.1)))
-    thickness *= 1 - clearing * share
-    thickness += np.float32(0.75 * cytoplasm.halo) * pressed
+    # Shreds of cytoplasm stay in the clearing, more towards its border.
+    shreds = ground.window(rng, "clump") * np.float32(0.12) + np.float32(0.9)
+    shreds -= np.float32(0.2) * np.exp(canvas.depth(inside) * np.float32(-ground.mpp / 1.5))
+    thickness *= 1 - np.float32(cytoplasm.halo * rng.uniform(0.7, 1.1)) * share * shreds
+    thickness += np.float32(cytoplasm.halo) * pressed
 
 
-def _centre(rng: Generator, ground: Ground, depth: Mask, deepest: float) -> Mask:
-    """Return how much of the middle's dyes there is, 0 to 1, with a cloudy transition."""
-    start, width = rng.uniform(0.05, 0.75), rng.uniform(0.15, 0.4)
-    weight = depth * np.float32(1 / (deepest * width)) - np.float32(start / width)
-    weight += ground.window(rng, "cloud") * np.float32(0.35)
-    weight += ground.window(rng, "clump") * np.float32(0.12)
+def _centre(
+    rng: Generator, ground: Ground, outline: NDArray[np.float32], depth: Mask, deepest: float
+) -> Mask:
+    """Return how much of the middle's dyes there is, 0 to 1, with a cloudy transition.
+
+    Half of it follows the border, half is an ellipse of the cell's proportions: the first alone
+    makes stars of polygons.
+    """
+    local = outline - np.array([ground.x0, ground.y0], np.float32)
+    middle = local.mean(axis=0)
+    spread = local - middle
+    (a, b), (_, d) = spread.T @ spread / len(local)
+    x = np.arange(ground.width, dtype=np.float32)[None] - middle[0]
+    y = np.arange(ground.height, dtype=np.float32)[:, None] - middle[1]
+    square = (d * x * x - 2 * b * x * y + a * y * y) / max(a * d - b * b, 1e-6)
+    inwards = np.float32(0.5) * (1 - np.sqrt(np.float32(0.5) * square))
+    inwards += depth * np.float32(0.5 / deepest)
+    start, width = rng.uniform(-0.1, 0.7), rng.uniform(0.3, 0.8)
+    weight = (inwards - np.float32(start)) * np.float32(1 / width)
+    weight += ground.window(rng, "cloud") * np.float32(0.11)
+    weight += ground.window(rng, "clump") * np.float32(0.05)
     np.clip(weight, 0, 1, out=weight)
     return weight * weight * (3 - 2 * weight)
 

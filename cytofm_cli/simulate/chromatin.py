@@ -55,15 +55,16 @@ def _density(rng: Generator, ground: Ground, nucleus: Nucleus, depth: Mask) -> M
         return noise.window(rng, ground.fields[name], height, width)
 
     inwards = depth * np.float32(1 / max(float(depth.max()), 1.0))
-    density = 0.85 + 0.3 * np.sqrt(inwards)
-    density += window("fine") * np.float32(0.6 * nucleus.granularity)
-    density += window("grain") * np.float32(0.8 * nucleus.granularity)
+    density = 0.8 + 0.35 * np.sqrt(inwards) + window("cloud") * np.float32(0.06)
+    density += window("fine") * np.float32(0.5 * nucleus.granularity)
+    density += window("grain") * np.float32(0.9 * nucleus.granularity)
     # Where the noise is high lies a clump; the rest is cleared.
-    clumps = 1 / (1 + np.exp(np.float32(-4) * (window("clump") - np.float32(0.35))))
-    density += np.float32(2 * nucleus.clumps) * clumps
+    clump = window("clump") * np.float32(0.9) + window("grain") * np.float32(0.45)
+    clumps = 1 / (1 + np.exp(np.float32(-2.5) * (clump - np.float32(0.4))))
+    density += np.float32(1.5 * nucleus.clumps) * clumps
     density -= np.float32(0.7 * nucleus.clearing) * (1 - clumps)
     edge = np.float32(0.3 / ground.mpp)
-    density += np.float32(nucleus.membrane) * np.exp(-np.square((depth - edge) / (1.2 * edge)))
+    density += np.float32(nucleus.membrane) * np.exp(-np.square((depth - edge) / edge))
     if nucleus.nucleoli > 0:
         density += _nucleoli(rng, ground, nucleus, depth)
     return np.maximum(density, 0.08)

@@ -77,7 +77,7 @@ def polygon(rng: Generator, roughness: float, n: int = 144) -> Points:
     angles = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) / corners
     radii = 1 + np.clip(rng.normal(0, 0.13, corners), -0.3, 0.3)
     points = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    points[:, 0] *= np.exp(abs(rng.normal(0, 0.16)))
+    points[:, 0] *= np.exp(abs(rng.normal(0, 0.26)))
     points = _smoothed(_along(points, n), int(n * rng.uniform(0.05, 0.16)))
     rough = 0.5 * harmonics(rng, n, 3, 9) + 0.5 * harmonics(rng, n, 10, n // 3, 0.6)
     return points * (1 + roughness * np.clip(rough, -2.5, 2.5))[:, None]
@@ -85,8 +85,8 @@ def polygon(rng: Generator, roughness: float, n: int = 144) -> Points:
 
 def column(rng: Generator, roughness: float, n: int = 80) -> Points:
     """Return a columnar cell along x: broad at its lumen (+x), narrowing to its base (-x)."""
-    length = float(np.exp(rng.normal(0.85, 0.2)))
-    base, bend = rng.uniform(0.45, 0.9), rng.normal(0, 0.12)
+    length = float(np.exp(rng.normal(0.65, 0.2)))
+    base, bend = rng.uniform(0.5, 0.9), rng.normal(0, 0.06)
     corners = np.array([[-1, -base], [1, -1], [1, 1], [-1, base]], float)
     points = _smoothed(_along(corners * [length, 1.0], n), n // 9)
     points[:, 1] += bend * points[:, 0] ** 2
@@ -134,6 +134,18 @@ def beads(rng: Generator, lobes: int, waist: float, sweep: float, n: int = 96) -
     return np.concatenate([unit * outer[:, None], (unit * inner[:, None])[::-1]])
 
 
+def clover(rng: Generator, lobes: int, n: int = 80) -> Points:
+    """Return lobes that lie in a heap: discs around the middle, seen as one."""
+    turns = 2 * np.pi * (np.arange(lobes) + rng.uniform(-0.25, 0.25, lobes)) / lobes
+    away, radius = rng.uniform(0.75, 1.15, lobes), rng.uniform(0.62, 0.95, lobes)
+    angles = 2 * np.pi * np.arange(n) / n
+    off = angles[:, None] - turns[None]
+    across = radius**2 - (away * np.sin(off)) ** 2
+    ahead = np.cos(off) * away + np.sqrt(np.maximum(across, 0))
+    reach = np.where((across > 0) & (ahead > 0), ahead, 0.35).max(axis=1)
+    return _circle(n) * np.convolve(np.r_[reach[-1], reach, reach[0]], [0.2, 0.6, 0.2], "valid")[:, None]
+
+
 def around(outline: Points, inner: Sequence[Points], margin: float) -> Points:
     """Return an outline moved outwards where something within would reach beyond it.
 
@@ -152,27 +164,28 @@ def around(outline: Points, inner: Sequence[Points], margin: float) -> Points:
     return outline * (np.maximum(radii, pushed) / np.maximum(radii, 1e-9))[:, None]
 
 
-def folded(points: Points, normal: Points, height: float) -> tuple[Points, Points | None]:
-    """Fold over what lies beyond a line.
+def folded(points: Points, height: float, bend: float) -> tuple[Points, Points | None]:
+    """Fold over what lies beyond a bent line that crosses the x axis upright.
 
     Args:
         points: the outline.
-        normal: unit vector of the line.
-        height: its distance from (0, 0).
+        height: where the line crosses the x axis.
+        bend: how far it bends: it is x = height + bend * y².
 
     Returns:
         The outline that is left, with as many points, and the flap that lies on it now (None:
         nothing lies beyond the line).
     """
-    beyond = np.maximum(points @ normal - height, 0.0)
+    beyond = np.maximum(points[:, 0] - height - bend * points[:, 1] ** 2, 0.0)
     if not (beyond > 0).any() or not (beyond == 0).any():
         return points, None
     start = int(np.argmin(beyond > 0))  # begin outside, so that a run does not wrap
-    outside = np.roll(beyond, -start) > 0
-    flap = (np.roll(points, -start, axis=0))[outside]
-    over = np.roll(beyond, -start)[outside]
-    left = points - beyond[:, None] * normal
-    return left, flap - 2 * over[:, None] * normal if len(flap) > 2 else None
+    over = np.roll(beyond, -start)
+    flap = np.roll(points, -start, axis=0)[over > 0]
+    flap[:, 0] -= 2 * over[over > 0]
+    left = points.copy()
+    left[:, 0] -= beyond
+    return left, flap if len(flap) > 2 else None
 
 
 def _along(points: Points, n: int) -> Points:

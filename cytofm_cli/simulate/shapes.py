@@ -153,7 +153,9 @@ def _nucleus(rng: Generator, nucleus: Nucleus) -> Points:
     if nucleus.shape == "kidney":
         return outlines.beads(rng, 1, 1.0, rng.uniform(2.0, 3.4))
     lobes = max(2, nucleus.lobes + int(rng.choice([-1, 0, 0, 1])))
-    return outlines.beads(rng, lobes, rng.uniform(0.25, 0.5), min(1.25 + 0.95 * lobes, 4.9))
+    if rng.random() < 0.5:
+        return outlines.clover(rng, lobes)
+    return outlines.beads(rng, lobes, rng.uniform(0.25, 0.7), min(rng.uniform(0.8, 1.45) * lobes, 4.7))
 
 
 def _placed(rng: Generator, kind: Kind, parts: list[Points], radius: float) -> list[Points]:
@@ -182,7 +184,7 @@ def _cytoplasm(
     if cytoplasm.shape == "polygonal":
         points = outlines.polygon(rng, cytoplasm.ragged)
         points = outlines.scaled(points, size)
-        if cytoplasm.folds and rng.random() < 1 - math.exp(-0.4 * cytoplasm.folds):
+        if cytoplasm.folds and rng.random() < 1 - math.exp(-0.14 * cytoplasm.folds):
             points, flap = _fold(rng, points, size)
     elif cytoplasm.shape == "columnar":
         points = outlines.scaled(outlines.column(rng, cytoplasm.ragged), size)
@@ -201,11 +203,13 @@ def _cytoplasm(
 def _fold(rng: Generator, points: Points, size: float) -> tuple[Points, Points | None]:
     """Return a squame with one edge folded over, of the same area, and the flap."""
     turn = rng.uniform(0, 2 * np.pi)
-    normal = np.array([math.cos(turn), math.sin(turn)])
-    height = math.sqrt(size / math.pi) * rng.uniform(0.55, 0.85)
-    left, flap = outlines.folded(points, normal, height)
+    radius = math.sqrt(size / math.pi)
+    bend = rng.normal(0, 0.25) / radius
+    points = outlines.turned(points, turn)
+    left, flap = outlines.folded(points, radius * rng.uniform(0.62, 0.92), bend)
     scale = math.sqrt(size / outlines.area(left))
-    return left * scale, None if flap is None else flap * scale
+    parts = [None if part is None else outlines.turned(part * scale, -turn) for part in (left, flap)]
+    return (points, None) if parts[0] is None else (parts[0], parts[1])
 
 
 def _halo(rng: Generator, nuclei: list[Points], largest: float) -> Points:
@@ -215,4 +219,5 @@ def _halo(rng: Generator, nuclei: list[Points], largest: float) -> Points:
     points = outlines.ellipse(rng, rng.uniform(0.2, 0.75), 0.1)
     size = min(largest, max(own * rng.uniform(3.0, 6.5), 1.5 * own))
     points = outlines.turned(outlines.scaled(points, size), rng.uniform(0, np.pi))
-    return points + middle + rng.normal(0, 0.2, 2) * math.sqrt(own / math.pi)
+    points = points + middle + rng.normal(0, 0.2, 2) * math.sqrt(own / math.pi)
+    return points
