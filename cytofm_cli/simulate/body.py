@@ -73,6 +73,8 @@ def add_cytoplasm(
         _hollow(rng, ground, cytoplasm, depth, thickness)
     if shape.halo is not None:
         _clear(rng, ground, shape.halo, cytoplasm, depth, thickness)
+    for nucleus in shape.nuclei:  # takes the place of cytoplasm; some lies above and below it
+        thickness *= 1 - ground.mask(nucleus).astype(np.float32) * np.float32(0.35 / 255)
     np.maximum(thickness, 0, out=thickness)
     thickness *= mask.astype(np.float32) * np.float32(1 / 255)
     border, centre, granule = dyes
@@ -98,7 +100,9 @@ def _thickness(
     inwards = np.minimum(depth * np.float32(1 / deepest), 1)
     if cytoplasm.shape == "biconcave":
         pallor = np.float32(cytoplasm.dome * rng.uniform(0.5, 1.3))
-        thickness = 1 - pallor * np.square(np.clip(1.5 * inwards - 0.5, 0, 1))
+        hollow = np.square(np.clip(1.6 * inwards - 0.6, 0, 1))
+        sigma = max(0.12 * deepest, 0.5)
+        thickness = 1 - pallor * canvas.blurred(hollow, sigma, math.ceil(3 * sigma))
     elif cytoplasm.dome > 0:
         ball = np.sqrt(inwards * (2 - inwards))
         thickness = (1 - cytoplasm.dome) + np.float32(cytoplasm.dome) * ball

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 import cv2
@@ -39,7 +40,8 @@ def inset(points: NDArray[np.float32], by: float) -> NDArray[np.float64]:
     normal = np.stack([-along[:, 1], along[:, 0]], axis=1) / length[:, None]
     x, y = points.T
     turn = np.sign(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
-    return points + by * turn * normal
+    moved: NDArray[np.float64] = points + by * turn * normal
+    return moved
 
 
 def depth(mask: Bytes) -> Mask:
@@ -53,11 +55,11 @@ def strokes(lines: list[NDArray[np.float64]], height: int, width: int, thickness
     canvas = np.zeros((height, width), np.uint8)
     for line in lines:
         fixed = np.round((line - 0.5) * (1 << _SHIFT)).astype(np.int32)
-        for i, part in enumerate(zip(fixed[:-1], fixed[1:], strict=True)):
+        for i, part in enumerate(itertools.pairwise(fixed)):
             shade = int(255 * np.sin(np.pi * (i + 0.5) / (len(line) - 1)) ** 0.5)
             cv2.line(canvas, tuple(map(int, part[0])), tuple(map(int, part[1])), shade, thickness,
                      cv2.LINE_AA, _SHIFT)  # fmt: skip
-    return canvas.astype(np.float32) / 255
+    return canvas.astype(np.float32) * np.float32(1 / 255)
 
 
 def discs(

@@ -56,8 +56,8 @@ def _density(rng: Generator, ground: Ground, nucleus: Nucleus, depth: Mask) -> M
 
     inwards = depth * np.float32(1 / max(float(depth.max()), 1.0))
     density = 0.8 + 0.35 * np.sqrt(inwards) + window("cloud") * np.float32(0.06)
-    density += window("fine") * np.float32(0.5 * nucleus.granularity)
-    density += window("grain") * np.float32(0.9 * nucleus.granularity)
+    density += window("fine") * np.float32(0.35 * nucleus.granularity)
+    density += window("grain") * np.float32(0.75 * nucleus.granularity)
     # Where the noise is high lies a clump; the rest is cleared.
     clump = window("clump") * np.float32(0.9) + window("grain") * np.float32(0.45)
     clumps = 1 / (1 + np.exp(np.float32(-2.5) * (clump - np.float32(0.4))))

@@ -1,4 +1,4 @@
-"""Textures: periodic fields of Gaussian noise at some scales, from which each cell takes windows."""
+"""Textures: periodic fields of Gaussian noise of some scales; each cell takes windows of them."""
 
 from __future__ import annotations
 
@@ -50,4 +50,5 @@ def window(rng: Generator, field: Field, height: int, width: int) -> Field:
         y, x = y % (SIDE - height + 1), x % (SIDE - width + 1)
         return field[y : y + height, x : x + width]
     rows, columns = (y + np.arange(height)) % SIDE, (x + np.arange(width)) % SIDE
-    return field[np.ix_(rows, columns)]
+    wrapped: Field = field[np.ix_(rows, columns)]
+    return wrapped

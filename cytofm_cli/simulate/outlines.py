@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]
 
 # How far from its middle an outline reaches, in radii of the disc of the same area.
-FURTHEST: Final = {"polygonal": 2.2, "round": 1.7, "columnar": 2.2, "spindle": 4.0,
+FURTHEST: Final = {"polygonal": 2.2, "round": 1.7, "columnar": 2.2, "spindle": 4.5,
                    "biconcave": 1.5}  # fmt: skip
 
 
@@ -94,16 +94,20 @@ def column(rng: Generator, roughness: float, n: int = 80) -> Points:
 
 
 def spindle(rng: Generator, roughness: float, n: int = 112) -> Points:
-    """Return a spindle or, with its belly at one end, a tadpole: a bent body with tails, along x."""
+    """Return a spindle or, with its belly at one end, a tadpole: a bent body with tails, along x.
+
+    (0, 0) lies in the middle of the belly, where the nucleus is.
+    """
     half = n // 2
     along = np.linspace(-1, 1, half)
     belly = rng.uniform(-0.6, 0.6)
     body = np.exp(-0.5 * ((along - belly) / rng.uniform(0.24, 0.42)) ** 2)
     tail = rng.uniform(0.04, 0.2) * np.sqrt(np.maximum(0, 1 - along**2))
     width = (body * np.sqrt(np.maximum(0, 1 - along**4)) + tail) / rng.uniform(2.6, 4.5)
-    bend = rng.normal(0, 0.22) * along**2 + rng.normal(0, 0.12) * along**3
-    above = np.stack([along, bend + width], axis=1)
-    below = np.stack([along, bend - width], axis=1)[::-1]
+    curve = rng.normal(0, 0.22) * along**2 + rng.normal(0, 0.12) * along**3
+    bend = curve - np.interp(belly, along, curve)
+    above = np.stack([along - belly, bend + width], axis=1)
+    below = np.stack([along - belly, bend - width], axis=1)[::-1]
     points = np.concatenate([above, below])
     return points + roughness * 0.4 * harmonics(rng, n, 3, 24, 0.8)[:, None] * [0.0, 1.0]
 
@@ -113,7 +117,7 @@ def beads(rng: Generator, lobes: int, waist: float, sweep: float, n: int = 96) -
 
     Args:
         rng: the generator.
-        lobes: how many; 1 with a sweep below 3 is a kidney.
+        lobes: how many, at least 2.
         waist: width of the bridges, share of the lobes' width.
         sweep: angle of the arc on which they lie, radians, at most 5.
         n: number of points.
@@ -125,10 +129,10 @@ def beads(rng: Generator, lobes: int, waist: float, sweep: float, n: int = 96) -
     ends = np.minimum(1, np.sqrt(np.maximum(0, np.minimum(along, 1 - along) * 2.6 * lobes)))
     width = size * np.where((along * lobes < 0.5) | (along * lobes > lobes - 0.5), ends,
                             waist + (1 - waist) * wave**0.7)  # fmt: skip
-    width *= 0.95 * sweep / (2 * lobes) if lobes > 1 else 0.62
+    width *= 0.95 * sweep / (2 * lobes)
     width = np.minimum(width, 0.86)  # of the arc's radius 1: the inner side must not cross itself
     angles = sweep * (along - 0.5)
-    radius = 1 + (0.14 * harmonics(rng, 2 * half, 1, 3)[:half] if lobes > 1 else 0.0)
+    radius = 1 + 0.14 * harmonics(rng, 2 * half, 1, 3)[:half]
     outer, inner = radius + width, radius - width
     unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return np.concatenate([unit * outer[:, None], (unit * inner[:, None])[::-1]])
@@ -143,7 +147,16 @@ def clover(rng: Generator, lobes: int, n: int = 80) -> Points:
     across = radius**2 - (away * np.sin(off)) ** 2
     ahead = np.cos(off) * away + np.sqrt(np.maximum(across, 0))
     reach = np.where((across > 0) & (ahead > 0), ahead, 0.35).max(axis=1)
-    return _circle(n) * np.convolve(np.r_[reach[-1], reach, reach[0]], [0.2, 0.6, 0.2], "valid")[:, None]
+    wrapped = np.concatenate([reach[-1:], reach, reach[:1]])
+    return _circle(n) * np.convolve(wrapped, [0.2, 0.6, 0.2], "valid")[:, None]
+
+
+def kidney(rng: Generator, roughness: float, n: int = 80) -> Points:
+    """Return a bean: an oval with a dent, shallow to deep, in one of its long sides."""
+    angles = 2 * np.pi * np.arange(n) / n
+    off = np.angle(np.exp(1j * (angles - np.pi / 2)))
+    dent = rng.uniform(0.15, 0.6) * np.exp(-0.5 * (off / rng.uniform(0.35, 0.6)) ** 2)
+    return ellipse(rng, rng.uniform(0.4, 0.75), roughness, n) * (1 - dent)[:, None]
 
 
 def around(outline: Points, inner: Sequence[Points], margin: float) -> Points:

@@ -151,11 +151,13 @@ def _nucleus(rng: Generator, nucleus: Nucleus) -> Points:
         eccentricity = min(0.95, abs(rng.normal(nucleus.eccentricity, 0.15)))
         return outlines.ellipse(rng, eccentricity, nucleus.irregularity)
     if nucleus.shape == "kidney":
-        return outlines.beads(rng, 1, 1.0, rng.uniform(2.0, 3.4))
+        return outlines.kidney(rng, nucleus.irregularity)
     lobes = max(2, nucleus.lobes + int(rng.choice([-1, 0, 0, 1])))
     if rng.random() < 0.5:
         return outlines.clover(rng, lobes)
-    return outlines.beads(rng, lobes, rng.uniform(0.25, 0.7), min(rng.uniform(0.8, 1.45) * lobes, 4.7))
+    return outlines.beads(
+        rng, lobes, rng.uniform(0.25, 0.7), min(rng.uniform(0.8, 1.45) * lobes, 4.7)
+    )
 
 
 def _placed(rng: Generator, kind: Kind, parts: list[Points], radius: float) -> list[Points]:
@@ -192,7 +194,8 @@ def _cytoplasm(
         points = outlines.spindle(rng, cytoplasm.ragged)
         points *= math.sqrt(size / outlines.area(points))
     else:
-        eccentricity = min(0.9, abs(rng.normal(0.42, 0.14)))
+        mean = 0.3 if cytoplasm.shape == "biconcave" else 0.42
+        eccentricity = min(0.9, abs(rng.normal(mean, 0.14)))
         points = outlines.ellipse(rng, eccentricity, cytoplasm.ragged, 96)
         points = outlines.scaled(points, size)
     if nuclei:
@@ -208,7 +211,9 @@ def _fold(rng: Generator, points: Points, size: float) -> tuple[Points, Points |
     points = outlines.turned(points, turn)
     left, flap = outlines.folded(points, radius * rng.uniform(0.62, 0.92), bend)
     scale = math.sqrt(size / outlines.area(left))
-    parts = [None if part is None else outlines.turned(part * scale, -turn) for part in (left, flap)]
+    parts = [
+        None if part is None else outlines.turned(part * scale, -turn) for part in (left, flap)
+    ]
     return (points, None) if parts[0] is None else (parts[0], parts[1])
 
 
@@ -217,7 +222,7 @@ def _halo(rng: Generator, nuclei: list[Points], largest: float) -> Points:
     own = sum(outlines.area(part) for part in nuclei)
     middle = np.mean([outlines.centroid(part) for part in nuclei], axis=0)
     points = outlines.ellipse(rng, rng.uniform(0.2, 0.75), 0.1)
-    size = min(largest, max(own * rng.uniform(3.0, 6.5), 1.5 * own))
+    size = min(largest, max(own * rng.uniform(2.4, 5.0), 1.5 * own))
     points = outlines.turned(outlines.scaled(points, size), rng.uniform(0, np.pi))
-    points = points + middle + rng.normal(0, 0.2, 2) * math.sqrt(own / math.pi)
-    return points
+    shift: Points = middle + rng.normal(0, 0.2, 2) * math.sqrt(own / math.pi)
+    return points + shift
