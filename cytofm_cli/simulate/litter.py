@@ -88,9 +88,9 @@ def _colours(
     plain = np.ones(3) if preset.illumination == "bright-field" else stained(preset, rng)
     yellow = plain * (0.5, 0.6, 1.0)
     mixed = {
-        "bacteria": 0.30 * (0.6 * stain["bacteria"] + 0.4 * plain * (0.7, 0.9, 0.9)),
+        "bacteria": 0.45 * (0.6 * stain["bacteria"] + 0.4 * plain * (0.7, 0.9, 0.9)),
         "speck": 0.9 * plain,
-        "granule": 0.28 * (0.7 * stain["granule"] + 0.3 * plain),
+        "granule": 0.35 * (0.7 * stain["granule"] + 0.3 * plain),
         "crystal": 0.30 * yellow,
         "dust": 0.05 * plain,
         "mucus": 0.22 * (0.7 * stain["mucus"] + 0.3 * plain),
@@ -116,7 +116,7 @@ def litter(slide: Glass, row: int, column: int) -> Litter:
             h, w = picture.shape
             boxes.append((x - w // 2, y - h // 2, x - w // 2 + w, y - h // 2 + h))
             pictures.append(picture)
-            tone = np.exp(rng.normal(0, sd) + rng.normal(0, 0.12, 3))
+            tone = np.exp(rng.normal(0, sd) + rng.normal(0, 0.08, 3))
             densities.append(np.array(colours[name]) * tone)
 
     for name, rate in zip(
@@ -130,7 +130,7 @@ def litter(slide: Glass, row: int, column: int) -> Litter:
             pictures.append((name, shape_seed))
             densities.append(np.array(colours[name]) * np.exp(rng.normal(0, 0.4)))
     debris = _gathered(rng, corner + _places(rng, 3 * dirt.debris_per_mm2, slide), slide, 5)
-    sort = rng.choice(4, size=len(debris), p=(0.2, 0.72, 0.05, 0.03))
+    sort = rng.choice(4, size=len(debris), p=(0.12, 0.78, 0.03, 0.07))
     put(debris[sort == 0], sprites.specks(slide.mpp), "speck", 0.7)
     put(debris[sort == 1], sprites.granules(slide.mpp), "granule", 0.6)
     put(debris[sort == 2], sprites.crystals(slide.mpp), "crystal", 0.4)

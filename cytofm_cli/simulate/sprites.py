@@ -22,23 +22,23 @@ _HALO_UM: Final = 0.9
 
 @cache
 def rods(mpp: float) -> Bank:
-    """Return bacteria: rods of 1.5 to 8 µm by 0.6 µm, a little bent, some two in a row."""
+    """Return bacteria: rods of 1 to 7 µm by 0.6 µm, a little bent, some two in a row."""
     rng = np.random.default_rng(1)
     return tuple(_rod(rng, mpp) for _ in range(160))
 
 
 def _rod(rng: np.random.Generator, mpp: float) -> Plane:
-    length_um = float(np.clip(rng.lognormal(np.log(2.7), 0.4), 1.2, 8.0))
-    bend, angle = rng.normal(0, 0.25), rng.uniform(0, np.pi)
+    length_um = float(np.clip(rng.lognormal(np.log(2.2), 0.4), 1.0, 7.0))
+    bend, angle = rng.normal(0, 0.12), rng.uniform(0, np.pi)
     x, y = _grid(length_um / 2 + 2.0, mpp)
     along = x * np.cos(angle) + y * np.sin(angle)
     aside = y * np.cos(angle) - x * np.sin(angle)
     aside = aside - bend * (along**2 / length_um - length_um / 12)
     beyond = np.maximum(np.abs(along) - length_um / 2, 0)
-    inside = _edge(np.hypot(aside, beyond), 0.33, 0.12)
+    inside = _edge(np.hypot(aside, beyond), 0.27, 0.1)
     if rng.random() < 0.25:  # just divided
         inside = inside * (1 - _edge(np.abs(along), 0.15, 0.1))
-    return _seen(inside, mpp, rng.uniform(0.2, 0.45))
+    return _seen(inside, mpp, rng.uniform(0.18, 0.3))
 
 
 @cache
@@ -49,7 +49,7 @@ def specks(mpp: float) -> Bank:
 
 
 def _speck(rng: np.random.Generator, mpp: float) -> Plane:
-    radius = float(np.clip(rng.lognormal(np.log(0.55), 0.5), 0.3, 2.2))
+    radius = float(np.clip(rng.lognormal(np.log(0.4), 0.5), 0.25, 2.0))
     x, y = _grid(2 * radius + 3.0, mpp)
     inside = _edge(np.hypot(x, y * rng.uniform(1.0, 1.4)), radius, 0.1)
     return _seen(inside, mpp, rng.uniform(0.2, 0.8))
@@ -57,32 +57,32 @@ def _speck(rng: np.random.Generator, mpp: float) -> Plane:
 
 @cache
 def granules(mpp: float) -> Bank:
-    """Return heaps of grains and crumbs of cytoplasm, 2 to 8 µm."""
+    """Return heaps of grains and crumbs of cytoplasm, 1 to 8 µm."""
     rng = np.random.default_rng(3)
     return tuple(_granule(rng, mpp) for _ in range(128))
 
 
 def _granule(rng: np.random.Generator, mpp: float) -> Plane:
-    size = float(np.clip(rng.lognormal(np.log(1.3), 0.5), 0.6, 5.0))
+    size = float(np.clip(rng.lognormal(np.log(0.75), 0.5), 0.35, 3.5))
     x, y = _grid(2.5 * size + 2.0, mpp)
     heap = np.zeros(np.broadcast_shapes(x.shape, y.shape))
     stretch = rng.uniform(0.3, 1.0)
-    for _ in range(int(rng.integers(1, 9))):
+    for _ in range(int(rng.integers(2, 10))):
         dx, dy = rng.normal(0, size * 0.7), rng.normal(0, size * 0.7 * stretch)
         radius = rng.uniform(0.2, 0.7) * size
-        heap += rng.uniform(0.3, 1.0) * _edge(np.hypot(x - dx, y - dy), radius, 0.25)
-    return _seen(np.minimum(heap, 1.5), mpp, rng.uniform(0.2, 0.7))
+        heap += rng.uniform(0.3, 1.0) * _edge(np.hypot(x - dx, y - dy), radius, 0.12)
+    return _seen(np.minimum(heap, 1.5), mpp, rng.uniform(0.18, 0.45))
 
 
 @cache
 def crystals(mpp: float) -> Bank:
-    """Return what refracts: bright inside with a dark outline, 1.5 to 6 µm."""
+    """Return what refracts: bright inside with a dark outline, 1 to 6 µm."""
     rng = np.random.default_rng(4)
     return tuple(_crystal(rng, mpp) for _ in range(48))
 
 
 def _crystal(rng: np.random.Generator, mpp: float) -> Plane:
-    size = float(rng.uniform(1.2, 4.5))
+    size = float(np.clip(rng.lognormal(np.log(1.3), 0.5), 0.7, 5.0))
     x, y = _grid(size * 1.6 + 2.0, mpp)
     distance = np.full(np.broadcast_shapes(x.shape, y.shape), -np.inf)
     for turn in np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(4, 7)))):
