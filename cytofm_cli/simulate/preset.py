@@ -198,6 +198,9 @@ class Dirt:
         bubbles: chance of an air bubble a slide.
         pen: chance of pen strokes a slide.
         coverslip: chance of a coverslip's edge a slide.
+        streaks_per_mm2: faint straight traces of smearing and of the cleaning of the glass.
+        fibres_per_mm2: hairs and lint.
+        film: optical density of the pale granular film that dried between cells, where it lies.
         dust_per_mm2: blurred dust above the coverslip.
         gradient: uneven illumination, largest relative change over the slide.
     """
@@ -208,6 +211,9 @@ class Dirt:
     bubbles: float = 0.0
     pen: float = 0.0
     coverslip: float = 0.0
+    streaks_per_mm2: float = 0.0
+    fibres_per_mm2: float = 0.0
+    film: float = 0.0
     dust_per_mm2: float = 0.0
     gradient: float = 0.0
 
