@@ -17,8 +17,8 @@ import importlib
 
 __version__ = "0.2.0"
 
-# Where the public names are. `pretrain`, `evaluate`, `simulate` and `views` are packages of the tree, so the
-# functions of these commands have longer names.
+# Where the public names are. `pretrain`, `evaluate`, `simulate` and `views` are packages of the
+# tree, so the functions of these commands have longer names.
 _NAMES_IN = {
     "api.cohort": ("Started",),
     "api.detect": ("detect",),

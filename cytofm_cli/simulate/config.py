@@ -20,7 +20,6 @@ SUFFIXES: Final[dict[str, str]] = {
     "svs-like": ".svs",
     "jpeg": ".jpg",
     "png": ".png",
-    "dicom": "",  # a folder
 }
 
 
@@ -51,6 +50,11 @@ class SimulateConfig(Settings):
 
     def check(self) -> None:
         """Refuse what a kind of file cannot hold."""
+        if self.format == "dicom":
+            raise UsageError(
+                f"{self.said('format')}: cytofm writes no DICOM.",
+                hint="simulate --format ome-tiff and convert the slides with wsidicomizer",
+            )
         if self.planes > 1 and self.format != "ome-tiff":
             raise UsageError(
                 f"{self.said('planes')}: {self.format} holds one plane.", hint="--format ome-tiff"

@@ -32,7 +32,7 @@ _CLUMP_UM: Final = 150.0
 _CLUMP_SD: Final = 1.2  # of the log of the density, at clumping 1
 _DENSEST: Final = 4.0  # times the mean
 # Smallest distance of two nuclei, in sums of their radii, and how often a sheet is tried.
-_GAP: Final = 0.8
+_GAP: Final = 1.15
 _TRIES: Final = 12
 _JITTER: Final = 0.12  # of the distance of neighbours in a sheet
 _CACHED: Final = 2048  # blocks
@@ -93,12 +93,12 @@ class Placement:
     def n_covered(self) -> int:
         """Return how many blocks can have cells."""
         return sum(
-            self._is_covered(by, bx) for by in range(self.n_blocks) for bx in range(self.n_blocks)
+            self.is_covered(by, bx) for by in range(self.n_blocks) for bx in range(self.n_blocks)
         )
 
     def block(self, by: int, bx: int) -> Block:
         """Return the cells whose parent lies in block (row, column)."""
-        if not self._is_covered(by, bx):
+        if not self.is_covered(by, bx):
             return _EMPTY
         known = self._cached.get((by, bx))
         if known is None:
@@ -126,7 +126,8 @@ class Placement:
         columns = slice(bx * _PARTS, (bx + 1) * _PARTS)
         return np.asarray(self._density[rows, columns] * self._mm2[rows, columns], np.float64)
 
-    def _is_covered(self, by: int, bx: int) -> bool:
+    def is_covered(self, by: int, bx: int) -> bool:
+        """Tell whether a block can have cells."""
         if not (0 <= by < self.n_blocks and 0 <= bx < self.n_blocks):
             return False
         rows = slice(by * _PARTS, (by + 1) * _PARTS)
@@ -314,7 +315,7 @@ def _part_mm2(slide: Slide, preset: Preset) -> Floats:
 def _density(slide: Slide, preset: Preset) -> Floats:
     """Return the density of cells (p, p) of each part of a slide, around 1 where it is covered."""
     n = -(-slide.size_px // BLOCK) * _PARTS
-    middle_um = (np.arange(n) + 0.5) * _PART * preset.mpp
+    middle_um = np.asarray((np.arange(n) + 0.5) * _PART * preset.mpp, np.float64)
     key = int(draws.stream(slide.seed, draws.ISLANDS, slide.number).integers(2**63))
     density = np.ones((n, n))
     if preset.layout.clumping > 0:

@@ -57,7 +57,7 @@ class Level:
 
     def __init__(self, sizes: list[int], encode: Encode, folder: Path) -> None:
         self._side, self._encode = sizes[0], encode
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - until `close`
         self._lengths: list[int] = []
         self._waiting: list[Image] = []
         self._uniform: dict[bytes, bytes] = {}

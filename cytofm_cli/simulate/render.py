@@ -6,7 +6,7 @@ Letters: K dyes, H rows, W columns, C colours.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from cytofm_cli.simulate.cell import Cell
 from cytofm_cli.simulate.cohort import Slide
-from cytofm_cli.simulate.glass import soil
-from cytofm_cli.simulate.layout import REACH, Block, Placement
+from cytofm_cli.simulate.glass import is_clean, soil
+from cytofm_cli.simulate.layout import BLOCK, REACH, Block, Placement
 from cytofm_cli.simulate.optics import Look, expose, look
-from cytofm_cli.simulate.paint import paint, reach_px
-from cytofm_cli.simulate.preset import Preset
-from cytofm_cli.simulate.shapes import Shape, grow
+from cytofm_cli.simulate.paint import paint
+from cytofm_cli.simulate.preset import Dirt, Preset
+from cytofm_cli.simulate.shapes import Shape, grow, reach_px
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1: px at level 0, the last two not included
-TILE: Final = 512
+TILE: Final = BLOCK
 # A cell is called by block · _A_BLOCK + its place in the block + 1: no other block is asked.
 _A_BLOCK: Final = 4096
 _CACHED: Final = 512  # blocks whose shapes are kept
@@ -70,7 +70,13 @@ class Scene:
     """
 
     def __init__(self, slide: Slide, preset: Preset) -> None:
+        dirt = preset.dirt
+        if not slide.is_field:  # scanners even out the light
+            preset = replace(preset, dirt=replace(dirt, gradient=0.0))
         self.slide, self.preset = slide, preset
+        # What lies across blocks, wherever cells are.
+        marks = Dirt(bubbles=dirt.bubbles, pen=dirt.pen, coverslip=dirt.coverslip)
+        self._marked = replace(preset, dirt=marks)
         self.placement = Placement(slide, preset)
         self._margin = REACH + reach_px(preset)
         self._shapes: OrderedDict[int, tuple[Placed, ...]] = OrderedDict()
@@ -110,10 +116,14 @@ class Scene:
         return image
 
     def is_blank(self, tile: Box) -> bool:
-        """Tell whether a tile is left out: empty glass of a slide, as scanners leave it out."""
-        if self.slide.is_field or self.cells(tile):
+        """Tell whether a tile is left out, as scanners do with glass that has nothing to see.
+
+        Only of slides; where no cells can be, what little dirt there is goes with it.
+        """
+        if self.slide.is_field or self.placement.is_covered(tile[1] // BLOCK, tile[0] // BLOCK):
             return False
-        return not self._soil(tile).any()
+        size = (self.slide.size_px, self.slide.size_px)
+        return not self.cells(tile) and is_clean(self._marked, self._glass_seed, size, tile)
 
     def _amounts(self, cells: list[Placed], box: Box, plane: int) -> NDArray[np.float32]:
         """Return how much of each dye lies where, (K, H, W): the sum over cells in their order."""
@@ -135,7 +145,8 @@ class Scene:
         """Return the pixels of a part of one tile; None where the tile is left out."""
         if self.is_blank(_tile_around(part, self.slide.size_px)):
             return None
-        dirt = self._soil(part)
+        size = (self.slide.size_px, self.slide.size_px)
+        dirt = soil(self.preset, self._glass_seed, size, part)
         if amounts is None:
             shape = (len(self.preset.dyes), part[3] - part[1], part[2] - part[0])
             amounts = np.zeros(shape, np.float32)
@@ -145,9 +156,6 @@ class Scene:
     def _glass_seed(self) -> int:
         """Seed of dirt and noise: the slide's own."""
         return self.slide.seed * 1_000_003 + self.slide.number
-
-    def _soil(self, box: Box) -> NDArray[np.float32]:
-        return soil(self.preset, self._glass_seed, self.slide.size_px, box)
 
     def _grown(self, number: int, block: Block) -> tuple[Placed, ...]:
         known = self._shapes.get(number)

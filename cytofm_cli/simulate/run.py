@@ -46,7 +46,6 @@ _WRITERS: Final = {
     "svs-like": write_svs,
     "jpeg": write_jpeg,
     "png": write_png,
-    "dicom": write_ome,  # and then converted
 }
 
 Report = Callable[[int, int], None]
@@ -129,7 +128,7 @@ def _write(job: SimulateJob, report: Report) -> dict[str, Any]:
     film = Film(mpp=preset.mpp, blank=scene.blank, quality=preset.optics.jpeg_quality)
     tasks = tasks_of(slide)
     with contextlib.ExitStack() as stack:
-        pixels = stack.enter_context(_place(job))
+        pixels = stack.enter_context(replacing(Path(job.path)))
         truth = stack.enter_context(_Truth.open(job))
         parts = stack.enter_context(
             contextlib.closing(
@@ -139,7 +138,7 @@ def _write(job: SimulateJob, report: Report) -> dict[str, Any]:
         rows = truth.passing(rows_of(parts, slide.size_px))
         _WRITERS[config.format](pixels, rows, slide, film)
         truth.finish(film.mpp)
-    return {**_facts(job, scene.placement, truth), "bytes": _bytes_at(Path(job.path))}
+    return {**_facts(job, scene.placement, truth), "bytes": Path(job.path).stat().st_size}
 
 
 @contextlib.contextmanager
@@ -171,11 +170,6 @@ def _facts(job: SimulateJob, placement: Placement, truth: _Truth) -> dict[str, A
         "expected_marked": placement.expected,
         "sheets": dict(sorted(Counter(truth.sheets.values()).items())),
     }
-
-
-def _bytes_at(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
 
 
 class _Truth:

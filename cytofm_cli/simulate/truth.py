@@ -136,7 +136,7 @@ def _geometry(outlines: Sequence[Outline]) -> dict[str, Any] | None:
     """Return a closed polygon, or several of them, counter-clockwise as RFC 7946 has it."""
     rings = []
     for outline in outlines:
-        ring = np.round(outline.astype(np.float64), _DECIMALS)
+        ring = np.asarray(np.round(outline.astype(np.float64), _DECIMALS), np.float64)
         ring = ring if _signed_area(ring) > 0 else ring[::-1]
         rings.append([[*ring.tolist(), ring[0].tolist()]])
     if not rings:

@@ -248,7 +248,7 @@ class Waiting:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - until `close`
         self._lengths: list[int] = []
         self._blank = encode_labels(np.zeros((TILE, TILE), np.uint32))
 
