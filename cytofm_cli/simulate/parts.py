@@ -20,7 +20,7 @@ from cytofm_cli.simulate.pyramid import halved, padded
 from cytofm_cli.simulate.render import TILE, Box, Placed, Scene, tiles_of
 
 PART: Final = 2048  # px, whole tiles
-_ZLIB: Final = 6
+_ZLIB: Final = 4
 LABELS: Final = ("nuclei", "cytoplasm")
 
 
@@ -81,7 +81,7 @@ def encode_jpeg(tile: NDArray[np.uint8], quality: int) -> bytes:
 
 def encode_labels(tile: NDArray[np.uint32]) -> bytes:
     """Encode a label tile, Deflate."""
-    return bytes(imagecodecs.zlib_encode(tile.tobytes(), level=_ZLIB))
+    return bytes(imagecodecs.deflate_encode(tile.tobytes(), level=_ZLIB))
 
 
 class PartMaker:

@@ -141,21 +141,6 @@ def _write(job: SimulateJob, report: Report) -> dict[str, Any]:
     return {**_facts(job, scene.placement, truth), "bytes": Path(job.path).stat().st_size}
 
 
-@contextlib.contextmanager
-def _place(job: SimulateJob) -> Generator[Path, None, None]:
-    """Give the file to write; it becomes the slide at the end."""
-    path = Path(job.path)
-    if job.config.format != "dicom":
-        with replacing(path) as partial:
-            yield partial
-        return
-    from cytofm_cli.simulate.dicom import as_dicom
-
-    with replacing(path.with_name(f".{path.name}.ome.tiff"), flush=False) as partial:
-        yield partial
-        as_dicom(partial, path)
-
-
 def _facts(job: SimulateJob, placement: Placement, truth: _Truth) -> dict[str, Any]:
     slide = job.slide
     return {

@@ -115,6 +115,8 @@ def write_svs(path: Path, rows: Iterator[list[Part]], slide: Slide, film: Film) 
                 shape=(size, size, 3),
                 description=f"{whole}{f' -> {size}x{size}' * (level > 0)} {codec}{tail}",
                 metadata=None,
+                resolution=_per_cm(film.mpp * side / size),
+                resolutionunit="CENTIMETER",
                 **_JPEG,
             )
             if not level:
@@ -195,13 +197,15 @@ class _Tiles:
         a_plane = -(-side // PART)
         for number, row in enumerate(rows):
             strip = self._halves(row, side, number % a_plane)
+            if number < a_plane:
+                self._small(strip, side)
             if self._top is not None:
                 self._top.add(strip)
-            self._small(strip, side)
+                # Before the tiles: who takes the last one does not come back.
+                if number % a_plane == a_plane - 1:
+                    self._top.finish()
             for tile in tiles_in_order([part.tiles for part in row], side):
                 yield self._blank if tile is None else tile
-            if self._top is not None and number % a_plane == a_plane - 1:
-                self._top.finish()
 
     def _halves(self, row: list[Part], side: int, number: int) -> Image:
         """Return half of the pixels of a row of parts."""
