@@ -27,7 +27,7 @@ from cytofm_cli.simulate.preset import Preset
 from cytofm_cli.simulate.strands import strand
 from cytofm_cli.units import Box, Size
 
-_FILM_SD: Final = 0.8  # of the log of the film's density, over slides
+_FILM_SD: Final = 0.6  # of the log of the film's density, over slides
 _FILM_UM: Final = (45.0, 160.0)  # its patches
 _FILM_FROM: Final = 0.2  # clouds below this are clear glass
 _GRAIN_PX: Final = 1024  # the film's grain repeats
@@ -156,7 +156,7 @@ def _grain() -> Plane:
 
     rng = np.random.default_rng(6)
     total = np.zeros((_GRAIN_PX, _GRAIN_PX))
-    for sigma, weight in ((1.0, 0.6), (2.2, 0.8), (6.0, 0.7), (20.0, 0.5)):
+    for sigma, weight in ((1.0, 0.3), (2.0, 0.9), (6.0, 0.7), (20.0, 0.5)):
         noise = rng.standard_normal(total.shape).astype(np.float32)
         pad = int(4 * sigma) + 1
         blurred = cv2.GaussianBlur(np.pad(noise, pad, mode="wrap"), (0, 0), sigma)

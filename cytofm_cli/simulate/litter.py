@@ -88,7 +88,7 @@ def _colours(
     plain = np.ones(3) if preset.illumination == "bright-field" else stained(preset, rng)
     yellow = plain * (0.5, 0.6, 1.0)
     mixed = {
-        "bacteria": 0.45 * (0.6 * stain["bacteria"] + 0.4 * plain * (0.7, 0.9, 0.9)),
+        "bacteria": 0.45 * (0.45 * stain["bacteria"] + 0.55 * plain * (0.8, 0.95, 0.9)),
         "speck": 0.9 * plain,
         "granule": 0.35 * (0.7 * stain["granule"] + 0.3 * plain),
         "crystal": 0.30 * yellow,

@@ -66,11 +66,25 @@ def marks(dirt: Dirt, seed: int, size: Size, mpp: float, amount: float) -> tuple
     if rng.random() < dirt.coverslip * amount:
         out.append(_rim(rng, size))
     if rng.random() < dirt.bubbles * amount:
-        out += [_bubble(rng, size, mpp) for _ in range(1 + int(rng.poisson(1.5)))]
+        out += _bubbles(rng, size, mpp)
     if rng.random() < dirt.pen * amount:
         ink = _INKS[int(rng.integers(len(_INKS)))]
         out += [_stroke(rng, size, mpp, ink) for _ in range(int(rng.integers(1, 4)))]
     return tuple(out)
+
+
+def _bubbles(rng: np.random.Generator, size: Size, mpp: float) -> list[Bubble]:
+    """Return one or a few bubbles that do not overlap: air flows together."""
+    apart: list[Bubble] = []
+    for _ in range(1 + int(rng.poisson(1.5))):
+        new = _bubble(rng, size, mpp)
+        if all(
+            np.hypot(new.x - old.x, new.y - old.y)
+            > new.radius * new.ratio + old.radius * old.ratio + 20 / mpp
+            for old in apart
+        ):
+            apart.append(new)
+    return apart
 
 
 def _bubble(rng: np.random.Generator, size: Size, mpp: float) -> Bubble:
