@@ -23,9 +23,11 @@ _BANK_PX: Final = 512
 # Demosaicing smears a sensor's noise: neighbours of empty glass in photographs of Pap smears
 # correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by 0.2 to 0.65.
 _SMEAR_PX: Final = 0.7
-_COMMON: Final = 0.65
-_CHANNEL_SD: Final = (1.0, 0.9, 1.3)  # blue sensors see the least light
-_FLOOR: Final = 0.2  # share of the variance of noise at white that needs no light
+_COMMON: Final = 0.3
+_CHANNEL_SD: Final = (1.0, 0.9, 1.6)  # blue sensors see the least light
+# Photons are counted: their noise has a variance that grows with the light, with dark field from
+# this share on. Cameras of bright field write gamma 1/2.2, after which it is nearly constant.
+_FLOOR: Final = 0.2
 _BATCH: Final = 0.7  # share of the variance of white that patients of one batch have in common
 _STEPS: Final = 1024  # of the table of exp, for each unit of optical density
 _RANGE: Final = (-0.5, 8.0)
@@ -104,8 +106,8 @@ def expose(
             white = np.float32(look.white[channel])
             light = _emit if dark else _pass
             grey = light(None if density is None else density[channel], white)
-            sd = _noise_sd(preset.optics.noise, grey) * np.float32(_CHANNEL_SD[channel])
-            lit = np.clip(noise[channel] * sd + grey, 0, 255)
+            rough = noise[channel] * np.float32(preset.optics.noise * _CHANNEL_SD[channel])
+            lit = np.clip((rough * _photons(grey) if dark else rough) + grey, 0, 255)
             picture[ys, xs, channel] = lit + np.float32(0.5)
     return picture
 
@@ -148,10 +150,10 @@ def _emit(light: Plane | None, black: np.float32) -> Plane | np.float32:
     return light * np.float32(_DARK_SCALE) + black
 
 
-def _noise_sd(noise: float, grey: Plane | np.float32) -> Plane | np.float32:
-    """Return the noise's sd: photons are counted, so its variance grows with the light."""
+def _photons(grey: Plane | np.float32) -> Plane:
+    """Return the noise's sd relative to that at white."""
     light = np.maximum(grey, np.float32(0)) * np.float32((1 - _FLOOR) / _DARK_SCALE)
-    return np.asarray(np.sqrt(light + np.float32(_FLOOR)) * np.float32(noise), np.float32)
+    return np.asarray(np.sqrt(light + np.float32(_FLOOR)), np.float32)
 
 
 def _noise(part: Box, seed: int, row: int, column: int) -> Plane:
