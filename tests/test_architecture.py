@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": GROUND | {"work"},
     "stats": GROUND,
     "store": GROUND | {"work", "runs"},
+    "simulate": GROUND | {"work", "runs", "stats"},
     "slides": GROUND | {"work"},
     "tiles": SHARED | {"slides"},
     "nuclei": SHARED | {"slides", "tiles"},
