@@ -91,7 +91,8 @@ def clip_to_box(ring: NDArray[np.floating], width: float, height: float) -> Poin
     """Cut a ring at the borders of [0, width] × [0, height], float64 (k, 2).
 
     Sutherland and Hodgman (CACM 17:32, 1974): exact for a ring whose inside stays in one
-    piece, as that of a nucleus with its centre in the box does.
+    piece, as that of a nucleus with its centre in the box does. A corner of the box on the ring
+    gives one point, not two that differ by a rounding.
     """
     points = np.asarray(ring, np.float64)
     for axis, border, sign in ((0, 0.0, 1), (0, width, -1), (1, 0.0, 1), (1, height, -1)):
@@ -100,7 +101,9 @@ def clip_to_box(ring: NDArray[np.floating], width: float, height: float) -> Poin
         points[:, axis] = (
             np.maximum(points[:, axis], border) if sign > 0 else np.minimum(points[:, axis], border)
         )
-    return points
+    whole = np.rint(points * _GRID)
+    kept = points[np.any(whole != np.roll(whole, -1, axis=0), axis=1)]
+    return kept if len(kept) >= MIN_POINTS else points
 
 
 def _clip_half(points: Points, depth: NDArray[np.float64]) -> Points:

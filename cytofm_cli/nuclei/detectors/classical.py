@@ -33,6 +33,7 @@ from cytofm_cli.nuclei.outline import Outlines
 from cytofm_cli.nuclei.resample import resample_area
 from cytofm_cli.nuclei.stain import PAP, Stain, optical_density
 from cytofm_cli.registry import DetectorPlugin
+from cytofm_cli.work.opencv import opencv
 
 Floats = NDArray[np.float32]
 
@@ -125,7 +126,8 @@ class ClassicalDetector:
         found = self._known or choose_stain(self.config, [rgb_HWC], mpp, None)
         if found.name == "fluorescence":
             # The brightest channel, inverted: blue DAPI and grey dark field look alike then.
-            rgb_HWC = np.repeat(255 - rgb_HWC.max(-1, keepdims=True), 3, axis=-1)
+            lightest_HW = np.maximum.reduce([rgb_HWC[..., c] for c in range(3)])
+            rgb_HWC = np.repeat(255 - lightest_HW[..., None], 3, axis=-1)
         factor = WORKING_MPP / mpp
         density_HWC = optical_density(resample_area(rgb_HWC, factor))
         outlines, probability = find_outlines(density_HWC, self.config, found)
@@ -214,12 +216,11 @@ def candidates(density_HWC: Floats, min_radius_um: float, found_in: Stain = PAP)
         min_radius_um: smaller outlines are debris.
         found_in: what nuclei are stained with.
     """
-    from scipy.ndimage import gaussian_filter
-
+    cv2 = opencv()
     darkness_HW = found_in.darkness(density_HWC)
     radii_px = np.array(RADII_UM) / WORKING_MPP
     seed_M2, radius_M, blob_M = find_blobs(darkness_HW, radii_px, MIN_BLOB)
-    smooth_HW = gaussian_filter(darkness_HW, 0.7, mode="nearest")
+    smooth_HW = cv2.GaussianBlur(darkness_HW, (5, 5), 0.7, borderType=cv2.BORDER_REPLICATE)
     outlines = outline.trace(smooth_HW, seed_M2, radius_M)
     share_M = np.clip(outlines.edge_MA / FULL_EDGE, -1, 1).mean(1)
     radius_um_M = np.sqrt(outlines.area_px() / np.pi) * WORKING_MPP
@@ -255,8 +256,7 @@ def _nuclear_colour(density_HWC: Floats, outlines: Outlines, found_in: Stain) ->
     stained with light green; purely blue nuclei exist, so this only halves the confidence, and
     not at all with haematoxylin and eosin, which have no green.
     """
-    red = outline.contrast(density_HWC[..., 0], outlines)
-    green = outline.contrast(density_HWC[..., 1], outlines)
+    red, green, _ = outline.contrast(density_HWC, outlines).T
     ratio = red / np.maximum(green, 0.03)
     not_pink = np.clip(np.maximum((ratio - 0.3) / 0.3, red / FULL_RED), 0, 1)
     not_cyan = 1.0 if found_in.name == "he" else np.clip(2 - ratio, 0.5, 1)
