@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 DECIMALS: Final = 2
 _GRID: Final = 10**DECIMALS
 _TRIES: Final = 4
+_SAME: Final = 1e-9  # px; what rounding does to one point
 MIN_POINTS: Final = 3
 
 Ints = NDArray[np.int64]
@@ -101,9 +102,8 @@ def clip_to_box(ring: NDArray[np.floating], width: float, height: float) -> Poin
         points[:, axis] = (
             np.maximum(points[:, axis], border) if sign > 0 else np.minimum(points[:, axis], border)
         )
-    whole = np.rint(points * _GRID)
-    kept = points[np.any(whole != np.roll(whole, -1, axis=0), axis=1)]
-    return kept if len(kept) >= MIN_POINTS else points
+    apart = np.abs(points - np.roll(points, -1, axis=0)).max(1, initial=0) > _SAME
+    return points[apart]
 
 
 def _clip_half(points: Points, depth: NDArray[np.float64]) -> Points:
