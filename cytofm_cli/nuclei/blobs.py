@@ -79,11 +79,11 @@ def blob_answer(map_HW: Floats, radius_px: float) -> Floats:
     sigma = radius_px / np.sqrt(2)
     blur = np.sqrt(max(sigma**2 - 1 / 6, 0.01))
     side = 2 * round(_TAIL * sigma) + 1
-    smooth = cv2.GaussianBlur(map_HW, (side, side), blur, borderType=cv2.BORDER_REPLICATE)
-    answer: Floats = cv2.Laplacian(
-        smooth, cv2.CV_32F, ksize=1, scale=-(sigma**2), borderType=cv2.BORDER_REPLICATE
-    )
-    return answer
+    # Continued by a pixel before it is smoothed: a smooth map continued after that has a kink.
+    wide = cv2.copyMakeBorder(map_HW, 1, 1, 1, 1, borderType=cv2.BORDER_REPLICATE)
+    smooth = cv2.GaussianBlur(wide, (side, side), blur, borderType=cv2.BORDER_REPLICATE)
+    answer: Floats = cv2.Laplacian(smooth, cv2.CV_32F, ksize=1, scale=-(sigma**2))
+    return answer[1:-1, 1:-1]
 
 
 def peaks(

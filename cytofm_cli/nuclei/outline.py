@@ -116,7 +116,7 @@ def in_image(
     found = list(points)
     for row in np.flatnonzero(cut).tolist():
         # A ray meets its outline once, so what lies in the image is one piece around the seed.
-        found[row] = rings.clip_to_box(points[row], width, height)
+        found[row] = rings.without_repeats(rings.clip_to_box(points[row], width, height))
         area[row], centre[row] = polygons.area(found[row]), polygons.centroid(found[row])
     return found, area, centre
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 DECIMALS: Final = 2
 _GRID: Final = 10**DECIMALS
 _TRIES: Final = 4
-_SAME: Final = 1e-9  # px; what rounding does to one point
 MIN_POINTS: Final = 3
 
 Ints = NDArray[np.int64]
@@ -92,8 +91,7 @@ def clip_to_box(ring: NDArray[np.floating], width: float, height: float) -> Poin
     """Cut a ring at the borders of [0, width] × [0, height], float64 (k, 2).
 
     Sutherland and Hodgman (CACM 17:32, 1974): exact for a ring whose inside stays in one
-    piece, as that of a nucleus with its centre in the box does. A corner of the box on the ring
-    gives one point, not two that differ by a rounding.
+    piece, as that of a nucleus with its centre in the box does.
     """
     points = np.asarray(ring, np.float64)
     for axis, border, sign in ((0, 0.0, 1), (0, width, -1), (1, 0.0, 1), (1, height, -1)):
@@ -102,8 +100,14 @@ def clip_to_box(ring: NDArray[np.floating], width: float, height: float) -> Poin
         points[:, axis] = (
             np.maximum(points[:, axis], border) if sign > 0 else np.minimum(points[:, axis], border)
         )
-    apart = np.abs(points - np.roll(points, -1, axis=0)).max(1, initial=0) > _SAME
-    return points[apart]
+    return points
+
+
+def without_repeats(ring: Points) -> Points:
+    """Drop points that are, at 1/100 px, the one after them; all stay if fewer than 3 would."""
+    whole = np.rint(ring * _GRID)
+    kept = ring[np.any(whole != np.roll(whole, -1, axis=0), axis=1)]
+    return kept if len(kept) >= MIN_POINTS else ring
 
 
 def _clip_half(points: Points, depth: NDArray[np.float64]) -> Points:

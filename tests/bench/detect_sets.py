@@ -53,10 +53,16 @@ def matches(marked: np.ndarray, found: np.ndarray, reach: float) -> list[tuple[i
     return list(zip(i[near].tolist(), j[near].tolist(), strict=True))
 
 
-def cric() -> None:
+def cric_marks() -> dict[str, list[tuple[float, float, str]]]:
+    """Return x, y and class of the marks of each field."""
     marks: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
     for row in rows(DATA / "cric" / "points.csv"):
         marks[row["image"]].append((float(row["x"]), float(row["y"]), row["label"]))
+    return marks
+
+
+def cric() -> None:
+    marks = cric_marks()
     counts = []
     by_class: dict[str, list[tuple[bool, int, float]]] = defaultdict(list)
     for name, points in marks.items():

@@ -20,11 +20,12 @@ def test_answer__is_the_scaled_laplacian_of_a_gaussian(radius):
     sigma = radius / np.sqrt(2)
     x = np.arange(-round(3 * sigma), round(3 * sigma) + 1)
     gauss = np.exp(-(x**2) / (2 * (sigma**2 - 1 / 6)))
-    smooth = image.astype(np.float64)
+    smooth = np.pad(image.astype(np.float64), 1, mode="edge")
     for axis in (0, 1):
         smooth = correlate1d(smooth, gauss / gauss.sum(), axis=axis, mode="nearest")
     bent = sum(correlate1d(smooth, [1, -2, 1], axis=axis, mode="nearest") for axis in (0, 1))
-    np.testing.assert_allclose(blob_answer(image, radius), -(sigma**2) * bent, atol=2e-4)
+    expected = -(sigma**2) * bent[1:-1, 1:-1]
+    np.testing.assert_allclose(blob_answer(image, radius), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("radius", [5.0, 7.0, 10.0, 14.0, 20.0, 24.0])
@@ -51,3 +52,11 @@ def test_places__do_not_depend_on_the_window():
     far = ((part > 64) & (part < np.array([176, 184]) - 64)).all(1)
     gap = np.linalg.norm(part[far, None] + np.array([16, 8]) - whole, axis=2).min(1)
     assert far.sum() > 3 and gap.max() < 1e-3
+
+
+def test_answer__at_the_border_is_none_where_a_disk_goes_on():
+    # Past the border the last row goes on: a bar that ends there answers like an endless one.
+    bar = np.zeros((80, 60), np.float32)
+    bar[:, 25:35] = 1
+    answer = blob_answer(bar, 7.0)
+    np.testing.assert_allclose(answer[0], answer[40], atol=1e-5)
