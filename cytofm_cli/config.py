@@ -203,12 +203,12 @@ def former_names(cls: type) -> dict[str, str]:
 
 def from_environment(cls: type, section: str) -> Layer:
     """Collect the variables that are set, of the fields of `cls`."""
-    found = {
+    values = {
         name: os.environ[variable(section, name)]
         for name in (*field_types(cls), *former_names(cls))
         if variable(section, name) in os.environ
     }
-    return Layer(found, form="{variable}={value}")
+    return Layer(values, form="{variable}={value}")
 
 
 def resolve(cls: type[S], section: str, *layers: Mapping[str, Any]) -> S:

@@ -15,13 +15,17 @@ import cytofm_cli
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cytofm_cli", "kernels/cytofm_kernels")
 # Where a distribution and what is imported of it are called differently.
-MODULES = {"openslide-python": "openslide", "pillow": "PIL"}
+MODULES = {
+    "opencv-python-headless": "cv2",
+    "google-crc32c": "google_crc32c",
+    "openslide-python": "openslide",
+    "pillow": "PIL",
+}
 # Declared, and used without an import statement.
 UNSEEN = {
     "torchvision": "timm calls its operators; it must be of torch's build",
     "openslide-bin": "the library that openslide-python loads",
     "pyvips-binary": "the library that pyvips loads",
-    "google-crc32c": "numcodecs computes checksums with it",
     "tensorboard": "torch.utils.tensorboard loads it",
 }
 # Imported, and not declared: it comes with torch where torch has GPU kernels, and its absence is

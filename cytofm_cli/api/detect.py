@@ -73,14 +73,14 @@ def detect(
     config = _with_nuclei(config, manner)
     own = plugin_settings(detector_settings, "detector_settings")
     _check_detector(config, own)
-    found = find_stores(words_of(stores))
-    files = _nuclei_of(config, [store_id(path) for path in found], manner)
+    all_stores = find_stores(words_of(stores))
+    files = _nuclei_of(config, [store_id(path) for path in all_stores], manner)
     if config.weights is not None and not config.weights.is_file():
         raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
-    paths = take_shard(found, shard, key=store_id)
+    paths = take_shard(all_stores, shard, key=store_id)
     n_workers, n_threads = manner.crew(len(paths))
     jobs = _jobs(paths, config, own, files, manner, n_threads)
-    return run_cohort("detect", jobs, Detecting(), found[0].parent, manner, workers=n_workers)
+    return run_cohort("detect", jobs, Detecting(), all_stores[0].parent, manner, workers=n_workers)
 
 
 class Detecting:

@@ -95,10 +95,10 @@ def embed(
     _check_encoder(config)
     check_reader(tile.reader)
     if words and manifest is None and are_stores(words):
-        found = find_stores(words)
-        folder = found[0].parent
+        all_stores = find_stores(words)
+        folder = all_stores[0].parent
         _refuse_other_folder(path_of(out), folder)
-        paths = take_shard(found, shard, key=store_id)
+        paths = take_shard(all_stores, shard, key=store_id)
         n_workers, n_threads = _crew(config, manner, len(paths))
         jobs = _store_jobs(paths, config, digest, manner, n_threads)
     else:

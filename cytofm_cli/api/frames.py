@@ -116,14 +116,14 @@ def to_anndata(store: StoreLike, encoder: str | None = None, unit: str = "cell")
         "unit": unit,
         "slide_mpp": float(store.slide.mpp),
     }
-    made: ad.AnnData = anndata.AnnData(
+    table: ad.AnnData = anndata.AnnData(
         X=bag.values,
         obs=obs,
         var=pandas.DataFrame(index=[f"{bag.encoder}_{i}" for i in range(bag.values.shape[1])]),
         obsm={"spatial": obs[["x_px0", "y_px0"]].to_numpy(np.float64)},
         uns={"cytofm": facts},
     )
-    return made
+    return table
 
 
 def require(package: str) -> Any:

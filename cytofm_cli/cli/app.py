@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("embed", "Turn tiles into embeddings: one bag a slide."),
     "evaluate": ("evaluate", "Judge frozen encoders on labelled cells and tiles."),
     "mil": ("mil", "Train, score and compare slide-level heads on bags."),
-    "export": ("export", "Write bags as h5 or pt, nuclei as GeoJSON or CSV."),
+    "export": ("export", "Write bags as h5, pt or h5ad, nuclei as GeoJSON or CSV."),
     "info": ("info", "Say what slides and stores hold."),
     "encoders": ("listing", "List the encoders that can be loaded."),
     "detectors": ("listing", "List the nuclei detectors."),

@@ -53,7 +53,7 @@ PANELS: Final[dict[str, dict[str, str]]] = {
     "export": {
         "Files": "to layout",
         "Bags": "encoder unit",
-        "Nuclei": "detector run origin",
+        "Nuclei": "detector run measure origin",
         FILES: "slides",
     },
     "mil": {

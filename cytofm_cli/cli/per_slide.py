@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from cytofm_cli.api.cohort import Started
 from cytofm_cli.api.outcomes import Outcomes
@@ -15,21 +15,42 @@ from cytofm_cli.cli.progress import Progress as Bar
 from cytofm_cli.work.batch import Event, Note, Outcome, Progress
 
 
-def show(command: str, run: RunOptions, step: Callable[..., Outcomes]) -> None:
+class Sums(Protocol):
+    """Says in a line what became of all slides; "" for nothing to say."""
+
+    def __call__(self, outcomes: Outcomes, *, planned: bool) -> str:
+        """Return the line."""
+        ...
+
+
+def show(
+    command: str,
+    run: RunOptions,
+    step: Callable[..., Outcomes],
+    *,
+    items: str = "slides",
+    parts: str = "tiles",
+    sums: Sums | None = None,
+) -> None:
     """Call a function of the API with the flags of a command, and show what it says.
 
     Args:
         command: as it is called in what is shown.
         run: the flags.
         step: takes the fields of `cytofm_cli.api.cohort.Manner` as keywords.
+        items, parts: what it works on, and what they consist of, in the progress display.
+        sums: what is said at the end; None: how many slides ended how, and what they hold.
 
     Raises:
         CytofmError: one slide failed of one (its own error), all failed (exit 3), some failed
             (exit 4), some are held by other processes (exit 75), or a signal came.
     """
-    with _screen(command, run) as screen:
-        outcomes = step(**_flags(run), listen=screen)
-    _sum_up(command, outcomes, planned=run.dry_run)
+    with contextlib.ExitStack() as stack:
+        outcomes = step(**_flags(run), listen=_Screen(command, run, stack, items, parts))
+    if not _is_told_by_its_error(outcomes):
+        told = (sums or _sum_up)(outcomes, planned=run.dry_run)
+        if told:
+            out.note(f"{command}: {told}")
     outcomes.raise_failures()
 
 
@@ -39,17 +60,14 @@ def _flags(run: RunOptions) -> dict[str, Any]:
     return {**{name: getattr(run, name) for name in names}, "fork": True}
 
 
-@contextlib.contextmanager
-def _screen(command: str, run: RunOptions) -> Iterator[_Screen]:
-    with contextlib.ExitStack() as stack:
-        yield _Screen(command, run, stack)
-
-
 class _Screen:
     """Shows the events of a step as they come."""
 
-    def __init__(self, command: str, run: RunOptions, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, command: str, run: RunOptions, stack: contextlib.ExitStack, items: str, parts: str
+    ) -> None:
         self._command, self._run, self._stack = command, run, stack
+        self._items, self._parts = items, parts
         self._bar: Bar = Bar(command, 0)
         self._alone = False
         self._said: set[str] = set()  # notes and hints: what is true of all slides, each would say
@@ -71,9 +89,11 @@ class _Screen:
     def _begin(self, n_slides: int) -> None:
         self._stack.close()  # the bar before: slides that were held are looked at again
         if not n_slides:
-            out.note(f"{self._command}: no slides in this part")
+            out.note(f"{self._command}: no {self._items} in this part")
         self._alone = n_slides == 1
-        self._bar = self._stack.enter_context(out.progress_bar(self._command, n_slides))
+        self._bar = self._stack.enter_context(
+            out.progress_bar(self._command, n_slides, self._items, self._parts)
+        )
 
 
 def _report(outcome: Outcome, run: RunOptions, said: set[str], *, alone: bool) -> None:
@@ -82,7 +102,7 @@ def _report(outcome: Outcome, run: RunOptions, said: set[str], *, alone: bool) -
         "path": outcome.path,
         "status": "planned" if run.dry_run and outcome.status == "done" else outcome.status,
         "seconds": round(outcome.seconds, 3),
-        **{key: value for key, value in outcome.facts.items() if key != "traceback"},
+        **{k: value for k, value in outcome.facts.items() if k not in ("traceback", "files")},
     }
     if outcome.status == "held":
         out.detail(f"{outcome.slide_id}: another process is at it")
@@ -101,13 +121,20 @@ def _report(outcome: Outcome, run: RunOptions, said: set[str], *, alone: bool) -
         out.detail(f"{outcome.slide_id}: done before, skipped")
     elif not alone and (told := _holdings([outcome])):
         out.note(f"{outcome.slide_id}: {told}")
-    out.data(str(outcome.facts.get("store", outcome.path)), record)
+    if "files" not in outcome.facts:
+        out.data(str(outcome.facts.get("store", outcome.path)), record)
+    for made in outcome.facts.get("files", ()):
+        planned = run.dry_run and made["status"] == "written"
+        out.data(made["file"], record | made | ({"status": "planned"} if planned else {}))
 
 
-def _sum_up(command: str, outcomes: Outcomes, *, planned: bool) -> None:
-    """Say how many slides ended how; the only slide's error says it all."""
-    if len(outcomes) == 1 and outcomes[0].status in ("failed", "refused") and outcomes[0].error:
-        return
+def _is_told_by_its_error(outcomes: Outcomes) -> bool:
+    """Tell whether the error of the only slide, which is printed at the end, says it all."""
+    return len(outcomes) == 1 and outcomes[0].status in ("failed", "refused")
+
+
+def _sum_up(outcomes: Outcomes, *, planned: bool) -> str:
+    """Say how many slides ended how, and what they hold."""
     counts: Counter[str] = Counter(outcome.status for outcome in outcomes)
     words = {
         "done": "planned" if planned else "done",
@@ -117,8 +144,7 @@ def _sum_up(command: str, outcomes: Outcomes, *, planned: bool) -> None:
         "failed": "failed",
     }
     told = [f"{counts[key]} {word}" for key, word in words.items() if counts[key]]
-    if told:
-        out.note(f"{command}: {', '.join(told)}{_sums(outcomes)}")
+    return f"{', '.join(told)}{_sums(outcomes)}" if told else ""
 
 
 def _sums(outcomes: Sequence[Outcome]) -> str:

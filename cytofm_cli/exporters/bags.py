@@ -6,10 +6,10 @@ Bags of cells have the layouts of bags of tiles: their coordinates are the centr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from cytofm_cli.exporters.base import ExportRequest
 from cytofm_cli.exporters.product import Product
 from cytofm_cli.mil import origin
 from cytofm_cli.store import schema
+from cytofm_cli.store.blocks import ROWS
 from cytofm_cli.store.io import Store
-from cytofm_cli.store.tables import Embeddings
 
 if TYPE_CHECKING:
     from cytofm_cli.nuclei.base import NucleusTable
@@ -111,14 +111,65 @@ def product(
     )
 
 
-def read_bag(
-    store: Store, encoder: str | None, unit: str
-) -> tuple[Embeddings, BagGeometry, NucleusTable | None]:
-    """Return a bag, where its instances lie, and the nuclei of a bag of cells."""
-    bag = store.embeddings(encoder, unit)
-    if unit == "tile":
-        return bag, geometry_of(store), None
-    return bag, geometry_of(store, bag.record.cell_um), nuclei_of(store, bag.xy_px0)
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """A bag that stays in its store; its rows come in blocks.
+
+    Attributes:
+        store: of the slide.
+        encoder: key of the encoder.
+        unit: "tile" or "cell".
+        where: where the instances lie.
+        xy_px0: int32 (n, 2), corner of each tile or centre of each cell, level-0 pixels.
+        detector: whose nuclei the cells were cut around; None for tiles, or if they are gone.
+    """
+
+    store: Store
+    encoder: str
+    unit: str
+    where: BagGeometry
+    xy_px0: NDArray[np.int32]
+    detector: str | None
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a row."""
+        return self.store.shape(f"{self._step}/values")[1]
+
+    @property
+    def origin(self) -> origin.Origin:
+        """What the rows are made from."""
+        return origin.of_store(self.store, self.encoder, self.unit)
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield the first row of each block, and the features of its rows."""
+        with self.store.rows(f"{self._step}/values") as values:
+            for first in range(0, len(self.xy_px0), ROWS):
+                yield first, values.read(first, first + ROWS).astype(np.float32)
+
+    def of_nuclei(self, name: str) -> NDArray[Any]:
+        """Return an array of the nuclei, one entry an instance."""
+        assert self.detector is not None
+        return self.store.read(f"{schema.nuclei_step(self.detector)}/{name}")
+
+    @property
+    def _step(self) -> str:
+        return schema.embedding_step(self.encoder, self.unit)
+
+
+def open_bag(store: Store, encoder: str | None, unit: str) -> Bag:
+    """Return a bag of a store, before its features are read.
+
+    Raises:
+        StoreError: no such embeddings, several and none named, out of date, or of other nuclei.
+    """
+    key = store.which_encoder(encoder, unit)
+    step = schema.embedding_step(key, unit)
+    store.require_fresh(step)
+    xy_px0, record = store.read(f"{step}/xy_px0"), store.embedding_record(key, unit)
+    where = geometry_of(store, record.cell_um if unit == "cell" else None)
+    detector = _detector_of(store, xy_px0) if unit == "cell" else None
+    return Bag(store, key, unit, where, xy_px0, detector)
 
 
 def nuclei_of(store: Store, xy_px0: NDArray[np.int32]) -> NucleusTable | None:
@@ -127,19 +178,25 @@ def nuclei_of(store: Store, xy_px0: NDArray[np.int32]) -> NucleusTable | None:
     Raises:
         StoreError: the nuclei of the store are others.
     """
+    detector = _detector_of(store, xy_px0)
+    return None if detector is None else store.nuclei(detector)
+
+
+def _detector_of(store: Store, xy_px0: NDArray[np.int32]) -> str | None:
     names = [step.partition("/")[2] for step in store.steps if step.startswith("nuclei/")]
     for name in sorted(names):
-        table = store.nuclei(name)
-        if np.array_equal(np.round(table.xy_px0).astype(np.int32), xy_px0):
-            return table
-    if not names:
-        return None
-    raise StoreError(
+        step = schema.nuclei_step(name)
+        store.require_fresh(step)
+        if np.array_equal(np.round(store.read(f"{step}/xy_px0")).astype(np.int32), xy_px0):
+            return name
+    if names:
+        raise other_nuclei(store)
+    return None
+
+
+def other_nuclei(store: Store) -> StoreError:
+    """Return the error that cells were cut around other nuclei than the store holds."""
+    return StoreError(
         f"{store.path}: its cell embeddings are of other nuclei than it holds now.",
         hint="`cytofm embed --unit cell --overwrite`",
     )
-
-
-def origin_of(store: Store, bag: Embeddings, unit: str) -> origin.Origin:
-    """Say what the rows of a bag are made from."""
-    return origin.of_store(store, bag.encoder, unit)

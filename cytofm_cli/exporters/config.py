@@ -21,10 +21,16 @@ class ExportConfig(Settings):
     )
     layout: Literal["trident", "clam"] | None = option(None, "Whose h5 layout [default: trident].")
     encoder: str | None = option(None, "Which embeddings [default: the only ones].")
-    unit: Literal["tile", "cell"] | None = option(None, "Bags of what [default: tile].")
+    unit: Literal["tile", "cell"] | None = option(
+        None, "Bags of what [default: tile; of h5ad: cell]; nuclei are cells."
+    )
     detector: str | None = option(None, "Whose nuclei [default: the only ones].")
     run: str | None = option(
         None, "RUN whose attention of cells goes with the nuclei [default: the only]."
+    )
+    measure: bool | None = option(
+        None,
+        "Measure nuclei on pixels [default: where the store keeps no measurements].",
     )
     origin: Literal["bounds", "slide"] | None = option(
         None,

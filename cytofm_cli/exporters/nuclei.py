@@ -1,14 +1,16 @@
-"""What exporters of nuclei share: the nuclei of a store with morphometrics, attention and scores.
+"""What exporters of nuclei share: the nuclei of a store with measurements, attention and scores.
 
-Attention and scores of the cells go along where a RUN has scored them (`cytofm mil score`). The
-morphometrics are measured once for all exporters of a store.
+What is stored of each nucleus is written as it is; shapes follow from the outlines. Pixels are
+read only where the store keeps no measurements, or where that is asked for, and once for all
+exporters of a store. Attention and scores of the cells go along where a RUN has scored them
+(`cytofm mil score`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +21,33 @@ from cytofm_cli.errors import StoreError
 from cytofm_cli.exporters.base import ExportRequest, Note, Report
 from cytofm_cli.exporters.maps import named_columns
 from cytofm_cli.nuclei.base import NucleusTable
-from cytofm_cli.nuclei.features import CELL_RADIUS_UM, Morphometrics, measure
+from cytofm_cli.nuclei.features import CELL_RADIUS_UM, Morphometrics, measure, shape_columns
 from cytofm_cli.nuclei.stitch import with_halo
 from cytofm_cli.store import schema
+from cytofm_cli.store.blocks import ROWS, n_nuclei, nuclei_blocks, nuclei_columns
 from cytofm_cli.store.io import Store
 from cytofm_cli.store.records import StepRecord
+from cytofm_cli.store.tables import empty_table
 from cytofm_cli.tiles.field import Field, open_field
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Morphometrics))
-Columns = dict[str, NDArray[np.floating[Any]]]
+SHAPES = tuple(shape_columns(empty_table(), 1.0))
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class NucleiPart:
+    """Some nuclei in a row.
+
+    Attributes:
+        table: the nuclei, m rows, level-0 pixels.
+        shapes: one (m,) column a measurement.
+        scores: likewise attention and scores, by the name that QuPath shows.
+    """
+
+    table: NucleusTable
+    shapes: Columns
+    scores: Columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +56,19 @@ class Nuclei:
 
     Attributes:
         detector: whose they are.
-        table: the nuclei, m rows, level-0 pixels.
-        shapes: one float32 (m,) column a measurement.
-        scores: likewise attention and scores, by the name that QuPath shows.
+        classes: names of the classes.
+        n: how many there are.
+        shapes: names of the measurements.
+        scores: names of attention and scores.
+        parts: gives the nuclei in order, in the memory of a block; may be called again.
     """
 
     detector: str
-    table: NucleusTable
-    shapes: Columns
-    scores: Columns
+    classes: tuple[str, ...]
+    n: int
+    shapes: tuple[str, ...]
+    scores: tuple[str, ...]
+    parts: Callable[[], Iterator[NucleiPart]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +78,7 @@ class NucleiSource:
     Attributes:
         settings: what else would have made other files.
         steps: provenance records of what they are made from.
-        read: reads and measures them, once however often it is called.
+        read: opens and measures them, once however often it is called.
     """
 
     settings: Mapping[str, Any]
@@ -62,24 +86,30 @@ class NucleiSource:
     read: Callable[[], Nuclei]
 
 
-def source_of(request: ExportRequest) -> NucleiSource:
+def source_of(request: ExportRequest, detector: str | None = None) -> NucleiSource:
     """Find the nuclei that are wanted, and the RUN whose scores go along; reads nothing yet.
+
+    Args:
+        request: names detector and RUN.
+        detector: instead of the one that it names.
 
     Raises:
         StoreError: no such nuclei or scores, or several and none named.
     """
-    return request.once("nuclei", lambda: _find(request))
+    detector = request.store.which_detector(detector or request.config.detector)
+    return request.once(f"nuclei/{detector}", lambda: _find(request, detector))
 
 
-def _find(request: ExportRequest) -> NucleiSource:
-    store = request.store
-    detector = store.which_detector(request.config.detector)
+def _find(request: ExportRequest, detector: str) -> NucleiSource:
+    store, wish = request.store, request.config.measure
     steps = [store.steps[schema.TILE_STEP], store.steps[schema.nuclei_step(detector)]]
+    store.require_fresh(schema.nuclei_step(detector))
     run = _run_of(store, request.config.run, request.note)
     if run is not None:
         steps.append(store.steps[schema.attention_step(run, "cell")])
     read = functools.cache(lambda: _read(request, detector, run))
-    return NucleiSource({"detector": detector, "run": run}, steps, read)
+    settings = {"detector": detector, "run": run}
+    return NucleiSource(settings | ({} if wish is None else {"measure": wish}), steps, read)
 
 
 def measure_all(
@@ -115,12 +145,12 @@ def measure_all(
     return columns
 
 
-def scores_of(store: Store, table: NucleusTable, run: str) -> Columns:
+def scores_of(store: Store, xy_px0: NDArray[np.float32], run: str) -> Columns:
     """Return attention and scores of the nuclei, by the name that QuPath shows.
 
     Args:
         store: scored by `cytofm mil score`.
-        table: the nuclei; they must be those whose cells were scored.
+        xy_px0: (m, 2), the nuclei; they must be those whose cells were scored.
         run: name of the RUN.
 
     Raises:
@@ -129,11 +159,12 @@ def scores_of(store: Store, table: NucleusTable, run: str) -> Columns:
     record, step = store.attention_record(run, "cell"), schema.attention_step(run, "cell")
     assert record is not None, "asked for after it was found"
     values_NK = store.read(f"{step}/values")
-    xy_px0 = np.round(table.xy_px0).astype(np.int32)
+    with np.errstate(invalid="ignore"):  # what is no number is no cell's
+        cells_px0 = np.round(xy_px0).astype(np.int32)
     for bag, source in store.embedding_records("cell").items():
-        if source.mark != record.input_fingerprint or len(values_NK) != len(table):
+        if source.mark != record.input_fingerprint or len(values_NK) != len(xy_px0):
             continue
-        if np.array_equal(store.read(f"{bag}/xy_px0"), xy_px0):
+        if np.array_equal(store.read(f"{bag}/xy_px0"), cells_px0):
             return named_columns(record.columns, values_NK)
     raise StoreError(
         f"{store.path}: the scores of RUN {run} are of other cells than these nuclei.",
@@ -164,13 +195,50 @@ def _run_of(store: Store, run: str | None, note: Note) -> str | None:
 
 def _read(request: ExportRequest, detector: str, run: str | None) -> Nuclei:
     store = request.store
-    table = store.nuclei(detector)
     scores: Columns = {}
-    try:
-        scores = scores_of(store, table, run) if run is not None else {}
-    except StoreError as error:
-        if request.config.run is not None:
-            raise
-        request.note(f"warning: {error.one_line()} They are left out.")
-    with open_field(store, slides=request.config.slides) as field:
-        return Nuclei(detector, table, {**measure_all(table, field, request.report)}, scores)
+    if run is not None:
+        try:
+            xy_px0 = store.read(f"{schema.nuclei_step(detector)}/xy_px0")
+            scores = scores_of(store, xy_px0, run)
+        except StoreError as error:
+            if request.config.run is not None:
+                raise
+            request.note(f"warning: {error.one_line()} They are left out.")
+    stored = nuclei_columns(store, detector)
+    measured = _measured(request, detector, stored)
+    return Nuclei(
+        detector=detector,
+        classes=store.nuclei_record(detector).classes,
+        n=n_nuclei(store, detector),
+        shapes=tuple(dict.fromkeys([*SHAPES, *measured, *stored])),
+        scores=tuple(scores),
+        parts=lambda: _parts(request, detector, measured, scores),
+    )
+
+
+def _measured(request: ExportRequest, detector: str, stored: Sequence[str]) -> Columns:
+    """Measure on the pixels what is to be measured and not stored; nothing is measured twice."""
+    missing = [name for name in COLUMNS if name not in (*SHAPES, *stored)]
+    wanted = not stored if request.config.measure is None else request.config.measure
+    if not wanted or not missing or not n_nuclei(request.store, detector):
+        return {}
+    table = request.store.nuclei(detector)
+    with open_field(request.store, slides=request.config.slides) as field:
+        columns = measure_all(table, field, request.report)
+    return {name: columns[name] for name in missing}
+
+
+def _parts(
+    request: ExportRequest, detector: str, measured: Columns, scores: Columns
+) -> Iterator[NucleiPart]:
+    store, total = request.store, n_nuclei(request.store, detector)
+    for block in nuclei_blocks(store, detector, ROWS):
+        rows = slice(block.first, block.first + len(block.table))
+        outlines = shape_columns(block.table, store.slide.mpp)
+        of_pixels = {name: column[rows] for name, column in measured.items()}
+        yield NucleiPart(
+            block.table,
+            {**outlines, **of_pixels, **block.columns},
+            {name: column[rows] for name, column in scores.items()},
+        )
+        request.report(rows.stop, total)

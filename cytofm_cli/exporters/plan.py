@@ -105,7 +105,12 @@ def _refuse_unused(config: ExportConfig, chosen: Mapping[str, ExporterPlugin]) -
     for name, value in vars(config).items():
         if name in _OF_ALL or value is None:
             continue
-        takers = [kind for kind, plugin in every.items() if name in plugin.options]
+        takers = [
+            kind
+            for kind, plugin in every.items()
+            if name in plugin.options
+            and ("bags" in plugin.what or (name, value) != ("unit", "tile"))
+        ]
         if set(takers) & set(chosen):
             continue
         kinds = f"--to {' or '.join(takers)}"
@@ -113,8 +118,21 @@ def _refuse_unused(config: ExportConfig, chosen: Mapping[str, ExporterPlugin]) -
             if takers == [kind for kind, plugin in every.items() if what in plugin.what]:
                 kinds = f"{what} ({kinds})"
         raise UsageError(
-            f"--{name} is for {kinds}, not for --to {','.join(chosen)}.", hint="leave it away"
+            f"{_typed(name, value)} is for {kinds}, not for --to {','.join(chosen)}.",
+            hint="leave it away",
         )
+
+
+def _takes(plugin: ExporterPlugin, name: str, value: Any) -> bool:
+    """Tell whether an exporter looks at a setting; nuclei are cells, whatever the unit."""
+    return name in plugin.options and ("bags" in plugin.what or (name, value) != ("unit", "tile"))
+
+
+def _typed(name: str, value: Any) -> str:
+    """Return a setting as it is typed, as far as it matters."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return "--unit tile" if (name, value) == ("unit", "tile") else f"--{name}"
 
 
 def _own_settings(chosen: Mapping[str, ExporterPlugin], given: Layer) -> dict[str, Any]:

@@ -47,20 +47,18 @@ def make(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
         overwrite: make it in any case.
 
     Raises:
-        ConfigMismatchError: a file of that name was made with other settings.
+        ConfigMismatchError: a file of that name was made with other settings, or by others.
         OutputError: the folder cannot be written.
     """
     if status_of(product, folder, overwrite=overwrite) == "skipped":
         return "skipped"
-    source = _source_of(product)
+    record = {"settings": dict(product.settings), "source": _source_of(product)}
+    for file in product.files:  # killed between a file and its record, the file is still ours
+        if not _record_of(file, folder).exists():
+            write_json(_record_of(file, folder), record | {"bytes": None})
     product.write()
     for file in product.files:
-        record = {
-            "settings": dict(product.settings),
-            "source": source,
-            "bytes": file.stat().st_size,
-        }
-        write_json(_record_of(file, folder), record)
+        write_json(_record_of(file, folder), record | {"bytes": file.stat().st_size})
     return "written"
 
 
@@ -68,13 +66,13 @@ def status_of(product: Product, folder: Path, *, overwrite: bool = False) -> Sta
     """Say what `make` would do.
 
     Raises:
-        ConfigMismatchError: a file of that name was made with other settings.
+        ConfigMismatchError: a file of that name was made with other settings, or by others.
     """
     source = _source_of(product)
-    current = not overwrite and all(
-        _is_current(file, folder, product, source) for file in product.files
-    )
-    return "skipped" if current else "written"
+    if overwrite:
+        return "written"
+    current = [_is_current(file, folder, product, source) for file in product.files]
+    return "skipped" if all(current) else "written"
 
 
 def _source_of(product: Product) -> str:
@@ -86,13 +84,18 @@ def _record_of(file: Path, folder: Path) -> Path:
 
 
 def _is_current(file: Path, folder: Path, product: Product, source: str) -> bool:
+    if not file.exists():
+        return False
     try:
         record = json.loads(_record_of(file, folder).read_text(encoding="utf-8"))
         settings, size, made_from = record["settings"], record["bytes"], record["source"]
+    except FileNotFoundError:
+        raise ConfigMismatchError(
+            f"{file}: is there, and no export of cytofm has written it.",
+            hint="--overwrite replaces it, another -o keeps it.",
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # not ours, or of an earlier version: it is made anew
-    if not file.exists():
-        return False
+        return False  # a damaged record: the file is made anew
     differing = differences(settings, product.settings)
     if differing:
         raise ConfigMismatchError(

@@ -65,13 +65,15 @@ def shape_columns(table: NucleusTable, mpp: float) -> dict[str, NDArray[np.float
         table: coordinates in level-0 pixels.
         mpp: µm/px of level 0.
     """
-    names = ("perimeter_um", "circularity", "eccentricity", "major_axis_um", "minor_axis_um")
-    values = np.full((len(table), len(names)), np.nan, np.float32)
-    for row in range(len(table)):
-        ring = table.polygon(row)
-        if len(ring):
-            values[row] = _shape(ring.astype(np.float64) * mpp)
-    return dict(zip(names, values.T, strict=True))
+    ring_um = table.contour_px0.astype(np.float64) * mpp
+    found = polygons.shapes(ring_um, table.contour_start)
+    return {
+        "perimeter_um": found.perimeter.astype(np.float32),
+        "circularity": found.circularity.astype(np.float32),
+        "eccentricity": found.eccentricity.astype(np.float32),
+        "major_axis_um": found.major_axis.astype(np.float32),
+        "minor_axis_um": found.minor_axis.astype(np.float32),
+    }
 
 
 def measure(
@@ -94,33 +96,6 @@ def measure(
             stain[row] = _stain(ring, density_HWC, mpp)
     names = ("nc_ratio", "optical_density", "density_std", "hue_blue", "texture")
     return Morphometrics(**shape_columns(table, mpp), **dict(zip(names, stain.T, strict=True)))
-
-
-def _shape(ring_um: NDArray[np.float64]) -> tuple[float, ...]:
-    area = polygons.area(ring_um)
-    perimeter = float(np.linalg.norm(np.roll(ring_um, -1, axis=0) - ring_um, axis=1).sum())
-    if area <= 0 or perimeter <= 0:
-        return (perimeter, *[float("nan")] * 4)
-    # Eigenvalues of the covariance; a full axis of a uniform ellipse is 4 standard deviations.
-    small, large = np.linalg.eigvalsh(_covariance(ring_um))
-    major, minor = (4 * float(np.sqrt(max(value, 0.0))) for value in (large, small))
-    eccentricity = float(np.sqrt(max(0.0, 1 - small / large))) if large > 0 else 0.0
-    return perimeter, 4 * np.pi * area / perimeter**2, eccentricity, major, minor
-
-
-def _covariance(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the covariance of the uniform distribution over a polygon (Green's theorem)."""
-    a = ring - polygons.centroid(ring)
-    b = np.roll(a, -1, axis=0)
-    cross = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-    total = cross.sum() / 2
-
-    def moment(i: int, j: int) -> float:
-        both = a[:, i] * a[:, j] + b[:, i] * b[:, j]
-        mixed = (a[:, i] * b[:, j] + b[:, i] * a[:, j]) / 2
-        return float(((both + mixed) * cross).sum() / (12 * total))
-
-    return np.array([[moment(0, 0), moment(0, 1)], [moment(0, 1), moment(1, 1)]])
 
 
 def _stain(

@@ -5,7 +5,9 @@ Coordinates as in `cytofm_cli.nuclei.base`: pixel (0, 0) covers [0, 1] × [0, 1]
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ Points = NDArray[np.float64]
 # Enough for 1 % of the area of a round nucleus, and few enough for a slide of a million. Only a
 # shape that would cross itself with so few (long, thin, winding) gets more.
 MAX_POINTS = 48
+_FLAT = 1e-12  # twice an area, px², below which a polygon encloses none
 
 
 def label_table(
@@ -124,11 +127,124 @@ def centroid(ring: NDArray[np.floating]) -> Points:
     a = points - origin
     b = np.roll(a, -1, axis=0)
     cross = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-    if abs(cross.sum()) < 1e-12:
+    if abs(cross.sum()) < _FLAT:
         middle: Points = points.mean(axis=0)
         return middle
     centre: Points = origin + ((a + b) * cross[:, None]).sum(0) / (3 * cross.sum())
     return centre
+
+
+def signed_areas(points: Points, start: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the area of each of many rings, float64 (m,); negative where it turns clockwise.
+
+    Args:
+        points: (p, 2), the points of all rings, one after the other.
+        start: (m + 1,), where each ring starts; one without points has area 0.
+    """
+    a, b, first, filled = _edges(points, start)
+    areas = np.zeros(len(start) - 1)
+    if len(filled):
+        areas[filled] = np.add.reduceat(_cross(a, b), first) / 2
+    return areas
+
+
+def centroids(points: Points, start: NDArray[np.int64]) -> Points:
+    """Return the centroid of each of many rings, float64 (m, 2), NaN for one without points.
+
+    That of a degenerate ring is the mean of its points; arguments as of `signed_areas`.
+    """
+    a, b, first, filled = _edges(points, start)
+    centres = np.full((len(start) - 1, 2), np.nan)
+    if not len(filled):
+        return centres
+    cross = _cross(a, b)
+    total = np.add.reduceat(cross, first)
+    flat = np.abs(total) < _FLAT
+    moment = np.add.reduceat((a + b) * cross[:, None], first)
+    mean = np.add.reduceat(a, first) / np.diff(start)[filled, None]
+    whole = moment / np.where(flat, 1.0, 3 * total)[:, None]
+    centres[filled] = points[first] + np.where(flat[:, None], mean, whole)
+    return centres
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shapes:
+    """What the outlines of nuclei measure, one row each; NaN where there is none.
+
+    Attributes:
+        perimeter: length of the outline, in its unit, float64 (m,).
+        circularity: 4π · area / perimeter², 1 for a disk.
+        eccentricity: of the ellipse with the outline's second moments, 0 for a disk.
+        major_axis, minor_axis: lengths of that ellipse's axes.
+    """
+
+    perimeter: NDArray[np.float64]
+    circularity: NDArray[np.float64]
+    eccentricity: NDArray[np.float64]
+    major_axis: NDArray[np.float64]
+    minor_axis: NDArray[np.float64]
+
+
+def shapes(points: Points, start: NDArray[np.int64]) -> Shapes:
+    """Measure many rings at once; arguments as of `signed_areas`.
+
+    The moments are those of the uniform distribution over the polygon (Green's theorem); a full
+    axis of a uniform ellipse is 4 standard deviations.
+    """
+    values = np.full((5, len(start) - 1), np.nan)
+    a, b, first, filled = _edges(points, start)
+    if not len(filled):
+        return _as_shapes(values)
+    ax, ay, bx, by = (np.ascontiguousarray(column) for column in (*a.T, *b.T))
+    cross = ax * by - ay * bx
+
+    def total(edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.add.reduceat(edges, first))
+
+    perimeter, area = total(np.hypot(bx - ax, by - ay)), total(cross) / 2
+    whole = (np.abs(area) > 0) & (perimeter > 0)
+    over = np.where(whole, area, 1.0)
+    # Moments about the first point of each ring, and from there about its centroid.
+    x, y = total((ax + bx) * cross) / (6 * over), total((ay + by) * cross) / (6 * over)
+    xx = total((ax * ax + ax * bx + bx * bx) * cross) / (12 * over) - x * x
+    yy = total((ay * ay + ay * by + by * by) * cross) / (12 * over) - y * y
+    xy = (2 * (ax * ay + bx * by) + ax * by + bx * ay) * cross
+    xy = total(xy) / (24 * over) - x * y
+    middle, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
+    large, small = np.maximum(middle + spread, 0), np.maximum(middle - spread, 0)
+    roundness = 4 * np.pi * np.abs(area) / np.where(whole, perimeter, 1.0) ** 2
+    flatness = np.sqrt(np.maximum(0, 1 - small / np.where(large > 0, large, 1.0)))
+    values[0, filled] = perimeter
+    for row, column in enumerate((roundness, flatness, 4 * np.sqrt(large), 4 * np.sqrt(small)), 1):
+        values[row, filled] = np.where(whole, column, np.nan)
+    return _as_shapes(values)
+
+
+def _as_shapes(values: NDArray[np.float64]) -> Shapes:
+    names = (field.name for field in dataclasses.fields(Shapes))
+    return Shapes(**dict(zip(names, values, strict=True)))
+
+
+def _edges(
+    points: Points, start: NDArray[np.int64]
+) -> tuple[Points, Points, NDArray[np.int64], NDArray[np.intp]]:
+    """Return the ends of all edges, where the edges of each filled ring start, and which those are.
+
+    Seen from the ring's first point: coordinates of a slide would cancel badly.
+    """
+    length = np.diff(start)
+    filled = np.flatnonzero(length)
+    first = start[:-1][filled]
+    following = np.arange(1, len(points) + 1)
+    following[start[1:][filled] - 1] = first
+    a = np.asarray(points, np.float64)
+    a = a - np.repeat(a[first], length[filled], axis=0)
+    return a, a[following], first, filled
+
+
+def _cross(a: Points, b: Points) -> NDArray[np.float64]:
+    product: NDArray[np.float64] = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    return product
 
 
 def contains(ring: NDArray[np.floating], point: NDArray[np.floating]) -> bool:

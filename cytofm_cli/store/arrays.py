@@ -25,7 +25,7 @@ def write(
     values: NDArray[Any],
     told: Mapping[str, object] | None = None,
 ) -> None:
-    """Write a small array as one chunk.
+    """Write an array as one chunk; one of more than `schema.ROWS_PER_FILE` rows as several.
 
     Args:
         folder: where its step is staged.
@@ -38,7 +38,13 @@ def write(
     """
     _check(kind, values)
     attributes = kind.attributes | dict(told or {})
-    zarr3.write_array(folder / kind.in_step, values, axes=kind.axes, attributes=attributes)
+    zarr3.write_array(
+        folder / kind.in_step,
+        values,
+        axes=kind.axes,
+        attributes=attributes,
+        rows_per_chunk=schema.ROWS_PER_FILE,
+    )
 
 
 def write_rows(folder: Path, kind: ArrayKind, values: NDArray[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cytofm_cli.store.records import (
     StepRecord,
     TileRecord,
 )
+from cytofm_cli.store.rows import Rows
 from cytofm_cli.store.staging import check_slide_id, claim_step, staging, tidy
 from cytofm_cli.store.tables import Embeddings, NucleusTable, Tiles
 from cytofm_cli.work.closing import Closes
@@ -174,11 +176,28 @@ class Store(Closes):
         Raises:
             StoreError: it is not there or damaged.
         """
-        lazy = self.array(array)
+        with self.rows(array) as rows:
+            return rows.read()
+
+    def shape(self, array: str) -> tuple[int, ...]:
+        """Return the shape of an array.
+
+        Raises:
+            StoreError: it is not there or damaged.
+        """
         try:
-            return np.asarray(lazy[...])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            node = json.loads((self.path / array / "zarr.json").read_text(encoding="utf-8"))
+            return tuple(node.get("shape", ()))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise self._damaged(array, error) from error
+
+    def rows(self, array: str) -> Rows:
+        """Open an array, to read it in blocks of rows: `with store.rows(…) as rows`.
+
+        Raises:
+            StoreError: it is not there or damaged; `read` raises it too.
+        """
+        return Rows(self.path / array, functools.partial(self._damaged, array))
 
     @property
     def tile_xy_px0(self) -> NDArray[np.int32]:
@@ -262,7 +281,9 @@ class Store(Closes):
         return kind.from_json(self.steps[step].to_json(), f"{self.path}: the record of {step}")
 
     def _damaged(self, array: str, error: Exception) -> StoreError:
-        step = next((one for one in self.steps if array.startswith(f"{one}/")), schema.TILE_STEP)
+        step = next(
+            (group for group in self.steps if array.startswith(f"{group}/")), schema.TILE_STEP
+        )
         return StoreError(
             f"{self.path}: {array} cannot be read ({type(error).__name__}: {error}).",
             hint="the store is damaged; " + fresh.again(self.path, self.slide, self.steps, step),
@@ -278,14 +299,14 @@ def list_stores(folder: Path) -> list[Path]:
     """Return the stores in a folder, sorted by name."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder.")
-    found = sorted(
+    paths = sorted(
         path
         for path in folder.glob(f"*{schema.STORE_SUFFIX}")
         if not path.name.startswith(".") and is_store(path)
     )
-    if not found:
+    if not paths:
         raise InputError(f"{folder}: holds no stores.", hint="make some with `cytofm tile`.")
-    return found
+    return paths
 
 
 def is_store(path: Path) -> bool:
@@ -344,9 +365,9 @@ def _has_group(path: Path, step: str) -> bool:
 
 def orphans(path: Path, listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the JSON of steps that are complete and not (or otherwise) listed in the root."""
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for step in _groups(path):
         record = _attributes(path / step).get(schema.ATTRIBUTES_KEY)
         if record is not None and listed.get(step) != record:
-            found[step] = record
-    return found
+            records[step] = record
+    return records

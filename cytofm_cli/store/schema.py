@@ -185,6 +185,9 @@ def kind_of(path: str) -> ArrayKind:
 TILES_PER_SHARD: Final = 64
 MOST_SHARDS: Final = 40
 ROWS_PER_CHUNK: Final = 1024
+# Tables up to here are one chunk in one file; the 160 million points of five million outlines
+# are many, so that they can be read in blocks.
+ROWS_PER_FILE: Final = 2**21
 _NAME_BYTES: Final = 200
 
 

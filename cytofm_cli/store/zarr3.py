@@ -8,8 +8,8 @@ Format: Zarr core v3.0 and the `sharding_indexed` codec v1.0 of its specificatio
 
 from __future__ import annotations
 
-import functools
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,16 +64,21 @@ def write_array(
     axes: Sequence[str],
     compress: bool = True,
     attributes: Mapping[str, Any] | None = None,
+    rows_per_chunk: int | None = None,
 ) -> None:
-    """Write a small array as one chunk in one file."""
+    """Write an array as one chunk in one file; a longer one as a file every `rows_per_chunk`."""
     codecs = [BYTES, ZSTD] if compress else [BYTES]
     path.mkdir(parents=True, exist_ok=True)
-    chunk = tuple(max(1, side) for side in values.shape)
+    rows = min(values.shape[0], rows_per_chunk or values.shape[0])
+    chunk = (max(1, rows), *(max(1, side) for side in values.shape[1:]))
     _write_array_node(path, values.shape, values.dtype, chunk, codecs, axes, attributes)
-    if values.size:
-        data = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False)
-        raw = data.tobytes()
-        key = ".".join(["c", *["0"] * values.ndim])
+    if not values.size:
+        return
+    for number, start in enumerate(range(0, values.shape[0], rows)):
+        block = np.ascontiguousarray(values[start : start + rows])
+        raw = block.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+        raw += bytes((rows - len(block)) * (len(raw) // len(block)))  # a chunk is always whole
+        key = ".".join(["c", str(number), *["0"] * (values.ndim - 1)])
         (path / key).write_bytes(zstd_encode(raw) if compress else raw)
 
 
@@ -183,6 +188,8 @@ class ShardedArrayWriter:
         Returns:
             Bytes written.
         """
+        from numcodecs.checksum32 import CRC32C  # importing numcodecs takes 0.05 to 0.15 s
+
         n_chunks = int(np.prod(self.chunks_per_shard))
         table = np.full((n_chunks, 2), _MISSING, dtype="<u8")
         key = ".".join(["c", str(index), *["0"] * (len(self.chunks_per_shard) - 1)])
@@ -193,16 +200,18 @@ class ShardedArrayWriter:
                     handle.write(chunk)
                     table[position] = (offset, len(chunk))
                     offset += len(chunk)
-            handle.write(bytes(_crc32c().encode(table)))
+            handle.write(bytes(CRC32C().encode(table)))
             return handle.tell()
 
 
-@functools.cache
-def _crc32c() -> Any:
-    """Return the codec that puts a CRC-32C behind the index of a shard, and checks it there."""
-    from numcodecs.checksum32 import CRC32C  # importing numcodecs takes 0.05 s
+def _crc32c(data: bytes) -> bytes:
+    """Return the CRC-32C that stands behind the index of a shard.
 
-    return CRC32C(location="end")
+    What numcodecs writes there; readers do without importing numcodecs.
+    """
+    import google_crc32c
+
+    return int(google_crc32c.value(data)).to_bytes(4, "little")
 
 
 class ShardedArrayReader(Closes):
@@ -241,19 +250,25 @@ class ShardedArrayReader(Closes):
 
     def row_chunks(self, row: int) -> list[bytes | None]:
         """Return the encoded chunks of one row (one chunk deep), in C order."""
-        import os
-
         if self.chunk[0] != 1:
             raise ValueError(f"{self.path}: chunks hold {self.chunk[0]} rows, not one")
         shard, within = divmod(row, self.rows_per_shard)
         table = self._table(shard)
         per_row = int(np.prod(self.chunks_per_shard[1:]))
         descriptor = self._handles[shard].fileno()
-        found: list[bytes | None] = []
+        chunks: list[bytes | None] = []
         for offset, n_bytes in table[within * per_row : (within + 1) * per_row]:
             missing = int(offset) == _MISSING
-            found.append(None if missing else os.pread(descriptor, int(n_bytes), int(offset)))
-        return found
+            chunks.append(None if missing else os.pread(descriptor, int(n_bytes), int(offset)))
+        return chunks
+
+    def chunk_at(self, number: int) -> bytes | None:
+        """Return an encoded chunk of an array whose chunks are whole rows, by its place."""
+        shard, within = divmod(number, self.chunks_per_shard[0])
+        offset, n_bytes = self._table(shard)[within]
+        if int(offset) == _MISSING:
+            return None
+        return os.pread(self._handles[shard].fileno(), int(n_bytes), int(offset))
 
     def _table(self, shard: int) -> NDArray[np.uint64]:
         with self._lock:  # else two threads open a shard, and one closes it under the other
@@ -264,13 +279,12 @@ class ShardedArrayReader(Closes):
         handle = (self.path / key).open("rb")
         n_bytes = int(np.prod(self.chunks_per_shard)) * 16
         handle.seek(-n_bytes - 4, 2)
-        try:
-            table = np.frombuffer(_crc32c().decode(handle.read()), dtype="<u8")
-        except (ValueError, RuntimeError) as error:
+        data = handle.read()
+        if _crc32c(data[:-4]) != data[-4:]:
             handle.close()
-            raise ValueError(f"{self.path / key}: the shard's index is damaged") from error
+            raise ValueError(f"{self.path / key}: the shard's index is damaged")
         self._handles[shard] = handle
-        self._tables[shard] = table.reshape(-1, 2)
+        self._tables[shard] = np.frombuffer(data[:-4], dtype="<u8").reshape(-1, 2)
         return self._tables[shard]
 
 

@@ -45,8 +45,8 @@ KINDS: Final = tuple(_MODULES)
 def suite(kind: str) -> Suite:
     """Return the suite of a kind of plug-in: one of `KINDS`."""
     module = importlib.import_module(f"cytofm_cli.testing.{_MODULES[kind]}")
-    made: Suite = module.SUITE
-    return made
+    loaded: Suite = module.SUITE
+    return loaded
 
 
 def check(kind: str, name: str, folder: Path | None = None) -> None:
@@ -64,5 +64,5 @@ def check(kind: str, name: str, folder: Path | None = None) -> None:
     if folder is not None:
         suite(kind).run(name, folder)
         return
-    with tempfile.TemporaryDirectory() as made:
-        suite(kind).run(name, Path(made))
+    with tempfile.TemporaryDirectory() as scratch:
+        suite(kind).run(name, Path(scratch))

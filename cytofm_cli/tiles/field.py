@@ -354,10 +354,13 @@ def gaps(known_HW: NDArray[np.bool_]) -> list[Box]:
     return found
 
 
-def overlap(one: Box, other: Box) -> Box | None:
+def overlap(first: Box, second: Box) -> Box | None:
     """Return what two boxes have in common, None if nothing."""
-    x0, y0 = max(one.x, other.x), max(one.y, other.y)
-    x1, y1 = min(one.x + one.w, other.x + other.w), min(one.y + one.h, other.y + other.h)
+    x0, y0 = max(first.x, second.x), max(first.y, second.y)
+    x1, y1 = (
+        min(first.x + first.w, second.x + second.w),
+        min(first.y + first.h, second.y + second.h),
+    )
     return Box(x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import uuid
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 import shapely
 
-from cytofm_cli.errors import StoreError
+from cytofm_cli.errors import ConfigMismatchError, StoreError
 from cytofm_cli.exporters import nuclei as nuclei_export
 from cytofm_cli.exporters.base import ExportRequest
 from cytofm_cli.exporters.config import ExportConfig
 from cytofm_cli.exporters.product import Product, make
 from cytofm_cli.mil.bags import load_bags
-from cytofm_cli.nuclei.base import NucleusTable, make_table
+from cytofm_cli.nuclei import geojson
+from cytofm_cli.nuclei.base import NucleusTable, empty_table, make_table
 from cytofm_cli.nuclei.detectors.imported import ImportedConfig, ImportedNuclei
 from cytofm_cli.nuclei.place import SlidePlace
 from cytofm_cli.nuclei.run import write_nuclei
@@ -26,7 +28,7 @@ from cytofm_cli.registry import exporters
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, schema
 from cytofm_cli.store.records import LevelRecord, NucleiRecord, SlideRecord, StepRecord, TileRecord
-from cytofm_cli.store.zarr3 import BYTES, ZSTD, zstd_encode
+from cytofm_cli.store.zarr3 import BYTES, ZSTD, write_array, zstd_encode
 from cytofm_cli.units import Box, Size
 
 BOUNDS = [4000, 2000, 512, 512]
@@ -153,6 +155,111 @@ def test_geojson__comes_back_as_the_same_nuclei(store, tmp_path):
         np.testing.assert_allclose(back.xy_px0[:2], CENTRES[:2], atol=0.01)
         assert [back.classes[i] for i in back.class_id] == ["Tumor: Positive", "Stroma", "Stroma"]
         np.testing.assert_array_equal(back.probability, [0.25, 0.5, 1])
+
+
+def test_geojson__a_feature_is_a_line_of_known_text(store, tmp_path):
+    written(store, tmp_path, origin="slide", measure=False)
+    lines = (tmp_path / "s.geojson").read_text().splitlines()
+    assert lines[0] == (
+        '{"type":"FeatureCollection","cytofm":{"slide_id":"s","detector":"classical",'
+        '"origin_px0":[0,0]},"features":['
+    )
+    number = uuid.uuid5(uuid.UUID("6f1d2c52-7d0f-5a0e-9f0e-0c7f6d9a2b11"), "s/classical/2")
+    # The ring crosses itself at (4308, 2302), where two loops meet: the larger one stays.
+    ring = "[4290.0,2290.0],[4320.0,2290.0],[4308.0,2302.0],[4290.0,2290.0]"
+    assert lines[3].startswith(
+        f'{{"type":"Feature","id":"{number}",'
+        f'"geometry":{{"type":"Polygon","coordinates":[[{ring}]]}},'
+        '"properties":{"objectType":"detection","classification":{"name":"Stroma",'
+        '"color":[213,94,0]},"measurements":{"Area µm^2":12.0,"Detection probability":1.0,'
+    )
+    assert lines[-1] == "]}"
+
+
+def test_stored_columns__are_written_and_no_pixel_is_read(store, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(nuclei_export, "measure_all", never)
+    group = store.path / "nuclei" / "classical"
+    write_array(group / "chromatin", np.array([0.5, np.nan, 2], np.float32), axes=("nucleus",))
+    write_array(group / "more" / "n_pieces", np.array([1, 2, 3], np.int32), axes=("nucleus",))
+    write_array(group / "circularity", np.array([0.1, 0.2, 0.3], np.float32), axes=("nucleus",))
+    write_array(group / "other", np.zeros(4, np.float32), axes=("thing",))
+    content, _ = written(store, tmp_path)
+    measured = [feature["properties"]["measurements"] for feature in content["features"]]
+    assert [m.get("chromatin") for m in measured] == [0.5, None, 2]
+    assert [m["more/n_pieces"] for m in measured] == [1, 2, 3]
+    assert [m["circularity"] for m in measured] == [0.1, 0.2, 0.3]
+    assert "other" not in measured[0] and "optical_density" not in measured[0]
+    (product,), _ = products(store, tmp_path, "csv")
+    make(product, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert [row["chromatin"] for row in rows] == ["0.5000", "", "2.0000"]
+    assert [row["more/n_pieces"] for row in rows] == ["1", "2", "3"]
+
+
+def test_measure__adds_what_is_not_stored_and_says_so_in_the_record(store, tmp_path):
+    group = store.path / "nuclei" / "classical"
+    write_array(group / "texture", np.array([7, 8, 9], np.float32), axes=("nucleus",))
+    content, _ = written(store, tmp_path, measure=True)
+    measured = [feature["properties"]["measurements"] for feature in content["features"]]
+    assert [m["texture"] for m in measured] == [7, 8, 9]
+    assert 0 < measured[0]["optical_density"] < 3
+    (product,), _ = products(store, tmp_path, "geojson", measure=False)
+    with pytest.raises(ConfigMismatchError, match="measure"):
+        make(product, tmp_path)
+
+
+def test_unknown_probability__is_left_out(store, tmp_path):
+    probability = store.path / "nuclei" / "classical" / "probability"
+    shutil.rmtree(probability)
+    write_array(probability, np.array([0.5, np.nan, 1], np.float32), axes=("nucleus",))
+    content, _ = written(store, tmp_path)
+    found = [f["properties"]["measurements"] for f in content["features"]]
+    assert [m.get("Detection probability") for m in found] == [0.5, None, 1]
+    (product,), _ = products(store, tmp_path, "csv")
+    make(product, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert [row["probability"] for row in rows] == ["0.5000", "", "1.0000"]
+
+
+def test_coordinates_that_are_no_numbers__are_refused_and_nothing_is_left(store, tmp_path):
+    xy = store.path / "nuclei" / "classical" / "xy_px0"
+    shutil.rmtree(xy)
+    write_array(xy, np.full((3, 2), np.nan, np.float32), axes=("nucleus", "xy"))
+    shutil.rmtree(store.path / "attention")
+    store = io.open_store(store.path)
+    (product,), _ = products(store, tmp_path / "out", "geojson", measure=False)
+    with pytest.raises(StoreError, match="a coordinate is not a finite number"):
+        make(product, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))[1:]  # the folder of records alone
+
+
+@pytest.mark.parametrize("kind", ["geojson", "csv"])
+def test_blocks__of_any_size_give_the_same_file(store, tmp_path, monkeypatch, kind):
+    (product,), _ = products(store, tmp_path / "a", kind)
+    make(product, tmp_path / "a")
+    for module, name in ((nuclei_export, "ROWS"), (geojson, "_BLOCK")):
+        monkeypatch.setattr(module, name, 2)
+    (product,), _ = products(store, tmp_path / "b", kind)
+    make(product, tmp_path / "b")
+    assert (tmp_path / "b" / f"s.{kind}").read_bytes() == (tmp_path / f"a/s.{kind}").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["geojson", "csv"])
+def test_no_nuclei__give_a_file_without_rows(store, tmp_path, kind):
+    with io.staging(store.path.parent, "s", "n") as staged:
+        write_nuclei(staged, empty_table())
+        record = NucleiRecord(**provenance.stamp({}, input_fingerprint="m"), n=0, classes=("a",))
+        commit.commit_group(staged, store.path, "nuclei/classical", record)
+    (product,), _ = products(io.open_store(store.path), tmp_path, kind)
+    make(product, tmp_path)
+    text = (tmp_path / f"s.{kind}").read_text()
+    if kind == "geojson":
+        assert json.loads(text)["features"] == []
+    else:
+        assert len(text.splitlines()) == 1 and text.startswith("slide_id,x_px0,y_px0,class,")
 
 
 def test_csv__has_attention_and_level_0_places(store, tmp_path):

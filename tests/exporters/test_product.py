@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cytofm_cli.errors import ConfigMismatchError
-from cytofm_cli.exporters.product import Product, make
+from cytofm_cli.exporters.product import Product, make, status_of
 from cytofm_cli.store.records import StepRecord
 from cytofm_cli.work.files import replacing
 
@@ -41,6 +42,30 @@ def test_make__what_is_missing_cut_or_of_other_steps_is_made_anew(tmp_path: Path
     assert (tmp_path / "a.txt").read_text() == "six"
     assert make(product(tmp_path, "new", step="other"), tmp_path) == "written"
     assert make(product(tmp_path, "new", step="other"), tmp_path) == "skipped"
+
+
+def test_make__a_file_that_others_wrote_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("mine")
+    for do in (make, status_of):
+        with pytest.raises(ConfigMismatchError, match=r"a\.txt: is there, and no export"):
+            do(product(tmp_path, "one"), tmp_path)
+    assert (tmp_path / "a.txt").read_text() == "mine"
+    assert make(product(tmp_path, "one"), tmp_path, overwrite=True) == "written"
+    assert make(product(tmp_path, "one"), tmp_path) == "skipped"
+
+
+def test_make__killed_before_the_record_is_written_the_file_is_ours(tmp_path: Path) -> None:
+    cut = product(tmp_path, "one")
+
+    def killed() -> None:
+        cut.write()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(replace(cut, write=killed), tmp_path)
+    assert (tmp_path / "a.txt").read_text() == "one"
+    assert make(product(tmp_path, "two"), tmp_path) == "written"
+    assert (tmp_path / "a.txt").read_text() == "two"
 
 
 def test_make__other_settings_are_refused_by_name(tmp_path: Path) -> None:

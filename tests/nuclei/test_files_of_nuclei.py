@@ -35,9 +35,9 @@ def imported(path, mpp=0.25, **settings):
 
 
 def text_of(table, measurements=None) -> str:
-    handle = io.StringIO()
-    geojson.write(handle, table, measurements)
-    return handle.getvalue()
+    handle = io.BytesIO()
+    geojson.write(handle, [geojson.Block(table, measurements or {})])
+    return handle.getvalue().decode()
 
 
 def test_geojson__round_trip(tmp_path):

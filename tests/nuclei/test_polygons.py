@@ -138,3 +138,49 @@ def test_split_touching__overlapping_disks_become_disjoint_halves():
     both = polygons.fill(disks.points()[0], 60, 70) | polygons.fill(disks.points()[1], 60, 70)
     assert (masks[0] & masks[1]).sum() <= 4
     assert (masks[0] | masks[1]).sum() > 0.95 * both.sum()
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 30), st.floats(0, 1e5), st.booleans()), min_size=1, max_size=8
+    )
+)
+def test_batches__agree_with_single_rings(kinds: list[tuple[int, float, bool]]) -> None:
+    rings = []
+    for number, (count, place, turned) in enumerate(kinds):
+        points = np.random.default_rng(number).uniform(0, 40, (count if count > 2 else 0, 2))
+        rings.append(points[:: -1 if turned else 1] + place)
+    start = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])])
+    points = np.concatenate(rings)
+    areas = polygons.signed_areas(points, start)
+    centres = polygons.centroids(points, start)
+    perimeters = polygons.shapes(points, start).perimeter
+    for ring, signed, centre, perimeter in zip(rings, areas, centres, perimeters, strict=True):
+        if not len(ring):
+            assert signed == 0 and np.isnan(centre).all() and np.isnan(perimeter)
+            continue
+        moved = ring - ring[0]
+        x, y = moved.T
+        assert abs(signed) == pytest.approx(polygons.area(moved), abs=1e-9)
+        assert np.sign(signed) == np.sign(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+        np.testing.assert_allclose(centre, polygons.centroid(ring), rtol=1e-9, atol=1e-6)
+        assert perimeter == pytest.approx(np.hypot(*(moved - np.roll(moved, -1, 0)).T).sum())
+
+
+def test_shapes__rectangle_far_from_the_corner_of_the_slide() -> None:
+    # 6 × 2, turned: variances 6²/12 and 2²/12, and an axis is 4 standard deviations.
+    turn = np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
+    corners = np.array([[0, 0], [6, 0], [6, 2], [0, 2]]) @ turn + 150_000.25
+    for ring in (corners, corners[::-1]):
+        found = polygons.shapes(ring, np.array([0, 4]))
+        assert found.perimeter[0] == pytest.approx(16)
+        assert found.circularity[0] == pytest.approx(4 * np.pi * 12 / 256)
+        assert found.major_axis[0] == pytest.approx(4 * np.sqrt(3), rel=1e-6)
+        assert found.minor_axis[0] == pytest.approx(4 / np.sqrt(3), rel=1e-6)
+        assert found.eccentricity[0] == pytest.approx(np.sqrt(8 / 9), rel=1e-6)
+
+
+def test_shapes__a_line_has_a_length_and_nothing_else() -> None:
+    found = polygons.shapes(np.array([[0.0, 0], [3, 4], [6, 8]]), np.array([0, 3]))
+    assert found.perimeter[0] == 20
+    assert np.isnan([found.circularity[0], found.eccentricity[0], found.major_axis[0]]).all()

@@ -1,19 +1,25 @@
-"""Nuclei as a table: place, class, confidence, morphometrics, attention."""
+"""Nuclei as a table: place, class, confidence, measurements, attention."""
 
 from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Callable
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cytofm_cli.exporters.base import ExportRequest
-from cytofm_cli.exporters.nuclei import Nuclei, source_of
+from cytofm_cli.exporters.nuclei import Nuclei, NucleiPart, source_of
 from cytofm_cli.exporters.product import Product
 from cytofm_cli.registry import ExporterPlugin, samples
 from cytofm_cli.work.files import replacing
+
+_HEAD = ("slide_id", "x_px0", "y_px0", "class", "probability", "area_um2")
 
 
 def products(request: ExportRequest) -> list[Product]:
@@ -26,29 +32,51 @@ def products(request: ExportRequest) -> list[Product]:
 
 def _write_csv(path: Path, read: Callable[[], Nuclei], slide_id: str) -> None:
     nuclei = read()
-    table = nuclei.table
-    numbers = (table.probability, table.area_um2, *nuclei.shapes.values())
-    head = ("x_px0", "y_px0", "class", "probability", "area_um2")
+    slide = _words([slide_id])
+    classes = [_words([name]) for name in nuclei.classes]
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["slide_id", *head, *nuclei.shapes, *nuclei.scores])
-        for row in range(len(table)):
-            x, y = table.xy_px0[row]
-            writer.writerow(
-                [slide_id, f"{x:.2f}", f"{y:.2f}", table.classes[table.class_id[row]]]
-                + [_number(column[row], ".4f") for column in numbers]
-                + [_number(column[row], ".6g") for column in nuclei.scores.values()]
-            )
+        handle.write(_words([*_HEAD, *nuclei.shapes, *nuclei.scores]) + "\n")
+        for part in nuclei.parts():
+            handle.writelines(_lines(part, slide, classes))
 
 
-def _number(value: float, form: str) -> str:
-    return "" if np.isnan(value) else format(value, form)
+def _lines(part: NucleiPart, slide: str, classes: Sequence[str]) -> Iterator[str]:
+    """Yield the rows of some nuclei; what is not known is left empty."""
+    table = part.table
+    measured = [table.probability, table.area_um2, *part.shapes.values()]
+    columns = [*table.xy_px0.T, *measured, *part.scores.values()]
+    forms = ["%.2f", "%.2f", *map(_form, measured), *("%.6g" for _ in part.scores)]
+    unknown = np.zeros(len(table), bool)
+    for column in columns:
+        unknown |= np.isnan(column)
+    # A row is one formatting; the class, which is text, has its own form each.
+    plain, rest = slide.replace("%", "%%"), ",".join(forms[2:])
+    whole = [f"{plain},%.2f,%.2f,{name.replace('%', '%%')},{rest}\n" for name in classes]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    for row, class_id, odd in zip(rows, table.class_id.tolist(), unknown.tolist(), strict=True):
+        if odd:
+            words = ["" if math.isnan(v) else f % v for f, v in zip(forms, row, strict=True)]
+            yield ",".join([slide, *words[:2], classes[class_id], *words[2:]]) + "\n"
+        else:
+            yield whole[class_id] % row
+
+
+def _form(column: NDArray[Any]) -> str:
+    """Return how a measurement is written: whole numbers as such."""
+    return "%.4f" if column.dtype.kind == "f" else "%d"
+
+
+def _words(words: Sequence[str]) -> str:
+    """Return a line of CSV without its end."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(words)
+    return text.getvalue()
 
 
 PLUGIN = ExporterPlugin(
     make=products,
-    summary="nuclei as CSV, a row a nucleus, with morphometrics",
+    summary="nuclei as CSV, a row a nucleus, with measurements",
     what=("nuclei",),
-    options=("detector", "run"),
-    sample=samples(),
+    options=("unit", "detector", "run", "measure"),
+    sample=samples({}, {"unit": "cell", "measure": False}),
 )

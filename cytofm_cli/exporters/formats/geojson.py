@@ -34,11 +34,11 @@ def _write_geojson(
         whose = "the scanned part, as in QuPath" if origin == BOUNDS else "level 0"
         note(f"{path.name}: coordinates begin at the corner of {whose} {corner}; {other} otherwise")
     about = {"slide_id": place.slide_id, "detector": nuclei.detector, "origin_px0": list(corner)}
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as handle:
+    blocks = (geojson.Block(p.table, {**p.shapes, **p.scores}) for p in nuclei.parts())
+    with replacing(path) as partial, partial.open("wb") as handle:
         geojson.write(
             handle,
-            nuclei.table,
-            {**nuclei.shapes, **nuclei.scores},
+            blocks,
             origin_px0=corner,
             name=f"{place.slide_id}/{nuclei.detector}",
             about=about,
@@ -49,6 +49,6 @@ PLUGIN = ExporterPlugin(
     make=products,
     summary="nuclei as GeoJSON for QuPath",
     what=("nuclei",),
-    options=("detector", "run", "origin"),
-    sample=samples({}, {"origin": "slide"}),
+    options=("unit", "detector", "run", "measure", "origin"),
+    sample=samples({}, {"origin": "slide"}, {"unit": "cell", "measure": False}),
 )

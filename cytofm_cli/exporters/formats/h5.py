@@ -6,27 +6,26 @@ hold `class` (names in its attributes), `probability` and `area_um2` of each nuc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.exporters.bags import BagGeometry, origin_of, product, read_bag
+from cytofm_cli.exporters.bags import Bag, BagGeometry, open_bag, product
 from cytofm_cli.exporters.base import ExportRequest
 from cytofm_cli.exporters.formats.pt import write_pt
 from cytofm_cli.exporters.product import Product
 from cytofm_cli.mil import foreign
 from cytofm_cli.registry import ExporterPlugin, samples
 from cytofm_cli.store.io import Store
-from cytofm_cli.store.tables import Embeddings
 
 if TYPE_CHECKING:
     import h5py
-
-    from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.work.files import replacing
+
+_CELL_ROWS = 1024
 
 
 def products(request: ExportRequest) -> list[Product]:
@@ -58,18 +57,19 @@ def export_trident(
     store: Store, folder: Path, *, encoder: str | None, unit: str = "tile"
 ) -> list[Path]:
     """Write `<mag>x_<px>px_<overlap>px_overlap/{patches,features_<encoder>}/<slide>….h5`."""
-    bag, where, nuclei = read_bag(store, encoder, unit)
+    bag = open_bag(store, encoder, unit)
+    where = bag.where
     coords, features = _trident_files(where, folder, bag.encoder, unit)
     _write_h5(coords, lambda file: _trident_coords(file, bag, where, coords.parent))
 
     def fill(file: h5py.File) -> None:
         _trident_coords(file, bag, where, features.parent)
-        table = _table(file, "features", bag.values.astype(np.float32), rows=1)
+        table = _features(file, bag, rows=1)
         table.attrs["name"] = where.name
         table.attrs["savetodir"] = str(features.parent)
         table.attrs["encoder"] = bag.encoder
-        table.attrs[foreign.RECORD] = foreign.to_text(origin_of(store, bag, unit))
-        _add_nuclei(file, nuclei)
+        table.attrs[foreign.RECORD] = foreign.to_text(bag.origin)
+        _add_nuclei(file, bag)
 
     _write_h5(features, fill)
     return [coords, features]
@@ -79,7 +79,8 @@ def export_clam(
     store: Store, folder: Path, *, encoder: str | None, unit: str = "tile"
 ) -> list[Path]:
     """Write `patches/`, `h5_files/` and `pt_files/` as CLAM reads them."""
-    bag, where, nuclei = read_bag(store, encoder, unit)
+    bag = open_bag(store, encoder, unit)
+    where = bag.where
     coords, features, tensor = _clam_files(where, folder, bag.encoder, unit)
     downsample = [
         where.size_px0[0] / where.level_size_px[0],
@@ -87,7 +88,7 @@ def export_clam(
     ]
 
     def fill_coords(file: h5py.File) -> None:
-        table = _table(file, "coords", bag.xy_px0.astype(np.int64), rows=1)
+        table = _table(file, "coords", bag, bag.xy_px0.astype(np.int64), rows=1)
         table.attrs["patch_size"] = where.tile_px
         table.attrs["patch_level"] = where.level
         table.attrs["downsample"] = np.asarray(downsample, dtype=np.float64)
@@ -97,19 +98,19 @@ def export_clam(
         table.attrs["save_path"] = str(coords.parent)
 
     def fill_features(file: h5py.File) -> None:
-        table = _table(file, "features", bag.values.astype(np.float32), rows=32)
-        table.attrs[foreign.RECORD] = foreign.to_text(origin_of(store, bag, unit))
-        _table(file, "coords", bag.xy_px0.astype(np.int32), rows=32)
-        _add_nuclei(file, nuclei)
+        table = _features(file, bag, rows=32)
+        table.attrs[foreign.RECORD] = foreign.to_text(bag.origin)
+        _table(file, "coords", bag, bag.xy_px0.astype(np.int32), rows=32)
+        _add_nuclei(file, bag)
 
     _write_h5(coords, fill_coords)
     _write_h5(features, fill_features)
-    write_pt(tensor, bag, origin_of(store, bag, unit))
+    write_pt(tensor, bag)
     return [coords, features, tensor]
 
 
-def _trident_coords(file: h5py.File, bag: Embeddings, where: BagGeometry, folder: Path) -> None:
-    table = _table(file, "coords", bag.xy_px0.astype(np.int64), rows=1)
+def _trident_coords(file: h5py.File, bag: Bag, where: BagGeometry, folder: Path) -> None:
+    table = _table(file, "coords", bag, bag.xy_px0.astype(np.int64), rows=1)
     attributes: dict[str, Any] = {
         "patch_size": where.tile_px,
         "patch_size_level0": float(where.tile_px0),
@@ -124,23 +125,40 @@ def _trident_coords(file: h5py.File, bag: Embeddings, where: BagGeometry, folder
     table.attrs.update(attributes)
 
 
-def _add_nuclei(file: h5py.File, nuclei: NucleusTable | None) -> None:
-    if nuclei is None:
+def _add_nuclei(file: h5py.File, bag: Bag) -> None:
+    if bag.detector is None:
         return
-    columns: Mapping[str, NDArray[Any]] = {
-        "class": nuclei.class_id,
-        "probability": nuclei.probability,
-        "area_um2": nuclei.area_um2,
-    }
-    for name, values in columns.items():
-        file.create_dataset(name, data=values)
-    file["class"].attrs["names"] = list(nuclei.classes)
+    for name in ("class", "probability", "area_um2"):
+        file.create_dataset(name, data=bag.of_nuclei(name))
+    file["class"].attrs["names"] = list(bag.store.nuclei_record(bag.detector).classes)
     file["coords"].attrs["anchor"] = "centre"
 
 
-def _table(file: h5py.File, name: str, values: NDArray[Any], *, rows: int) -> h5py.Dataset:
-    chunks = (min(rows, max(1, len(values))), values.shape[1])
+def _features(file: h5py.File, bag: Bag, *, rows: int) -> h5py.Dataset:
+    shape = (len(bag.xy_px0), bag.dim)
+    chunks = _chunks(bag, shape, rows)
+    table = file.create_dataset(
+        "features", shape, np.float32, chunks=chunks, maxshape=(None, shape[1])
+    )
+    for first, values in bag.blocks():
+        table[first : first + len(values)] = values
+    return table
+
+
+def _table(
+    file: h5py.File, name: str, bag: Bag, values: NDArray[Any], *, rows: int
+) -> h5py.Dataset:
+    chunks = _chunks(bag, values.shape, rows)
     return file.create_dataset(name, data=values, chunks=chunks, maxshape=(None, *values.shape[1:]))
+
+
+def _chunks(bag: Bag, shape: tuple[int, ...], rows: int) -> tuple[int, int]:
+    """Return the chunk of a table: so many rows for tiles, as the other tools have it.
+
+    Those tools know no bags of cells, whose hundred thousands of chunks would take gigabytes.
+    """
+    rows = rows if bag.unit == "tile" else max(rows, _CELL_ROWS)
+    return min(rows, max(1, shape[0])), shape[1]
 
 
 def _write_h5(path: Path, fill: Callable[[h5py.File], None]) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cytofm_cli.exporters.bags import BagGeometry, origin_of, product
+from cytofm_cli.exporters.bags import Bag, BagGeometry, open_bag, product
 from cytofm_cli.exporters.base import ExportRequest
 from cytofm_cli.exporters.product import Product
-from cytofm_cli.mil import foreign, origin
+from cytofm_cli.mil import foreign
 from cytofm_cli.registry import ExporterPlugin, samples
 from cytofm_cli.store.io import Store
-from cytofm_cli.store.tables import Embeddings
 from cytofm_cli.work.files import replacing
 
 
@@ -28,20 +27,22 @@ def _pt_files(where: BagGeometry, folder: Path, _encoder: str, _unit: str) -> li
 def export_pt(store: Store, folder: Path, *, encoder: str | None, unit: str = "tile") -> list[Path]:
     """Write `<slide>.pt`: the float32 (n, d) tensor alone."""
     path = folder / f"{store.slide_id}.pt"
-    bag = store.embeddings(encoder, unit)
-    write_pt(path, bag, origin_of(store, bag, unit))
+    write_pt(path, open_bag(store, encoder, unit))
     return [path]
 
 
-def write_pt(path: Path, bag: Embeddings, made_from: origin.Origin) -> None:
+def write_pt(path: Path, bag: Bag) -> None:
     """Write the float32 (n, d) tensor of a bag, and what it is made from."""
     import torch
 
-    tensor = torch.from_numpy(np.ascontiguousarray(bag.values.astype(np.float32)))
+    features = np.empty((len(bag.xy_px0), bag.dim), np.float32)
+    for first, rows in bag.blocks():
+        features[first : first + len(rows)] = rows
+    tensor = torch.from_numpy(features)
     with replacing(path) as partial:
         with partial.open("wb") as file:  # by its name, host and process would be in the file
             torch.save(tensor, file)
-        foreign.add_to_pt(partial, made_from)
+        foreign.add_to_pt(partial, bag.origin)
 
 
 PLUGIN = ExporterPlugin(
