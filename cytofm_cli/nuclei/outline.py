@@ -171,6 +171,13 @@ def contrast(map_HWC: Floats, outlines: Outlines) -> Floats:
     return difference
 
 
+def sample_rays(map_HWC: Floats, outlines: Outlines, reach_MAK: Floats) -> Floats:
+    """Interpolate a map at distances from the seeds along every ray, (M, A, K) or (M, A, K, C)."""
+    x = outlines.seed_M2[:, :1, None] + reach_MAK * DIRECTIONS_A2[:, :1]
+    y = outlines.seed_M2[:, 1:, None] + reach_MAK * DIRECTIONS_A2[:, 1:]
+    return _sample(map_HWC, x, y)
+
+
 def split_touching(outlines: Outlines) -> Outlines:
     """Cut overlapping outlines apart along the watershed of their normalised distances.
 

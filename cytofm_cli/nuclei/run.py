@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from cytofm_cli import registry
 from cytofm_cli.config import as_record, field_types, resolve
 from cytofm_cli.errors import CytofmError, InputError, UsageError
@@ -259,14 +261,16 @@ def _find(detector: NucleusDetector, tiles: Field, box: Box) -> _Found:
 
 def write_nuclei(folder: Path, table: NucleusTable) -> None:
     """Write the arrays of a table under `folder`, the staged group."""
-    for kind, values in (
+    fixed: list[tuple[schema.ArrayKind, NDArray[Any]]] = [
         (schema.NUCLEI_XY, table.xy_px0),
         (schema.NUCLEI_AREA, table.area_um2),
         (schema.NUCLEI_PROBABILITY, table.probability),
         (schema.NUCLEI_CLASS, table.class_id),
         (schema.NUCLEI_CONTOUR, table.contour_px0),
         (schema.NUCLEI_CONTOUR_START, table.contour_start),
-    ):
+    ]
+    measured = [(schema.NUCLEI_COLUMNS[name], column) for name, column in table.columns.items()]
+    for kind, values in (*fixed, *measured):
         arrays.write(folder, kind, values)
 
 

@@ -17,6 +17,7 @@ from cytofm_cli.nuclei import survey
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
 from cytofm_cli.nuclei.run import Detection, DetectJob
+from cytofm_cli.store import schema
 from cytofm_cli.store.io import open_store
 
 
@@ -64,6 +65,13 @@ def test_nuclei_on_the_border__are_found_once(stores):
     _, facts, notes = detect(store)
     xy = open_store(store).nuclei().xy_px0
     assert facts["n"] == 8 and not notes and "n_quartered" not in facts
+    columns = open_store(store).nuclei().columns
+    assert set(columns) == set(schema.NUCLEI_COLUMNS)
+    # (80, 60, 120) has optical densities of 0.50, 0.62 and 0.33, 0.48 in the mean; the slope of
+    # the drawn edge takes some of it. The border cuts the first nucleus.
+    assert ((columns["optical_density"][1:] > 0.35) & (columns["optical_density"] < 0.48)[1:]).all()
+    np.testing.assert_allclose(columns["ring_density"][1:], 0.06, atol=0.03)
+    assert ((columns["hue_blue"][1:] > 0.1) & (columns["hue_blue"][1:] < 0.18)).all()
     # 512 is the seam of two tiles; of the first nucleus only the right half is on the slide.
     np.testing.assert_allclose(np.sort(xy[:, 0])[1:], np.arange(128, 1024, 128) + 0.5, atol=1.5)
 

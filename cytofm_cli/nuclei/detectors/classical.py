@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
-from cytofm_cli.nuclei import outline, ranking, stain
+from cytofm_cli.nuclei import measures, outline, ranking, stain
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, make_table
 from cytofm_cli.nuclei.blobs import find_blobs
 from cytofm_cli.nuclei.outline import Outlines
@@ -129,7 +129,8 @@ class ClassicalDetector:
         factor = WORKING_MPP / mpp
         density_HWC = optical_density(resample_area(rgb_HWC, factor))
         outlines, probability = find_outlines(density_HWC, self.config, found)
-        return _table(outlines, probability, factor, rgb_HWC.shape[:2])
+        columns = measures.measure(density_HWC, outlines, WORKING_MPP)
+        return _table(outlines, probability, columns, factor, rgb_HWC.shape[:2])
 
 
 def choose_stain(
@@ -252,7 +253,11 @@ def _nuclear_darkness(darkness_HW: Floats, outlines: Outlines, level: float) -> 
 
 
 def _table(
-    outlines: Outlines, probability: Floats, factor: float, size: tuple[int, int]
+    outlines: Outlines,
+    probability: Floats,
+    columns: dict[str, Floats],
+    factor: float,
+    size: tuple[int, int],
 ) -> NucleusTable:
     height, width = size
     points, area_px, centre = outline.in_image(outlines, factor, width, height)
@@ -261,6 +266,7 @@ def _table(
         area_px * (WORKING_MPP / factor) ** 2,
         polygons=points,
         probability=np.clip(probability, 0, 1),
+        columns=columns,
     ).sorted()
 
 
