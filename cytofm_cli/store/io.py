@@ -238,6 +238,11 @@ class Store(Closes):
             contour_px0=contour,
             contour_start=start,
             classes=self._typed(NucleiRecord, step).classes,
+            columns={
+                name: self.read(f"{step}/{name}")
+                for name in schema.NUCLEI_COLUMNS
+                if self.has(f"{step}/{name}")
+            },
         )
 
     def embeddings(self, encoder: str | None = None, unit: str = "tile") -> Embeddings:

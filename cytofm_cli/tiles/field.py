@@ -10,6 +10,7 @@ holds no pixels, the field is a level of the slide.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -153,6 +154,11 @@ class SlideAtHand(Closes):
             return None
         return resample(pixels, box.w, box.h)
 
+    @property
+    def is_exact(self) -> bool:
+        """Tell whether pixels are those of the level, not resampled."""
+        return self._plan.scale == 1
+
     def is_there(self) -> bool:
         """Tell whether the slide can be read."""
         return self._opened() is not None
@@ -266,13 +272,20 @@ class TiledField:
     def _paste_slide(
         self, box: Box, inside: Box, pixels: NDArray[np.uint8], known: NDArray[np.bool_]
     ) -> None:
+        if self._slide is None:
+            return
         window = _window(inside, box.x, box.y)
-        gap = ~known[window]
-        slide = self._slide.read(inside) if self._slide is not None and gap.any() else None
-        if slide is not None:
+        # Resampled pixels depend on where a box starts: then all of it is one.
+        parts = gaps(known[window]) if self._slide.is_exact else [Box(0, 0, inside.w, inside.h)]
+        for part in parts:
+            there = Box(inside.x + part.x, inside.y + part.y, part.w, part.h)
+            slide = self._slide.read(there)
+            if slide is None:
+                continue
             self._beyond.add("slide")
-            pixels[window][gap] = slide[gap]
-            known[window] = True
+            own = _window(there, box.x, box.y)
+            np.copyto(pixels[own], slide, where=~known[own][..., None])
+            known[own] = True
 
     def _placed(self, box: Box) -> list[_Placed]:
         placed = {tile for cell in self._cells(box) for tile in self._index.get(cell, ())}
@@ -326,6 +339,19 @@ def mirrored(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.
     y, x = np.where(known[y, x], (y, x), near)
     filled: NDArray[np.uint8] = pixels[y, x]
     return filled
+
+
+def gaps(known_HW: NDArray[np.bool_]) -> list[Box]:
+    """Return boxes that cover what is not known and nothing else, from top to bottom."""
+    height = len(known_HW)
+    changes = np.flatnonzero((known_HW[1:] != known_HW[:-1]).any(1)) + 1
+    found = []
+    for top, below in itertools.pairwise([0, *changes.tolist(), height]):
+        edges = np.diff(np.concatenate([[0], ~known_HW[top], [0]]).astype(np.int8))
+        starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        for left, right in zip(starts.tolist(), stops.tolist(), strict=True):
+            found.append(Box(left, top, right - left, below - top))
+    return found
 
 
 def overlap(first: Box, second: Box) -> Box | None:

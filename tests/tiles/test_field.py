@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cytofm_cli.store.io import open_store
-from cytofm_cli.tiles.field import mirrored, open_field
+from cytofm_cli.tiles.field import gaps, mirrored, open_field
 from cytofm_cli.units import Box
 
 SIZE = (330, 250)  # w, h
@@ -86,3 +86,16 @@ def test_mirrored__around_a_corner_takes_the_point_behind_the_nearest():
 def test_mirrored__nothing_known_stays_as_it_is():
     pixels = np.full((3, 3, 3), 7, np.uint8)
     assert (mirrored(pixels, np.zeros((3, 3), bool)) == 7).all()
+
+
+def test_gaps__cover_what_is_not_known_once_and_nothing_else():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        known = np.repeat(np.repeat(rng.random((5, 6)) < 0.6, 3, axis=0), 4, axis=1)
+        times = np.zeros(known.shape, int)
+        for x, y, w, h in gaps(known):
+            times[y : y + h, x : x + w] += 1
+        np.testing.assert_array_equal(times, ~known)
+    frame = np.zeros((10, 12), bool)
+    frame[3:7, 2:9] = True
+    assert gaps(frame) == [(0, 0, 12, 3), (0, 3, 2, 4), (9, 3, 3, 4), (0, 7, 12, 3)]
