@@ -114,8 +114,8 @@ def place_boxes(
     return np.concatenate([corner.astype(np.int64), size_G2], -1)
 
 
-def resize_crop(word_HW: Tensor, out_SS: Tensor) -> Tensor:
-    """Resize one crop of packed words to a square, bicubic with antialias, into `out_SS`.
+def resize_crop(word_HW: Tensor, size: int) -> NDArray[np.uint8]:
+    """Resize one crop of packed words to a square, bicubic with antialias: uint8 (S, S, 4).
 
     Runs on uint8, four interleaved channels at once: the fastest kernel that torch has on a
     CPU, and rounds as Pillow does. Not available on a GPU; see `resize_boxes`.
@@ -124,11 +124,9 @@ def resize_crop(word_HW: Tensor, out_SS: Tensor) -> Tensor:
     # last and takes the slow way.
     byte_1CHW = word_HW[None, :, :, None].view(torch.uint8).permute(0, 3, 1, 2)
     small_1CSS = torch.nn.functional.interpolate(
-        byte_1CHW, out_SS.shape, mode="bicubic", antialias=True
+        byte_1CHW, (size, size), mode="bicubic", antialias=True
     )
-    # A constant stays one through the filter: the top byte is 255 again.
-    pixels.as_bytes(out_SS[None]).permute(0, 3, 1, 2).copy_(small_1CSS)
-    return out_SS
+    return small_1CSS[0].permute(1, 2, 0).numpy()  # a constant stays one: the top byte is 255
 
 
 def resize_boxes(word_GHW: Tensor, boxes: list[Box], size: int) -> Tensor:
