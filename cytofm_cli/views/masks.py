@@ -108,11 +108,29 @@ def paint(spans: Spans, weight_GP: Tensor) -> Tensor:
 
 
 def outside_disks(spans: Spans, weight_GP: Tensor) -> Tensor:
-    """Return bool (G, N): true outside the union of the disks."""
-    count_GN = paint(spans, weight_GP)
-    if count_GN.device.type != "cpu":
-        return count_GN == 0
-    return torch.from_numpy(count_GN.numpy() == 0)  # a tenth of torch's time
+    """Return bool (G, N): true outside the union of the disks of weight 1."""
+    if weight_GP.device.type != "cpu":
+        return paint(spans, weight_GP) == 0
+    outside_GN = np.empty((len(weight_GP), spans.n_pixels), bool)
+    parts = zip(spans.start_GPR.numpy(), spans.stop_GPR.numpy(), weight_GP.numpy(), strict=True)
+    for outside_N, (start_PR, stop_PR, weight_P) in zip(outside_GN, parts, strict=True):
+        outside_N[:] = _outside_runs(start_PR[weight_P], stop_PR[weight_P], len(outside_N))
+    return torch.from_numpy(outside_GN)
+
+
+def _outside_runs(
+    start: NDArray[np.int32], stop: NDArray[np.int32], n_pixels: int
+) -> NDArray[np.bool_]:
+    """Return what no span covers, run by run: on a CPU a fifth of the time of a sum."""
+    # Where the i-th end lies before the start after the i-th, whatever started has ended.
+    starts, stops = np.sort(start, axis=None), np.sort(stop, axis=None)
+    gap = stops[:-1] < starts[1:]
+    edges = np.empty(2 * (np.count_nonzero(gap) + (len(starts) > 0)) + 2, np.int64)
+    edges[0], edges[-1] = 0, n_pixels
+    if len(starts):
+        edges[1], edges[3:-1:2] = starts[0], starts[1:][gap]
+        edges[2:-2:2], edges[-2] = stops[:-1][gap], stops[-1]
+    return np.repeat(np.arange(len(edges) - 1) % 2 == 0, np.diff(edges))
 
 
 def rule_labels(

@@ -8,10 +8,12 @@ Letters: B tiles, G anything batched, H rows, W columns, C colours, S side of a 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _TOP: Final = -(1 << 24)  # 0xFF000000 as int32
@@ -34,13 +36,18 @@ def _pack_on_host(rgb_BCHW: Tensor) -> Tensor:
 
     n_tiles, _, height, width = rgb_BCHW.shape
     byte_BHW4 = np.empty((n_tiles, height, width, 4), np.uint8)
-    full_HW = np.full((height, width), 255, np.uint8)
+    full_HW = _full(height, width)
     for rgb_CHW, byte_HW4 in zip(rgb_BCHW.numpy(), byte_BHW4, strict=True):
         if rgb_CHW.strides[0] == 1:  # colours lie side by side
             cv2.cvtColor(rgb_CHW.transpose(1, 2, 0), cv2.COLOR_RGB2RGBA, dst=byte_HW4)
         else:
             cv2.merge([*map(np.ascontiguousarray, rgb_CHW), full_HW], dst=byte_HW4)
     return torch.from_numpy(byte_BHW4).view(torch.int32).squeeze(-1)
+
+
+@lru_cache(maxsize=4)
+def _full(height: int, width: int) -> NDArray[np.uint8]:
+    return np.full((height, width), 255, np.uint8)
 
 
 def as_bytes(word_GHW: Tensor) -> Tensor:

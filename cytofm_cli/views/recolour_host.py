@@ -37,17 +37,19 @@ class Prepared:
         kernel_G: the taps of each blur; None for no blur.
         solarised_G: bool.
         zero_C: the zero of these.
-        limits: what black and white become, per colour.
+        black_C11: the same, float32.
+        white_C11: what white becomes.
     """
 
     turn_G: list[int]
-    A_GCC: NDArray[np.float64]
+    map_GC4: NDArray[np.float64]
     K_GCC: NDArray[np.float64]
+    has_mean_G: list[bool]
     stain_GC4: NDArray[np.float64] | None
     kernel_G: list[NDArray[np.float64] | None]
     solarised_G: NDArray[np.bool_]
-    zero_C: NDArray[np.float64]
-    limits: list[tuple[float, float]]
+    black_C11: NDArray[np.float32]
+    white_C11: NDArray[np.float32]
 
 
 def prepare(
@@ -56,23 +58,27 @@ def prepare(
     std: tuple[float, ...] = augment.IMAGENET_STD,
 ) -> Prepared:
     """Fold normalisation into draws, once for a batch; the result is (x / 255 - mean) / std."""
+    black_C, white_C = -np.array(mean) / std, (1 - np.array(mean)) / std
     scale = 1 / (255 * np.array(std)[:, None])
     stain_GC4 = None
     if drawn.stain_GCC is not None:
         stain_GC4 = recolour.density_weights(drawn.stain_GCC, drawn.stain_shift_GC)
+    zero_GC1 = np.tile(black_C[:, None], (len(drawn.turn_G), 1, 1))
+    map_GC4 = np.concatenate([drawn.colour_GCC * scale, zero_GC1], 2)
     kernels_G9 = blur.kernels(drawn.blur_sigma_G)
     return Prepared(
         drawn.turn_G.tolist(),
-        drawn.colour_GCC * scale,
+        map_GC4,
         drawn.contrast_GCC * scale,
+        drawn.contrast_GCC.any((1, 2)).tolist(),
         stain_GC4,
         [
             kernel_9[kernel_9 > 0] if sigma > 0 else None
             for kernel_9, sigma in zip(kernels_G9, drawn.blur_sigma_G, strict=True)
         ],
         drawn.solarise_G,
-        -np.array(mean) / std,
-        [(-m / s, (1 - m) / s) for m, s in zip(mean, std, strict=True)],
+        black_C.astype(np.float32)[:, None, None],
+        white_C.astype(np.float32)[:, None, None],
     )
 
 
@@ -96,12 +102,11 @@ def apply(
         row, out_CSS = first + number * step, out_GCSS[number]
         rgb_SS3 = _turn(cv2.cvtColor(view_SS4, cv2.COLOR_RGBA2RGB), ready.turn_G[row])
         cv2.split(_recolour(rgb_SS3, ready, row), list(out_CSS))
-    for colour, (low, high) in enumerate(ready.limits):
-        np.clip(out_GCSS[:, colour], low, high, out=out_GCSS[:, colour])
-    for number in np.flatnonzero(ready.solarised_G[first::step][: len(views_GSS4)]).tolist():
-        for plane_SS, (low, high) in zip(out_GCSS[number], ready.limits, strict=True):
+        np.clip(out_CSS, ready.black_C11, ready.white_C11, out=out_CSS)
+        if ready.solarised_G[row]:
             # What is brighter than a half is inverted, and becomes darker than it.
-            np.minimum(plane_SS, (low + high) - plane_SS, out=plane_SS)
+            inverted_CSS = (ready.black_C11 + ready.white_C11) - out_CSS
+            np.minimum(out_CSS, inverted_CSS, out=out_CSS)
 
 
 def _turn(rgb_SS3: Picture, code: int) -> Picture:
@@ -114,18 +119,17 @@ def _turn(rgb_SS3: Picture, code: int) -> Picture:
 
 def _recolour(rgb_SS3: Picture, ready: Prepared, row: int) -> Picture:
     """Return A x + K m + zero of the blurred view, after stain jitter if there is any: float32."""
-    A_CC, K_CC, kernel_T = ready.A_GCC[row], ready.K_GCC[row], ready.kernel_G[row]
-    bias_C = ready.zero_C
+    map_C4, kernel_T = ready.map_GC4[row].copy(), ready.kernel_G[row]
     x_SS3 = rgb_SS3
     if ready.stain_GC4 is not None:
         x_SS3 = cv2.exp(cv2.transform(cv2.LUT(rgb_SS3, _LOG), ready.stain_GC4[row]))
-        bias_C = bias_C - (A_CC + K_CC).sum(1)  # these are x + 1
-    if K_CC.any():
-        bias_C = bias_C + K_CC @ cv2.mean(x_SS3)[:3]
+        map_C4[:, 3] -= (map_C4[:, :3] + ready.K_GCC[row]).sum(1)  # these are x + 1
+    if ready.has_mean_G[row]:
+        map_C4[:, 3] += ready.K_GCC[row] @ cv2.mean(x_SS3)[:3]
     if kernel_T is not None:
         x_SS3 = cv2.sepFilter2D(
             x_SS3, cv2.CV_32F, kernel_T, kernel_T, borderType=cv2.BORDER_REFLECT_101
         )
     elif x_SS3.dtype != np.float32:
         x_SS3 = x_SS3.astype(np.float32)
-    return cv2.transform(x_SS3, np.concatenate([A_CC, bias_C[:, None]], 1))
+    return cv2.transform(x_SS3, map_C4)

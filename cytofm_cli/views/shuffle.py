@@ -44,32 +44,28 @@ def deal_box(word_HW: Tensor, outside_HW: Tensor, key_1: draws.Keys, box: Box) -
     n_targets = int(np.count_nonzero(target_T))
     if n_targets:
         pool_P = word_HW.view(-1).numpy()[outside_HW.view(-1).numpy()]
-        source_T = torch.from_numpy(order(len(pool_P), key_1, n_targets))
-        taken_T = torch.from_numpy(pool_P).index_select(0, source_T)
-        dealt_HW.view(-1).numpy()[target_T] = taken_T.numpy()
+        dealt_HW.view(-1).numpy()[target_T] = deal(pool_P, key_1, n_targets)
     return dealt_HW
 
 
-def order(n: int, key_1: draws.Keys, length: int) -> NDArray[np.int32]:
-    """Return the first `length` numbers of a permutation of 0 … n - 1, n ≥ 1."""
+def deal(pool_P: NDArray[np.int32], key_1: draws.Keys, length: int) -> NDArray[np.int32]:
+    """Return the first `length` of a pool of at least one, shuffled."""
+    n = len(pool_P)
     m = _rounded(n)
     a, b, c = (int(u * size) for u, size in zip(draws.uniform(key_1, 3)[0], (m, n, m), strict=True))
-    table_M, head = _table(m), min(length, m)
-    order_K = np.empty(length, np.int32)
-    order_K[:head] = _turned(table_M, a, head)
-    swapped = _turned(table_M, c, n - m)
+    pool_P = np.concatenate([pool_P[b:], pool_P[:b]])
+    pool, table_M = torch.from_numpy(pool_P), torch.from_numpy(_table(m))
+    dealt_K = np.empty(max(length, m), np.int32)  # what is swapped behind `length` is cut off
+    head = min(length, m)
+    before = min(head, m - a)
+    out = torch.from_numpy(dealt_K)
+    torch.index_select(pool, 0, table_M[a : a + before], out=out[:before])
+    torch.index_select(pool, 0, table_M[: head - before], out=out[before:head])
+    swapped = _table(m).take(np.arange(c, c + n - m), mode="wrap")
     if length > m:
-        order_K[m:] = table_M[(swapped[: length - m] + a) % m]
-    late = np.arange(m, n, dtype=np.int32)
-    if head < m:
-        within = swapped < head
-        swapped, late = swapped[within], late[within]
-    order_K[swapped] = late
-    moved_K = order_K.view(np.uint32)
-    moved_K += np.uint32(b)
-    # Modulo n without a branch: what is less wraps round to something huge.
-    np.minimum(moved_K, moved_K - np.uint32(n), out=moved_K)
-    return order_K
+        dealt_K[m:] = pool_P[_table(m)[(swapped[: length - m] + a) % m]]
+    dealt_K[swapped] = pool_P[m:]
+    return dealt_K[:length]
 
 
 def shuffle_outside(
@@ -96,7 +92,7 @@ def shuffle_outside(
 
 
 def orders(n_G: Tensor, key_G: draws.Keys, length: int) -> Tensor:
-    """Return int64 (G, K): `order` of each of some n ≤ K, whatever behind its n-th number."""
+    """Return int64 (G, K): which of n ≤ K `deal` takes, in order; anything behind the n-th."""
     device = n_G.device
     levels, starts, tables = _tables(length, device)
     n_G1 = n_G.view(-1, 1).clamp(min=1)
@@ -123,13 +119,6 @@ def _rounded(n: int) -> int:
     """Return n with all but its highest bits cleared."""
     cleared = max(0, n.bit_length() - _BITS)
     return n >> cleared << cleared
-
-
-def _turned(table_M: NDArray[np.int32], start: int, length: int) -> NDArray[np.int32]:
-    """Read a table from `start` on, and on from its beginning."""
-    return np.concatenate(
-        [table_M[start : start + length], table_M[: max(0, start + length - len(table_M))]]
-    )
 
 
 @lru_cache(maxsize=64)

@@ -129,6 +129,19 @@ def test_resize_crop__equals_pillow(box, size):
 
 
 @pytest.mark.parametrize("size", [32, 49, 96])
+@pytest.mark.parametrize("box", BOXES)
+def test_resize_crop__is_within_a_grey_level_of_resampling_without_rounding(box, size):
+    tile = smooth_tiles(1)
+    crop = tile[0, :, box.y : box.y + box.h, box.x : box.x + box.w]
+    small = crops.resize_crop(pixels.pack(crop[None])[0], size)
+    for colour in range(3):
+        plane = Image.fromarray(crop[colour].float().numpy())  # in floating point
+        exact = np.asarray(plane.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255)
+        difference = np.abs(small[..., colour] - exact)
+        assert difference.max() <= 1.5 and difference.mean() < 0.4
+
+
+@pytest.mark.parametrize("size", [32, 49, 96])
 def test_resize_boxes__equals_one_crop_after_the_other(size):
     tiles = smooth_tiles(4)
     words = pixels.pack(tiles)
@@ -136,7 +149,9 @@ def test_resize_boxes__equals_one_crop_after_the_other(size):
     for g, box in enumerate(BOXES):
         alone = crops.resize_crop(words[g, box.y : box.y + box.h, box.x : box.x + box.w], size)
         difference = (torch.from_numpy(alone[..., :3]).movedim(-1, 0).int() - together[g]).abs()
-        assert difference.max() <= 1 and difference.float().mean() < 0.05
+        # Weights of 16 bits against float32: a level in between may become two in the end.
+        assert difference.max() <= 2 and difference.float().mean() < 0.05
+        assert (difference == 2).float().mean() < 1e-3
 
 
 def test_resize_weights__rows_sum_to_one_and_stay_in_range():

@@ -13,14 +13,18 @@ from cytofm_cli.views import shuffle
 from cytofm_cli.views.draws import sample_keys
 
 
+def order(n, key, length):
+    return shuffle.deal(np.arange(n, dtype=np.int32), key, length)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 2**63), st.floats(0, 1))
 def test_order__is_a_permutation_and_starts_as_it_does_when_read_whole(n, seed, share):
     key = sample_keys(seed, [0])
-    whole = shuffle.order(n, key, n)
+    whole = order(n, key, n)
     assert np.array_equal(np.sort(whole), np.arange(n))
     length = max(1, int(share * n))
-    assert np.array_equal(shuffle.order(n, key, length), whole[:length])
+    assert np.array_equal(order(n, key, length), whole[:length])
 
 
 def test_order__by_hand():
@@ -34,7 +38,7 @@ def test_order__by_hand():
     expected = [int(table[(k + a) % 18]) for k in range(18)] + [18]
     place = int(table[c])
     expected[place], expected[18] = expected[18], expected[place]
-    assert shuffle.order(19, key, 19).tolist() == [(number + b) % 19 for number in expected]
+    assert order(19, key, 19).tolist() == [(number + b) % 19 for number in expected]
 
 
 def test_orders__are_the_order_of_each():
@@ -42,7 +46,7 @@ def test_orders__are_the_order_of_each():
     keys = sample_keys(1, np.arange(len(counts)))
     together = shuffle.orders(torch.tensor(counts), keys, 1000)
     for row, n in enumerate(counts):
-        alone = shuffle.order(n, keys[row : row + 1], n)
+        alone = order(n, keys[row : row + 1], n)
         assert together[row, :n].tolist() == alone.tolist()
 
 
@@ -51,20 +55,20 @@ def test_order__of_all_keys_is_uniform(n):
     """Every position gets every number equally often: chi² of 16 × 16 cells of both."""
     counts = np.zeros((16, 16))
     for seed in range(200):
-        order = shuffle.order(n, sample_keys(seed, [0]), n)
-        np.add.at(counts, (np.arange(n) * 16 // n, order * 16 // n), 1)
+        numbers = order(n, sample_keys(seed, [0]), n)
+        np.add.at(counts, (np.arange(n) * 16 // n, numbers * 16 // n), 1)
     expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
     # 225 degrees of freedom; cells within one permutation are less scattered than free ones.
     assert ((counts - expected) ** 2 / expected).sum() < 225 + 4 * np.sqrt(450)
 
 
 def test_order__neighbours_go_to_unrelated_places():
-    order = shuffle.order(70_000, sample_keys(2, [0]), 70_000)
-    position = np.arange(len(order))
-    four_sigma = 4 / np.sqrt(len(order))
-    assert abs(np.corrcoef(order, position)[0, 1]) < four_sigma
-    assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < four_sigma
-    assert (np.abs(np.diff(order)) == 1).mean() < 1e-4
+    numbers = order(70_000, sample_keys(2, [0]), 70_000)
+    position = np.arange(len(numbers))
+    four_sigma = 4 / np.sqrt(len(numbers))
+    assert abs(np.corrcoef(numbers, position)[0, 1]) < four_sigma
+    assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < four_sigma
+    assert (np.abs(np.diff(numbers)) == 1).mean() < 1e-4
 
 
 def test_deal_box__of_an_image_without_outside_is_the_image():
