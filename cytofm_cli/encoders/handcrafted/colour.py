@@ -84,7 +84,7 @@ def _of_density(name: str, density_BHW: Array, first_bin_BHW: Array) -> Features
     np.rint(scaled, out=scaled)
     np.clip(scaled, -_BELOW, _BINS - 1 - _BELOW, out=scaled)
     scaled += first_bin_BHW
-    both = counts.count(scaled, 2 * _BINS)
+    both = counts.count(scaled.astype(np.uint16), 2 * _BINS)
     glass, cells = both[:, :_BINS], both[:, _BINS:]
     features: Features = {}
     for where, counted, keep in (

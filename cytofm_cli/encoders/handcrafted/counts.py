@@ -21,16 +21,15 @@ def count(bins_BN: NDArray[Any], n_bins: int) -> Counts:
     """Count, for each image, how many of its pixels fall into each of its bins.
 
     Args:
-        bins_BN: integers in [0, n_bins), (B, ...).
+        bins_BN: unsigned integers below n_bins, (B, ...).
         n_bins: K.
 
     Returns:
         int64 (B, K).
     """
-    n = len(bins_BN)
-    own = np.arange(n, dtype=np.int64)[:, None] * n_bins
-    places = np.add(bins_BN.reshape(n, -1), own, dtype=np.int64, casting="unsafe")
-    return np.bincount(places.ravel(), minlength=n * n_bins).reshape(n, n_bins)
+    # A call each: bins of one range after the other would have to be made and read as int64.
+    rows = bins_BN.reshape(len(bins_BN), -1)
+    return np.stack([np.bincount(row, minlength=n_bins) for row in rows])
 
 
 def statistics(counts_BK: Counts, *, low: float, step: float) -> Features:

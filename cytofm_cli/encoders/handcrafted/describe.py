@@ -25,7 +25,7 @@ from cytofm_cli.encoders.handcrafted.counts import Features
 from cytofm_cli.encoders.handcrafted.halve import halve_exactly
 
 _LARGEST_KEPT: Final = 2**25 - 2**13
-_BLOCK_PX: Final = 2**19  # of images at a time: few calls, and planes that stay in the caches
+_BLOCK_PX: Final = 2**20  # of images at a time: few calls, and planes that stay in the caches
 
 
 def describe(pixels_BHWC: NDArray[np.uint8]) -> Features:
