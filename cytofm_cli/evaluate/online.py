@@ -112,7 +112,7 @@ class CellProbe:
                 side_px = max(1, round(crop_um / field.mpp))
                 xy_px0 = found.xy_px0[rows].astype(np.float32)
                 cells = CellCrops(field, xy_px0, side_px=side_px, fill=fill)
-                crops_BHWC = np.stack([cells.read(i) for i in range(len(rows))])
+                crops_BHWC = cells.read_many(np.arange(len(rows)))
             x_BCHW = torch.from_numpy(crops_BHWC).permute(0, 3, 1, 2)
             parts.append(fit_square(x_BCHW, resize_px=px, input_px=px, interpolation="bicubic"))
         group_N = np.unique(found.groups, return_inverse=True)[1]
