@@ -12,7 +12,14 @@ from cytofm_cli.registry import EncoderPlugin, samples
 
 
 class HandcraftedEncoder:
-    """Measure each image; all the work is done in `prepare`, so that it runs on every core."""
+    """Measure each image; all the work is done in `prepare`, so that it runs on every core.
+
+    Attributes:
+        batch_px: pixels at a time; many small images share the cost of a step.
+        feature_names: of the columns.
+    """
+
+    batch_px = 2**20
 
     def __init__(self) -> None:
         from cytofm_cli.encoders.handcrafted.describe import describe, keep_freed_memory
