@@ -73,7 +73,7 @@ def embed(
         InputError: no stores or slides.
         OutputError: `out` cannot be written.
     """
-    from cytofm_cli.encoders.run import digest_of_weights
+    from cytofm_cli.encoders.recorded import digest_of_weights
 
     config = config_of(EmbedConfig, config, settings, "embed")
     tile = config_of(TileConfig, tile, {}, "embed")

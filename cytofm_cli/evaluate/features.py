@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.encoders.base import Encoder, store_key
-from cytofm_cli.encoders.run import default_batch, embed_tiles
+from cytofm_cli.encoders.batches import default_batch, embed_tiles
 from cytofm_cli.errors import InputError, LabelError, UsageError
 from cytofm_cli.evaluate.points import Points
 from cytofm_cli.nuclei.crops import CellCrops

@@ -245,6 +245,13 @@ class Store(Closes):
             },
         )
 
+    def nuclei_xy_px0(self, detector: str | None = None) -> NDArray[np.float32]:
+        """Read the centres of nuclei alone, (m, 2); argument and errors as of `nuclei`."""
+        step = schema.nuclei_step(self.which_detector(detector))
+        self.require_fresh(step)
+        centres: NDArray[np.float32] = self.read(f"{step}/xy_px0")
+        return centres
+
     def embeddings(self, encoder: str | None = None, unit: str = "tile") -> Embeddings:
         """Read a bag.
 

@@ -31,7 +31,11 @@ from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_ti
 from cytofm_cli.units import Box, Size
 from cytofm_cli.work.closing import Closes
 
-_CACHED_TILES: Final = 16  # the neighbours of a tile, and some to come
+_CACHED_BYTES: Final = 2**26  # of decoded tiles
+_CACHED_TILES: Final = (16, 128)  # the neighbours of a tile, and some to come; and the most
+
+
+_STRIP_PX: Final = 4096  # of a slide, whose readers keep tiles of their own
 
 
 class Field(Protocol):
@@ -42,12 +46,14 @@ class Field(Protocol):
         boxes: the tiles, in the order of the store, inside the image.
         mpp: µm/px.
         downsample: level-0 pixels to a pixel.
+        strip_px: width of the strips in which many small parts are best read, downwards.
     """
 
     size_px: Size
     boxes: list[Box]
     mpp: float
     downsample: float
+    strip_px: int
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Return (box.h, box.w, 3) uint8 RGB."""
@@ -81,22 +87,6 @@ def open_field(store: Store, *, slides: Path | None = None) -> Iterator[Field]:
         yield SlideField(reader, plan, store.tile_xy_px0, fill)
 
 
-def read_square(
-    field: Field, x_px0: float, y_px0: float, side_px: int, fill: int
-) -> NDArray[np.uint8]:
-    """Return a square of the field centred on a level-0 point, filled beyond the image."""
-    left = round(x_px0 / field.downsample - side_px / 2)
-    top = round(y_px0 / field.downsample - side_px / 2)
-    square = np.full((side_px, side_px, 3), fill, dtype=np.uint8)
-    x0, y0 = max(left, 0), max(top, 0)
-    x1, y1 = min(left + side_px, field.size_px.w), min(top + side_px, field.size_px.h)
-    if x1 > x0 and y1 > y0:
-        square[y0 - top : y1 - top, x0 - left : x1 - left] = field.read(
-            Box(x0, y0, x1 - x0, y1 - y0)
-        )
-    return square
-
-
 class SlideField:
     """The level of the slide that the tiles were cut from."""
 
@@ -109,6 +99,7 @@ class SlideField:
         self.fill = fill
         side = max(1, round(plan.tile_px * plan.scale))
         self.boxes = [_box(xy, plan.downsample, side, self.size_px) for xy in xy_px0.tolist()]
+        self.strip_px = _STRIP_PX
         self._reader, self._level = reader, plan.level
 
     def read(self, box: Box) -> NDArray[np.uint8]:
@@ -213,6 +204,10 @@ class TiledField:
         corners = tiles.xy_px0.tolist()
         self.boxes = [_box(xy, step, plan.tile_px, self.size_px) for xy in corners]
         self._side = self.side_px = plan.tile_px
+        least, most = _CACHED_TILES
+        self._n_cached = min(max(_CACHED_BYTES // (3 * plan.tile_px**2), least), most)
+        # Two rows of a strip and its neighbours are kept, and some tiles for other threads.
+        self.strip_px = self._side * max(1, self._n_cached // 2 - 4)
         self._tiles, self._slide = tiles, slide
         self._index: dict[tuple[int, int], list[_Placed]] = {}
         for index, box in enumerate(self.boxes):
@@ -245,7 +240,18 @@ class TiledField:
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Return a box, which may reach past the image; see the module's text."""
-        return self.read_known(box)[0]
+        part = self._in_one_tile(box)
+        return self.read_known(box)[0] if part is None else part
+
+    def _in_one_tile(self, box: Box) -> NDArray[np.uint8] | None:
+        """Return a box that the last tile on it, which would be pasted over all others, holds."""
+        placed = self._placed(box)
+        if not placed:
+            return None
+        last = placed[-1]
+        if overlap(box, self.boxes[last.index]) != box:
+            return None
+        return self._decoded(last.index)[_window(box, last.x, last.y)].copy()
 
     def read_known(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Return a box and, bool (box.h, box.w), False where it is mirrored."""
@@ -305,7 +311,7 @@ class TiledField:
         tile = self._tiles.read(index)
         with self._lock:
             self._cache[index] = tile
-            while len(self._cache) > _CACHED_TILES:
+            while len(self._cache) > self._n_cached:
                 self._cache.popitem(last=False)
         return tile
 
