@@ -12,6 +12,7 @@ import typer
 # name: (module, line in `cytofm --help`). A module has `register(app)`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "Run the whole pipeline on real Pap fields, in minutes."),
+    "run": ("run", "Tile, detect and embed slides: all steps in one command."),
     "tile": ("tile", "Tile slides into one Zarr store a slide."),
     "detect": ("detect", "Find the nuclei of every tile."),
     "views": ("views", "Make nuclei-centred views: a contact sheet, or a Zarr dump."),
@@ -30,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # What stands at the end of a command's help: where there is more to read.
 PAGES: dict[str, str] = {
     "quickstart": "README.md",
+    "run": "README.md, docs/settings.md",
     "tile": "docs/tiles.md, docs/settings.md",
     "detect": "docs/nuclei.md",
     "views": "docs/views.md",
@@ -49,8 +51,8 @@ _HELP = """From glass slide to slide-level answer, for cytology.
 
 Start with:  cytofm quickstart
 
-Then on your own slides:  cytofm tile slides/ -o stores  ·  cytofm embed stores --encoder
-handcrafted  ·  cytofm mil train --bags stores --labels labels.csv -o run
+Then on your own slides:  cytofm run slides/ -o out  ·  cytofm mil train --bags out/stores
+--labels labels.csv --unit cell -o model  ·  cytofm run slides/ -o out --model model
 """
 _EPILOG = (
     "Every setting can also stand in a TOML file (--config) or in the environment "
