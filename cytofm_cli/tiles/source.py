@@ -17,6 +17,7 @@ from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.store.zarr3 import ShardedArrayReader, chunk_decoder
+from cytofm_cli.tiles.kept import shared
 from cytofm_cli.tiles.read import ReadPlan, read_tile
 
 
@@ -63,12 +64,13 @@ def open_tiles(store: Store, *, slides: Path | None = None) -> Iterator[TileSour
         SlideError: the store has no pixels and the slide cannot be read.
     """
     fill, xy_px0 = store.tile.fill, store.tile_xy_px0
+    source = f"{store.path.absolute()} {store.tile.identity}"
     if store.has(schema.TILE_PIXELS.path):
         with ShardedArrayReader(store.path / schema.TILE_PIXELS.path) as pixels:
-            yield StoredTiles(pixels, xy_px0)
+            yield shared(StoredTiles(pixels, xy_px0), source)
         return
     with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
-        yield SlideTiles(reader, plan_of(store), xy_px0, fill=fill)
+        yield shared(SlideTiles(reader, plan_of(store), xy_px0, fill=fill), source)
 
 
 def plan_of(store: Store) -> ReadPlan:

@@ -70,7 +70,7 @@ def prepare(
         drawn.turn_G.tolist(),
         map_GC4,
         drawn.contrast_GCC * scale,
-        drawn.contrast_GCC.any((1, 2)).tolist(),
+        [bool(row.any()) for row in drawn.contrast_GCC],
         stain_GC4,
         [
             kernel_9[kernel_9 > 0] if sigma > 0 else None
