@@ -114,6 +114,11 @@ class ClassicalDetector:
                 f"{kind} nuclei are looked for, as set, but the tiles were recorded as "
                 f"{illumination}; --set nuclei=auto follows them"
             )
+        if found.doubt:
+            notes.append(
+                f"the stain cannot be told: {found.doubt}; it is taken for Papanicolaou's. "
+                "--set stain=pap, he or mgg says what it is"
+            )
         facts = {"stain": found.facts(), "nuclei": "bright" if bright else "dark"}
         return ClassicalDetector(self.config, known=found), facts, notes
 
