@@ -17,8 +17,8 @@ import importlib
 
 __version__ = "0.2.0"
 
-# Where the public names are. `pretrain`, `evaluate` and `views` are packages of the tree, so the
-# functions of these commands have longer names.
+# Where the public names are. `pretrain`, `evaluate`, `simulate` and `views` are packages of the
+# tree, so the functions of these commands have longer names.
 _NAMES_IN = {
     "api.cohort": ("Started",),
     "api.detect": ("detect",),
@@ -39,6 +39,7 @@ _NAMES_IN = {
     "api.probe": ("probe",),
     "api.run": ("run",),
     "api.score": ("Scores", "score"),
+    "api.simulate": ("simulate_slides",),
     "api.tile": ("tile",),
     "api.train": ("train",),
     "api.views": ("make_views",),
@@ -49,6 +50,7 @@ _NAMES_IN = {
     "mil.config": ("MilConfig",),
     "nuclei.config": ("DetectConfig",),
     "pretrain.config": ("PretrainConfig",),
+    "simulate.config": ("SimulateConfig",),
     "tiles.config": ("TileConfig",),
     "views.config": ("ViewsConfig",),
     "work.batch": ("Note", "Outcome", "Progress"),

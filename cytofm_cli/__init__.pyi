@@ -20,6 +20,7 @@ from cytofm_cli.api.probe import probe as probe
 from cytofm_cli.api.run import run as run
 from cytofm_cli.api.score import Scores as Scores
 from cytofm_cli.api.score import score as score
+from cytofm_cli.api.simulate import simulate_slides as simulate_slides
 from cytofm_cli.api.tile import tile as tile
 from cytofm_cli.api.train import train as train
 from cytofm_cli.api.views import make_views as make_views
@@ -31,6 +32,7 @@ from cytofm_cli.mil.bag import Bag as Bag
 from cytofm_cli.mil.config import MilConfig as MilConfig
 from cytofm_cli.nuclei.config import DetectConfig as DetectConfig
 from cytofm_cli.pretrain.config import PretrainConfig as PretrainConfig
+from cytofm_cli.simulate.config import SimulateConfig as SimulateConfig
 from cytofm_cli.tiles.config import TileConfig as TileConfig
 from cytofm_cli.views.config import ViewsConfig as ViewsConfig
 from cytofm_cli.work.batch import Note as Note

@@ -176,7 +176,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 # The tables of a configuration file: the sections of all commands.
 SECTIONS = (
-    *("run", "tile", "detect", "views", "pretrain", "embed", "evaluate", "export"),
+    *("run", "simulate", "tile", "detect", "views", "pretrain", "embed", "evaluate", "export"),
     *("mil", "mil_score", "mil_compare"),
 )
 
@@ -203,12 +203,12 @@ def former_names(cls: type) -> dict[str, str]:
 
 def from_environment(cls: type, section: str) -> Layer:
     """Collect the variables that are set, of the fields of `cls`."""
-    found = {
+    values = {
         name: os.environ[variable(section, name)]
         for name in (*field_types(cls), *former_names(cls))
         if variable(section, name) in os.environ
     }
-    return Layer(found, form="{variable}={value}")
+    return Layer(values, form="{variable}={value}")
 
 
 def resolve(cls: type[S], section: str, *layers: Mapping[str, Any]) -> S:

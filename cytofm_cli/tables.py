@@ -9,25 +9,26 @@ read for sure is refused with file, line and column.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import difflib
-import io
 import math
 import re
-import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cytofm_cli.errors import InputError
-
-DELIMITERS: Final = (",", ";", "\t")
-# What R, pandas, SQL and Excel write where nothing is known. "none" is a word of its own: a class.
-MISSING: Final = frozenset(
-    ("", "na", "n/a", "nan", "null", "<na>", "#n/a", "#na", "#nv", "#value!", "#ref!", "#name?")
+from cytofm_cli.table_text import (
+    find_delimiter,
+    known,
+    read_text,
+    records,
+    unmarked,
+    without_comments,
 )
+from cytofm_cli.words import is_missing, plain_name
+
 # What the columns are called in tables of other tools: CLAM, STAMP, TRIDENT, QuPath, GDC, by hand.
 SLIDE_NAMES: Final = tuple(
     "slide_id slide slide_name filename file_name file image image_id image_name wsi".split()
@@ -41,19 +42,6 @@ X_NAMES: Final = ("x", "x_px", "x_px0", "centroid_x", "centroid x px")
 Y_NAMES: Final = ("y", "y_px", "y_px0", "centroid_y", "centroid y px")
 LABEL_NAMES: Final = ("label", "class", "target", "diagnosis", "category", "ground_truth")
 _SUFFIX = re.compile(r"(\.ome)?\.[a-z][a-z0-9]{1,7}$", re.IGNORECASE)
-_SAMPLE_CHARS = 1 << 16
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-_NO_TEXT = (
-    (b"PK\x03\x04", "an Excel workbook or another zip file"),
-    (b"\xd0\xcf\x11\xe0", "an old Excel workbook"),
-    (b"\x1f\x8b", "gzip-compressed"),
-)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
@@ -98,15 +86,15 @@ class Table:
         Raises:
             error: none is; names the columns found and the closest.
         """
-        found = self.find(*names)
-        if not found:
+        columns = self.find(*names)
+        if not columns:
             close = self._closest(names)
             mend = f"{flag} {close}" if flag else f"Rename it {names[0]}"
             raise self.error(
                 f"{self.path}: no column {names[0]} (found: {_some(self.columns)}).",
                 hint=f"did you mean {close!r}? {mend}" if close else hint,
             )
-        return found[0]
+        return columns[0]
 
     def label_column(self, wanted: str = "label", *, hint: str | None = None) -> str:
         """Return the column of labels: the one that is wanted, or for "label" another name of it.
@@ -137,15 +125,15 @@ class Table:
             return self.need(
                 wanted, hint="--group COLUMN names the column of the patients", flag="--group"
             )
-        found = [column for column in self.find(*GROUP_NAMES) if column != besides]
-        for other in found[1:]:
-            if not _same_groups(self.columns[found[0]], self.columns[other]):
+        columns = [column for column in self.find(*GROUP_NAMES) if column != besides]
+        for other in columns[1:]:
+            if not _same_groups(self.columns[columns[0]], self.columns[other]):
                 raise self.error(
-                    f"{self.path}: columns {found[0]} and {other} group the rows differently.",
-                    hint=f"say which is the patient: --group {found[0]} or --group {other}, or "
+                    f"{self.path}: columns {columns[0]} and {other} group the rows differently.",
+                    hint=f"say which is the patient: --group {columns[0]} or --group {other}, or "
                     "leave the other out",
                 )
-        return found[0] if found else None
+        return columns[0] if columns else None
 
     def place(self, row: int, column: str | None = None) -> str:
         """Name a cell or row in a message: file, line and column."""
@@ -221,20 +209,20 @@ def read_table(
         error: unreadable, no text, no rows, a column twice, or a row of more or fewer cells than
             the header; names the line.
     """
-    text, notes = _read_text(path, error)
+    text, notes = read_text(path, error)
     names = frozenset(plain_name(name) for name in expected)
     match = re.match(r'"?sep=(.)"?[ \t]*(\r\n|\n|\r)', text, re.IGNORECASE)
     start = match.end() if match else 0  # Excel's own first line
-    delimiter = match[1] if match else _find_delimiter(text, names)
+    delimiter = match[1] if match else find_delimiter(text, names)
     try:
-        rows = list(_records(text[start:], delimiter, first_line=2 if match else 1))
+        rows = list(records(text[start:], delimiter, first_line=2 if match else 1))
     except csv.Error as reason:
         raise error(f"{path}, {reason}.", hint="save the table as CSV UTF-8") from reason
-    rows, remarks = _without_comments(rows, names)
+    rows, remarks = without_comments(rows, names)
     if not rows:
         raise error(f"{path}: is empty.", hint="the first line must name the columns")
-    header, body = _unmarked(rows[0][1], names), rows[1:]
-    if names and not _known(header, names) and len({len(cells) for _, cells in rows}) > 1:
+    header, body = unmarked(rows[0][1], names), rows[1:]
+    if names and not known(header, names) and len({len(cells) for _, cells in rows}) > 1:
         raise error(
             f"{path}: no column {next(iter(expected))} (found: {_some(header)}).",
             hint="is it a table, and the right one?",
@@ -251,112 +239,12 @@ def read_table(
     )
 
 
-def plain_name(name: str) -> str:
-    """Return the name of a column without what people spell differently: case, blanks, `_-.`."""
-    return re.sub(r"[\s_.\-]+", "", unicodedata.normalize("NFKC", name).casefold())
-
-
-def is_missing(cell: str) -> bool:
-    """Tell whether a cell says that nothing is known: empty, `NA`, `nan`, `null`, `#N/A`."""
-    return cell.strip().casefold() in MISSING
-
-
 def match_slide(name: str, slide_ids: Collection[str]) -> str | None:
     """Find the slide that a cell names: by its id, or by a file with folders or a suffix."""
     file = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     suffix = _SUFFIX.search(file)
     stem = file[: suffix.start()] if suffix else file
     return next((word for word in (name, file, stem) if word in slide_ids), None)
-
-
-def _read_text(path: Path, error: type[InputError]) -> tuple[str, list[str]]:
-    try:
-        data = path.read_bytes()
-    except OSError as reason:
-        raise error(f"{path}: cannot be read ({reason.strerror}).") from reason
-    what = next((what for start, what in _NO_TEXT if data.startswith(start)), None)
-    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
-    if what is None and encoding is None and b"\0" in data:
-        what = "no text, or UTF-16 without its mark"
-    if what:
-        raise error(f"{path}: is {what}.", hint="save the table as CSV UTF-8")
-    for name in (encoding,) if encoding else ("utf-8", "cp1252"):
-        try:
-            notes = ["is no UTF-8, read as Windows-1252: look at letters like ä, é, ß"]
-            return data.decode(name), notes if name == "cp1252" else []
-        except UnicodeDecodeError:
-            continue
-    raise error(
-        f"{path}: no text in UTF-8, UTF-16 or Windows-1252.", hint="save the table as CSV UTF-8"
-    )
-
-
-def _records(text: str, delimiter: str, first_line: int = 1) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line and the cells of every row that is not blank."""
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t"
-    )
-    start = end = 0
-    try:
-        for cells in reader:
-            start, end = end, reader.line_num
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped):
-                yield first_line + start, stripped
-    except csv.Error as reason:
-        raise csv.Error(f"line {first_line + end}: {reason}") from reason
-    if end - start > 1 and text.count('"') % 2:
-        raise csv.Error(f"line {first_line + start}: a quote that is opened here is never closed")
-
-
-def _find_delimiter(text: str, names: Collection[str]) -> str:
-    """Find what separates the cells: what yields the names looked for, else equal rows."""
-    whole = len(text) <= _SAMPLE_CHARS
-
-    def fits(delimiter: str) -> tuple[int, float, int]:
-        rows: list[list[str]] = []
-        try:
-            rows.extend(cells for _, cells in _records(text[:_SAMPLE_CHARS], delimiter))
-        except csv.Error:
-            if whole or len(rows) < 2:
-                return (0, 0.0, 0)
-        rows = [cells for cells in rows if not _is_comment(cells, names)]
-        rows = rows if whole else rows[:-1]  # the last one is cut
-        if not rows or len(rows[0]) == 1:
-            return (_known(rows[0], names) if rows else 0, 0.0, 0)
-        width = len(rows[0])
-        equal = sum(len(cells) == width for cells in rows) / len(rows)
-        return (_known(rows[0], names), equal, width)
-
-    return max(DELIMITERS, key=fits)
-
-
-def _known(cells: Sequence[str], names: Collection[str]) -> int:
-    return len({plain_name(cell) for cell in _unmarked(cells, names)} & set(names))
-
-
-def _unmarked(cells: Sequence[str], names: Collection[str]) -> list[str]:
-    """Take the `#` off a header that is written as a comment: `#slide_id,label`."""
-    bare = cells[0].removeprefix("#").strip()
-    return [bare if plain_name(bare) in names else cells[0], *cells[1:]]
-
-
-def _is_comment(cells: Sequence[str], names: Collection[str]) -> bool:
-    if not cells[0].startswith("#") or is_missing(cells[0]):
-        return False
-    return not ({plain_name(cell) for cell in _unmarked(cells, names)} & set(names))
-
-
-def _without_comments(
-    rows: Sequence[tuple[int, list[str]]], names: Collection[str]
-) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """Drop comments; the second value says how many stood among the rows."""
-    kept = [row for row in rows if not _is_comment(row[1], names)]
-    above = {line for line, _ in rows if not kept or line < kept[0][0]}
-    among = sorted({line for line, _ in rows} - {line for line, _ in kept} - above)
-    if not among:
-        return kept, []
-    return kept, [f"{len(among)} line(s) that start with # are left out, first line {among[0]}"]
 
 
 def _columns(

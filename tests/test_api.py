@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import cytofm_cli as cytofm
@@ -29,10 +25,8 @@ from cytofm_cli.errors import (
     UsageError,
     WeightsError,
 )
-from cytofm_cli.mil.base import MilHead
-from cytofm_cli.registry import Plugin, detectors, mil_methods
+from cytofm_cli.registry import detectors
 
-STUB = Path(cytofm.__file__).with_suffix(".pyi")
 TILES = {"tile_px": 256, "slide_mpp": 0.25}
 # Two nuclei in pale cells; centres (x, y) and half axes, pixels.
 NUCLEI = ((100.0, 120.0, 14.0, 10.0), (380.0, 300.0, 18.0, 13.0))
@@ -108,58 +102,6 @@ def here(*words: object) -> None:
     with pytest.raises(SystemExit) as done:
         main([str(word) for word in words])
     assert done.value.code == 0
-
-
-# The face
-
-
-def test_import__loads_nothing() -> None:
-    done = run(
-        "import sys; before = set(sys.modules); import cytofm_cli\n"
-        "cytofm_cli.__version__, dir(cytofm_cli)\n"
-        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
-    )
-    assert set(done.stdout.split()) <= {"cytofm_cli", "__future__", "importlib", "warnings"}
-    assert "cytofm_cli" in done.stdout, done.stderr
-
-
-def test_names__a_step_brings_neither_torch_nor_typer() -> None:
-    done = run(
-        "import sys, cytofm_cli as cytofm\n"
-        "cytofm.tile, cytofm.detect, cytofm.open_store, cytofm.TileConfig, cytofm.train\n"
-        "print([n for n in ('torch', 'typer', 'zarr', 'pandas') if n in sys.modules])"
-    )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
-
-
-def test_names__dir_all_and_the_stub_agree_and_every_one_is_there() -> None:
-    told = {
-        alias.asname
-        for node in ast.parse(STUB.read_text()).body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert told | {"__version__"} == set(cytofm.__all__) == set(dir(cytofm))
-    modules = {name for name in cytofm.__all__ if isinstance(getattr(cytofm, name), ModuleType)}
-    assert modules == {"errors"}
-
-
-def test_names__the_stub_takes_each_from_where_it_is_found() -> None:
-    for node in ast.parse(STUB.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module != "cytofm_cli":
-            for alias in node.names:
-                module = importlib.import_module(str(node.module))
-                assert getattr(module, alias.name) is getattr(cytofm, alias.name), alias.name
-
-
-def test_names__no_package_of_the_tree_can_hide_one() -> None:
-    inside = {path.stem for path in Path(cytofm.__file__).parent.iterdir()}
-    assert inside & set(cytofm.__all__) == {"errors"}
-    with pytest.raises(AttributeError, match="no attribute 'titel'"):
-        cytofm.titel  # noqa: B018
-
-
-# The steps
 
 
 def test_steps__make_the_stores_that_the_commands_make(
@@ -365,91 +307,6 @@ def test_load_encoder__embeds_images_as_the_step_does(stores: Path) -> None:
             encoder.embed(wrong)
     with pytest.raises(WeightsError):
         cytofm.load_encoder("uni").embed(np.zeros((1, 224, 224, 3), np.uint8))
-
-
-def test_lists__name_what_can_be_chosen() -> None:
-    assert {"handcrafted", "cytofm-tiny"} <= {row.name for row in cytofm.list_encoders()}
-    assert {"classical", "import"} <= {row.name for row in cytofm.list_detectors()}
-    assert {"abmil", "mean"} <= {row.name for row in cytofm.list_methods()}
-
-
-def write_bags(folder: Path, n: int = 12) -> Path:
-    """Odd slides hold an instance that stands out; returns the table of labels."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for i in range(n):
-        x = rng.normal(size=(6, 4)).astype(np.float32)
-        x[0, 0] += 8 * (i % 2)
-        torch.save(torch.from_numpy(x), folder / f"s{i:02d}.pt")
-    rows = [f"s{i:02d},{'malignant' if i % 2 else 'benign'},p{i // 2}" for i in range(n)]
-    table = folder.parent / "labels.csv"
-    table.write_text("\n".join(["slide_id,label,group", *rows]) + "\n")
-    return table
-
-
-QUICK = {"folds": 2, "seeds": 1, "inner_folds": 2, "epochs": 30, "lr": 0.02, "bootstrap": 100}
-
-
-def test_train_and_score__equal_the_commands(tmp_path: Path) -> None:
-    bags = tmp_path / "bags"
-    labels = write_bags(bags)
-    trained = cytofm.train(bags, str(labels), tmp_path / "run", method="max", **QUICK)
-    assert trained.metrics["auc"]["value"] == 1.0
-    flags = [w for key, v in QUICK.items() for w in (f"--{key.replace('_', '-')}", v)]
-    here(
-        *("mil", "train", "--bags", bags, "--labels", labels, "-o", tmp_path / "theirs"),
-        *("--method", "max", *flags),
-    )
-    for name in ("predictions.csv", "config.toml", "splits.csv"):
-        ours, theirs = (tmp_path / of / name for of in ("run", "theirs"))
-        assert ours.read_bytes() == theirs.read_bytes(), name
-    assert cytofm.train(bags, labels, tmp_path / "run", method="max", **QUICK).skipped
-
-    scores = cytofm.score(tmp_path / "run", bags, tmp_path / "ours.csv")
-    here("mil", "score", tmp_path / "theirs", bags, "-o", tmp_path / "theirs.csv")
-    assert (tmp_path / "ours.csv").read_text() == (tmp_path / "theirs.csv").read_text()
-    table = scores.frame()
-    assert list(table.index) == [f"s{i:02d}" for i in range(12)]
-    assert table["prob_malignant"][1::2].min() > table["prob_malignant"][::2].max()
-    assert table.loc["s03", "prob_malignant"] == scores[3].p_C[1]
-
-
-def test_score__a_bag_that_cannot_be_read_leaves_the_others_scored(tmp_path: Path) -> None:
-    bags = tmp_path / "bags"
-    trained = cytofm.train(bags, write_bags(bags), tmp_path / "run", method="mean", **QUICK)
-    torch.save(torch.zeros(3, 5), bags / "wide.pt")
-    with pytest.warns(CytofmWarning, match="wide: features are 5 wide"):
-        scores = cytofm.score(trained.path, bags)
-    assert (len(scores), list(scores.failures)) == (12, ["wide"])
-    with pytest.raises(SomeSlidesFailedError, match="1 of 13"):
-        scores.raise_failures()
-
-
-def test_registry__a_head_of_the_session_trains_and_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plugin = mil_methods.load("max")
-
-    class Own(plugin.make):  # type: ignore[name-defined, misc]
-        """A head that is defined here."""
-
-    assert issubclass(Own, MilHead)
-    monkeypatch.setitem(
-        mil_methods._added, "own", Plugin(make=Own, config=plugin.config, summary="-")
-    )
-    labels = write_bags(tmp_path / "bags")
-    trained = cytofm.train(
-        tmp_path / "bags",
-        labels,
-        tmp_path / "run",
-        method="own",
-        head_settings={"hidden": 8},
-        **QUICK,
-    )
-    assert trained.metrics["auc"]["value"] == 1.0
-    assert "own" in {row.name for row in cytofm.list_methods()}
-    with pytest.raises(UsageError, match="'abmil' is there already"):
-        mil_methods.add("abmil", plugin)
 
 
 def test_registry__a_source_of_nuclei_of_any_name_takes_a_file(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cytofm_cli.errors import InputError, LabelError
-from cytofm_cli.tables import Table, is_missing, match_slide, plain_name, read_table
+from cytofm_cli.tables import Table, match_slide, read_table
+from cytofm_cli.words import is_missing, plain_name
 
 NAMES = ("slide_id", "label", "x")
 

@@ -72,7 +72,7 @@ class Manner:
 
     def warn(self, text: str) -> None:
         """Say something about all slides that the caller should look at."""
-        (self.listen or _Warnings())(Note("", WARNING + text))
+        (self.listen or Warnings())(Note("", WARNING + text))
 
 
 class Job(Protocol):
@@ -107,12 +107,12 @@ def run_cohort(
         OutputError: `folder` cannot be written.
         StoppedError: a signal asked to stop; finished slides are kept.
     """
-    tasks = [Task(slide_id=job.slide_id, path=job.path, payload=job) for job in jobs]
+    tasks = [Task(name=job.slide_id, path=job.path, payload=job) for job in jobs]
     with output_errors(folder):
         if not manner.dry_run:
             folder.mkdir(parents=True, exist_ok=True)
         log = FailureLog(folder, step, manner.shard)
-    listen = manner.listen or _Warnings()
+    listen = manner.listen or Warnings()
     outcomes = _do(tasks, work, manner, log, listen, workers)
     for _ in range(_LOOKS_AT_HELD):
         held = {outcome.slide_id for outcome in outcomes if outcome.status == "held"}
@@ -120,10 +120,10 @@ def run_cohort(
             break
         # By now the others may have finished them, or have been killed.
         time.sleep(_BETWEEN_LOOKS_S)
-        again = [task for task in tasks if task.slide_id in held]
+        again = [task for task in tasks if task.name in held]
         outcomes = [outcome for outcome in outcomes if outcome.slide_id not in held]
         outcomes += _do(again, work, manner, log, listen, 1)
-    order = {task.slide_id: place for place, task in enumerate(tasks)}
+    order = {task.name: place for place, task in enumerate(tasks)}
     outcomes.sort(key=lambda outcome: order[outcome.slide_id])
     return Outcomes(outcomes, None if manner.dry_run else log.path)
 
@@ -173,7 +173,7 @@ def _elsewhere(
     return run_fresh(work, tasks, workers=workers, stall_s=manner.timeout_s)
 
 
-class _Warnings:
+class Warnings:
     """What a caller hears who does not listen: warnings and failures, as Python warnings.
 
     They wait for the end of the slide: where warnings are errors, its work is not the place.

@@ -73,7 +73,7 @@ def embed(
         InputError: no stores or slides.
         OutputError: `out` cannot be written.
     """
-    from cytofm_cli.encoders.run import digest_of_weights
+    from cytofm_cli.encoders.recorded import digest_of_weights
 
     config = config_of(EmbedConfig, config, settings, "embed")
     tile = config_of(TileConfig, tile, {}, "embed")
@@ -95,10 +95,10 @@ def embed(
     check_encoder(config)
     check_reader(tile.reader)
     if words and manifest is None and are_stores(words):
-        found = find_stores(words)
-        folder = found[0].parent
+        all_stores = find_stores(words)
+        folder = all_stores[0].parent
         _refuse_other_folder(path_of(out), folder)
-        paths = take_shard(found, shard, key=store_id)
+        paths = take_shard(all_stores, shard, key=store_id)
         n_workers, n_threads = crew_for(config, manner, len(paths))
         jobs = store_jobs(paths, config, digest, manner, n_threads)
     else:

@@ -44,7 +44,8 @@ def tiles_frame(store: StoreLike) -> pd.DataFrame:
 def nuclei_frame(store: StoreLike, detector: str | None = None) -> pd.DataFrame:
     """Return the nuclei, one row each in the order of the store.
 
-    Columns: x_px0, y_px0 (centroid), area_um2, probability, class (by name, categorical).
+    Columns: x_px0, y_px0 (centroid), area_um2, probability, class (by name, categorical), and what
+    the detector measured besides (`NucleusTable.columns`).
     Outlines: `store.nuclei(detector).polygon(row)`.
 
     Args:
@@ -116,14 +117,14 @@ def to_anndata(store: StoreLike, encoder: str | None = None, unit: str = "cell")
         "unit": unit,
         "slide_mpp": float(store.slide.mpp),
     }
-    made: ad.AnnData = anndata.AnnData(
+    table: ad.AnnData = anndata.AnnData(
         X=bag.values,
         obs=obs,
         var=pandas.DataFrame(index=[f"{bag.encoder}_{i}" for i in range(bag.values.shape[1])]),
         obsm={"spatial": obs[["x_px0", "y_px0"]].to_numpy(np.float64)},
         uns={"cytofm": facts},
     )
-    return made
+    return table
 
 
 def require(package: str) -> Any:
@@ -153,4 +154,5 @@ def _columns(table: NucleusTable, pandas: Any) -> dict[str, Any]:
         "area_um2": table.area_um2,
         "probability": table.probability,
         "class": pandas.Categorical.from_codes(table.class_id.astype(np.int16), table.classes),
+        **table.columns,
     }

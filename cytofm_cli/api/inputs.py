@@ -150,19 +150,19 @@ def expand_paths(
     inputs: Sequence[str], *, find_in_folder: Callable[[Path], list[str]]
 ) -> list[str]:
     """Expand `-`, globs and folders; keep other words as they are."""
-    found: list[str] = []
+    paths: list[str] = []
     for word in inputs:
         if word == "-":
-            found.extend(_from_stdin())
+            paths.extend(_from_stdin())
         elif "://" in word:
-            found.append(word)
+            paths.append(word)
         elif Path(word).is_dir():
-            found.extend(find_in_folder(Path(word)))
+            paths.extend(find_in_folder(Path(word)))
         elif not Path(word).exists() and glob.has_magic(word):
-            found.extend(sorted(glob.glob(word, recursive=True)))
+            paths.extend(sorted(glob.glob(word, recursive=True)))
         else:
-            found.append(word)
-    return found
+            paths.append(word)
+    return paths
 
 
 def read_manifest(path: Path, *, warn: Callable[[str], None] = lambda _: None) -> list[SlideRef]:

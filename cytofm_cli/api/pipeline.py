@@ -115,7 +115,7 @@ class Running:
         ahead = any(of["status"] == "done" for of in told.values()) or step.name == "score"
         if job.dry_run and ahead:  # it would read what is not there yet
             return {"status": "done"}
-        task = Task(slide_id=job.slide_id, path=str(job.store), payload=step.payload)
+        task = Task(name=job.slide_id, path=str(job.store), payload=step.payload)
         status, facts = step.work(task, report)
         facts = {key: value for key, value in facts.items() if key not in ("store", "step")}
         return {"status": status, **facts}
@@ -161,15 +161,12 @@ class _Scorer:
 
     def __call__(self, task: Task, report: Reporter) -> Answer:
         """Score one slide, and write its attention into its store."""
-        from cytofm_cli.api.cohort import WARNING
         from cytofm_cli.api.scoring import score_one
 
         job: ScoreJob = task.payload
         if self._how is None:
             self._how = _scoring(job)
-        result = score_one(
-            job.path, self._how, warn=lambda text: report.note(WARNING + text), note=report.note
-        )
+        result = score_one(job.path, self._how, note=report.note)
         classes = self._how.ensemble.card.classes
         return "done", {
             "prob": dict(zip(classes, result.p_C.tolist(), strict=True)),

@@ -172,7 +172,7 @@ def _of_unit(config: ExportConfig, bags: Sequence[EmbedConfig]) -> ExportConfig:
 
 def _check(plan: _Plan, own: Layer, files: Layer) -> list[str | None]:
     """Refuse, before the first slide, what would fail on all; return the digests of weights."""
-    from cytofm_cli.encoders.run import digest_of_weights
+    from cytofm_cli.encoders.recorded import digest_of_weights
 
     check_reader(plan.tile.reader)
     check_detector(plan.detect, own)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cytofm_cli.api.cohort import Listen, Started, Warnings
 from cytofm_cli.api.given import PathLike, Paths, path_of, words_of
 from cytofm_cli.api.inputs import take_shard
-from cytofm_cli.errors import CytofmError, CytofmWarning, OutputError, SomeSlidesFailedError
+from cytofm_cli.errors import CytofmError, OutputError, SomeSlidesFailedError, UsageError
+from cytofm_cli.store.schema import STORE_SUFFIX
+from cytofm_cli.work.batch import Note, Outcome, Status
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cytofm_cli.api.scoring import Scoring
     from cytofm_cli.mil.score import SlideScore
+    from cytofm_cli.work.signals import StopFlag
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,13 @@ class Scores(Sequence["SlideScore"]):
         scores: `slide_id`, `p_C`, `spread_C`, `predicted`, `n_models`, `basis`, …
         classes: names of the columns of `p_C`.
         failures: errors of slides, by slide id.
+        table: where they are written; None: nowhere.
     """
 
     scores: tuple[SlideScore, ...]
     classes: tuple[str, ...]
     failures: Mapping[str, CytofmError] = field(default_factory=dict)
+    table: Path | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -75,12 +82,25 @@ class Scores(Sequence["SlideScore"]):
         return table.set_index("slide_id") if rows else table
 
     def raise_failures(self) -> None:
-        """Raise if a slide could not be scored: the error of the only one, or how many failed."""
+        """Raise if a slide could not be scored; the others are.
+
+        Raises:
+            CytofmError: the error of the only slide; or that none of several could be scored.
+            SomeSlidesFailedError: some failed.
+        """
         errors, n = list(self.failures.values()), len(self) + len(self.failures)
         if errors and n == 1:
             raise errors[0]
+        if errors and not self.scores:
+            raise type(errors[0])(
+                f"none of {n} slides could be scored.", hint="the lines above say why."
+            )
         if errors:
-            raise SomeSlidesFailedError(f"{len(errors)} of {n} slides failed: {errors[0]}")
+            kept = f", the others are in {self.table}." if self.table else f": {errors[0]}"
+            raise SomeSlidesFailedError(
+                f"{len(errors)} of {n} slides failed{kept}",
+                hint="mend them, or leave them out, and score again.",
+            )
 
 
 def score(
@@ -92,9 +112,11 @@ def score(
     groups: PathLike | None = None,
     allow_mixed: bool = False,
     device: str = "cpu",
-    attention: bool = True,
+    attention: bool | None = None,
     geojson: PathLike | None = None,
     shard: str | None = None,
+    dry_run: bool = False,
+    listen: Listen | None = None,
 ) -> Scores:
     """Score slides with the ensemble of a RUN; needs no labels.
 
@@ -103,66 +125,145 @@ def score(
     Args:
         run: folder of the RUN.
         stores: stores or folders of stores, or of h5 or pt files: one or several.
-        out: table to write; None: none.
+        out: table to write; None: none. Each shard has one of its own: `NAME.i-of-n.csv`.
         encoder: whose features they are, for files that do not say.
         groups: table slide_id,group of patients: models that saw another slide of one are not
             asked.
         allow_mixed: score features of another encoder, tile size or resolution.
         device: cpu, cuda or cuda:N.
-        attention: also write attention of every instance into the stores.
+        attention: also write attention of every instance into the stores; None: where there are
+            stores.
         geojson: folder for maps for QuPath; None: none.
         shard: score the i-th of n parts, "i/n".
+        dry_run: find everything, score nothing.
+        listen: called with `Started`, `Note` and `Outcome`; None: warnings and failures become
+            Python warnings.
 
     Returns:
         One score a slide; slides that cannot be scored are warned of and in `.failures`.
 
     Raises:
         InputError: no RUN, or no bags.
+        UsageError: attention is asked for in files that have no place for it.
         WeightsError: a model is damaged or exchanged.
         OutputError: `out` cannot be written.
+        StoppedError: a signal asked to stop; what is scored by then is in `out`.
     """
-    from cytofm_cli.api.scoring import Scoring, encoder_of, find_all, score_one
+    from cytofm_cli.api.scoring import Scoring, encoder_of, find_all
     from cytofm_cli.mil.score import load_run
+    from cytofm_cli.work.signals import catch_signals
 
-    run, table = Path(run), path_of(out)
-    if table is not None and table.is_dir():
-        raise OutputError(f"{table}: is a folder.", hint="name the table, e.g. scores.csv")
+    run, table = Path(run), table_of(path_of(out), shard)
     ensemble = load_run(run)
     encoder = encoder_of(ensemble, encoder)
     paths = find_all(words_of(stores), encoder or ensemble.origin.encoder)
+    if attention:
+        _refuse_files(paths)
     if groups is not None:
         known = ensemble.known.with_table(Path(groups), [path.stem for path in paths])
         ensemble = dataclasses.replace(ensemble, known=known)
+    paths = take_shard(paths, shard, key=lambda path: path.stem)
     how = Scoring(
         run=run.absolute(),
         ensemble=ensemble,
         encoder=encoder,
         device=device,
         allow_mixed=allow_mixed,
-        attention=attention,
+        attention=attention is not False,
         geojson=path_of(geojson),
     )
-    scores: list[SlideScore] = []
-    failures: dict[str, CytofmError] = {}
-    for path in take_shard(paths, shard, key=lambda path: path.stem):
-        try:
-            scores.append(score_one(path, how, warn=_warn))
-        except CytofmError as error:
-            failures[path.stem] = error
-            _warn(error.one_line())
-    answers = Scores(tuple(scores), ensemble.card.classes, failures)
-    if table is not None and scores:
-        _write(table, answers.csv())
+    listen = listen or Warnings()
+    listen(Started(len(paths)))
+    if dry_run:
+        return Scores((), ensemble.card.classes, table=table)
+    if table is not None:
+        _make_folder(table)
+    with catch_signals() as stop:
+        answers = dataclasses.replace(_score_all(paths, how, listen, stop), table=table)
+    _keep(answers, paths, stop)
+    _say_basis(answers, how, listen)
     return answers
 
 
-def _write(table: Path, text: str) -> None:
-    from cytofm_cli.work.files import output_errors, write_text
+def table_of(table: Path | None, shard: str | None) -> Path | None:
+    """Name the table of a part.
+
+    Raises:
+        OutputError: it is a folder.
+    """
+    if table is None:
+        return None
+    if shard:
+        table = table.with_name(f"{table.stem}.{shard.replace('/', '-of-')}{table.suffix}")
+    if table.is_dir():
+        raise OutputError(f"{table}: is a folder.", hint=f"-o {table / 'scores.csv'}")
+    return table
+
+
+def _refuse_files(paths: Sequence[Path]) -> None:
+    if files := [path.name for path in paths if path.suffix != STORE_SUFFIX]:
+        raise UsageError(
+            f"--attention: is written into stores, which {files[0]} is not.",
+            hint="leave it out; --geojson FOLDER writes maps",
+        )
+
+
+def _make_folder(table: Path) -> None:
+    from cytofm_cli.work.files import output_errors
 
     with output_errors(table):
         table.parent.mkdir(parents=True, exist_ok=True)
-    write_text(table, text)
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, CytofmWarning, stacklevel=3)
+def _score_all(paths: Sequence[Path], how: Scoring, listen: Listen, stop: StopFlag) -> Scores:
+    """Score slides until a signal asks to stop; the slide at hand is finished."""
+    from cytofm_cli.api.scoring import score_one
+
+    scores: list[SlideScore] = []
+    failures: dict[str, CytofmError] = {}
+    for path in paths:
+        if stop:
+            break
+        begun, error, slide_id = time.monotonic(), None, path.stem
+        try:
+            scores.append(score_one(path, how, note=_noting(listen, slide_id)))
+        except CytofmError as failure:
+            failures[slide_id] = error = failure
+        seconds = time.monotonic() - begun
+        status: Status = "failed" if error else "done"
+        listen(Outcome(slide_id, str(path), status, seconds, error=error))
+    return Scores(tuple(scores), how.ensemble.card.classes, failures)
+
+
+def _noting(listen: Listen, slide_id: str) -> Callable[[str], None]:
+    return lambda text: listen(Note(slide_id, text))
+
+
+def _keep(answers: Scores, paths: Sequence[Path], stop: StopFlag) -> None:
+    """Write the table of the slides that could be scored.
+
+    Raises:
+        StoppedError: a signal came before all were.
+    """
+    from cytofm_cli.work.files import write_text
+
+    n, table = len(answers) + len(answers.failures), answers.table
+    if table is not None and (answers.scores or not paths):
+        write_text(table, answers.csv())
+    if stop and not answers.scores:
+        raise stop.error()
+    if stop and n < len(paths):
+        kept = f"; those that are done are in {table}" if table else ""
+        raise type(stop.error())(
+            f"stopped by a signal after {n} of {len(paths)} slides{kept}.",
+            hint="run the same command again for all of them.",
+        )
+
+
+def _say_basis(answers: Scores, how: Scoring, listen: Listen) -> None:
+    """Say what the scores rest on that cannot be seen from them."""
+    from cytofm_cli.api.scoring import remarks
+
+    if answers.scores:
+        for text in remarks(answers.scores, how):
+            listen(Note("", text))

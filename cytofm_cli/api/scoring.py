@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cytofm_cli.api.cohort import WARNING
 from cytofm_cli.errors import CytofmError, InputError, UsageError
 from cytofm_cli.exporters.maps import write_geojson
 from cytofm_cli.mil.attention import write_attention
 from cytofm_cli.mil.bag import Bag, notes
 from cytofm_cli.mil.bags import find_bags, load_bags
+from cytofm_cli.mil.describe import positive_line
 from cytofm_cli.mil.origin import unstated
 from cytofm_cli.mil.score import Ensemble, SlideScore, score_bag
 from cytofm_cli.nuclei.place import BOUNDS, place_of
 from cytofm_cli.store import io, schema
+from cytofm_cli.words import named
 
 Say = Callable[[str], None]
 
@@ -45,14 +48,13 @@ class Scoring:
     unstated: Counter[str] = field(default_factory=Counter)
 
 
-def score_one(path: Path, how: Scoring, *, warn: Say, note: Say = lambda _: None) -> SlideScore:
+def score_one(path: Path, how: Scoring, *, note: Say) -> SlideScore:
     """Score a slide; attention that cannot be written is no reason to lose the score.
 
     Args:
         path: a store or a bag file.
         how: what to ask, and what else to write.
-        warn: told what the user should look at.
-        note: told where a map begins.
+        note: told where a map begins, and, after "warning: ", what the user should look at.
 
     Raises:
         InputError: the bag is missing, or the models cannot read it.
@@ -64,17 +66,17 @@ def score_one(path: Path, how: Scoring, *, warn: Say, note: Say = lambda _: None
     result = score_bag(how.ensemble, bag, device=how.device, allow_mixed=how.allow_mixed)
     how.unstated.update(unstated(bag.origin))
     for line in notes([bag]):
-        warn(line)
+        note(WARNING + line)
     if how.attention and is_store:
         try:
             write_attention(path, steps, how.run, how.ensemble.card, bag, result)
         except CytofmError as error:
-            warn(error.one_line())
+            note(WARNING + error.one_line())
     if how.geojson is not None:
         try:
             _write_map(how.geojson, path, unit, bag, result, note)
         except InputError as error:
-            warn(error.one_line())
+            note(WARNING + error.one_line())
     return result
 
 
@@ -88,6 +90,32 @@ def _write_map(
         if unit == "tile":
             side = float(store.tile.tile_px0)
     write_geojson(folder, bag, result, side, origin_px0=origin_px0)
+
+
+def remarks(scores: Sequence[SlideScore], how: Scoring) -> Iterator[str]:
+    """Tell what scores rest on that cannot be seen from them."""
+    yield f"{len(scores)} slides scored by {how.run.name}"
+    yield positive_line(how.ensemble.card.classes)
+    for what, count in Counter(what for score in scores for what in score.differs).items():
+        yield f"{WARNING}{count} slide(s) scored with --allow-mixed: {what}"
+    if missing := unstated(how.ensemble.origin):
+        yield f"not checked, because the RUN does not remember it: {', '.join(missing)}"
+    elif how.unstated:
+        told = ", ".join(f"{what} ({count} slides)" for what, count in how.unstated.items())
+        yield f"not checked, because the bags do not state it: {told}"
+    known = how.ensemble.known
+    lacking = [score.slide_id for score in scores if known.lacks(score.slide_id)]
+    if lacking and (known.grouped or known.table):
+        yield (
+            f"patients of {len(lacking)} slide(s) are not known ({named(lacking)}): if the RUN was "
+            "trained on other slides of theirs, they are not out-of-fold; --groups TABLE tells"
+        )
+    trained = [score.slide_id for score in scores if score.basis.startswith("training")]
+    if trained:
+        yield (
+            f"{WARNING}all models were trained on {len(trained)} slide(s) or on their patients: "
+            f"{named(trained)}; do not judge the RUN by them"
+        )
 
 
 def encoder_of(ensemble: Ensemble, said: str | None) -> str | None:

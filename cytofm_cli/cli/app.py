@@ -12,6 +12,7 @@ import typer
 # name: (module, line in `cytofm --help`). A module has `register(app)`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "Run the whole pipeline on real Pap fields, in minutes."),
+    "simulate": ("simulate", "Simulate slides whose truth is known: cells, outlines, labels."),
     "run": ("run", "Tile, detect and embed slides: all steps in one command."),
     "tile": ("tile", "Tile slides into one Zarr store a slide."),
     "detect": ("detect", "Find the nuclei of every tile."),
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # What stands at the end of a command's help: where there is more to read.
 PAGES: dict[str, str] = {
     "quickstart": "README.md",
+    "simulate": "docs/simulate.md",
     "run": "README.md, docs/settings.md",
     "tile": "docs/tiles.md, docs/settings.md",
     "detect": "docs/nuclei.md",

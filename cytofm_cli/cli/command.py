@@ -139,26 +139,26 @@ def _check_environment(ctx: Any, command: Any) -> None:
 
 def _known_variables(ctx: Any, command: Any) -> set[str]:
     """Collect the variables of the command, and of its siblings in a group."""
-    commands = [command]
+    heard = [command]
     if ctx.parent is not None and ctx.parent.parent is not None:
-        commands += _siblings(ctx.parent).values()
+        heard += _siblings(ctx.parent).values()
     above = ctx.command_path.split()[:-1]
     known = {variable("run", name) for name in field_types(RunOptions)}
-    for one in commands:
-        known |= set(getattr(one.callback, "variables", ()))
-        for param in one.params:
+    for each in heard:
+        known |= set(getattr(each.callback, "variables", ()))
+        for param in each.params:
             if param.param_type_name == "option" and param.show_envvar:
-                known.add(_variable([*above, one.name], long_flag(param)))
+                known.add(_variable([*above, each.name], long_flag(param)))
     return known
 
 
 def _siblings(ctx: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = getattr(ctx.command, "commands", {})
-    return found
+    siblings: Mapping[str, Any] = getattr(ctx.command, "commands", {})
+    return siblings
 
 
 def _did_you_mean(name: str, section: str, known: Collection[str]) -> str | None:
     setting = name.removeprefix(f"CYTOFM_{section}_")
-    elsewhere = [one for one in known if one.split("_", 2)[2] == setting]
+    elsewhere = [variable for variable in known if variable.split("_", 2)[2] == setting]
     close = elsewhere or difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else None

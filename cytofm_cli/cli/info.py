@@ -32,23 +32,25 @@ def info(
       cytofm info stores --json
     """
     errors: list[CytofmError] = []
-    named = [thing for word in paths for thing in _things(word)]
-    slides = join_series([thing for thing in named if isinstance(thing, str)])
-    stores = [thing for thing in named if isinstance(thing, Path)]
-    things: list[Path | str] = [*stores, *slides]
-    for thing in things:
+    named = [slide_or_store for word in paths for slide_or_store in _things(word)]
+    slides = join_series(
+        [slide_or_store for slide_or_store in named if isinstance(slide_or_store, str)]
+    )
+    stores = [slide_or_store for slide_or_store in named if isinstance(slide_or_store, Path)]
+    inputs: list[Path | str] = [*stores, *slides]
+    for slide_or_store in inputs:
         try:
-            if isinstance(thing, Path):
-                _tell_store(open_store(thing))
+            if isinstance(slide_or_store, Path):
+                _tell_store(open_store(slide_or_store))
             else:
-                _tell_slide(thing)
+                _tell_slide(slide_or_store)
         except CytofmError as error:
-            if len(things) == 1:
+            if len(inputs) == 1:
                 raise
             out.error(error)
             errors.append(error)
     if errors:
-        raise SomeSlidesFailedError(f"{len(errors)} of {len(things)} cannot be read; see above.")
+        raise SomeSlidesFailedError(f"{len(errors)} of {len(inputs)} cannot be read; see above.")
 
 
 def _things(word: str) -> list[Path | str]:
@@ -58,8 +60,8 @@ def _things(word: str) -> list[Path | str]:
         return [path]
     if path.is_dir() and (stores := sorted(path.glob(f"*{STORE_SUFFIX}"))):
         return list(stores)
-    found = [ref.path for ref in list_slides([word])]  # names need not differ to be described
-    return list(found) or [ref.path for ref in find_slides([word])]
+    slides = [ref.path for ref in list_slides([word])]  # names need not differ to be described
+    return list(slides) or [ref.path for ref in find_slides([word])]
 
 
 def _tell_store(store: Store) -> None:
@@ -124,18 +126,18 @@ def _counted(n: int | None, what: str) -> str:
 
 
 def _arrays(store: Store) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for node in sorted(store.path.rglob("zarr.json")):
         content = json.loads(node.read_text())
         if content["node_type"] == "array":
-            found.append(
+            rows.append(
                 {
                     "path": node.parent.relative_to(store.path).as_posix(),
                     "dtype": content["data_type"],
                     "shape": content["shape"],
                 }
             )
-    return found
+    return rows
 
 
 def _tell_slide(path: str) -> None:

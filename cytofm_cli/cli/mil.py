@@ -141,7 +141,7 @@ def compare(
     names = [path.name for path in runs]
     unique = len(set(names)) == len(names)
     answers = [read_answers(path, path.name if unique else str(path)) for path in runs]
-    pairs = compare_runs(answers, replicates=config.replicates, seed=config.seed)
+    pairs = compare_runs(answers, swaps=config.replicates, seed=config.seed)
     out.note(positive_line(answers[0].classes))
     for line in cautions(answers[0]):
         out.warn(line)
@@ -156,12 +156,11 @@ def _pair_line(pair: Comparison) -> str:
     """Say how two runs differ."""
     from cytofm_cli.stats.cautions import interval_text
 
-    gap = pair.bootstrap
-    delong = "" if pair.delong is None else f", DeLong p {pair.delong_p_adjusted:.3g}"
+    gap = pair.difference
     return (
         f"{pair.second} - {pair.first}: AUC {pair.auc[1]:.3f} - {pair.auc[0]:.3f} = "
         f"{gap.value:+.3f} {interval_text(gap.low, gap.high, '+.3f')}, "
-        f"p {pair.p_adjusted:.3g}{delong}"
+        f"p {pair.p_adjusted:.3g}"
     )
 
 

@@ -204,13 +204,13 @@ def _variables(kinds: Iterable[type[Settings]]) -> frozenset[str]:
 
 def _once(groups: Iterable[list[inspect.Parameter]]) -> list[inspect.Parameter]:
     """Join settings that two steps share by name (seed): one flag then speaks to both."""
-    found: dict[str, inspect.Parameter] = {}
+    by_name: dict[str, inspect.Parameter] = {}
     for parameter in (one for group in groups for one in group):
-        first = found.setdefault(parameter.name, parameter)
+        first = by_name.setdefault(parameter.name, parameter)
         if first is not parameter:
             one, other = (typing.get_args(p.annotation)[1] for p in (first, parameter))
             one.help = f"{one.help} {other.help}"
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _flags(
@@ -228,8 +228,8 @@ def _flags(
 def _names_of(section: str, field: dataclasses.Field[Any], kind: Kind) -> list[inspect.Parameter]:
     """Return the flag of a setting, and the hidden one of its former name."""
     former = field.metadata.get("former")
-    made = [_flag(section, field, kind, field.name)]
-    return [*made, _flag(section, field, kind, former)] if former else made
+    flags = [_flag(section, field, kind, field.name)]
+    return [*flags, _flag(section, field, kind, former)] if former else flags
 
 
 def _flag(section: str, field: dataclasses.Field[Any], kind: Kind, name: str) -> inspect.Parameter:

@@ -24,6 +24,10 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         FILES: "slides",
         RUNNING: "device batch_size",
     },
+    "simulate": {
+        "Cohort": "preset patients slides_per_patient abnormal_share seed",
+        "Slides": "size_px covered planes plane_um format",
+    },
     "tile": {
         "Tiles": "tile_px mpp slide_mpp mpp_tolerance stride_px",
         "Which tiles": "foreground min_foreground select max_tiles seed",

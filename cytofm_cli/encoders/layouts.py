@@ -92,26 +92,26 @@ def load_into(
     picked = networks.pick(
         state, wanted, lambda name: timm_name(name, wanted), where=where, key=key
     )
-    found = _to_timm_names(picked.state, wanted, notes)
-    dropped = tuple(key for key in found if key not in wanted and _HEADS.match(key))
-    found = {key: value for key, value in found.items() if key not in dropped}
+    renamed = _to_timm_names(picked.state, wanted, notes)
+    dropped = tuple(key for key in renamed if key not in wanted and _HEADS.match(key))
+    renamed = {key: value for key, value in renamed.items() if key not in dropped}
     heads, rest = _sort_left(picked)
     notes += _file_notes(picked, rest)
-    positions = _fit_positions(found, model, wanted, notes)
-    problems, n_fit = _problems(found, wanted, may_lack)
+    positions = _fit_positions(renamed, model, wanted, notes)
+    problems, n_fit = _problems(renamed, wanted, may_lack)
     if problems:
         raise _misfit(state, wanted, f"{where}: does not fit the model: {problems}", n_fit)
-    broken = [key for key in found if not bool(torch.isfinite(found[key]).all())]
+    broken = [key for key in renamed if not bool(torch.isfinite(renamed[key]).all())]
     if broken:
         raise WeightsError(f"{where}: {broken[0]} holds values that are not finite.")
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if on_meta:  # the model takes the tensors over; its own type, and no tie to the mapped file
-        found = {key: value.to(wanted[key].dtype, copy=True) for key, value in found.items()}
-    model.load_state_dict(found, strict=False, assign=on_meta)
+        renamed = {key: value.to(wanted[key].dtype, copy=True) for key, value in renamed.items()}
+    model.load_state_dict(renamed, strict=False, assign=on_meta)
     return LoadReport(
-        n_loaded=len(found),
+        n_loaded=len(renamed),
         dropped=dropped + heads,
-        added=tuple(key for key in wanted if key not in found),
+        added=tuple(key for key in wanted if key not in renamed),
         notes=tuple(notes),
         network=picked.prefix,
         others=picked.others,
@@ -120,22 +120,22 @@ def load_into(
 
 
 def _problems(
-    found: State, wanted: Mapping[str, Tensor], may_lack: Collection[str]
+    state: State, wanted: Mapping[str, Tensor], may_lack: Collection[str]
 ) -> tuple[str, int]:
     """Return what does not fit, "" if all does, and how many entries do."""
-    missing = [key for key in wanted if key not in found and key not in may_lack]
-    surplus = [key for key in found if key not in wanted]
+    missing = [key for key in wanted if key not in state and key not in may_lack]
+    surplus = [key for key in state if key not in wanted]
     misfits = [
-        f"{key} {tuple(found[key].shape)} for {tuple(wanted[key].shape)}"
+        f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
         for key in wanted
-        if key in found and found[key].shape != wanted[key].shape
+        if key in state and state[key].shape != wanted[key].shape
     ]
     said = [
         f"{len(keys)} {word} ({', '.join(keys[:_SHOWN])}{', …' if len(keys) > _SHOWN else ''})"
         for word, keys in (("missing", missing), ("unexpected", surplus), ("misfit", misfits))
         if keys
     ]
-    n_fit = sum(key in found and found[key].shape == wanted[key].shape for key in wanted)
+    n_fit = sum(key in state and state[key].shape == wanted[key].shape for key in wanted)
     return "; ".join(said), n_fit
 
 
@@ -276,26 +276,26 @@ def _hugging_face_name(name: str) -> str:
 
 
 def _fit_positions(
-    found: State, model: nn.Module, wanted: Mapping[str, Tensor], notes: list[str]
+    state: State, model: nn.Module, wanted: Mapping[str, Tensor], notes: list[str]
 ) -> str | None:
     """Bring absolute positions onto the model's grid and prefix, in place; say how, if at all."""
-    if "pos_embed" not in found or "pos_embed" not in wanted:
+    if "pos_embed" not in state or "pos_embed" not in wanted:
         return None
-    pos_1ND, target = found["pos_embed"], wanted["pos_embed"]
+    pos_1ND, target = state["pos_embed"], wanted["pos_embed"]
     if pos_1ND.shape == target.shape or pos_1ND.ndim != 3 or target.ndim != 3:
         return None
     all_prefix = int(getattr(model, "num_prefix_tokens", 0))
     n_prefix = 0 if getattr(model, "no_embed_class", False) else all_prefix
-    if n_prefix == 0 and all_prefix and "cls_token" in found and not _side(pos_1ND.shape[1]):
+    if n_prefix == 0 and all_prefix and "cls_token" in state and not _side(pos_1ND.shape[1]):
         # DINOv2 gives the class token a position; timm with registers adds it to the token.
-        found["cls_token"] = found["cls_token"] + pos_1ND[:, :1]
+        state["cls_token"] = state["cls_token"] + pos_1ND[:, :1]
         pos_1ND = pos_1ND[:, 1:]
         notes.append("position of the class token added to the token itself")
     old, new = _side(pos_1ND.shape[1] - n_prefix), _side(target.shape[1] - n_prefix)
     if old and new and old != new:
         pos_1ND = resize_positions(pos_1ND, (new, new), n_prefix=n_prefix)
         notes.append(f"positions resized from {old} × {old} to {new} × {new} (bicubic)")
-    found["pos_embed"] = pos_1ND
+    state["pos_embed"] = pos_1ND
     return f"{old}x{old} → {new}x{new}" if old and new and old != new else None
 
 

@@ -129,8 +129,8 @@ def describe(state: Mapping[str, Tensor], groups: Groups, n_wanted: int) -> str:
     """Return what stands before the names of a file and how much of the model each prefix has."""
     sizes: Counter[str] = Counter()
     for name in state:
-        found = _TRUNK.search(name)
-        sizes[name[: found.start()] if found else name.partition(".")[0] + "."] += 1
+        trunk = _TRUNK.search(name)
+        sizes[name[: trunk.start()] if trunk else name.partition(".")[0] + "."] += 1
     fit = {prefix: groups.get(prefix, (0, 0))[0] for prefix in sizes}
     return "; ".join(
         f"{prefix or 'no prefix'} ({size} entries, {fit[prefix]} of {n_wanted} fit)"
@@ -151,12 +151,12 @@ def _largest(groups: Groups) -> str:
 
 def _with_key(prefixes: list[str], key: str, where: str) -> list[str]:
     sought = f".{key.strip('.')}."
-    found = [prefix for prefix in prefixes if sought in f".{prefix}"]
-    exact = [prefix for prefix in found if f".{prefix}" == sought]
-    if not found:
+    holding = [prefix for prefix in prefixes if sought in f".{prefix}"]
+    exact = [prefix for prefix in holding if f".{prefix}" == sought]
+    if not holding:
         names = ", ".join(prefix or "(without prefix)" for prefix in prefixes[:6])
         raise WeightsError(f"{where}: no network is called {key!r}.", hint=f"there are: {names}")
-    return exact or found
+    return exact or holding
 
 
 def _best(prefixes: list[str], state: Mapping[str, Tensor], where: str) -> str:
@@ -183,7 +183,7 @@ def _rank(prefix: str, prefixes: list[str]) -> int:
     return 0 if words & _FIRST else 1
 
 
-def _equal(state: Mapping[str, Tensor], one: str, other: str) -> bool:
-    names = [name.removeprefix(one) for name in state if name.startswith(one)]
-    pairs = [(state[one + name], state.get(other + name)) for name in names]
+def _equal(state: Mapping[str, Tensor], first: str, second: str) -> bool:
+    names = [name.removeprefix(first) for name in state if name.startswith(first)]
+    pairs = [(state[first + name], state.get(second + name)) for name in names]
     return all(right is not None and torch.equal(left, right) for left, right in pairs)

@@ -34,8 +34,8 @@ def _triple(value: Any) -> tuple[float, ...] | None:
 
 
 def _std(value: Any) -> tuple[float, ...] | None:
-    found = _triple(value)
-    return found if found and min(found) > 0 else None
+    std = _triple(value)
+    return std if std and min(std) > 0 else None
 
 
 def _text(value: Any) -> str | None:
@@ -66,15 +66,15 @@ def sidecar(weights: Path) -> dict[str, Any]:
     """
     path = weights.with_name(weights.name + SUFFIX)
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read as TOML ({error}).") from error
-    if "license" in found:
-        found["licence"] = found.pop("license")
+    if "license" in content:
+        content["licence"] = content.pop("license")
     stated = {}
-    for key, value in found.items():
+    for key, value in content.items():
         if key not in _KINDS:
             raise WeightsError(f"{path}: unknown key {key!r}.", hint=f"known: {', '.join(_KINDS)}")
         parse, wanted = _KINDS[key]

@@ -76,8 +76,8 @@ class TorchEncoder:
             x_BCHW = batch.to(self.device, non_blocking=True).float() / 255
             x_BCHW = (x_BCHW - self._mean) / self._std
             values_BD = pool(self.model, x_BCHW, self.spec.pooling)
-            found: NDArray[np.float32] = values_BD.float().cpu().numpy()
-        return found
+            values: NDArray[np.float32] = values_BD.float().cpu().numpy()
+        return values
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.device.type == "cpu":

@@ -162,15 +162,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
-    found = load_pickle(
+    content = load_pickle(
         path,
         kind=WeightsError,
         hint="convert it to safetensors on a machine where you trust it",
         mapped=True,
     )
-    state = dict(_entries(found))
+    state = dict(_entries(content))
     if not state:
-        held = list(map(str, found))[:6] if isinstance(found, Mapping) else [type(found).__name__]
+        held = (
+            list(map(str, content))[:6]
+            if isinstance(content, Mapping)
+            else [type(content).__name__]
+        )
         raise WeightsError(
             f"{path}: no weights among its entries ({', '.join(held)}).",
             hint="expected plain weights, or a training checkpoint that holds them",
@@ -230,13 +234,13 @@ def _looks_like_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < _HEADER_LIMIT_BYTES
 
 
-def _entries(found: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+def _entries(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors in nested dicts, each under the names that lead to it."""
     import torch
 
-    if not isinstance(found, Mapping) or depth > _DEEPEST:
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
-    for key, value in found.items():
+    for key, value in content.items():
         name = f"{prefix}{key}"
         if isinstance(value, torch.Tensor):
             yield name, value

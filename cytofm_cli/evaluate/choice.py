@@ -90,8 +90,8 @@ def choose(
         UsageError: no such encoder, one named twice, or weights that could be of several.
         WeightsError: a file is missing.
     """
-    found = [_trace(word) for word in words]
-    bare = [i for i, one in enumerate(found) if not one.has_weights]
+    choices = [_trace(word) for word in words]
+    bare = [i for i, choice in enumerate(choices) if not choice.has_weights]
     if weights is not None:
         if random_weights:
             raise UsageError(
@@ -103,12 +103,12 @@ def choose(
                 f"--weights is for one encoder that needs weights; {len(bare)} are named.",
                 hint="--encoder NAME=FILE for each",
             )
-        found[bare[0]] = _with_file(found[bare[0]], weights)
+        choices[bare[0]] = _with_file(choices[bare[0]], weights)
     elif random_weights:
         for i in bare:
-            name = f"{found[i].name}-random{seed}"
-            found[i] = replace(found[i], name=name, label=name, random=True)
-    return _tell_apart(found)
+            name = f"{choices[i].name}-random{seed}"
+            choices[i] = replace(choices[i], name=name, label=name, random=True)
+    return _tell_apart(choices)
 
 
 def _trace(word: str) -> Choice:
@@ -128,33 +128,37 @@ def _trace(word: str) -> Choice:
     )
 
 
-def _with_file(one: Choice, file: Path) -> Choice:
-    if not catalogue.needs_weights(one.word):
-        raise UsageError(f"encoder {one.word!r} takes no weights.")
-    if one.weights_sha256 is not None:
-        raise UsageError(f"{one.word} is a weight file, and {file} another one.")
+def _with_file(choice: Choice, file: Path) -> Choice:
+    if not catalogue.needs_weights(choice.word):
+        raise UsageError(f"encoder {choice.word!r} takes no weights.")
+    if choice.weights_sha256 is not None:
+        raise UsageError(f"{choice.word} is a weight file, and {file} another one.")
     if not file.is_file():
         raise WeightsError(f"{file}: no such weight file.")
     digest = provenance.sha256_file(file)
-    return replace(one, weights=file, weights_sha256=digest, stated=sidecar(file))
+    return replace(choice, weights=file, weights_sha256=digest, stated=sidecar(file))
 
 
-def _tell_apart(found: list[Choice]) -> list[Choice]:
-    counts = Counter(one.label for one in found)
-    made = [
-        replace(one, label=f"{one.label} {(one.weights or Path(one.word)).name}")
-        if counts[one.label] > 1 and one.weights_sha256 is not None
-        else one
-        for one in found
+def _tell_apart(choices: list[Choice]) -> list[Choice]:
+    counts = Counter(choice.label for choice in choices)
+    named_apart = [
+        replace(choice, label=f"{choice.label} {(choice.weights or Path(choice.word)).name}")
+        if counts[choice.label] > 1 and choice.weights_sha256 is not None
+        else choice
+        for choice in choices
     ]
-    again = Counter(one.label for one in made)
-    made = [
-        replace(one, label=f"{one.label} {(one.weights_sha256 or '')[:8]}".strip())
-        if again[one.label] > 1
-        else one
-        for one in made
+    again = Counter(choice.label for choice in named_apart)
+    named_apart = [
+        replace(choice, label=f"{choice.label} {(choice.weights_sha256 or '')[:8]}".strip())
+        if again[choice.label] > 1
+        else choice
+        for choice in named_apart
     ]
-    twice = [label for label, count in Counter(one.label for one in made).items() if count > 1]
+    twice = [
+        label
+        for label, count in Counter(choice.label for choice in named_apart).items()
+        if count > 1
+    ]
     if twice:
         raise UsageError(f"encoder {twice[0]!r} is named twice.")
-    return made
+    return named_apart

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.encoders.base import Encoder, store_key
-from cytofm_cli.encoders.run import default_batch, embed_tiles
+from cytofm_cli.encoders.batches import default_batch, embed_tiles
 from cytofm_cli.errors import InputError, LabelError, UsageError
 from cytofm_cli.evaluate.points import Points
 from cytofm_cli.nuclei.crops import CellCrops
@@ -357,15 +357,15 @@ def _store_of(source: Source) -> Store:
 
 def _order_of(labels: Sequence[str], rule: str, positive: Sequence[str] | None) -> tuple[str, ...]:
     """Return the labels from least to most important."""
-    found = class_order(labels)
+    ordered = class_order(labels)
     if rule == "any":
         if not positive:
             raise UsageError("--tile-label any needs --positive.", hint="--positive LABEL,LABEL")
         wanted = as_found(labels, positive, "--positive", what="point", whole=False)
-        return (*(name for name in found if name not in wanted), *wanted)
-    if is_bethesda(found) or all(name.lstrip("-").isdigit() for name in found):
-        return found
+        return (*(name for name in ordered if name not in wanted), *wanted)
+    if is_bethesda(ordered) or all(name.lstrip("-").isdigit() for name in ordered):
+        return ordered
     raise LabelError(
-        f"labels {named(found)} have no order, so a tile has no worst one.",
+        f"labels {named(ordered)} have no order, so a tile has no worst one.",
         hint="--tile-label any --positive LABEL",
     )

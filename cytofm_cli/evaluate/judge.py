@@ -1,8 +1,8 @@
 """How good held-out answers are, how sure that is, and which encoder is better.
 
-Intervals and tests resample slides: cells of a slide look alike and come and go together.
-Slides are drawn within strata, so that no replicate lacks a rare class.
-Legend: N instances, S slides, C classes, R replicates or draws.
+Intervals and tests are over groups (patients, blocks of staining; slides where none are given):
+cells of a group look alike and come and go together.
+Legend: N instances, G groups, C classes, R replicates or draws.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from cytofm_cli.stats import intervals as statistics
 from cytofm_cli.stats import metrics
 from cytofm_cli.stats.intervals import Difference, Estimate, Metric
+from cytofm_cli.stats.paired import auc_difference, recall_difference
+from cytofm_cli.stats.score_intervals import macro_auc_interval, recall_interval, share_interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -38,7 +40,7 @@ class Comparison:
         metric: what differs.
         first: name of the one encoder.
         second: name of the other.
-        difference: with its interval over slides and p-value.
+        difference: with its interval over groups and p-value.
         p_adjusted: p after Holm's correction over all comparisons of the run.
     """
 
@@ -64,15 +66,10 @@ def balanced_accuracy(y_N: Ints, p_NC: Floats, weight_RN: Floats | None = None) 
     return np.asarray(np.mean(each, axis=0))
 
 
-def _accuracy(y_N: Ints, p_NC: Floats, weight_RN: Floats | None = None) -> Floats:
-    return metrics.accuracy(y_N, p_NC.argmax(1).astype(np.int64), weight_RN)
-
-
-METRICS: dict[str, Callable[[Ints, Floats, Floats | None], Floats]] = {
+METRICS = ("auc", "balanced_accuracy", "average_precision", "accuracy")
+_DRAWN: dict[str, Callable[[Ints, Floats], Floats]] = {
     "auc": metrics.macro_auc,
     "balanced_accuracy": balanced_accuracy,
-    "average_precision": metrics.macro_average_precision,
-    "accuracy": _accuracy,
 }
 
 
@@ -82,48 +79,74 @@ def default_folds(groups: Sequence[str]) -> int:
     return n if n <= _MOST_SINGLE_GROUPS else 5
 
 
-def slide_weights(slides: Sequence[str], y_N: Ints, replicates: int, seed: int) -> Floats:
-    """Draw slides with replacement: how often each comes in each replicate.
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What the answers of a task are judged by.
 
-    Slides are drawn among those with the same rarest class (rare: on few slides), as many as
+    Attributes:
+        y_N: class indices.
+        groups: group of each instance.
+        retrained: how much answers depend on each other; see `score_intervals.retraining`.
+    """
+
+    y_N: Ints
+    groups: tuple[str, ...]
+    retrained: float
+
+
+def group_weights(truth: Truth, replicates: int, seed: int) -> Floats:
+    """Draw groups with replacement: how often each comes in each replicate.
+
+    Groups are drawn among those with the same rarest class (rare: in few groups), as many as
     there are: so the rarest class of all is never lost.
 
     Returns:
-        float64 (R, S), slides in sorted order.
+        float64 (R, G), groups in sorted order.
     """
-    names, slide_N = np.unique(np.array(slides), return_inverse=True)
-    on_SC = np.zeros((len(names), int(y_N.max()) + 1), dtype=bool)
-    on_SC[slide_N, y_N] = True
-    slides_C = on_SC.sum(0)
-    stratum_S = np.where(on_SC, slides_C, len(names) + 1).argmin(1)
+    names, group_N = np.unique(np.array(truth.groups), return_inverse=True)
+    in_GC = np.zeros((len(names), int(truth.y_N.max()) + 1), dtype=bool)
+    in_GC[group_N, truth.y_N] = True
+    stratum_G = np.where(in_GC, in_GC.sum(0), len(names) + 1).argmin(1)
     rng = np.random.default_rng(seed)
-    weight_RS = np.zeros((replicates, len(names)))
-    for stratum in np.unique(stratum_S):
-        among = np.flatnonzero(stratum_S == stratum)
+    weight_RG = np.zeros((replicates, len(names)))
+    for stratum in np.unique(stratum_G):
+        among = np.flatnonzero(stratum_G == stratum)
         share = np.full(len(among), 1 / len(among))
-        weight_RS[:, among] = rng.multinomial(len(among), share, size=replicates)
-    return weight_RS
+        weight_RG[:, among] = rng.multinomial(len(among), share, size=replicates)
+    return weight_RG
 
 
-def over_slides(metric: Metric, slides: Sequence[str]) -> Metric:
-    """Turn a metric of instance weights (…, N) into one of slide weights (…, S)."""
-    slide_N = np.unique(np.array(slides), return_inverse=True)[1]
-    rows = max(1, _CHUNK_VALUES // len(slide_N))
+def over_groups(metric: Metric, groups: Sequence[str]) -> Metric:
+    """Turn a metric of instance weights (…, N) into one of group weights (…, G)."""
+    group_N = np.unique(np.array(groups), return_inverse=True)[1]
+    rows = max(1, _CHUNK_VALUES // len(group_N))
 
-    def of_slides(weight_RS: Floats | None) -> Floats:
-        if weight_RS is None:
+    def of_groups(weight_RG: Floats | None) -> Floats:
+        if weight_RG is None:
             return metric(None)
-        starts = range(0, len(weight_RS), rows)
-        return np.concatenate([metric(weight_RS[i : i + rows][:, slide_N]) for i in starts])
+        starts = range(0, len(weight_RG), rows)
+        return np.concatenate([metric(weight_RG[i : i + rows][:, group_N]) for i in starts])
 
-    return of_slides
+    return of_groups
 
 
-def judge(y_N: Ints, p_NC: Floats, slides: Sequence[str], weight_RS: Floats) -> dict[str, Estimate]:
-    """Compute every metric of the held-out answers with its 95 % interval over slides."""
+def judge(truth: Truth, p_NC: Floats, weight_RG: Floats) -> dict[str, Estimate]:
+    """Compute every metric of the held-out answers with its 95 % interval over groups.
+
+    Args:
+        truth: what is right.
+        p_NC: held-out probabilities.
+        weight_RG: draws of groups, for the average precision; the others have score intervals.
+    """
+    y_N, groups, n_classes = truth.y_N, truth.groups, p_NC.shape[1]
+    said_N = p_NC.argmax(1).astype(np.int64)
+    precision = over_groups(lambda w: metrics.macro_average_precision(y_N, p_NC, w), groups)
+    how: dict[str, Any] = {"retrained": truth.retrained}
     return {
-        name: statistics.bootstrap(over_slides(_bound(name, y_N, p_NC), slides), weight_RS)
-        for name in METRICS
+        "auc": macro_auc_interval(y_N, p_NC, groups, **how),
+        "balanced_accuracy": recall_interval(y_N, said_N, groups, n_classes, **how),
+        "average_precision": statistics.bootstrap(precision, weight_RG),
+        "accuracy": share_interval(said_N == y_N, groups, **how),
     }
 
 
@@ -132,7 +155,7 @@ def per_group(y_N: Ints, p_NC: Floats, groups: Sequence[str]) -> dict[str, dict[
 
     The AUC is None in a group of one class.
     """
-    found = {}
+    metrics_of = {}
     for group in sorted(set(groups)):
         rows = np.array([name == group for name in groups])
         y, p_C = y_N[rows], p_NC[rows]
@@ -141,54 +164,59 @@ def per_group(y_N: Ints, p_NC: Floats, groups: Sequence[str]) -> dict[str, dict[
         aucs = [metrics.auc((y == c).astype(np.int64), p_C[:, c]) for c in classes]
         auc = _plain(float(np.mean(aucs)))
         counts = np.bincount(y, minlength=p_NC.shape[1]).tolist()
-        found[group] = {
+        metrics_of[group] = {
             "instances": counts,
             "auc": auc,
             "balanced_accuracy": float(np.mean(recalls)),
         }
-    return found
+    return metrics_of
 
 
 def over_draws(y_N: Ints, p_RNC: Floats) -> dict[str, Estimate]:
     """Compute AUC and balanced accuracy: mean over the draws, and where 95 % of them lie."""
-    found = {}
+    estimates = {}
     for name in COMPARED:
-        values = np.array([float(METRICS[name](y_N, p_NC, None)) for p_NC in p_RNC])
+        values = np.array([float(_DRAWN[name](y_N, p_NC)) for p_NC in p_RNC])
         low, high = np.quantile(values, [0.025, 0.975])
-        found[name] = Estimate(float(values.mean()), float(low), float(high))
-    return found
+        estimates[name] = Estimate(float(values.mean()), float(low), float(high))
+    return estimates
 
 
 def compare(
     answers: Mapping[tuple[str, str, str], Floats],
-    truth: Mapping[str, tuple[Ints, Sequence[str], Floats]],
+    truths: Mapping[str, Truth],
+    *,
+    swaps: int = 2000,
+    seed: int = 0,
 ) -> list[Comparison]:
     """Compare every pair of encoders on every task and probe.
 
-    A paired bootstrap over slides; p-values are corrected for all comparisons made (Holm).
+    Answers are swapped by group (`stats.paired`); p-values are corrected for all comparisons
+    made (Holm).
 
     Args:
         answers: held-out probabilities (N, C) by (encoder, task, probe).
-        truth: by task: class indices, slide of each instance, slide weights (R, S).
+        truths: by task.
+        swaps: how many the test draws where there are more than it can try.
+        seed: of those.
     """
-    made: list[tuple[str, str, str, str, str, Difference]] = []
+    rows: list[tuple[str, str, str, str, str, Difference]] = []
     encoders = Counter(key[0] for key in answers)
     for task, probe in dict.fromkeys((task, probe) for _, task, probe in answers):
-        y_N, slides, weight_RS = truth[task]
-        for metric in COMPARED:
-            at = {
-                name: over_slides(_bound(metric, y_N, answers[name, task, probe]), slides)
-                for name in encoders
+        truth = truths[task]
+        how: dict[str, Any] = {"retrained": truth.retrained, "swaps": swaps, "seed": seed}
+        for first, second in combinations(encoders, 2):
+            p_NC, q_NC = answers[first, task, probe], answers[second, task, probe]
+            said = p_NC.argmax(1).astype(np.int64), q_NC.argmax(1).astype(np.int64)
+            gaps = {
+                "auc": auc_difference(truth.y_N, p_NC, q_NC, truth.groups, **how),
+                "balanced_accuracy": recall_difference(
+                    truth.y_N, *said, truth.groups, p_NC.shape[1], **how
+                ),
             }
-            for first, second in combinations(encoders, 2):
-                gap = statistics.paired_bootstrap(at[first], at[second], weight_RS)
-                made.append((task, probe, metric, first, second, gap))
-    adjusted = statistics.holm([row[-1].p for row in made])
-    return [Comparison(*row, p) for row, p in zip(made, adjusted, strict=True)]
-
-
-def _bound(name: str, y_N: Ints, p_NC: Floats) -> Metric:
-    return lambda weight_RN: METRICS[name](y_N, p_NC, weight_RN)
+            rows += [(task, probe, metric, first, second, gaps[metric]) for metric in COMPARED]
+    adjusted = statistics.holm([row[-1].p for row in rows])
+    return [Comparison(*row, p) for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _plain(value: float) -> float | None:

@@ -31,20 +31,20 @@ def plan_notes(plan: Plan) -> list[str]:
 
 
 def cautions(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> list[str]:
-    """Say which intervals are too narrow: those of a class on few of the judged slides.
+    """Say which classes rest on few of the judged groups.
 
     Args:
         plan: of the evaluation.
         folds: by task, the fold that tests each instance; negative: none does.
     """
-    found = []
+    said = []
     for task in plan.tasks:
         tested_N = folds[task.name] >= 0
-        slides = [plan.points.slides[i] for i in task.rows_N[tested_N]]
-        by_class = intervals.class_groups(task.y_N[tested_N], slides, task.classes)
-        lines = intervals.cautions(by_class, len(set(slides)), "slides")
-        found += [f"task {task.name}: {line}" for line in lines]
-    return found
+        groups = [plan.points.groups[i] for i in task.rows_N[tested_N]]
+        by_class = intervals.class_groups(task.y_N[tested_N], groups, task.classes)
+        lines = intervals.cautions(by_class, len(set(groups)))
+        said += [f"task {task.name}: {line}" for line in lines]
+    return said
 
 
 def check_scale(spec: EncoderSpec, crop_um: float, note: Callable[[str], None]) -> None:

@@ -27,6 +27,7 @@ from cytofm_cli.evaluate.points import make_tasks, read_points
 from cytofm_cli.evaluate.probe import grouped_folds, knn, out_of_fold
 from cytofm_cli.nuclei.crops import CellCrops
 from cytofm_cli.stats import metrics
+from cytofm_cli.tiles.field import Field
 from cytofm_cli.views.draws import permutation
 from cytofm_cli.words import named
 
@@ -94,32 +95,25 @@ class CellProbe:
             SlideError, StoreError: pixels cannot be read.
         """
         sources = [Source(name, str(path)) for name, path in sorted(slides.items())]
-        found, unknown = read_points(points, {source.slide_id for source in sources}, groups)
-        notes = found.notes
+        cells, unknown = read_points(points, {source.slide_id for source in sources}, groups)
+        notes = cells.notes
         if unknown:
             notes += (f"{points}: {len(unknown)} slide(s) are not given: {named(unknown)}",)
-        found, _ = locate(found, sources, mpp=mpp, slides=folder)
-        if max_cells is not None and len(found) > max_cells:
-            found = found.take(sorted(permutation(len(found), 0)[:max_cells].tolist()))
-        chosen = make_tasks(found, None if task is None else [task], None)[-1]
-        found = found.take(chosen.rows_N)
+        cells, _ = locate(cells, sources, mpp=mpp, slides=folder)
+        if max_cells is not None and len(cells) > max_cells:
+            cells = cells.take(sorted(permutation(len(cells), 0)[:max_cells].tolist()))
+        chosen = make_tasks(cells, None if task is None else [task], None)[-1]
+        cells = cells.take(chosen.rows_N)
         parts = []
         for source in sources:
-            rows = found.of_slide(source.slide_id)
-            if not len(rows):
-                continue
-            with open_source(source, mpp=mpp, slides=folder) as (field, fill):
-                side_px = max(1, round(crop_um / field.mpp))
-                xy_px0 = found.xy_px0[rows].astype(np.float32)
-                cells = CellCrops(field, xy_px0, side_px=side_px, fill=fill)
-                crops_BHWC = np.stack([cells.read(i) for i in range(len(rows))])
-            x_BCHW = torch.from_numpy(crops_BHWC).permute(0, 3, 1, 2)
-            parts.append(fit_square(x_BCHW, resize_px=px, input_px=px, interpolation="bicubic"))
-        group_N = np.unique(found.groups, return_inverse=True)[1]
-        fold_N = grouped_folds(chosen.y_N, group_N, default_folds(found.groups))
-        return cls(
-            torch.cat(parts).contiguous(), chosen.y_N, fold_N, chosen.classes, mean, std, notes
-        )
+            xy_px0 = cells.xy_px0[cells.of_slide(source.slide_id)].astype(np.float32)
+            if len(xy_px0):
+                with open_source(source, mpp=mpp, slides=folder) as (field, fill):
+                    parts.append(_crops(field, xy_px0, crop_um=crop_um, px=px, fill=fill))
+        group_N = np.unique(cells.groups, return_inverse=True)[1]
+        fold_N = grouped_folds(chosen.y_N, group_N, default_folds(cells.groups))
+        crops_NCHW = torch.cat(parts).contiguous()
+        return cls(crops_NCHW, chosen.y_N, fold_N, chosen.classes, mean, std, notes)
 
     def score(
         self, encode: Callable[[Tensor], Tensor], *, batch: int = 128, k: int = _K
@@ -159,3 +153,13 @@ class CellProbe:
             "k": k,
             "cells": len(self.y_N),
         }
+
+
+def _crops(
+    field: Field, xy_px0: NDArray[np.float32], *, crop_um: float, px: int, fill: int
+) -> Tensor:
+    """Return uint8 (B, 3, px, px) squares of `crop_um` around points of one slide."""
+    crops = CellCrops(field, xy_px0, side_px=max(1, round(crop_um / field.mpp)), fill=fill)
+    crops_BHWC = crops.read_many(np.arange(len(xy_px0)))
+    x_BCHW = torch.from_numpy(crops_BHWC).permute(0, 3, 1, 2)
+    return fit_square(x_BCHW, resize_px=px, input_px=px, interpolation="bicubic")

@@ -68,26 +68,26 @@ def make_plan(
         LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`, `is_judged`.
     """
     ids = {source.slide_id for source in sources}
-    found, unknown = read_points(points, ids, groups)
-    used = [source for source in sources if source.slide_id in set(found.slides)]
-    found, unread = features.locate(found, used, mpp=config.slide_mpp, slides=config.slides)
+    cells, unknown = read_points(points, ids, groups)
+    used = [source for source in sources if source.slide_id in set(cells.slides)]
+    cells, unread = features.locate(cells, used, mpp=config.slide_mpp, slides=config.slides)
     if config.unit == "tile":
-        found = features.label_tiles(found, used, rule=config.tile_label, positive=config.positive)
-    tasks = make_tasks(found, config.task, config.positive)
+        cells = features.label_tiles(cells, used, rule=config.tile_label, positive=config.positive)
+    tasks = make_tasks(cells, config.task, config.positive)
     for task in tasks:
-        is_judged(found, task, config.judged)
+        is_judged(cells, task, config.judged)
     marks = {
-        "points": digest({"slides": found.slides, "xy": found.xy_px0.tolist()}),
+        "points": digest({"slides": cells.slides, "xy": cells.xy_px0.tolist()}),
         "sources": digest({source.slide_id: _mark(source) for source in used}),
     }
     record = {
         "evaluate": as_record(config, results_only=True),
         "data": {
             "encoders": [f"{choice.label} {digest(choice.identity())}" for choice in choices],
-            "instances": len(found),
-            "slides": len(set(found.slides)),
-            "groups": len(set(found.groups)),
-            "labels_digest": digest({"labels": found.labels, "groups": found.groups}),
+            "instances": len(cells),
+            "slides": len(set(cells.slides)),
+            "groups": len(set(cells.groups)),
+            "labels_digest": digest({"labels": cells.labels, "groups": cells.groups}),
             **marks,
             "cytofm": __version__,
         },
@@ -95,14 +95,14 @@ def make_plan(
     return Plan(
         config,
         used,
-        found,
+        cells,
         tasks,
         list(choices),
         record,
         unread,
         unknown,
         marks,
-        _defaults(config, found, choices),
+        _defaults(config, cells, choices),
     )
 
 

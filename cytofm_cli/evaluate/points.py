@@ -30,11 +30,10 @@ from cytofm_cli.tables import (
     X_NAMES,
     Y_NAMES,
     Table,
-    is_missing,
     match_slide,
     read_table,
 )
-from cytofm_cli.words import named
+from cytofm_cli.words import is_missing, named
 
 Ints = NDArray[np.int64]
 _EXPECTED = (*SLIDE_NAMES, *X_NAMES, *Y_NAMES, *LABEL_NAMES, *GROUP_NAMES)
@@ -174,26 +173,28 @@ def make_tasks(
             "be held out.",
             hint="give patients or blocks in a column `group` or with --groups",
         )
-    found = set(points.labels)
+    classes = set(points.labels)
     if names is None:
-        bethesda = is_bethesda(points.labels) and 0 in map(bethesda_rank, found) and len(found) > 2
+        bethesda = (
+            is_bethesda(points.labels) and 0 in map(bethesda_rank, classes) and len(classes) > 2
+        )
         names = ([] if positive else ["labels"]) + (["abnormal"] if bethesda else [])
     wanted = [*names, *(["positive"] if positive else [])]
-    made = []
+    tasks = []
     for name in dict.fromkeys(wanted):
         if name == "positive" and positive:
             labels = as_found(points.labels, positive, "--positive", what="point", whole=False)
-            made.append(_binary(points, name, set(labels), ("other", "positive")))
+            tasks.append(_binary(points, name, set(labels), ("other", "positive")))
         elif name in BETHESDA_TASKS:
-            made.append(_bethesda(points, name))
+            tasks.append(_bethesda(points, name))
         elif name == "labels":
-            made.append(_as_given(points))
+            tasks.append(_as_given(points))
         else:
             raise UsageError(
                 f"no task is called {name!r}.",
                 hint=f"labels, {', '.join(BETHESDA_TASKS)}; or --positive LABEL",
             )
-    return made
+    return tasks
 
 
 def _as_given(points: Points) -> Task:
@@ -258,15 +259,15 @@ def _groups_of(
         if column is None:
             note = f"{table.path}: no column of patients or blocks: slides are taken as groups"
             return tuple(slides), [note]
-        source, found = table.path, [table.columns[column][row] for row in rows]
+        source, cells = table.path, [table.columns[column][row] for row in rows]
         notes = [] if column == "group" else [f"{table.path}: groups are those of column {column}"]
     else:
         source, (group_of, notes) = groups, _read_groups(groups, set(slides))
-        found = [group_of.get(slide, "") for slide in slides]
-    without = {slide for slide, cell in zip(slides, found, strict=True) if is_missing(cell)}
+        cells = [group_of.get(slide, "") for slide in slides]
+    without = {slide for slide, cell in zip(slides, cells, strict=True) if is_missing(cell)}
     if without:
         raise LabelError(f"{source}: {len(without)} slide(s) have no group: {named(without)}.")
-    merged, remarks = merge_spellings(found, "group")
+    merged, remarks = merge_spellings(cells, "group")
     return merged, [*notes, *remarks]
 
 
@@ -275,14 +276,14 @@ def _read_groups(path: Path, slide_ids: Collection[str]) -> tuple[dict[str, str]
     hint = "the header must be slide_id,group"
     slide_column = table.need(*SLIDE_NAMES, hint=hint)
     column = table.group_column() or table.need("group", hint=hint)
-    found: dict[str, str] = {}
+    group_of: dict[str, str] = {}
     for name, group in zip(table.columns[slide_column], table.columns[column], strict=True):
         slide = match_slide(name, slide_ids)
-        if slide is not None and spelling_key(found.setdefault(slide, group)) != spelling_key(
+        if slide is not None and spelling_key(group_of.setdefault(slide, group)) != spelling_key(
             group
         ):
             raise LabelError(f"{path}: slide {slide} is in two groups.")
-    return found, list(table.notes)
+    return group_of, list(table.notes)
 
 
 def count_labels(labels: Iterable[str]) -> dict[str, int]:

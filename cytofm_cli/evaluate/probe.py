@@ -66,7 +66,7 @@ def out_of_fold(
         float64 (N, C) by name, rows sum to 1.
     """
     n_classes = int(y_N.max()) + 1
-    found: dict[str, Floats] = {}
+    answers_of: dict[str, Floats] = {}
     for fold in np.unique(fold_N[fold_N >= 0]):
         train, test = fold_N != fold, fold_N == fold
         present, y = np.unique(y_N[train], return_inverse=True)
@@ -74,9 +74,9 @@ def out_of_fold(
             features_ND[train], y.astype(np.int64), groups_N[train], features_ND[test], len(present)
         )
         for name, p_MC in answers.items():
-            whole_NC = found.setdefault(name, np.zeros((len(y_N), n_classes)))
+            whole_NC = answers_of.setdefault(name, np.zeros((len(y_N), n_classes)))
             whole_NC[np.ix_(test, present)] = p_MC
-    return found
+    return answers_of
 
 
 def standardise(train_ND: Features, test_MD: Features) -> tuple[Floats, Floats]:
@@ -273,8 +273,8 @@ def fit_logistic(
 
     first = np.zeros(shape) if start is None else start
     options = {"maxiter": _ITERATIONS, "gtol": gtol, "ftol": 1e-10, "maxcor": 20}
-    found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options)
-    return np.asarray(found.x, dtype=np.float64).reshape(shape)
+    optimum = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(optimum.x, dtype=np.float64).reshape(shape)
 
 
 def logistic_probabilities(x_MD: Floats, weights_BC: Floats) -> Floats:
@@ -325,7 +325,7 @@ def few_shot(
         by shots, float64 (R, N, C): softmax of the negative squared distances.
     """
     n_classes = int(y_N.max()) + 1
-    found = {n: np.zeros((draws_R, len(y_N), n_classes)) for n in shots}
+    answers = {n: np.zeros((draws_R, len(y_N), n_classes)) for n in shots}
     keys_RN = draws.fold(draws.sample_keys(seed, np.arange(draws_R))[:, None], np.arange(len(y_N)))
     order_RN = draws.uniform(keys_RN, 1)[..., 0]
     for fold in np.unique(fold_N[fold_N >= 0]):
@@ -342,8 +342,8 @@ def few_shot(
             mean_RCD = np.stack(means, 1)
             far = ((mean_RCD**2).sum(-1)[:, None]) - 2 * np.einsum("md,rcd->rmc", z_MD, mean_RCD)
             near = np.exp(far.min(-1, keepdims=True) - far)
-            found[n][:, test[:, None], present] = near / near.sum(-1, keepdims=True)
-    return found
+            answers[n][:, test[:, None], present] = near / near.sum(-1, keepdims=True)
+    return answers
 
 
 def _unit(x_ND: Features) -> Floats:

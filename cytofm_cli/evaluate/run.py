@@ -27,6 +27,7 @@ from cytofm_cli.evaluate.points import Task, count_labels
 from cytofm_cli.evaluate.run_folder import FEATURES, METRICS, PREDICTIONS, TABLE
 from cytofm_cli.runs.folder import CONFIG, holding
 from cytofm_cli.runs.record import to_text
+from cytofm_cli.stats.score_intervals import retraining
 from cytofm_cli.store import schema
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, write_text
@@ -174,6 +175,12 @@ def _compute(
     return values, {"dim": spec.dim, "crop_um": how.get("crop_um"), **spec.facts()}
 
 
+INTERVAL = (
+    "95 %, over groups: score intervals, widened as folds were pooled; of the average precision "
+    "percentile bootstrap, {replicates} replicates"
+)
+
+
 def _judge_all(
     plan: Plan, folder: Path, progress: Progress, note: Note, stop: StopFlag
 ) -> tuple[dict[str, Any], Answers, dict[str, NDArray[np.int64]]]:
@@ -187,28 +194,33 @@ def _judge_all(
     group_N = np.unique(points.groups, return_inverse=True)[1].astype(np.int64)
     n_folds = config.folds or judge.default_folds(points.groups)
     folds: dict[str, NDArray[np.int64]] = {}
-    truth: dict[str, tuple[NDArray[np.int64], list[str], NDArray[np.float64]]] = {}
+    truths: dict[str, judge.Truth] = {}
     for task in plan.tasks:
         fold_N = probe.grouped_folds(task.y_N, group_N[task.rows_N], n_folds, config.seed)
         tested_N = is_judged(points, task, config.judged)
         folds[task.name] = np.where(tested_N, fold_N, -1)
-        y, slides = task.y_N[tested_N], [points.slides[i] for i in task.rows_N[tested_N]]
-        weight_RS = judge.slide_weights(slides, y, config.replicates, config.seed)
-        truth[task.name] = y, slides, weight_RS
-    found = _head(plan, folds)
+        truths[task.name] = judge.Truth(
+            task.y_N[tested_N],
+            tuple(points.groups[i] for i in task.rows_N[tested_N]),
+            retraining(len(np.unique(fold_N))),
+        )
+    metrics = _head(plan, folds)
     answers: Answers = {}
     for choice in plan.choices:
         tell(choice.label, 0, len(points))
         values_ND, facts = features_of(plan, choice, folder, tell, note)
-        found["encoders"][choice.label] = choice.identity() | facts
+        metrics["encoders"][choice.label] = choice.identity() | facts
         for task in plan.tasks:
             tell(choice.label, len(points), len(points))
-            one, said = _judge_task(plan, task, values_ND, group_N, folds[task.name], truth)
-            found["tasks"][task.name]["encoders"][choice.label] = one
-            for name in found["probes"]:
+            metrics_of, said = _judge_task(plan, task, values_ND, group_N, folds[task.name], truths)
+            metrics["tasks"][task.name]["encoders"][choice.label] = metrics_of
+            for name in metrics["probes"]:
                 answers[choice.label, task.name, name] = said[name]
-    found["comparisons"] = [pair.record() for pair in judge.compare(answers, truth)]
-    return found, answers, folds
+    metrics["comparisons"] = [
+        pair.record()
+        for pair in judge.compare(answers, truths, swaps=config.replicates, seed=config.seed)
+    ]
+    return metrics, answers, folds
 
 
 def _judge_task(
@@ -217,32 +229,33 @@ def _judge_task(
     values_ND: NDArray[np.float32],
     group_N: NDArray[np.int64],
     fold_N: NDArray[np.int64],
-    truth: Mapping[str, Any],
+    truths: Mapping[str, judge.Truth],
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
     """Return the metrics of one encoder on one task, and its answers by probe, where judged."""
     config = plan.config
     x_ND, y_N, of_group = values_ND[task.rows_N], task.y_N, group_N[task.rows_N]
     said: dict[str, NDArray[np.float64]] = {}
-    for one in (
+    for kind in (
         probe.linear(inner_folds=config.inner_folds, balanced=config.balanced, seed=config.seed),
         probe.knn(config.k, temperature=config.temperature, balanced=config.balanced),
     ):
-        said |= probe.out_of_fold(x_ND, y_N, of_group, fold_N, one)
+        said |= probe.out_of_fold(x_ND, y_N, of_group, fold_N, kind)
     tested_N = fold_N >= 0
     said = {name: p_NC[tested_N] for name, p_NC in said.items()}
-    groups = [plan.points.groups[i] for i in task.rows_N[tested_N]]
-    y, slides, weight_RS = truth[task.name]
+    truth = truths[task.name]
+    weight_RG = judge.group_weights(truth, config.replicates, config.seed)
     judged: dict[str, Any] = {}
     for name, p_NC in said.items():
-        estimates = judge.judge(y, p_NC, slides, weight_RS)
+        estimates = judge.judge(truth, p_NC, weight_RG)
         judged[name] = {key: value.record() for key, value in estimates.items()}
-        judged[name]["groups"] = judge.per_group(y, p_NC, groups)
+        judged[name]["groups"] = judge.per_group(truth.y_N, p_NC, truth.groups)
     few = probe.few_shot(
         x_ND, y_N, fold_N, shots=config.shots, draws_R=config.draws, seed=config.seed
     )
     shots = {
         str(n): {
-            key: value.record() for key, value in judge.over_draws(y, p_RNC[:, tested_N]).items()
+            key: value.record()
+            for key, value in judge.over_draws(truth.y_N, p_RNC[:, tested_N]).items()
         }
         for n, p_RNC in few.items()
     }
@@ -262,7 +275,7 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
         "points_without_pixels": plan.unread,
         "slides_not_given": plan.unknown,
         "judged": None if config.judged is None else list(config.judged),
-        "interval": f"95 % bootstrap over slides, {config.replicates} replicates",
+        "interval": INTERVAL.format(replicates=config.replicates),
         "draws": config.draws,
         "probes": ["linear", f"knn{k}"],
         "encoders": {},

@@ -16,20 +16,20 @@ from cytofm_cli.stats.cautions import interval_text
 _METRICS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy"}
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(metrics: Mapping[str, Any]) -> str:
     """Write metrics.json for reading: a table a task, values by group, comparisons."""
-    blocks = [_task(name, task, found["probes"]) for name, task in found["tasks"].items()]
-    if found["comparisons"]:
-        blocks.append(_comparisons(found["comparisons"]))
-    return "\n\n".join([*blocks, _legend(found)]) + "\n"
+    blocks = [_task(name, task, metrics["probes"]) for name, task in metrics["tasks"].items()]
+    if metrics["comparisons"]:
+        blocks.append(_comparisons(metrics["comparisons"]))
+    return "\n\n".join([*blocks, _legend(metrics)]) + "\n"
 
 
-def one_line(label: str, found: Mapping[str, Any]) -> str:
+def one_line(label: str, metrics: Mapping[str, Any]) -> str:
     """Say how good one encoder is: AUC with interval for every task and main probe."""
     parts = []
-    for name, task in found["tasks"].items():
+    for name, task in metrics["tasks"].items():
         probes = task["encoders"][label]["probes"]
-        said = [f"{_cell(probes[probe]['auc'])} {probe}" for probe in found["probes"]]
+        said = [f"{_cell(probes[probe]['auc'])} {probe}" for probe in metrics["probes"]]
         parts.append(f"{name} AUC {', '.join(said)}")
     return f"{label}: {'; '.join(parts)}"
 
@@ -86,15 +86,17 @@ def _task(name: str, task: Mapping[str, Any], probes: Sequence[str]) -> str:
         left = ", ".join(f"{label} ({n})" for label, n in task["left_out"].items())
         lines[2] += f" Left out, being in one group only: {left}."
     lines += ["| encoder | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for label, one in task["encoders"].items():
-        cells = [_cell(one["probes"][probe][metric]) for probe in probes for metric in _METRICS]
-        cells += [_spread(one["few_shot"][n]["auc"]) for n in shots]
+    for label, encoder in task["encoders"].items():
+        cells = [_cell(encoder["probes"][probe][metric]) for probe in probes for metric in _METRICS]
+        cells += [_spread(encoder["few_shot"][n]["auc"]) for n in shots]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *_groups(task, probes[0])])
 
 
 def _groups(task: Mapping[str, Any], probe: str) -> list[str]:
-    rows = {label: one["probes"][probe]["groups"] for label, one in task["encoders"].items()}
+    rows = {
+        label: encoder["probes"][probe]["groups"] for label, encoder in task["encoders"].items()
+    }
     groups = list(next(iter(rows.values())))
     lines = [
         f"AUC of the {probe} probe inside each group:",
@@ -125,19 +127,20 @@ def _comparisons(pairs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _legend(found: Mapping[str, Any]) -> str:
+def _legend(metrics: Mapping[str, Any]) -> str:
     shots = (
         "Shots: nearest class mean of so many examples a class, mean of "
-        f"{found['draws']} draws and where 95 % of them lie. "
+        f"{metrics['draws']} draws and where 95 % of them lie. "
     )
-    only = f", {', '.join(found['judged'])} judged" if found["judged"] else ""
+    only = f", {', '.join(metrics['judged'])} judged" if metrics["judged"] else ""
     legend = (
-        f"{found['instances']} {found['unit']}s of {found['slides']} slides in {found['groups']} "
-        f"groups; whole groups are held out{only}. Brackets: {found['interval']}. {shots}"
+        f"{metrics['instances']} {metrics['unit']}s of {metrics['slides']} slides in "
+        f"{metrics['groups']} groups; whole groups are held out{only}. "
+        f"Brackets: {metrics['interval']}. {shots}"
         "AUC of more than two classes is the mean one-vs-rest. "
-        "p: paired bootstrap over slides, corrected for all comparisons (Holm)."
+        "p: answers swapped by group, corrected for all comparisons (Holm)."
     )
-    return "\n\n".join([legend, *(f"{note}." for note in found.get("notes", []))])
+    return "\n\n".join([legend, *(f"{note}." for note in metrics.get("notes", []))])
 
 
 def _cell(estimate: Mapping[str, float | None]) -> str:

@@ -64,10 +64,10 @@ def find_bags(source: Path, encoder: str | None = None) -> list[Path]:
             suffix: [p for p in folder.glob(f"*{suffix}") if not p.name.startswith(".")]
             for suffix in SUFFIXES
         }
-        for suffix, found in there.items():
-            if found:
+        for suffix, paths in there.items():
+            if paths:
                 _refuse_others(folder, suffix, there)
-                return sorted(found, key=lambda path: path.stem)
+                return sorted(paths, key=lambda path: path.stem)
     raise InputError(
         f"{source}: holds no <slide>.zarr, .h5 or .pt.",
         hint="run `cytofm tile` and `cytofm embed` first",
@@ -90,8 +90,8 @@ def _inner_folders(source: Path, encoder: str | None) -> list[Path]:
     inner = [source / name for name in SUBFOLDERS if (source / name).is_dir()]
     pattern = f"features_{encoder}" if encoder else "features_*"
     # TRIDENT's job folder, and the folder of `<mag>x_<px>px_<overlap>px_overlap` jobs above it.
-    found = (*source.glob(pattern), *source.glob(f"*_overlap/{pattern}"))
-    trident = sorted(path for path in found if path.is_dir())
+    folders = (*source.glob(pattern), *source.glob(f"*_overlap/{pattern}"))
+    trident = sorted(path for path in folders if path.is_dir())
     if len(trident) > 1:
         names = ", ".join(str(path.relative_to(source)) for path in trident)
         raise InputError(
@@ -144,10 +144,10 @@ def _read_h5(path: Path) -> Bag:
 def _dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
     import h5py
 
-    found = file[key]
-    if not isinstance(found, h5py.Dataset):
-        raise InputError(f"{path}: `{key}` is a {type(found).__name__.lower()}, no dataset.")
-    return found
+    node = file[key]
+    if not isinstance(node, h5py.Dataset):
+        raise InputError(f"{path}: `{key}` is a {type(node).__name__.lower()}, no dataset.")
+    return node
 
 
 def _read_pt(path: Path) -> Bag:

@@ -130,11 +130,11 @@ def check_folder(
     layout = to_csv(make_folds(config, cohort), cohort.slide_ids, cohort.groups)
     if overwrite:
         return layout
-    found = _other_runs(_jobs(config, sources, methods, out), out, cohort.classes)
-    if not found and (out / SPLITS).is_file():
+    changed = _other_runs(_jobs(config, sources, methods, out), out, cohort.classes)
+    if not changed and (out / SPLITS).is_file():
         old = (out / SPLITS).read_text(encoding="utf-8")
-        found = [] if old == layout else [f"{SPLITS} ({_apart(old, layout)})"]
-    refuse_changes(out, found, overwrite="makes these runs anew")
+        changed = [] if old == layout else [f"{SPLITS} ({_apart(old, layout)})"]
+    refuse_changes(out, changed, overwrite="makes these runs anew")
     return layout
 
 
@@ -172,9 +172,7 @@ def write_tables(
     untested = ""
     if len(answers) > 1:
         try:
-            pairs = compare_runs(
-                list(answers.values()), replicates=config.bootstrap, seed=config.seed
-            )
+            pairs = compare_runs(list(answers.values()), swaps=config.bootstrap, seed=config.seed)
         except InputError as error:  # --allow-missing leaves rows with other slides
             untested = error.message
     table = tables.Table(tuple(rows), tuple(methods), cells, pairs, untested)
@@ -236,7 +234,7 @@ def _jobs(
 
 def _other_runs(jobs: Mapping[str, MilConfig], out: Path, classes: Sequence[str]) -> list[str]:
     """Name the runs that are there with other settings; what they read, each run compares."""
-    found = []
+    changed = []
     for name, job in jobs.items():
         run = out / RUNS / name
         if (run / METRICS).is_file():
@@ -247,8 +245,8 @@ def _other_runs(jobs: Mapping[str, MilConfig], out: Path, classes: Sequence[str]
             then = {"mil": old, "task": {"classes": record.get("task", {}).get("classes")}}
             now = {"mil": {k: wanted[k] for k in compared}, "task": {"classes": list(classes)}}
             if apart := changes(then, now):
-                found.append(f"{name} ({', '.join(apart)})")
-    return found
+                changed.append(f"{name} ({', '.join(apart)})")
+    return changed
 
 
 def _apart(old: str, new: str) -> str:

@@ -68,10 +68,10 @@ def load_official(head: MilHead, method: str, official: Mapping[str, Tensor]) ->
         WeightsError: a tensor is missing, left over, or of another shape.
     """
     ours = dict(head.named_parameters())
-    found = pieces(method, head, official)
+    parts = pieces(method, head, official)
     filled = dict.fromkeys(ours, 0)
     with torch.no_grad():
-        for piece in found:
+        for piece in parts:
             source, target = official.get(piece.official), piece.of(ours[piece.ours])
             if source is None:
                 raise WeightsError(f"the checkpoint lacks {piece.official}: not one of {method}.")
@@ -82,7 +82,7 @@ def load_official(head: MilHead, method: str, official: Mapping[str, Tensor]) ->
                 )
             target.copy_(source.to(torch.float32).reshape(target.shape))
             filled[piece.ours] += target.numel()
-    unused = set(official) - {piece.official for piece in found}
+    unused = set(official) - {piece.official for piece in parts}
     partial = [name for name, count in filled.items() if count != ours[name].numel()]
     if unused or partial:
         raise WeightsError(
@@ -144,16 +144,16 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
-    found = load_pickle(
+    content = load_pickle(
         path,
         kind=WeightsError,
         hint="save the state_dict alone: torch.save(model.state_dict(), path)",
     )
-    if isinstance(found, dict) and "state_dict" in found:
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(f"{path}: holds no state_dict.")
-    return found
+    return content
 
 
 def _both(official: str, ours: str, start: int | None = None, rows: int = 0) -> Iterator[Piece]:

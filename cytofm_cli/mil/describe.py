@@ -59,19 +59,19 @@ def bags_text(origin: Origin, unit: str) -> str:
     return ", ".join(parts)
 
 
-def result_line(found: dict[str, Any]) -> str:
+def result_line(metrics: dict[str, Any]) -> str:
     """Say how good a RUN is, from its metrics.json: for which class, from how much."""
-    classes = found["classes"]
+    classes = metrics["classes"]
     of = f" of {classes[1]!r}" if len(classes) == 2 else ""
     parts = [
         f"{name}{of if name == 'recall' else ''} {m['value']:.3f} "
         f"{interval_text(m['low'], m['high'])}"
         for name in ("auc", "accuracy", "recall")
-        if (m := found.get(name)) and m["value"] is not None
+        if (m := metrics.get(name)) and m["value"] is not None
     ]
-    if threshold := found.get("threshold"):
+    if threshold := metrics.get("threshold"):
         parts.append(f"threshold for {classes[1]!r} {threshold['mean']:.3f} ({threshold['rule']})")
-    size = f"{found['slides']} slides, {found['groups']} groups"
-    by_class = found.get("class_groups")  # RUNs of older versions do not count them
+    size = f"{metrics['slides']} slides, {metrics['groups']} groups"
+    by_class = metrics.get("class_groups")  # RUNs of older versions do not count them
     brief = intervals.brief(by_class) if by_class else None
-    return f"{found['method']}: {', '.join(parts)}  ({size}{f'; {brief}' if brief else ''})"
+    return f"{metrics['method']}: {', '.join(parts)}  ({size}{f'; {brief}' if brief else ''})"

@@ -19,11 +19,10 @@ from cytofm_cli.tables import (
     LABEL_NAMES,
     SLIDE_NAMES,
     Table,
-    is_missing,
     match_slide,
     read_table,
 )
-from cytofm_cli.words import named
+from cytofm_cli.words import is_missing, named
 
 _HEADER = "the header must be slide_id,label[,group][,split]"
 

@@ -108,10 +108,10 @@ class AttentionScores(nn.Module):
             # Dropout on both halves of the gate is dropout of their product.
             p = 1 - (1 - self.dropout.p) ** 2
             keep_NA = keep_mask(h_ND.new_empty((len(h_ND), score.in_features)), p)
-        found = _GatedPool.apply(
+        pooled = _GatedPool.apply(
             h_ND, hidden.weight, hidden.bias, score.weight, score.bias, keep_NA, None
         )
-        return found[0][None], found[1][None], found[2][None]
+        return pooled[0][None], pooled[1][None], pooled[2][None]
 
     def pool_parts(self, h_ND: Tensor, outside_GN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Attend and sum within parts of one bag, by one gated map without dropout.
@@ -124,10 +124,10 @@ class AttentionScores(nn.Module):
             part vectors (G, D), attention (G, N), raw scores (1, N).
         """
         hidden, score = self.hidden, self.score
-        found: tuple[Tensor, Tensor, Tensor] = _GatedPool.apply(
+        pooled: tuple[Tensor, Tensor, Tensor] = _GatedPool.apply(
             h_ND, hidden.weight, hidden.bias, score.weight, score.bias, None, outside_GN
         )
-        return found
+        return pooled
 
     def forward(self, h_BND: Tensor) -> Tensor:
         """Return raw scores (B, K, N)."""

@@ -105,17 +105,17 @@ def of_store(store: Store, encoder: str, unit: str) -> Origin:
     )
 
 
-def differences(one: Origin, other: Origin) -> list[tuple[str, str, str]]:
+def differences(first: Origin, second: Origin) -> list[tuple[str, str, str]]:
     """List what is stated by both and differs: name, value of the one, value of the other."""
-    found: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str]] = []
     for key, (name, unit) in _WORDS.items():
-        a, b = getattr(one, key), getattr(other, key)
+        a, b = getattr(first, key), getattr(second, key)
         if a in (None, "") or b in (None, "") or _alike(key, a, b):
             continue
-        if key == "seen_mpp" and found:
+        if key == "seen_mpp" and rows:
             continue  # it follows from the others
-        found.append((name, _show(a) + unit, _show(b) + unit))
-    return found
+        rows.append((name, _show(a) + unit, _show(b) + unit))
+    return rows
 
 
 def unstated(origin: Origin) -> list[str]:
@@ -178,11 +178,11 @@ def notes(origins: Iterable[Origin], mixed: Sequence[str]) -> list[str]:
     for origin in origins:
         for name in unstated(origin):
             silent[name] = silent.get(name, 0) + 1
-    found = [f"mixed bags (--allow-mixed): {what}" for what in mixed]
+    lines = [f"mixed bags (--allow-mixed): {what}" for what in mixed]
     if silent:
         what = ", ".join(f"{name} ({count})" for name, count in silent.items())
-        found.append(f"not stated by the bags (slides), so not checked when scoring: {what}")
-    return found
+        lines.append(f"not stated by the bags (slides), so not checked when scoring: {what}")
+    return lines
 
 
 def _alike(key: str, a: Any, b: Any) -> bool:

@@ -149,9 +149,9 @@ def _finish(plan: Plan, staging: Path) -> dict[str, Any]:
         summary.fold_decision([c for c in models if c.fold == f], cohort.y_N, config)
         for f in range(len(plan.folds))
     ]
-    found = _metrics_record(plan, cells, decisions)
+    record = _metrics_record(plan, cells, decisions)
     if len(plan.candidates) > 1:
-        found["tuned"] = [fold_choice(plan, staging, fold) for fold in range(len(plan.folds))]
+        record["tuned"] = [fold_choice(plan, staging, fold) for fold in range(len(plan.folds))]
     write_text(staging / PREDICTIONS, summary.predictions_csv(models, decisions, cohort))
     write_text(staging / DECISIONS, _json([d.__dict__ for d in decisions]))
     lines = [
@@ -162,9 +162,15 @@ def _finish(plan: Plan, staging: Path) -> dict[str, Any]:
     stamp = json.dumps({"event": "finished", "utc": utc_now()})
     write_text(staging / LOG, "\n".join([*lines, stamp]) + "\n")
     write_text(staging / MANIFEST, manifest_text(staging))
-    write_text(staging / METRICS, _json(found))
+    write_text(staging / METRICS, _json(record))
     shutil.rmtree(staging / CELLS)
-    return found
+    return record
+
+
+_INTERVAL = (
+    "95 %, over groups: score intervals of AUCs and shares, widened where folds were pooled; "
+    "others percentile bootstrap, {replicates} replicates"
+)
 
 
 def _metrics_record(
@@ -180,9 +186,10 @@ def _metrics_record(
     ordinal = plan.recipe.bag_loss == "ordinal" or (c > 2 and is_bethesda(cohort.classes))
     pooled = summary.pool(models, decisions, c, n)
     raw = summary.pool(models, plain, c, n)
-    found = summary.judge(pooled, raw, cohort, config, ordinal=ordinal)
-    cautions = summary.interval_notes(found, config.bootstrap)
-    found |= {
+    folds = len(plan.folds)
+    record = summary.judge(pooled, raw, cohort, config, ordinal=ordinal, folds=folds)
+    cautions = summary.interval_notes(record, config.bootstrap)
+    record |= {
         "method": config.method,
         "preset": config.preset,
         "encoder": plan.origin.encoder,
@@ -191,17 +198,22 @@ def _metrics_record(
         "threshold": summary.threshold(decisions, cohort, config),
         "folds": len(plan.folds),
         "seeds": config.seeds,
-        "interval": f"95 %, percentile bootstrap over groups, {config.bootstrap} replicates",
+        "interval": _INTERVAL.format(replicates=config.bootstrap),
         "what": "out-of-fold; the mean probability of the models that never saw the slide",
         **summary.spread(models, decisions, cohort),
         "notes": [*plan.notes, *cautions],
     }
     if retrained:
         single = summary.pool(retrained, decisions, c, n)
-        found["retrained"] = summary.judge(
-            single, summary.pool(retrained, plain, c, n), cohort, config, ordinal=ordinal
+        record["retrained"] = summary.judge(
+            single,
+            summary.pool(retrained, plain, c, n),
+            cohort,
+            config,
+            ordinal=ordinal,
+            folds=folds,
         )
-    return found
+    return record
 
 
 def _json(value: Any) -> str:

@@ -20,10 +20,9 @@ from cytofm_cli.tables import (
     SLIDE_NAMES,
     Table,
     match_slide,
-    plain_name,
     read_table,
 )
-from cytofm_cli.words import named
+from cytofm_cli.words import named, plain_name
 
 _HEADER = "the header must be slide_id,group,fold0,fold1,…, as `mil train` writes it"
 

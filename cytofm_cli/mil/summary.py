@@ -20,6 +20,7 @@ from cytofm_cli.stats import cautions as intervals
 from cytofm_cli.stats import metrics
 from cytofm_cli.stats.judge import Decision, fix_decision
 from cytofm_cli.stats.judge import judge as judge_answers
+from cytofm_cli.stats.score_intervals import retraining
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -128,7 +129,13 @@ def predictions_csv(
 
 
 def judge(
-    pooled: Pooled, uncalibrated: Pooled, cohort: Cohort, config: MilConfig, *, ordinal: bool
+    pooled: Pooled,
+    uncalibrated: Pooled,
+    cohort: Cohort,
+    config: MilConfig,
+    *,
+    ordinal: bool,
+    folds: int,
 ) -> dict[str, Any]:
     """Compute every metric with its interval over groups.
 
@@ -138,6 +145,7 @@ def judge(
         cohort: labels and groups.
         config: replicates, seed, specificity.
         ordinal: the classes are ordered.
+        folds: whose answers were pooled.
     """
     return judge_answers(
         cohort.y_N[pooled.index],
@@ -149,6 +157,7 @@ def judge(
         seed=config.seed,
         specificity=config.specificity,
         ordinal=ordinal,
+        retrained=retraining(folds),
     )
 
 
@@ -157,15 +166,15 @@ def spread(
 ) -> dict[str, Any]:
     """Compute the AUC of each seed (pooled over folds) and of each fold (averaged over seeds)."""
     n, c = len(cohort.y_N), len(cohort.classes)
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for key in ("seed", "fold"):
         by: dict[str, float | None] = {}
         for value in sorted({getattr(cell, key) for cell in cells}):
             part = pool([x for x in cells if getattr(x, key) == value], decisions, c, n)
             auc = float(metrics.macro_auc(cohort.y_N[part.index], part.p_SC))
             by[str(value)] = auc if np.isfinite(auc) else None
-        found[f"auc_by_{key}"] = by
-    return found
+        by_name[f"auc_by_{key}"] = by
+    return by_name
 
 
 def facts(cohort: Cohort, tested: Ints) -> dict[str, Any]:
@@ -210,34 +219,34 @@ def cohort_notes(cohort: Cohort, tested: Ints | None = None) -> list[str]:
         cohort: labels and groups.
         tested: indices of the slides that are judged; None: all.
     """
-    found = list(cohort.notes)
+    lines = list(cohort.notes)
     if cohort.group_column is None:
-        found.append(
+        lines.append(
             "the labels have no column of patients (`group`, `patient`, `case_id` …): every slide "
             "is taken as a patient of its own, and slides of one patient may stand on both sides "
             "of a split"
         )
     elif len(set(cohort.groups)) == len(cohort.groups):
-        found.append(f"every slide is its own group: column {cohort.group_column!r} names no two")
+        lines.append(f"every slide is its own group: column {cohort.group_column!r} names no two")
     having = intervals.class_groups(cohort.y_N, cohort.groups, cohort.classes)
-    found += [
+    lines += [
         f"class {name!r} occurs in {n} groups: within the training part, validation shares a "
         "group with training for it"
         for name, n in having.items()
         if n < 3
     ]
     judged = facts(cohort, np.arange(len(cohort.bags)) if tested is None else tested)
-    return [*found, *intervals.cautions(judged["class_groups"], judged["groups"])]
+    return [*lines, *intervals.cautions(judged["class_groups"], judged["groups"])]
 
 
-def interval_notes(found: Mapping[str, Any], replicates: int) -> list[str]:
+def interval_notes(judged: Mapping[str, Any], replicates: int) -> list[str]:
     """Say where there is no interval, and what was left out of one.
 
     Args:
-        found: what `judge` found.
+        judged: what `judge` found.
         replicates: of the bootstrap.
     """
     return [
-        *intervals.unusable(found),
-        *intervals.left_out(found["replicates_left_out"], replicates),
+        *intervals.unusable(judged),
+        *intervals.left_out(judged["replicates_left_out"], replicates),
     ]

@@ -64,7 +64,7 @@ class Table:
                 above = sum(values[other] > values[row] for other in self.rows)  # type: ignore[operator]
                 equal = sum(values[other] == values[row] for other in self.rows)
                 ranks[row].append(above + (equal + 1) / 2)
-        return {row: sum(found) / len(found) if found else None for row, found in ranks.items()}
+        return {row: sum(of_row) / len(of_row) if of_row else None for row, of_row in ranks.items()}
 
 
 def markdown(table: Table) -> str:
@@ -144,20 +144,21 @@ def _cell(table: Table, row: str, column: str, bold: str, end: str, newline: str
 
 
 def _legend(table: Table) -> list[str]:
-    one = next(iter(table.cells.values()))
-    tuned = " and ".join(one["tuned"][0]["settings"]) if "tuned" in one else ""
+    metrics = next(iter(table.cells.values()))
+    tuned = " and ".join(metrics["tuned"][0]["settings"]) if "tuned" in metrics else ""
     search = f" with {tuned} chosen within each training part" if tuned else ""
-    of = f" of {one['classes'][1]!r}" if len(one["classes"]) == 2 else ""
+    of = f" of {metrics['classes'][1]!r}" if len(metrics["classes"]) == 2 else ""
     tests = (
-        "†: lower than it beyond chance (paired bootstrap over groups, Holm, "
+        "†: lower than it beyond chance (answers swapped by group, Holm, "
         f"{len(table.pairs)} comparisons, 5 %)."
     )
     if table.untested:
         tests = f"No tests: {table.untested}"
     return [
         f"Each cell: AUC [95 % interval], then accuracy / recall{of}, of out-of-fold answers of "
-        f"{one['slides']} slides from {one['groups']} groups; {one['folds']} folds × "
-        f"{one['seeds']} seeds, {one['preset']} preset{search}. Interval: {one['interval']}.",
+        f"{metrics['slides']} slides from {metrics['groups']} groups; {metrics['folds']} folds × "
+        f"{metrics['seeds']} seeds, {metrics['preset']} preset{search}. "
+        f"Interval: {metrics['interval']}.",
         f"Bold: highest AUC. {tests} Mean rank of AUC over the columns; 1 is best.",
         *(f"{note}." for note in _cautions(table)),
     ]
@@ -165,16 +166,16 @@ def _legend(table: Table) -> list[str]:
 
 def _cautions(table: Table) -> list[str]:
     """Say which intervals are too narrow, or none."""
-    one = next(iter(table.cells.values()))
+    metrics = next(iter(table.cells.values()))
     # A RUN of an older version counts groups in all only: no class has more.
-    by_class = one.get("class_groups") or dict.fromkeys(one["classes"], one["groups"])
-    found = intervals.cautions(by_class, one["groups"])
+    by_class = metrics.get("class_groups") or dict.fromkeys(metrics["classes"], metrics["groups"])
+    lines = intervals.cautions(by_class, metrics["groups"])
     if any(not is_usable(of["auc"]["low"], of["auc"]["high"]) for of in table.cells.values()):
-        found.append(
+        lines.append(
             "No interval: every replicate separates the classes perfectly, so how far the truth "
             "may lie is not known"
         )
-    return found
+    return lines
 
 
 def _number(value: float | None, digits: int) -> str:

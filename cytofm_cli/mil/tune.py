@@ -77,7 +77,7 @@ def make_candidates(
     from cytofm_cli.mil.base import Recipe, make_head
 
     in_recipe = set(field_types(Recipe))
-    found = []
+    candidates = []
     for values in itertools.product(*tune.values()):
         given = dict(zip(tune, values, strict=True))
         own = {k: v for k, v in given.items() if k in in_recipe}
@@ -87,8 +87,8 @@ def make_candidates(
         _, config = make_head(method, n_features, n_classes, {**head, **others})
         record = as_record(config) if config is not None else {}
         known = {**as_record(whole), **record}
-        found.append(Candidate({key: known[key] for key in given}, whole, record))
-    return found
+        candidates.append(Candidate({key: known[key] for key in given}, whole, record))
+    return candidates
 
 
 def _refuse_unknown(method: str, others: Mapping[str, str], in_recipe: Collection[str]) -> None:

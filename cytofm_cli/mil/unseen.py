@@ -10,7 +10,8 @@ from pathlib import Path
 from cytofm_cli.errors import LabelError
 from cytofm_cli.mil.run_folder import RUN, read_rows
 from cytofm_cli.stats.classes import spelling_key
-from cytofm_cli.tables import GROUP_NAMES, SLIDE_NAMES, is_missing, match_slide, read_table
+from cytofm_cli.tables import GROUP_NAMES, SLIDE_NAMES, match_slide, read_table
+from cytofm_cli.words import is_missing
 
 NEW, OUT_OF_FOLD, TRAINING = "new", "out-of-fold", "training"
 
@@ -79,12 +80,12 @@ class Known:
     @cached_property
     def _folds_of_group(self) -> dict[str, frozenset[int]]:
         """Return the folds that held out every slide of a patient."""
-        found: dict[str, frozenset[int]] = {}
+        folds_of: dict[str, frozenset[int]] = {}
         for slide, folds in self.tested.items():
             group = self._group(slide)
             if group is not None:
-                found[group] = found.get(group, folds) & folds
-        return found
+                folds_of[group] = folds_of.get(group, folds) & folds
+        return folds_of
 
     def _group(self, slide_id: str) -> str | None:
         named = self.table.get(slide_id, self.group_of.get(slide_id))

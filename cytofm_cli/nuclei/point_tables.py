@@ -16,7 +16,8 @@ from cytofm_cli.errors import InputError
 from cytofm_cli.nuclei.base import MAX_CLASSES, NUCLEUS, NucleusTable, empty_table, make_table
 from cytofm_cli.nuclei.files import EXPECTED, slide_column, slide_of
 from cytofm_cli.nuclei.geojson_objects import REGIONS, plain_kind
-from cytofm_cli.tables import Table, is_missing, read_table
+from cytofm_cli.tables import Table, read_table
+from cytofm_cli.words import is_missing
 
 Note = Callable[[str], None]
 PIXELS: Final = (("x", "y"), ("x_px", "y_px"), ("x_px0", "y_px0"), ("centroid_x", "centroid_y"))

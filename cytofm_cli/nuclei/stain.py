@@ -93,9 +93,10 @@ def contrasts(image_HWC: NDArray[np.uint8], mpp: float) -> Floats:
     found = []
     for radius_um in RADII_UM:
         radius = radius_um / working
-        answer_CHW = np.stack([blob_answer(density_HWC[..., c], radius) for c in range(3)])
-        y, x = peaks(answer_CHW.max(0), radius, FAINT)
-        found.append(answer_CHW[:, y, x].T)
+        answer_HWC = blob_answer(density_HWC, radius)
+        most_HW = np.maximum.reduce([answer_HWC[..., c] for c in range(3)])
+        y, x = peaks(most_HW, radius, FAINT)
+        found.append(answer_HWC[y, x])
     return np.concatenate(found).astype(np.float32)
 
 

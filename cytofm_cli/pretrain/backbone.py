@@ -240,17 +240,17 @@ class _Maker:
         with self._seeded():
             network = plan.network(self._drop_path if role == "student" else 0.0)
         network.load_state_dict(self._state)
-        made: Trunk = ConvTrunk(network, plan.arch, plan.builder)
+        trunk: Trunk = ConvTrunk(network, plan.arch, plan.builder)
         if plan.is_vit:
-            made = VitTrunk(network, plan.arch, plan.builder, masks=masks)
+            trunk = VitTrunk(network, plan.arch, plan.builder, masks=masks)
         if self._config.lora_rank:
             with self._seeded():  # A of all trunks is the same, too
-                lora.add_lora(made, self._config.lora_rank, self._config.lora_alpha)
+                lora.add_lora(trunk, self._config.lora_rank, self._config.lora_alpha)
         if role == "teacher":
-            made.requires_grad_(requires_grad=False)
+            trunk.requires_grad_(requires_grad=False)
         elif self._config.checkpoint_activations:
-            _recompute(made)
-        return made
+            _recompute(trunk)
+        return trunk
 
     @contextlib.contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -300,13 +300,13 @@ def _drops_paths(plan: Blueprint) -> bool:
     return True
 
 
-def _recompute(made: Trunk) -> None:
+def _recompute(trunk: Trunk) -> None:
     """Save memory: compute activations again when gradients flow back."""
     try:
-        made.trunk.set_grad_checkpointing(enable=True)
+        trunk.trunk.set_grad_checkpointing(enable=True)
     except (AttributeError, AssertionError) as error:
         raise UsageError(
-            f"{made.arch} cannot compute its activations twice.",
+            f"{trunk.arch} cannot compute its activations twice.",
             hint="leave --checkpoint-activations out",
         ) from error
 

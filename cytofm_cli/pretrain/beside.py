@@ -95,8 +95,8 @@ class Beside:
 
     def _judge(self, cells: CellProbe) -> dict[str, float]:
         with _at_rest(self._trainer) as encode:
-            found: dict[str, Any] = cells.score(encode)
-        return {name: float(value) for name, value in found.items() if value is not None}
+            scores: dict[str, Any] = cells.score(encode)
+        return {name: float(value) for name, value in scores.items() if value is not None}
 
     def _pictures(self) -> Callable[[int], None]:
         recipe, folder = self._plan.recipe, self._trainer.run / "attention"

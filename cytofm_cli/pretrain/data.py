@@ -25,7 +25,7 @@ from cytofm_cli.pretrain.sampling import Schedule
 from cytofm_cli.pretrain.tile_index import TileIndex, join, open_index
 from cytofm_cli.views import draws, stored
 from cytofm_cli.views.make import ViewSet, make_views
-from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.recipes import Recipe
 from cytofm_cli.work.closing import Closes
 
@@ -109,11 +109,11 @@ class Batches(Closes):
         start = time.monotonic()
         first = self._ahead.popleft()
         self._begin()
-        made = first.result()
+        views = first.result()
         self.waited_s += time.monotonic() - start
-        made.hand_over()
-        self.n_without_nuclei += made.n_without
-        return made.batch
+        views.hand_over()
+        self.n_without_nuclei += views.n_without
+        return views.batch
 
     def close(self) -> None:
         """Stop all threads; what they had begun is finished first, and lost."""
@@ -181,8 +181,10 @@ class _Job:
     def join(self, chunks: Sequence[Future[ViewSet]], keys_B: draws.Keys) -> _Made:
         """Put chunks of views together."""
         sets = [chunk.result() for chunk in chunks]
-        views = [torch.cat(some) for some in zip(*(one.views for one in sets), strict=True)]
-        return self._made(views, sum(one.n_without_nuclei for one in sets), keys_B)
+        views = [
+            torch.cat(some) for some in zip(*(views_of.views for views_of in sets), strict=True)
+        ]
+        return self._made(views, sum(views_of.n_without_nuclei for views_of in sets), keys_B)
 
     def upload(
         self,
@@ -197,10 +199,10 @@ class _Job:
             label = batch.label_BHW
             if label is not None:
                 label = label.pin_memory().to(self.device, non_blocking=True)
-            made = self._make(replace(batch, tile_BCHW=tile, label_BHW=label), keys_B)
+            views = self._make(replace(batch, tile_BCHW=tile, label_BHW=label), keys_B)
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(stream)
-        return replace(self._made(made.views, made.n_without_nuclei, keys_B), ready=ready)
+        return replace(self._made(views.views, views.n_without_nuclei, keys_B), ready=ready)
 
     def _make(self, batch: stored.Batch, keys_B: draws.Keys) -> ViewSet:
         return make_views(

@@ -93,8 +93,8 @@ def mean_(x: Tensor) -> Tensor:
 
 def any_process(flag: bool, device: torch.device) -> bool:
     """Tell every process whether one of them says so: all then act in the same step."""
-    found = torch.tensor([int(flag)], device=device)
-    return bool(sum_(found).item())
+    flags = torch.tensor([int(flag)], device=device)
+    return bool(sum_(flags).item())
 
 
 def gather(x_B: Tensor) -> Tensor:

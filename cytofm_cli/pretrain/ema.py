@@ -31,6 +31,6 @@ def copy_weights(teacher: nn.Module, student: nn.Module) -> None:
 
 
 def _pairs(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    found = dict(student.named_parameters())
+    by_name = dict(student.named_parameters())
     named = list(teacher.named_parameters())
-    return [p.detach() for _, p in named], [found[name].detach() for name, _ in named]
+    return [p.detach() for _, p in named], [by_name[name].detach() for name, _ in named]

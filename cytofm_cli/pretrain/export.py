@@ -58,27 +58,8 @@ def export(
     if not isinstance(backbone, Trunk):
         raise UsageError(f"{type(backbone).__name__} is no trunk of cytofm.")
     pooling = pooling_of(backbone, pooling)
-    prefix = "trunk."
-    whole = backbone.state_dict() if state is None else state
-    plain = lora.plain_state(whole, lora.scale_of(backbone))
-    kept = {k.removeprefix(prefix): v for k, v in plain.items() if k.startswith(prefix)}
-    parameters = {name for name, _ in backbone.trunk.named_parameters()}
-    if broken := [key for key, x in kept.items() if not bool(torch.isfinite(x).all())]:
-        raise UsageError(
-            f"{path}: weights are not finite: {broken[0]}.",
-            hint="training diverged: a smaller --set lr, and --overwrite",
-        )
-    # Buffers keep their type: a running variance may leave the range of float16.
-    typed = {key: x.to(dtype) if key in parameters else x for key, x in kept.items()}
-    if all(bool(torch.isfinite(x).all()) for x in typed.values()):
-        kept = typed
-    else:
-        log.warning(
-            "warning: %s: weights up to %.6g are more than %s holds: written in float32",
-            path.name,
-            max(float(x.abs().max()) for key, x in kept.items() if key in parameters),
-            str(dtype).removeprefix("torch."),
-        )
+    tensors = _trunk_tensors(path, backbone, backbone.state_dict() if state is None else state)
+    tensors = _narrowed(path, backbone, tensors, dtype)
     builder = backbone.builder
     if isinstance(backbone.trunk, SrVit):
         builder = builder | {"h": backbone.trunk.config.h}
@@ -96,8 +77,43 @@ def export(
         pooling=pooling,
         licence=licence,
     )
-    weights.write_encoder(path, kept, spec, arch=backbone.arch, config=builder)
+    weights.write_encoder(path, tensors, spec, arch=backbone.arch, config=builder)
     return spec
+
+
+def _trunk_tensors(path: Path, backbone: Trunk, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the trunk's tensors without updates of low rank, by their names in the trunk.
+
+    Raises:
+        UsageError: one is not finite.
+    """
+    prefix = "trunk."
+    plain = lora.plain_state(state, lora.scale_of(backbone))
+    tensors = {k.removeprefix(prefix): x for k, x in plain.items() if k.startswith(prefix)}
+    if broken := [key for key, x in tensors.items() if not bool(torch.isfinite(x).all())]:
+        raise UsageError(
+            f"{path}: weights are not finite: {broken[0]}.",
+            hint="training diverged: a smaller --set lr, and --overwrite",
+        )
+    return tensors
+
+
+def _narrowed(
+    path: Path, backbone: Trunk, tensors: dict[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return the parameters in `dtype`, or all as they are where one is too large for it."""
+    parameters = {name for name, _ in backbone.trunk.named_parameters()}
+    # Buffers keep their type: a running variance may leave the range of float16.
+    narrow = {key: x.to(dtype) if key in parameters else x for key, x in tensors.items()}
+    if all(bool(torch.isfinite(x).all()) for x in narrow.values()):
+        return narrow
+    log.warning(
+        "warning: %s: weights up to %.6g are more than %s holds: written in float32",
+        path.name,
+        max(float(x.abs().max()) for key, x in tensors.items() if key in parameters),
+        str(dtype).removeprefix("torch."),
+    )
+    return tensors
 
 
 def pooling_of(backbone: Trunk, wanted: Pooling) -> Pooling:

@@ -61,8 +61,8 @@ def cosines(z_ND: Tensor, prototypes_KD: Tensor) -> Tensor:
     once on the way back, where autograd through a normalised copy takes several passes. With
     autocast the scores are rounded once, and float32.
     """
-    found: Tensor = _Cosines.apply(z_ND, prototypes_KD)
-    return found
+    cosines_NK: Tensor = _Cosines.apply(z_ND, prototypes_KD)
+    return cosines_NK
 
 
 class _Cosines(torch.autograd.Function):

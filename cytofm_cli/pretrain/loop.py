@@ -213,9 +213,9 @@ class Trainer:
         step, last = self.step, self.step == self.length.n_steps
         due = last or step % self.config.save_every == 0
         if self.hooks.probe and (last or step % self.config.probe_every == 0):
-            found = self.hooks.probe(step)
-            self.hooks.log(step, {f"probe_{name}": value for name, value in found.items()})
-            score = next(iter(found.values()))
+            scores = self.hooks.probe(step)
+            self.hooks.log(step, {f"probe_{name}": value for name, value in scores.items()})
+            score = next(iter(scores.values()))
             if score > self.meters.best_score:
                 self.meters.best_step, self.meters.best_score, due = step, score, True
         if self.config.probe and (last or step % self.config.probe_every == 0):
@@ -281,13 +281,13 @@ class _Clock:
 
     def read(self, device: torch.device) -> dict[str, float]:
         spent = time.monotonic() - self._start
-        found = {
+        meters = {
             "tiles_per_s": self._images / spent,
             "wait_share": (self._batches.waited_s - self._waited) / spent,
             "utilisation": utilisation(device, time.process_time() - self._cpu, spent),
         }
         self._restart()
-        return found
+        return meters
 
     def _restart(self) -> None:
         self._start, self._cpu = time.monotonic(), time.process_time()

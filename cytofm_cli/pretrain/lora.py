@@ -73,21 +73,21 @@ def add_lora(
     Raises:
         UsageError: impossible rank or alpha, or no such layer.
     """
-    found = {
+    layers = {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in ATTENTION
     }
-    if not found:
+    if not layers:
         raise UsageError(
             f"the network has no linear layers called {', '.join(ATTENTION)} to update.",
             hint="low-rank updates are for Vision Transformers; --lora-rank 0 trains all weights",
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in trained))
-    for name, layer in found.items():
+    for name, layer in layers.items():
         _replace(model, name, LoraLinear(layer, rank, alpha))
-    return list(found)
+    return list(layers)
 
 
 def plain_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -86,14 +86,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
-    found = []
+    records = []
     for number, line in enumerate(lines[:-1], start=1):  # what no newline ends is torn
         try:
-            one = json.loads(line)
-            found.append({"step": int(one["step"]), **one})
+            record = json.loads(line)
+            records.append({"step": int(record["step"]), **record})
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}: line {number} is no line of a log.") from error
-    return found
+    return records
 
 
 def _cut(path: Path, step: int) -> None:

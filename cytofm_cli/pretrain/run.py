@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,18 +108,25 @@ def pretrain(
                 run_folder.prepare(out, plan.record, overwrite=overwrite)
             distributed.barrier()
             say = note if world.is_main else _silent
-            try:
+            with _leaving_word(out, world):
                 summary = _train(plan, out, world, device, stop, say, progress, slides)
-            except StoppedError as error:
-                if world.is_main:  # torchrun hides exit codes: batch scripts look at this
-                    folder.mark_stopped(out, error.message)
-                raise
-            except CytofmError:
-                if world.is_main:
-                    run_folder.forget_false_start(out)
-                raise
     encoder = out / run_folder.ENCODER
     return PretrainReport(out, encoder, summary, skipped=False, is_main=world.is_main)
+
+
+@contextlib.contextmanager
+def _leaving_word(out: Path, world: World) -> Iterator[None]:
+    """Let the RUN folder tell how training ended where it did not finish."""
+    try:
+        yield
+    except StoppedError as error:
+        if world.is_main:  # torchrun hides exit codes: batch scripts look at this
+            folder.mark_stopped(out, error.message)
+        raise
+    except CytofmError:
+        if world.is_main:
+            run_folder.forget_false_start(out)
+        raise
 
 
 def _threads(config: PretrainConfig, out: Path, *, overwrite: bool) -> int:

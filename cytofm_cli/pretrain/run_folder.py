@@ -107,17 +107,17 @@ def forget_false_start(out: Path) -> None:
 
 def _unsettled(former: Record, wanted: Record) -> list[dict[str, dict[str, Any]]]:
     """Return two records without the words that cannot differ in what they come to."""
-    pair = [{n: dict(of) for n, of in one.items() if n != "made"} for one in (former, wanted)]
+    pair = [{n: dict(of) for n, of in record.items() if n != "made"} for record in (former, wanted)]
     drop = []
-    if all("n_steps" in one.get("data", {}) for one in pair):
+    if all("n_steps" in record.get("data", {}) for record in pair):
         drop += ["steps", "epochs"]  # which of the two was typed
-    if all(one["pretrain"].get("unit") == "tile" for one in pair):
+    if all(record["pretrain"].get("unit") == "tile" for record in pair):
         drop.append("cell_um")
-    for one in pair:
-        one["pretrain"] = {k: v for k, v in one["pretrain"].items() if k not in drop}
-    if all("views" in one for one in pair) and same_views(pair[0]["views"], pair[1]["views"]):
-        for one in pair:
-            del one["views"]
+    for record in pair:
+        record["pretrain"] = {k: v for k, v in record["pretrain"].items() if k not in drop}
+    if all("views" in record for record in pair) and same_views(pair[0]["views"], pair[1]["views"]):
+        for record in pair:
+            del record["views"]
     return pair
 
 

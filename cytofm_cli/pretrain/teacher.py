@@ -190,7 +190,7 @@ def encode(
         views: images (B, C, H, W) of any sizes.
         masks: (B, N) bool or None of each view; views of one size all have one, or none has.
     """
-    found: dict[int, Tokens] = {}
+    tokens_of: dict[int, Tokens] = {}
     sizes = [tuple(view.shape[-2:]) for view in views]
     masks = masks if masks is not None else [None] * len(views)
     for size in dict.fromkeys(zip(sizes, [mask is None for mask in masks], strict=True)):
@@ -204,8 +204,8 @@ def encode(
         if joined.patch_BND is not None:
             patch = joined.patch_BND.chunk(len(places))
         for i, cls_BD, patch_BND in zip(places, cls, patch, strict=True):
-            found[i] = Tokens(cls_BD=cls_BD, patch_BND=patch_BND)
-    return [found[i] for i in range(len(views))]
+            tokens_of[i] = Tokens(cls_BD=cls_BD, patch_BND=patch_BND)
+    return [tokens_of[i] for i in range(len(views))]
 
 
 def two_views(batch: Batch) -> list[Tensor]:

@@ -30,7 +30,7 @@ from cytofm_cli.tiles.canvas import Canvases, open_canvases
 from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views import stored
 from cytofm_cli.views.make import pad_nuclei
-from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.stored import TileNuclei, open_nuclei
 
 _SAME_MPP: Final = 0.12  # relative; two levels that `cytofm tile` both takes for its target
@@ -176,32 +176,11 @@ def open_index(
             where cells are wanted.
         StoreError: a store without tiles or without nuclei.
     """
-    found: dict[str, IndexedSlide] = {}
-    names: dict[str, Path] = {}
-    for path in stores:
-        store = open_store(path)
-        if store.slide_id in found:
-            raise InputError(
-                f"two stores of slide {store.slide_id}: {found[store.slide_id].store.path} "
-                f"and {path}.",
-                hint="name one of them",
-            )
-        name, slide = _index(store, detector, need_nuclei=need_nuclei)
-        if name is not None:
-            names.setdefault(name, path)
-        if slide.n_tiles:
-            found[store.slide_id] = slide
-    if not found:
+    by_slide, name = _read_all(stores, detector, need_nuclei=need_nuclei)
+    if not by_slide:
         raise InputError("the stores hold no tiles.", hint="make some with `cytofm tile`.")
-    if len(names) > 1:
-        (one, path), (other, second) = list(names.items())[:2]
-        raise InputError(
-            f"nuclei of several detectors: {one!r} in {path}, {other!r} in {second}.",
-            hint=f"--detector {one}, after `cytofm detect` with it on all",
-        )
-    ordered = [found[key] for key in sorted(found)]
+    ordered = [by_slide[slide_id] for slide_id in sorted(by_slide)]
     _check_alike(ordered)
-    name = next(iter(names), None)
     if cell_um is None:
         return TileIndex(ordered, name, slides)
     mpp = float(np.median([plan_of(slide.store).mpp for slide in ordered]))
@@ -212,6 +191,34 @@ def open_index(
             f"{name} found no nuclei in the stores, so there are no cells.", hint="--unit tile"
         )
     return TileIndex(cells, name, slides, side_px)
+
+
+def _read_all(
+    stores: Sequence[Path], detector: str | None, *, need_nuclei: bool
+) -> tuple[dict[str, IndexedSlide], str | None]:
+    """Return the slides that have tiles, by name, and whose nuclei they are given."""
+    by_slide: dict[str, IndexedSlide] = {}
+    store_of_detector: dict[str, Path] = {}
+    for path in stores:
+        store = open_store(path)
+        if store.slide_id in by_slide:
+            raise InputError(
+                f"two stores of slide {store.slide_id}: {by_slide[store.slide_id].store.path} "
+                f"and {path}.",
+                hint="name one of them",
+            )
+        name, slide = _index(store, detector, need_nuclei=need_nuclei)
+        if name is not None:
+            store_of_detector.setdefault(name, path)
+        if slide.n_tiles:
+            by_slide[store.slide_id] = slide
+    if by_slide and len(store_of_detector) > 1:
+        (first, path), (second, other) = list(store_of_detector.items())[:2]
+        raise InputError(
+            f"nuclei of several detectors: {first!r} in {path}, {second!r} in {other}.",
+            hint=f"--detector {first}, after `cytofm detect` with it on all",
+        )
+    return by_slide, next(iter(store_of_detector), None)
 
 
 def _cells(slide: IndexedSlide, side_px: int) -> IndexedSlide:
@@ -285,7 +292,7 @@ class _Sources:
         self._indexed, self._side_px, self._folder = indexed, side_px, folder
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Open] = OrderedDict()
-        stored_pixels = all(one.store.has(schema.TILE_PIXELS.path) for one in indexed)
+        stored_pixels = all(slide.store.has(schema.TILE_PIXELS.path) for slide in indexed)
         self._most = min(
             _MOST_OPEN if stored_pixels else _MOST_OPEN_SLIDES, _files() // (2 * _FILES_A_STORE)
         )
@@ -294,17 +301,17 @@ class _Sources:
     def use(self, number: int) -> Iterator[stored.Readable | Canvases]:
         """Give the tiles of one store."""
         with self._lock:
-            one = self._open.setdefault(number, _Open())
+            opened = self._open.setdefault(number, _Open())
             self._open.move_to_end(number)
-            one.users += 1
+            opened.users += 1
         try:
-            with one.lock:
-                if one.source is None:
-                    one.source = one.stack.enter_context(self._opened(number))
-            yield one.source
+            with opened.lock:
+                if opened.source is None:
+                    opened.source = opened.stack.enter_context(self._opened(number))
+            yield opened.source
         finally:
             with self._lock:
-                one.users -= 1
+                opened.users -= 1
             self._close(keep=self._most)
 
     def _opened(self, number: int) -> contextlib.AbstractContextManager[stored.Readable | Canvases]:
@@ -319,11 +326,11 @@ class _Sources:
 
     def _close(self, keep: int) -> None:
         with self._lock:
-            idle = [number for number, one in self._open.items() if not one.users]
+            idle = [number for number, opened in self._open.items() if not opened.users]
             surplus = idle[: max(0, len(self._open) - keep)]
             closing = [self._open.pop(number) for number in surplus]
-        for one in closing:
-            one.stack.close()
+        for opened in closing:
+            opened.stack.close()
 
 
 def _files() -> int:

@@ -22,7 +22,7 @@ def to_text(record: Record) -> str:
     )
 
 
-def changes(found: Record, wanted: Record) -> list[str]:
+def changes(former: Record, wanted: Record) -> list[str]:
     """Name the settings in which a record that was read differs from one that is asked for.
 
     What a later section states, it states resolved: the learning rate of a recipe counts, not
@@ -31,10 +31,10 @@ def changes(found: Record, wanted: Record) -> list[str]:
     read_back = tomllib.loads(to_text(wanted))
     names = list(read_back)
     flat: list[dict[str, Any]] = []
-    for record in (found, read_back):
+    for record in (former, read_back):
         flat.append({})
         for name, section in record.items():
             later = names[names.index(name) + 1 :] if name in names else []
-            resolved = {k for of in later for k in {*read_back[of]} & {*found.get(of, {})}}
+            resolved = {k for of in later for k in {*read_back[of]} & {*former.get(of, {})}}
             flat[-1] |= {f"{name}.{k}": v for k, v in section.items() if k not in resolved}
     return differences(*flat)

@@ -52,8 +52,8 @@ class Nucleus:
 
     Attributes:
         area_um2: its area.
-        shape: round, or lobed (neutrophils; `lobes` of them).
-        lobes: how many lobes, with shape lobed.
+        shape: round, lobed (neutrophils; `lobes` of them) or kidney (monocytes).
+        lobes: how many lobes, with shape lobed; one more or less in some cells.
         eccentricity: mean eccentricity of its ellipse, 0 to 0.95.
         irregularity: roughness of its membrane, share of the radius.
         density: units of each dye, by the dye's name.
@@ -62,12 +62,15 @@ class Nucleus:
         clearing: how pale the chromatin is between clumps, 0 to 1.
         membrane: how much darker the nuclear membrane is, share of the density.
         nucleoli: mean number of nucleoli.
-        count: mean number of nuclei more than one (0: always one).
+        nucleolus: how much denser a nucleolus is, share of the density; below 0 it is paler.
+        count: mean number of nuclei more than one (0: always one), at most 3.
+        offset: mean distance from the middle of the cell, share of its radius.
+        tint: how far the density varies from nucleus to nucleus, standard deviation of the log.
     """
 
     area_um2: Spread
     density: dict[str, float]
-    shape: Literal["round", "lobed"] = "round"
+    shape: Literal["round", "lobed", "kidney"] = "round"
     lobes: int = 3
     eccentricity: float = 0.5
     irregularity: float = 0.03
@@ -76,7 +79,10 @@ class Nucleus:
     clearing: float = 0.2
     membrane: float = 0.25
     nucleoli: float = 0.1
+    nucleolus: float = 0.6
     count: float = 0.0
+    offset: float = 0.12
+    tint: float = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +93,15 @@ class Cytoplasm:
         area_um2: area of the whole cell, nucleus included.
         shape: polygonal (squames), round, columnar, spindle (with tails), biconcave (red cells).
         density: units of each dye, by the dye's name.
+        centre: the same in the middle of the cell, where it differs from the border's (empty: it
+            does not).
+        ragged: roughness of its border, share of the radius.
         folds: mean number of folds and creases.
         dome: 0 flat as a squame, 1 a ball: thickness towards the middle.
         rim: how much darker its border is, share of the density.
         grain: texture, share of the density.
-        granules: mean number of dark granules.
+        granules: mean number of granules.
+        granule: units of each dye of a granule (empty: of the first dye).
         vacuoles: mean number of vacuoles.
         halo: koilocytic clearing around the nucleus, 0 to 1.
         tint: how far the mix of dyes varies from cell to cell, standard deviation of the log.
@@ -100,11 +110,14 @@ class Cytoplasm:
     area_um2: Spread
     density: dict[str, float]
     shape: Literal["polygonal", "round", "columnar", "spindle", "biconcave"] = "round"
+    centre: dict[str, float] = dataclasses.field(default_factory=dict)
+    ragged: float = 0.02
     folds: float = 0.0
     dome: float = 0.3
     rim: float = 0.15
     grain: float = 0.08
     granules: float = 0.0
+    granule: dict[str, float] = dataclasses.field(default_factory=dict)
     vacuoles: float = 0.0
     halo: float = 0.0
     tint: float = 0.15
@@ -160,6 +173,7 @@ class Layout:
         bystanders: unmarked kinds (neutrophils, red cells): kind to number per mm².
         clumping: 0 evenly spread, 1 strongly gathered in groups and empty glass.
         depth_um: standard deviation of a cell's height above the glass.
+        monolayer: whole cells keep apart (blood films), not only their nuclei.
         atypical: share of cells of normal slides that look abnormal (kind to share): what makes
             the slide's label uncertain even for someone who knows every cell.
     """
@@ -169,6 +183,7 @@ class Layout:
     bystanders: dict[str, float] = dataclasses.field(default_factory=dict)
     clumping: float = 0.5
     depth_um: float = 1.0
+    monolayer: bool = False
     atypical: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -183,6 +198,9 @@ class Dirt:
         bubbles: chance of an air bubble a slide.
         pen: chance of pen strokes a slide.
         coverslip: chance of a coverslip's edge a slide.
+        streaks_per_mm2: faint straight traces of smearing and of the cleaning of the glass.
+        fibres_per_mm2: hairs and lint.
+        film: optical density of the pale granular film that dried between cells, where it lies.
         dust_per_mm2: blurred dust above the coverslip.
         gradient: uneven illumination, largest relative change over the slide.
     """
@@ -193,6 +211,9 @@ class Dirt:
     bubbles: float = 0.0
     pen: float = 0.0
     coverslip: float = 0.0
+    streaks_per_mm2: float = 0.0
+    fibres_per_mm2: float = 0.0
+    film: float = 0.0
     dust_per_mm2: float = 0.0
     gradient: float = 0.0
 
@@ -207,6 +228,7 @@ class Optics:
         white: mean colour of empty glass, 0 to 255 (dark field: of the black).
         white_sd: its standard deviation over patients, each channel.
         noise: standard deviation of the sensor's noise, grey levels at white.
+        grain: how unevenly each dye has taken from pixel to pixel, share of its density.
         stain_sd: how much the amount of each dye varies over patients, sd of the log.
         batch_sd: the same over batches of eight patients.
         hue_sd: how much a dye's colour turns over batches, sd of the log of its channels.
@@ -218,6 +240,7 @@ class Optics:
     white: tuple[float, float, float] = (249.0, 251.0, 253.0)
     white_sd: float = 2.0
     noise: float = 1.5
+    grain: float = 0.0
     stain_sd: float = 0.15
     batch_sd: float = 0.1
     hue_sd: float = 0.05

@@ -92,16 +92,16 @@ def model(directory: Directory) -> Model:
 
 def notes(directory: Directory) -> list[str]:
     """Say what a user should know about the samples of a directory."""
-    found = []
+    lines = []
     if directory.number(tiff.SAMPLE_FORMAT, 1) == _SIGNED:
-        found.append("The pixels are signed; negative values are read as 0.")
+        lines.append("The pixels are signed; negative values are read as 0.")
     grey = directory.number(tiff.PHOTOMETRIC, 1) in (0, 1)
     if grey and directory.samples >= 3:
-        found.append(
+        lines.append(
             f"Of {directory.samples} samples of a pixel the first three are read as red, green "
             "and blue."
         )
-    return found
+    return lines
 
 
 def to_rgb(raw_HWC: NDArray[Any], directory: Directory, model: Model) -> NDArray[np.uint8]:

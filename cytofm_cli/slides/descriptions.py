@@ -80,10 +80,10 @@ def read(directory: Directory) -> Facts:
 
 def reduced_from(text: str, size_px: Size) -> Size | None:
     """Return the size that "W x H [x,y w x h] -> w x h" says was reduced; None if it was not."""
-    found = _REDUCED_TO.search(text)
-    if found is None:
+    match = _REDUCED_TO.search(text)
+    if match is None:
         return None
-    width, height, crop_w, crop_h, _, _ = (int(v) if v else 0 for v in found.groups())
+    width, height, crop_w, crop_h, _, _ = (int(v) if v else 0 for v in match.groups())
     full = Size(crop_w or width, crop_h or height)
     return full if full.w > size_px.w > 0 else None
 
@@ -103,8 +103,8 @@ def other_picture(directory: Directory) -> str | None:
 
 def other_name(name: str) -> str | None:
     """Return the kind of picture that a name stands for, if that is no slide."""
-    found = _OTHER_LINE.match(name)
-    return found[1].lower() if found else None
+    match = _OTHER_LINE.match(name)
+    return match[1].lower() if match else None
 
 
 def _imagej(text: str, directory: Directory) -> Facts:

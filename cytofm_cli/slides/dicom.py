@@ -74,7 +74,7 @@ class Series:
 
 def read(path: str) -> Instance | None:
     """Read what a file says of its slide; None if it is not DICOM."""
-    found: dict[int, bytes] = {}
+    elements: dict[int, bytes] = {}
     for n_bytes in _HEAD_BYTES:
         try:
             with Path(path).open("rb") as handle:
@@ -85,17 +85,19 @@ def read(path: str) -> Instance | None:
         if head[start : start + len(magic)] != magic:
             return None
         with contextlib.suppress(struct.error):  # cut off: what was found until there counts
-            _walk(head, start + len(magic), found)
-        if _TOTAL_ROWS in found:
+            _walk(head, start + len(magic), elements)
+        if _TOTAL_ROWS in elements:
             break
-    if _text(found, _SOP_CLASS) != _SLIDE or _SERIES_UID not in found:
+    if _text(elements, _SOP_CLASS) != _SLIDE or _SERIES_UID not in elements:
         return Instance(path=path, series="", kind="OTHER", n_px=0)
-    types = _text(found, _IMAGE_TYPE).upper().split("\\")
+    types = _text(elements, _IMAGE_TYPE).upper().split("\\")
     kinds = [word for word in ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER") if word in types]
-    sides = [int.from_bytes(found.get(t, b"")[:4], "little") for t in (_TOTAL_COLUMNS, _TOTAL_ROWS)]
+    sides = [
+        int.from_bytes(elements.get(t, b"")[:4], "little") for t in (_TOTAL_COLUMNS, _TOTAL_ROWS)
+    ]
     return Instance(
         path=path,
-        series=_text(found, _SERIES_UID),
+        series=_text(elements, _SERIES_UID),
         kind=kinds[0] if kinds else "VOLUME",
         n_px=sides[0] * sides[1],
     )
@@ -111,11 +113,11 @@ def group(paths: Iterable[str]) -> list[Series]:
     return [
         Series(
             uid=uid,
-            path=max(found, key=lambda each: (each.kind == "VOLUME", each.n_px)).path,
-            files=tuple(each.path for each in found),
-            kinds=tuple(each.kind for each in found),
+            path=max(members, key=lambda each: (each.kind == "VOLUME", each.n_px)).path,
+            files=tuple(each.path for each in members),
+            kinds=tuple(each.kind for each in members),
         )
-        for uid, found in of_series.items()
+        for uid, members in of_series.items()
     ]
 
 
@@ -125,17 +127,17 @@ def may_be_instance(name: str) -> bool:
     return suffix in (".dcm", ".dicom") or not any(letter.isalpha() for letter in suffix)
 
 
-def _text(found: dict[int, bytes], tag: int) -> str:
-    return found.get(tag, b"").decode("ascii", "replace").strip("\0 ")
+def _text(elements: dict[int, bytes], tag: int) -> str:
+    return elements.get(tag, b"").decode("ascii", "replace").strip("\0 ")
 
 
-def _walk(head: bytes, place: int, found: dict[int, bytes]) -> None:
+def _walk(head: bytes, place: int, elements: dict[int, bytes]) -> None:
     """Collect the wanted elements of the top level."""
     implicit = False
     while place + 8 <= len(head):
         tag = _tag(head, place)
         if tag >> 16 > 2:
-            implicit = _text(found, _SYNTAX) == _IMPLICIT
+            implicit = _text(elements, _SYNTAX) == _IMPLICIT
         if tag > _TOTAL_ROWS:
             return
         start, length = _value(head, place, implicit)
@@ -143,7 +145,7 @@ def _walk(head: bytes, place: int, found: dict[int, bytes]) -> None:
             place = _skip_sequence(head, start, implicit)
             continue
         if tag in _WANTED:
-            found[tag] = head[start : start + length]
+            elements[tag] = head[start : start + length]
         place = start + length
 
 

@@ -55,8 +55,8 @@ def find_slides(folder: str) -> list[str]:
     left out; so are label and overview files of DICOM, parts of VMS, VMU and MIRAX slides, and
     links to a file that is listed itself.
     """
-    found = list(_walk(folder, {os.path.realpath(folder)}))
-    return _each_file_once(found)
+    paths = list(_walk(folder, {os.path.realpath(folder)}))
+    return _each_file_once(paths)
 
 
 def join_series(paths: Sequence[str]) -> list[str]:

@@ -45,9 +45,9 @@ def refuse_broken_scan(stream: bytes) -> None:
     # Most streams have data bytes only: two counts tell so, at a tenth of the search's cost.
     if stream.count(b"\xff", start + 2, end) == stream.count(b"\xff\0", start + 2, end):
         return
-    found = _MARKER.search(stream, start + 2, end)
-    if found is not None:
-        code = found[1][0]
+    marker = _MARKER.search(stream, start + 2, end)
+    if marker is not None:
+        code = marker[1][0]
         what = "ends" if code == _EOI[1] else f"has a marker {code:#x}"
         raise ValueError(f"its scan {what} in the middle")
     restarts = _RESTARTS.findall(stream, start + 2, end)

@@ -94,12 +94,12 @@ def _image(image: ET.Element, pixels: ET.Element, objective: float | None) -> Om
 
 def _objective(root: ET.Element, image: ET.Element) -> float | None:
     """Return the magnification of the objective that an Image names, else of the only one."""
-    found = {each.get("ID"): each for each in root.findall("Instrument/Objective")}
+    by_id = {each.get("ID"): each for each in root.findall("Instrument/Objective")}
     settings = image.find("ObjectiveSettings")
-    if settings is not None and settings.get("ID") in found:
-        chosen = found[settings.get("ID")]
-    elif len(found) == 1:
-        (chosen,) = found.values()
+    if settings is not None and settings.get("ID") in by_id:
+        chosen = by_id[settings.get("ID")]
+    elif len(by_id) == 1:
+        (chosen,) = by_id.values()
     else:
         return None
     return parse_float(chosen.get("NominalMagnification"))

@@ -129,8 +129,8 @@ def _refuse_no_level(path: str) -> None:
 def _in_folder(path: str) -> str:
     """Find the DICOM slide that a folder holds."""
     files = [file for file in sorted(Path(path).iterdir()) if file.is_file()]
-    found = dicom.group(map(str, files))
-    slides = [series for series in found if series.is_slide]
+    all_series = dicom.group(map(str, files))
+    slides = [series for series in all_series if series.is_slide]
     if len(slides) == 1:
         return slides[0].path
     if slides:
@@ -140,7 +140,7 @@ def _in_folder(path: str) -> str:
             f"holds {len(slides)} DICOM slides.",
             f"name one file of the one you want: {names}{', ...' if len(slides) > 3 else ''}",
         )
-    of_slides = {kind.lower() for series in found for kind in series.kinds} - {"other"}
+    of_slides = {kind.lower() for series in all_series for kind in series.kinds} - {"other"}
     if of_slides:
         kinds = " and the ".join(sorted(of_slides))
         raise slide_error(path, f"holds only the {kinds} of a DICOM slide.", _WHOLE_SERIES)

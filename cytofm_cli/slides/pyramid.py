@@ -77,35 +77,35 @@ def build(path: str, directories: list[Directory]) -> Pyramid:
     """
     description = directories[0].text(tiff.IMAGE_DESCRIPTION)
     is_ome = ome.is_ome(description)
-    found = _ome_pyramid(path, directories, description) if is_ome else _plain(path, directories)
-    base = found.channels[0][0]
+    pyramid = _ome_pyramid(path, directories, description) if is_ome else _plain(path, directories)
+    base = pyramid.channels[0][0]
     try:
         model = colour.model(base)
-        for directory in (d for level in found.channels for d in level):
+        for directory in (d for level in pyramid.channels for d in level):
             if colour.model(directory).kind != model.kind:
                 raise ValueError("has levels of different colour models")
     except ValueError as error:
         hint = "scale it to 8 bits." if "8-bit" in str(error) else "convert it to 8-bit RGB."
         raise slide_error(path, f"{error}.", hint) from error
-    return replace(found, notes=(*found.notes, *_doubts(found, base), *colour.notes(base)))
+    return replace(pyramid, notes=(*pyramid.notes, *_doubts(pyramid, base), *colour.notes(base)))
 
 
-def _doubts(found: Pyramid, base: Directory) -> list[str]:
+def _doubts(pyramid: Pyramid, base: Directory) -> list[str]:
     """Say where a file contradicts the resolution that is taken from it."""
-    if found.mpp is None:
+    if pyramid.mpp is None:
         return []
     doubts = []
     by_tags, _ = mean_mpp(*base.resolution_um())
-    if by_tags is not None and abs(by_tags / found.mpp - 1) > SCALE_TOLERANCE:
+    if by_tags is not None and abs(by_tags / pyramid.mpp - 1) > SCALE_TOLERANCE:
         doubts.append(
-            f"The file states {found.mpp:.4g} µm/px ({found.mpp_source}) and {by_tags:.4g} "
+            f"The file states {pyramid.mpp:.4g} µm/px ({pyramid.mpp_source}) and {by_tags:.4g} "
             "(tiff.XResolution); the first is taken."
         )
-    usual = UM_PX_AT_1X / found.objective if found.objective else found.mpp
-    if not 1 / _UNUSUAL < found.mpp / usual < _UNUSUAL:
+    usual = UM_PX_AT_1X / pyramid.objective if pyramid.objective else pyramid.mpp
+    if not 1 / _UNUSUAL < pyramid.mpp / usual < _UNUSUAL:
         doubts.append(
-            f"The file states {found.mpp:.4g} µm/px ({found.mpp_source}) and an objective of "
-            f"{found.objective:g}×, which has about {usual:.4g}; µm/px is taken."
+            f"The file states {pyramid.mpp:.4g} µm/px ({pyramid.mpp_source}) and an objective of "
+            f"{pyramid.objective:g}×, which has about {usual:.4g}; µm/px is taken."
         )
     return doubts
 
@@ -134,9 +134,9 @@ def _of_file(path: str, _mtime_ns: int) -> Pyramid | None:
         return None
     if vendor(directories):
         return None
-    found = build(path, directories)
-    tiff.verify(path, [d for level in found.channels for d in level], size_bytes)
-    return found
+    pyramid = build(path, directories)
+    tiff.verify(path, [d for level in pyramid.channels for d in level], size_bytes)
+    return pyramid
 
 
 def _plain(path: str, directories: list[Directory]) -> Pyramid:

@@ -94,10 +94,10 @@ def vms_parts(path: Path) -> list[str]:
 
 
 def _olympus(path: str, parts: Path) -> SlideError:
-    found = _ets(parts)
+    ets = _ets(parts)
     where = (
-        f"the slide itself is in {found}, which no reader here opens"
-        if found
+        f"the slide itself is in {ets}, which no reader here opens"
+        if ets
         else f"its folder {parts.name} with the slide itself (.ets) is not beside it"
     )
     return slide_error(path, f"is the shell of an Olympus VSI slide: {where}.", _EXPORT)
@@ -107,8 +107,8 @@ def _ets(parts: Path) -> str | None:
     """Return the first tile file in the folder of an Olympus slide, relative to its parent."""
     if not parts.is_dir():
         return None
-    found = sorted(parts.glob("*/*.ets"))
-    return found[0].relative_to(parts.parent).as_posix() if found else None
+    files = sorted(parts.glob("*/*.ets"))
+    return files[0].relative_to(parts.parent).as_posix() if files else None
 
 
 def _refuse_incomplete_vms(path: str) -> None:

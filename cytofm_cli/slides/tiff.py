@@ -254,7 +254,7 @@ class _Walk:
         return self.handle.read(n_bytes)
 
     def directories(self) -> list[Directory]:
-        found: list[Directory] = []
+        listed: list[Directory] = []
         offset, seen, page = self.first, set[int](), 0
         while offset:
             if offset in seen or page >= _MAX_DIRECTORIES:
@@ -262,14 +262,14 @@ class _Walk:
             seen.add(offset)
             tags, following = self.directory(offset)
             main = Directory(page=page, sub=None, tags=tags)
-            found.append(main)
+            listed.append(main)
             for sub, sub_offset in enumerate(main.array(SUB_IFDS)):
                 sub_tags, _ = self.directory(int(sub_offset))
-                found.append(Directory(page=page, sub=sub, tags=sub_tags))
+                listed.append(Directory(page=page, sub=sub, tags=sub_tags))
             offset, page = following, page + 1
-        if not found:
+        if not listed:
             raise slide_error(self.path, "a TIFF without any image.")
-        return found
+        return listed
 
     def directory(self, offset: int) -> tuple[dict[int, Value], int]:
         word, count_bytes, entry_bytes = ("Q", 8, 20) if self.big else ("I", 2, 12)

@@ -33,7 +33,7 @@ def balanced_parts(
     share_UC = np.concatenate([counts_UC, counts_UC.sum(1, keepdims=True)], 1).astype(np.float64)
     share_UC /= np.maximum(share_UC.sum(0), 1)
     tries = [_one_assignment(share_UC, target_P, rng) for _ in range(RESTARTS)]
-    return min(tries, key=lambda found: found[0])[1]
+    return min(tries, key=lambda trial: trial[0])[1]
 
 
 def _cost(have_PC: NDArray[np.float64], target_P: NDArray[np.float64]) -> NDArray[np.float64]:

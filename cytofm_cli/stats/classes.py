@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cytofm_cli.errors import LabelError
-from cytofm_cli.tables import plain_name
+from cytofm_cli.words import plain_name
 
 # The Bethesda system, from normal to worst: the order in which ordinal metrics count.
 BETHESDA = ("NILM", "ASC-US", "LSIL", "ASC-H", "HSIL", "SCC")
@@ -72,11 +72,11 @@ def class_order(names: Sequence[str]) -> tuple[str, ...]:
     Numbers by value; else those that say that nothing was found, then the Bethesda system, then
     the alphabet, then those that say that something was found.
     """
-    found = set(names)
+    unique = set(names)
     try:
-        return tuple(sorted(found, key=float))
+        return tuple(sorted(unique, key=float))
     except ValueError:
-        return tuple(sorted(found, key=lambda name: (_rank(name, found), name)))
+        return tuple(sorted(unique, key=lambda name: (_rank(name, unique), name)))
 
 
 def bethesda_rank(name: str) -> int | None:
@@ -136,7 +136,7 @@ def choose_order(
         )
     if classes is not None and order[-1] != name:
         raise LabelError(f"--positive {positive}: --classes puts {order[-1]!r} last.")
-    return tuple(sorted(order, key=lambda one: one == name))
+    return tuple(sorted(order, key=lambda label: label == name))
 
 
 def as_found(
@@ -175,8 +175,8 @@ def as_found(
     return order
 
 
-def _rank(name: str, found: set[str]) -> int:
-    if _says_nothing(name, sorted(found)):
+def _rank(name: str, names: set[str]) -> int:
+    if _says_nothing(name, sorted(names)):
         return -1
     if _says_something(name):
         return len(BETHESDA) + 1

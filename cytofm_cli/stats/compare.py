@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -19,6 +18,8 @@ from cytofm_cli.stats import cautions as intervals
 from cytofm_cli.stats import intervals as statistics
 from cytofm_cli.stats import metrics
 from cytofm_cli.stats.intervals import Difference
+from cytofm_cli.stats.paired import auc_difference
+from cytofm_cli.stats.score_intervals import retraining
 from cytofm_cli.words import named
 
 Floats = NDArray[np.float64]
@@ -47,6 +48,11 @@ class Answers:
     parts: tuple[str, ...]
 
     @property
+    def retrained(self) -> float:
+        """How much the answers depend on each other; see `score_intervals.retraining`."""
+        return retraining(len(set(self.parts)))
+
+    @property
     def auc(self) -> float:
         """Return the AUC of the pooled answers."""
         return float(metrics.macro_auc(self.y_S, self.p_SC))
@@ -60,19 +66,15 @@ class Comparison:
         first: name of the one run.
         second: name of the other.
         auc: of both.
-        bootstrap: difference with its interval over groups and p-value.
-        delong: the same by DeLong's test; None for more than two classes.
-        p_adjusted: bootstrap p-value after Holm's correction over all pairs.
-        delong_p_adjusted: likewise for DeLong's; None for more than two classes.
+        difference: of the AUCs, with its interval and the p-value of swapping answers.
+        p_adjusted: p-value after Holm's correction over all pairs.
     """
 
     first: str
     second: str
     auc: tuple[float, float]
-    bootstrap: Difference
-    delong: Difference | None
+    difference: Difference
     p_adjusted: float
-    delong_p_adjusted: float | None
 
     def record(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -80,70 +82,63 @@ class Comparison:
             "first": self.first,
             "second": self.second,
             "auc": list(self.auc),
-            "difference": _numbers(self.bootstrap),
-            "delong": None if self.delong is None else _numbers(self.delong),
+            "difference": _numbers(self.difference),
             "p_adjusted": self.p_adjusted,
-            "delong_p_adjusted": self.delong_p_adjusted,
         }
 
 
 def compare_runs(
-    answers: Sequence[Answers], *, replicates: int = 2000, seed: int = 0
+    answers: Sequence[Answers], *, swaps: int = 2000, seed: int = 0
 ) -> list[Comparison]:
     """Compare every pair of runs.
+
+    Args:
+        answers: of two runs or more.
+        swaps: how many the test draws where there are more than it can try.
+        seed: of those.
 
     Raises:
         UsageError: fewer than two runs, or equal names.
         InputError: other slides, classes, labels or groups.
     """
     _check_same_task(answers)
-    one = answers[0]
-    weight_RS = statistics.group_weights(one.groups, replicates, seed)
     pairs = list(combinations(answers, 2))
-    boot = [
-        statistics.paired_bootstrap(
-            partial(metrics.macro_auc, a.y_S, a.p_SC),
-            partial(metrics.macro_auc, b.y_S, b.p_SC),
-            weight_RS,
+    differences = [
+        auc_difference(
+            first.y_S,
+            first.p_SC,
+            second.p_SC,
+            first.groups,
+            retrained=max(first.retrained, second.retrained),
+            swaps=swaps,
+            seed=seed,
         )
-        for a, b in pairs
+        for first, second in pairs
     ]
-    adjusted = statistics.holm([difference.p for difference in boot])
-    binary = len(one.classes) == 2
-    delong = [
-        statistics.delong_test(a.y_S, a.p_SC[:, 1], b.p_SC[:, 1], a.groups) if binary else None
-        for a, b in pairs
-    ]
-    delong_adjusted = statistics.holm([d.p for d in delong if d is not None])
+    adjusted = statistics.holm([difference.p for difference in differences])
     return [
         Comparison(
-            first=a.name,
-            second=b.name,
-            auc=(a.auc, b.auc),
-            bootstrap=boot[i],
-            delong=delong[i],
-            p_adjusted=adjusted[i],
-            delong_p_adjusted=delong_adjusted[i] if binary else None,
+            first=first.name,
+            second=second.name,
+            auc=(first.auc, second.auc),
+            difference=difference,
+            p_adjusted=p_adjusted,
         )
-        for i, (a, b) in enumerate(pairs)
+        for (first, second), difference, p_adjusted in zip(
+            pairs, differences, adjusted, strict=True
+        )
     ]
 
 
-def cautions(one: Answers) -> list[str]:
+def cautions(answers: Answers) -> list[str]:
     """Say what a reader of intervals and tests between runs on these slides must know."""
-    total = len(set(one.groups))
-    found = intervals.cautions(intervals.class_groups(one.y_S, one.groups, one.classes), total)
-    if total < intervals.SAFE_GROUPS:
-        found.append(
-            f"paired tests on {total} groups: in simulations at the 5 % level they rejected "
-            "0 to 11.5 % of equal heads below 60 groups, 1 to 8 % from 60 on"
-        )
-    return found
+    by_class = intervals.class_groups(answers.y_S, answers.groups, answers.classes)
+    return intervals.cautions(by_class, len(set(answers.groups)))
 
 
 def share_splits(answers: Sequence[Answers]) -> bool:
     """Tell whether all runs tested the same slides together."""
-    return len({one.parts for one in answers}) == 1
+    return len({run.parts for run in answers}) == 1
 
 
 def _check_same_task(answers: Sequence[Answers]) -> None:
@@ -152,7 +147,7 @@ def _check_same_task(answers: Sequence[Answers]) -> None:
             f"comparing needs two runs or more, here {len(answers)}.",
             hint="`cytofm mil compare RUN RUN`",
         )
-    names = [one.name for one in answers]
+    names = [run.name for run in answers]
     doubled = {name for name in names if names.count(name) > 1}
     if doubled:
         raise UsageError(f"two runs are called {named(doubled)}.", hint="rename one folder")
@@ -170,7 +165,7 @@ def _check_same_task(answers: Sequence[Answers]) -> None:
             (first.name, ", ".join(first.classes)),
             (other.name, ", ".join(other.classes)),
         )
-        labels = [[one.classes[y] for y in one.y_S.tolist()] for one in (first, other)]
+        labels = [[run.classes[y] for y in run.y_S.tolist()] for run in (first, other)]
         for what, ours, theirs in (
             ("labels", *labels),
             ("groups", first.groups, other.groups),
@@ -179,10 +174,10 @@ def _check_same_task(answers: Sequence[Answers]) -> None:
                 _refuse_other(f"{what}, {slide}", (first.name, a), (other.name, b))
 
 
-def _refuse_other(what: str, one: tuple[str, str], other: tuple[str, str]) -> None:
-    if one[1] != other[1]:
+def _refuse_other(what: str, first: tuple[str, str], second: tuple[str, str]) -> None:
+    if first[1] != second[1]:
         raise InputError(
-            f"{one[0]} and {other[0]} learnt different {what}: {one[1]} and {other[1]}.",
+            f"{first[0]} and {second[0]} learnt different {what}: {first[1]} and {second[1]}.",
             hint="train both on one table of labels",
         )
 

@@ -76,14 +76,14 @@ def cross_validation(
             f"class {name} occurs in {few} group(s), fewer than the {folds} folds.",
             hint=f"`--folds {few}`" if few > 1 else "label slides of more patients of that class",
         )
-    made = []
+    rounds = []
     for repeat in range(repeats):
         rng = np.random.default_rng([seed, repeat])
         fold_N = balanced_parts(counts_GC, np.full(folds, 1 / folds), rng)[group_N]
-        made += [
+        rounds += [
             _with_validation(fold_N == fold, y_N, groups, inner_folds, rng) for fold in range(folds)
         ]
-    return made
+    return rounds
 
 
 def holdout(
@@ -102,13 +102,13 @@ def holdout(
             "a class occurs in one group only: training or test part would lack it.",
             hint="label slides of more patients of that class",
         )
-    made = []
+    folds = []
     for repeat in range(repeats):
         rng = np.random.default_rng([seed, repeat])
         target_P = np.array([test_fraction, 1 - test_fraction])
         part_N = balanced_parts(counts_GC, target_P, rng)[group_N]
-        made.append(_with_validation(part_N == 0, y_N, groups, inner_folds, rng))
-    return made
+        folds.append(_with_validation(part_N == 0, y_N, groups, inner_folds, rng))
+    return folds
 
 
 def from_column(
@@ -147,7 +147,7 @@ def tested(folds: Sequence[Fold]) -> Ints:
 def only_class_carriers(y_N: Ints, groups: Sequence[str]) -> list[str]:
     """Name the groups that alone hold some class among these slides."""
     of_class = [{groups[i] for i in np.flatnonzero(y_N == c).tolist()} for c in np.unique(y_N)]
-    return sorted({next(iter(found)) for found in of_class if len(found) == 1})
+    return sorted({next(iter(classes_of)) for classes_of in of_class if len(classes_of) == 1})
 
 
 def _group_counts(y_N: Ints, groups: Sequence[str]) -> tuple[Ints, Ints]:

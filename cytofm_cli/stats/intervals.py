@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,24 +76,53 @@ def bootstrap(metric: Metric, weight_RN: Floats, level: float = 0.95) -> Estimat
     return Estimate(float(metric(None)), float(low), float(high), dropped)
 
 
-def paired_bootstrap(
-    first: Metric, second: Metric, weight_RN: Floats, level: float = 0.95
-) -> Difference:
-    """Compare two metrics on the same replicates.
+@dataclass(frozen=True)
+class Placements:
+    """The AUC of one model, and its variance with and without regard to patients.
 
-    p is twice the smaller share of replicates on one side of zero, with one added to both
-    counts so that it is never 0 (Davison & Hinkley 1997, §4.2).
+    Attributes:
+        auc: the AUC.
+        n_positive, n_negative: slides of each class.
+        positive_groups, negative_groups: patients with slides of each class.
+        clustered: variance by patients (Obuchowski 1997), NaN with one patient in a class.
+        independent: variance as if every slide were a patient (DeLong 1988), NaN with one slide.
     """
-    gap = second(weight_RN) - first(weight_RN)
-    gap = gap[np.isfinite(gap)]
-    value = float(second(None) - first(None))
-    if not len(gap):
-        return Difference(value, math.nan, math.nan, 1.0)
-    tail = (1 - level) / 2
-    low, high = np.quantile(gap, [tail, 1 - tail])
-    below, above = int((gap <= 0).sum()), int((gap >= 0).sum())
-    p = 2 * (min(below, above) + 1) / (len(gap) + 1)
-    return Difference(value, float(low), float(high), min(1.0, p))
+
+    auc: float
+    n_positive: int
+    n_negative: int
+    positive_groups: int
+    negative_groups: int
+    clustered: float
+    independent: float
+
+    @property
+    def slides_a_group(self) -> float:
+        """Mean number of slides a patient, of the class where it is larger."""
+        return max(self.n_positive / self.positive_groups, self.n_negative / self.negative_groups)
+
+
+def placements(y_N: Ints, score_N: Floats, groups: Sequence[str]) -> Placements | None:
+    """Return the AUC and its variances; None where a class is missing."""
+    positive, negative = score_N[None, y_N == 1], score_N[None, y_N == 0]
+    m, n = positive.shape[1], negative.shape[1]
+    if not m or not n:
+        return None
+    auc_M, covariance = delong_covariance(y_N, score_N[None], groups)
+    independent = math.nan
+    if m > 1 and n > 1:
+        v10, v01 = _placement(positive, negative), 1 - _placement(negative, positive)
+        independent = float(v10.var(ddof=1) / m + v01.var(ddof=1) / n)
+    of_group = np.array(groups)
+    return Placements(
+        auc=float(auc_M[0]),
+        n_positive=m,
+        n_negative=n,
+        positive_groups=len(np.unique(of_group[y_N == 1])),
+        negative_groups=len(np.unique(of_group[y_N == 0])),
+        clustered=float(covariance[0, 0]),
+        independent=independent,
+    )
 
 
 def delong_covariance(y_N: Ints, scores_MN: Floats, groups: Sequence[str]) -> tuple[Floats, Floats]:
@@ -130,36 +158,6 @@ def delong_covariance(y_N: Ints, scores_MN: Floats, groups: Sequence[str]) -> tu
     return auc_M, covariance
 
 
-def delong_interval(
-    y_N: Ints, score_N: Floats, groups: Sequence[str], level: float = 0.95
-) -> Estimate:
-    """Compute the AUC with its DeLong interval on the logit scale, inside [0, 1]."""
-    auc_M, covariance = delong_covariance(y_N, score_N[None], groups)
-    value, variance = float(auc_M[0]), float(covariance[0, 0])
-    if not math.isfinite(variance) or not 0 < value < 1:
-        return Estimate(value, math.nan, math.nan)
-    logit = math.log(value / (1 - value))
-    spread = _quantile(level) * math.sqrt(max(variance, 0.0)) / (value * (1 - value))
-    return Estimate(value, _expit(logit - spread), _expit(logit + spread))
-
-
-def delong_test(
-    y_N: Ints, first_N: Floats, second_N: Floats, groups: Sequence[str], level: float = 0.95
-) -> Difference:
-    """Compare the AUCs of two models on the same slides (second − first)."""
-    auc_M, cov = delong_covariance(y_N, np.stack([first_N, second_N]), groups)
-    gap = float(auc_M[1] - auc_M[0])
-    variance = float(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1])
-    if not math.isfinite(variance):
-        return Difference(gap, math.nan, math.nan, 1.0)
-    if variance <= 1e-15:
-        return Difference(gap, gap, gap, 1.0 if abs(gap) < 1e-12 else 0.0)
-    deviation = math.sqrt(variance)
-    p = 2 * NormalDist().cdf(-abs(gap) / deviation)
-    reach = _quantile(level) * deviation
-    return Difference(gap, gap - reach, gap + reach, p)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for several comparisons (Holm 1979); order is kept."""
     order = np.argsort(p_values, kind="stable")
@@ -182,11 +180,3 @@ def _placement(of_MP: Floats, among_MQ: Floats) -> Floats:
 
 def _group_sums(values_MK: Floats, group_K: NDArray[np.intp], n_groups: int) -> Floats:
     return np.stack([np.bincount(group_K, row, minlength=n_groups) for row in values_MK])
-
-
-def _quantile(level: float) -> float:
-    return NormalDist().inv_cdf(0.5 + level / 2)
-
-
-def _expit(x: float) -> float:
-    return 1 / (1 + math.exp(-x))

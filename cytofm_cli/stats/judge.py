@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 
 from cytofm_cli.stats import metrics
-from cytofm_cli.stats.intervals import bootstrap, delong_interval, group_weights
+from cytofm_cli.stats.intervals import Estimate, bootstrap, group_weights
 from cytofm_cli.stats.metrics import Floats, Ints
+from cytofm_cli.stats.score_intervals import (
+    auc_interval,
+    macro_auc_interval,
+    recall_interval,
+    share_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,12 @@ def judge(
     seed: int,
     specificity: float,
     ordinal: bool,
+    retrained: float = 0.0,
 ) -> dict[str, Any]:
     """Compute every metric with its interval over groups.
+
+    AUCs, accuracy, recall and specificity have score intervals (`stats.score_intervals`), the
+    others the percentile bootstrap over groups.
 
     Args:
         y_N: class indices.
@@ -92,44 +102,64 @@ def judge(
         seed: of the bootstrap.
         specificity: at which the sensitivity is told.
         ordinal: the classes are ordered.
+        retrained: see `score_intervals.retraining`.
 
     Returns:
         by metric `{value, low, high}`; `replicates_left_out` counts by metric those that were
-        undefined; two classes also have `auc_delong`.
+        undefined.
     """
     weight_RN = group_weights(groups, replicates, seed)
-    wanted = _metrics(y_N, p_NC, predicted_N, raw_NC, specificity=specificity, ordinal=ordinal)
-    estimates = {name: bootstrap(of, weight_RN) for name, of in wanted.items()}
+    wanted = _bootstrapped(y_N, p_NC, predicted_N, raw_NC, specificity, ordinal=ordinal)
+    estimates = score_intervals_of(
+        y_N, p_NC, predicted_N, groups, ordinal=ordinal, retrained=retrained
+    ) | {name: bootstrap(of, weight_RN) for name, of in wanted.items()}
     found: dict[str, Any] = {name: estimate.record() for name, estimate in estimates.items()}
     found["replicates_left_out"] = {name: e.dropped for name, e in estimates.items() if e.dropped}
-    if p_NC.shape[1] == 2:
-        found["auc_delong"] = delong_interval(y_N, p_NC[:, 1], groups).record()
     return found
 
 
-def _metrics(
-    y: Ints, p: Floats, hard: Ints, raw: Floats, *, specificity: float, ordinal: bool
+def score_intervals_of(
+    y_N: Ints,
+    p_NC: Floats,
+    predicted_N: Ints,
+    groups: Sequence[str],
+    *,
+    ordinal: bool,
+    retrained: float,
+) -> dict[str, Estimate]:
+    """Compute AUCs and shares with their score intervals; see `judge`."""
+    n_classes = p_NC.shape[1]
+    recall = partial(recall_interval, y_N, predicted_N, groups, n_classes, retrained=retrained)
+    estimates = {
+        "auc": macro_auc_interval(y_N, p_NC, groups, retrained=retrained),
+        "accuracy": share_interval(y_N == predicted_N, groups, retrained=retrained),
+        "recall": recall(only=1 if n_classes == 2 else None),
+    }
+    if n_classes == 2:
+        estimates["specificity"] = recall(only=0)
+    if ordinal:
+        for cut in range(1, n_classes):
+            above_N, score_N = (y_N >= cut).astype(np.int64), p_NC[:, cut:].sum(1)
+            estimates[f"auc_from_class_{cut}"] = auc_interval(
+                above_N, score_N, groups, retrained=retrained
+            )
+    return estimates
+
+
+def _bootstrapped(
+    y: Ints, p: Floats, hard: Ints, raw: Floats, specificity: float, *, ordinal: bool
 ) -> dict[str, Callable[[Floats | None], Floats]]:
-    n_classes = p.shape[1]
     wanted: dict[str, Callable[[Floats | None], Floats]] = {
-        "auc": partial(metrics.macro_auc, y, p),
-        "accuracy": partial(metrics.accuracy, y, hard),
-        "recall": partial(metrics.recall, y, hard, n_classes),
         "average_precision": partial(metrics.macro_average_precision, y, p),
         "brier": partial(metrics.brier, y, p),
         "ece": partial(metrics.calibration_error, y, p),
         "brier_uncalibrated": partial(metrics.brier, y, raw),
         "ece_uncalibrated": partial(metrics.calibration_error, y, raw),
     }
-    if n_classes == 2:
-        wanted["specificity"] = partial(metrics.class_recall, y, hard, 0)
+    if p.shape[1] == 2:
         wanted[f"sensitivity_at_specificity_{specificity:g}"] = partial(
             metrics.sensitivity_at_specificity, y, p[:, 1], specificity
         )
     if ordinal:
-        wanted["quadratic_kappa"] = partial(metrics.quadratic_kappa, y, hard, n_classes)
-        for cut in range(1, n_classes):
-            wanted[f"auc_from_class_{cut}"] = partial(
-                metrics.auc, (y >= cut).astype(np.int64), p[:, cut:].sum(1)
-            )
+        wanted["quadratic_kappa"] = partial(metrics.quadratic_kappa, y, hard, p.shape[1])
     return wanted

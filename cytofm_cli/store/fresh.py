@@ -25,7 +25,7 @@ def why_stale(path: Path, steps: Steps, step: str) -> str | None:
     source = lineage.rows_from(steps, step)
     if source is None:
         return None
-    n, n_source = (_rows(path, one) for one in (step, source))
+    n, n_source = (_rows(path, name) for name in (step, source))
     if n is None or n_source is None or n == n_source:
         return None
     return f"it has {n} rows and {source}, which it was made from, has {n_source}"

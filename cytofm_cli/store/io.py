@@ -238,7 +238,19 @@ class Store(Closes):
             contour_px0=contour,
             contour_start=start,
             classes=self._typed(NucleiRecord, step).classes,
+            columns={
+                name: self.read(f"{step}/{name}")
+                for name in schema.NUCLEI_COLUMNS
+                if self.has(f"{step}/{name}")
+            },
         )
+
+    def nuclei_xy_px0(self, detector: str | None = None) -> NDArray[np.float32]:
+        """Read the centres of nuclei alone, (m, 2); argument and errors as of `nuclei`."""
+        step = schema.nuclei_step(self.which_detector(detector))
+        self.require_fresh(step)
+        centres: NDArray[np.float32] = self.read(f"{step}/xy_px0")
+        return centres
 
     def embeddings(self, encoder: str | None = None, unit: str = "tile") -> Embeddings:
         """Read a bag.
@@ -281,7 +293,9 @@ class Store(Closes):
         return kind.from_json(self.steps[step].to_json(), f"{self.path}: the record of {step}")
 
     def _damaged(self, array: str, error: Exception) -> StoreError:
-        step = next((one for one in self.steps if array.startswith(f"{one}/")), schema.TILE_STEP)
+        step = next(
+            (group for group in self.steps if array.startswith(f"{group}/")), schema.TILE_STEP
+        )
         return StoreError(
             f"{self.path}: {array} cannot be read ({type(error).__name__}: {error}).",
             hint="the store is damaged; " + fresh.again(self.path, self.slide, self.steps, step),
@@ -297,14 +311,14 @@ def list_stores(folder: Path) -> list[Path]:
     """Return the stores in a folder, sorted by name."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder.")
-    found = sorted(
+    paths = sorted(
         path
         for path in folder.glob(f"*{schema.STORE_SUFFIX}")
         if not path.name.startswith(".") and is_store(path)
     )
-    if not found:
+    if not paths:
         raise InputError(f"{folder}: holds no stores.", hint="make some with `cytofm tile`.")
-    return found
+    return paths
 
 
 def is_store(path: Path) -> bool:
@@ -363,9 +377,9 @@ def _has_group(path: Path, step: str) -> bool:
 
 def orphans(path: Path, listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the JSON of steps that are complete and not (or otherwise) listed in the root."""
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for step in _groups(path):
         record = _attributes(path / step).get(schema.ATTRIBUTES_KEY)
         if record is not None and listed.get(step) != record:
-            found[step] = record
-    return found
+            records[step] = record
+    return records

@@ -94,8 +94,8 @@ def changed_parent(steps: Steps, step: str, record: StepRecord | None = None) ->
         if (above := changed_parent(steps, parent)) is not None:
             return above
     if record.made_from is not None:
-        made = record.made_from
-        return next((name for name in parents if steps[name].identity != made[name]), None)
+        identities = record.made_from
+        return next((name for name in parents if steps[name].identity != identities[name]), None)
     # Nuclei that were removed leave the mark's end untold.
     if parents and not record.input_fingerprint.startswith(_old_mark(steps, parents)):
         return parents[-1]
@@ -104,11 +104,11 @@ def changed_parent(steps: Steps, step: str, record: StepRecord | None = None) ->
 
 def descendants(steps: Steps, step: str) -> list[str]:
     """Name all steps that were made from a step, directly or not; the last made come first."""
-    found: list[str] = []
+    later: list[str] = []
     for child in sorted(steps):
         if child != step and step in parents_of(steps, child):
-            found += [child, *reversed(descendants(steps, child))]
-    return list(dict.fromkeys(reversed(found)))
+            later += [child, *reversed(descendants(steps, child))]
+    return list(dict.fromkeys(reversed(later)))
 
 
 def rows_from(steps: Steps, step: str) -> str | None:

@@ -48,9 +48,9 @@ class _Record:
         Raises:
             StoreError: a key is missing that every version wrote.
         """
-        known = [one for one in dataclasses.fields(cls) if one.name not in _NOT_STORED]
-        names = {one.name for one in known}
-        missing = [one.name for one in known if _is_needed(one) and one.name not in stored]
+        known = [field for field in dataclasses.fields(cls) if field.name not in _NOT_STORED]
+        names = {field.name for field in known}
+        missing = [field.name for field in known if _is_needed(field) and field.name not in stored]
         if missing:
             raise StoreError(
                 f"{where} is damaged: it does not say {', '.join(missing)}.",
@@ -64,19 +64,19 @@ class _Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it is stored."""
-        fields = [one for one in dataclasses.fields(self) if one.name not in _NOT_STORED]
-        layout = sorted((one.name for one in fields), key=lambda name: name in _LAST)
+        fields = [field for field in dataclasses.fields(self) if field.name not in _NOT_STORED]
+        layout = sorted((field.name for field in fields), key=lambda name: name in _LAST)
         at = layout.index(self._other_before) if self._other_before else len(layout)
         order = dict.fromkeys([*self.keys, *layout[:at], *self.other, *layout[at:]])
-        told = {one.name: getattr(self, one.name) for one in fields if self._is_told(one)}
+        told = {field.name: getattr(self, field.name) for field in fields if self._is_told(field)}
         values = {**self.other, **told}
         return {key: _thawed(values[key]) for key in order if key in values}
 
-    def _is_told(self, one: dataclasses.Field[Any]) -> bool:
-        value = getattr(self, one.name)
+    def _is_told(self, field: dataclasses.Field[Any]) -> bool:
+        value = getattr(self, field.name)
         if self.keys:  # what an old record did not say stays unsaid
-            return one.name in self.keys or value != one.default
-        return value is not None or not one.metadata.get("if_said")
+            return field.name in self.keys or value != field.default
+        return value is not None or not field.metadata.get("if_said")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,9 +330,9 @@ class AttentionRecord(StepRecord):
         return tuple(self.config["columns"])
 
 
-def _is_needed(one: dataclasses.Field[Any]) -> bool:
-    no_default = one.default is dataclasses.MISSING
-    return no_default and one.default_factory is dataclasses.MISSING
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    no_default = field.default is dataclasses.MISSING
+    return no_default and field.default_factory is dataclasses.MISSING
 
 
 def _frozen(value: Any) -> Any:

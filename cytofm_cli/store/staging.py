@@ -94,7 +94,7 @@ def tidy(stores: Path, slide_id: str, step: str) -> None:
     """Remove the claim of a process that was killed right after it finished a step."""
     path = stores / f"{slide_id}{schema.STORE_SUFFIX}"
     left = (_with_suffix(_base(stores, slide_id, step), ".claim"), commit_claim(path))
-    if any(one.exists() for one in (*left, aside_of(path, "replaced-step"))):
+    if any(leftover.exists() for leftover in (*left, aside_of(path, "replaced-step"))):
         with contextlib.suppress(CytofmError), claim_step(stores, slide_id, step):
             pass
 
@@ -122,7 +122,9 @@ def _with_suffix(path: Path, suffix: str) -> Path:
 
 def _name_max(folder: Path) -> int:
     """Return how many bytes the name of a file may have in a folder that may not exist yet."""
-    there = next((one for one in (folder, *folder.absolute().parents) if one.exists()), Path("/"))
+    there = next(
+        (place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/")
+    )
     try:
         return os.pathconf(there, "PC_NAME_MAX")
     except (OSError, ValueError, AttributeError):

@@ -18,6 +18,8 @@ which its target does not move; `idle`: what weights without a gradient may be c
 that get no gradient from a bag of the second of three classes |
 | exporter | of [export], or `own`: of its `config` | |
 
+Presets of `cytofm simulate` are no plug-ins: `cytofm_cli.testing.presets.check_preset`.
+
 To show each check as a test of its own, parametrize over `suite(kind).checks`, as cytofm's own
 tests do.
 """
@@ -45,8 +47,8 @@ KINDS: Final = tuple(_MODULES)
 def suite(kind: str) -> Suite:
     """Return the suite of a kind of plug-in: one of `KINDS`."""
     module = importlib.import_module(f"cytofm_cli.testing.{_MODULES[kind]}")
-    made: Suite = module.SUITE
-    return made
+    loaded: Suite = module.SUITE
+    return loaded
 
 
 def check(kind: str, name: str, folder: Path | None = None) -> None:
@@ -64,5 +66,5 @@ def check(kind: str, name: str, folder: Path | None = None) -> None:
     if folder is not None:
         suite(kind).run(name, folder)
         return
-    with tempfile.TemporaryDirectory() as made:
-        suite(kind).run(name, Path(made))
+    with tempfile.TemporaryDirectory() as scratch:
+        suite(kind).run(name, Path(scratch))

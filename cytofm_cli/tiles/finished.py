@@ -86,11 +86,13 @@ def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str
             copies_source=pixels.find_source_tiles(reader, read, job.config)[0] is not None,
             n_foreground=settings.count_of_foreground(record),
         )
-    made = settings.of_record(record, slide)
+    former = settings.of_record(record, slide)
     if not pixels_count:
-        made |= dict.fromkeys(settings.ABOUT_PIXELS)
+        former |= dict.fromkeys(settings.ABOUT_PIXELS)
         wanted |= dict.fromkeys(settings.ABOUT_PIXELS)
-    found = differences(made, wanted)
-    if made["slide_mpp"] != wanted["slide_mpp"]:
-        found.append(f"the slide's µm/px now by {resolution.source}, then by {slide.mpp_source}")
-    return found
+    differing = differences(former, wanted)
+    if former["slide_mpp"] != wanted["slide_mpp"]:
+        differing.append(
+            f"the slide's µm/px now by {resolution.source}, then by {slide.mpp_source}"
+        )
+    return differing

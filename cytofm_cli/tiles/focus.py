@@ -125,8 +125,8 @@ def tile_focus(
     """
     height, width = image_HWC.shape[:2]
     bands = ((top, image_HWC[top : top + BAND_PX]) for top in range(0, height, BAND_PX))
-    found = measure(bands, (width, height), (downsample, downsample), mpp, mask_HW)
-    return found.score(xy_px0, tile_px0)
+    focus_map = measure(bands, (width, height), (downsample, downsample), mpp, mask_HW)
+    return focus_map.score(xy_px0, tile_px0)
 
 
 def _scaled(ratio_N: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -133,9 +133,9 @@ def block_statistics(
         rows = image_HWC[top : top + block_h, : width - width % block_w].astype(np.int16)
         bend = np.zeros_like(rows)
         bend[:, 1:-1] = np.abs(2 * rows[:, 1:-1] - rows[:, :-2] - rows[:, 2:])
-        for plane, found in ((rows, means), (bend, noises)):
+        for plane, statistics in ((rows, means), (bend, noises)):
             columns = plane.sum(0, dtype=np.int32).reshape(-1, block_w, channels)
-            found.append(columns.mean(1, dtype=np.float32) / block_h)
+            statistics.append(columns.mean(1, dtype=np.float32) / block_h)
     # E|x| of a normal variable is 0.798 sigma, and a second difference has sqrt(6) sigma.
     return np.concatenate(means), np.concatenate(noises) * np.float32(1 / (0.798 * 6**0.5))
 

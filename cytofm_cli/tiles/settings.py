@@ -41,7 +41,7 @@ def resolved(
         copies_source: the file's own JPEG tiles can be copied.
         n_foreground: tiles among which `select` chooses; None if nobody knows any more.
     """
-    found = {
+    acting = {
         "tile_px": settings["tile_px"],
         "stride_px": settings.get("stride_px") or settings["tile_px"],
         "mpp": _round(mpp),
@@ -52,17 +52,17 @@ def resolved(
         "pixels": settings["pixels"],
     }
     if settings["pixels"] == "source" and not copies_source:
-        found["pixels"] = "lossless"
+        acting["pixels"] = "lossless"
     if settings["pixels"] == "jpeg":
-        found["jpeg_quality"] = settings["jpeg_quality"]
+        acting["jpeg_quality"] = settings["jpeg_quality"]
     if settings["foreground"] == "auto":
-        found["min_foreground"] = settings["min_foreground"]
+        acting["min_foreground"] = settings["min_foreground"]
     limit = settings.get("max_tiles")
     if limit is not None and (n_foreground is None or limit < n_foreground):
-        found |= {"select": settings["select"], "max_tiles": limit}
+        acting |= {"select": settings["select"], "max_tiles": limit}
         if settings["select"] == "random":
-            found["seed"] = settings["seed"]
-    return found
+            acting["seed"] = settings["seed"]
+    return acting
 
 
 def of_record(record: TileRecord, slide: SlideRecord) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,26 @@ class TileSource(Protocol):
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return one tile as (tile_px, tile_px, 3) uint8 RGB."""
         ...
+
+
+@runtime_checkable
+class ManyTiles(TileSource, Protocol):
+    """Tiles, or other squares, that cost less in an order of their own and many at a time."""
+
+    def reading_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the same rows, those that lie near to each other one after the other."""
+        ...
+
+    def read_many(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return (len(rows), tile_px, tile_px, 3) uint8 RGB."""
+        ...
+
+
+def read_many(tiles: TileSource, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return tiles as (len(rows), tile_px, tile_px, 3) uint8 RGB."""
+    if isinstance(tiles, ManyTiles):
+        return tiles.read_many(rows)
+    return np.stack([tiles.read(int(row)) for row in rows])
 
 
 @contextlib.contextmanager

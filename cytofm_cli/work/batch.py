@@ -28,9 +28,9 @@ _BETWEEN_REPORTS_S = 0.2
 
 @dataclass(frozen=True)
 class Task:
-    """One item to work on; `payload` must pickle."""
+    """One item to work on, by a name of its own; `payload` must pickle."""
 
-    slide_id: str
+    name: str
     path: str
     payload: Any = None
 
@@ -95,9 +95,9 @@ Explain = Callable[[Task, Loss], CytofmError]
 class Reporter:
     """The child's voice: every report also shows the supervisor that the child is alive."""
 
-    def __init__(self, say: Say, slide_id: str) -> None:
+    def __init__(self, say: Say, name: str) -> None:
         self._say = say
-        self._slide_id = slide_id
+        self._name = name
         self._last = 0.0
 
     def progress(self, done: int, total: int) -> None:
@@ -105,11 +105,11 @@ class Reporter:
         now = time.monotonic()
         if now - self._last > _BETWEEN_REPORTS_S:
             self._last = now
-            self._say(Progress(self._slide_id, done, total))
+            self._say(Progress(self._name, done, total))
 
     def note(self, text: str) -> None:
         """Say a line to the user."""
-        self._say(Note(self._slide_id, text))
+        self._say(Note(self._name, text))
 
 
 # Returns (status, facts); raises CytofmError when the item cannot be done.
@@ -141,7 +141,7 @@ def run_batch(
         for news in heard:
             if isinstance(news, Lost):
                 yield Outcome(
-                    slide_id=news.task.slide_id,
+                    slide_id=news.task.name,
                     path=news.task.path,
                     status="failed",
                     seconds=news.seconds,
@@ -158,7 +158,7 @@ def attempt(work: Work, explain: Explain, task: Task, say: Say) -> Outcome:
     facts: dict[str, Any] = {}
     error: CytofmError | None = None
     try:
-        status, facts = work(task, Reporter(say, task.slide_id))
+        status, facts = work(task, Reporter(say, task.name))
     except ClaimHeldError as held:
         status, error, facts = "held", held, held.facts
     except ConfigMismatchError as other:
@@ -172,7 +172,7 @@ def attempt(work: Work, explain: Explain, task: Task, say: Say) -> Outcome:
             error = CytofmError(f"{task.path}: {type(bug).__name__}: {bug}")
             facts = {"traceback": traceback.format_exc()}
     return Outcome(
-        slide_id=task.slide_id,
+        slide_id=task.name,
         path=task.path,
         status=status,
         seconds=time.monotonic() - start,

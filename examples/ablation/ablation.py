@@ -41,7 +41,7 @@ Floats = NDArray[np.float64]
 def arms(h: int, dino_flags: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
     """Return the arms: name → flags of `cytofm pretrain`."""
     dino, full = ("--method", "dino"), ("--ncp", "--h", str(h), "--irpe")
-    found = {
+    flags_of = {
         "dino": (*dino, *PLAIN),
         "dino+ncp": (*dino, "--ncp", "--h", "0", "--no-irpe"),
         "dino+top-h": (*dino, "--no-ncp", "--h", str(h), "--no-irpe"),
@@ -49,11 +49,11 @@ def arms(h: int, dino_flags: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
         "dino+all": (*dino, *full),
     }
     for method in METHODS:
-        found.setdefault(method, ("--method", method, *PLAIN))
-        found.setdefault(f"{method}+all", ("--method", method, *full))
+        flags_of.setdefault(method, ("--method", method, *PLAIN))
+        flags_of.setdefault(f"{method}+all", ("--method", method, *full))
     return {
         name: (*flags, *dino_flags) if flags[1] in WITH_PROTOTYPES else flags
-        for name, flags in found.items()
+        for name, flags in flags_of.items()
     }
 
 
@@ -139,14 +139,14 @@ def read_slides(path: Path) -> tuple[list[str], NDArray[np.int64], Floats]:
         rows = list(csv.DictReader(handle))
     column = [name for name in rows[0] if name.startswith("prob_")][-1]
     positive = column.removeprefix("prob_")
-    found: dict[str, list[float]] = {}
+    values_of: dict[str, list[float]] = {}
     truth: dict[str, bool] = {}
     for row in rows:
-        found.setdefault(row["slide_id"], []).append(float(row[column]))
+        values_of.setdefault(row["slide_id"], []).append(float(row[column]))
         truth[row["slide_id"]] = row["label"] == positive
-    names = sorted(found)
+    names = sorted(values_of)
     y_N = np.array([truth[name] for name in names], np.int64)
-    return names, y_N, np.array([float(np.mean(found[name])) for name in names])
+    return names, y_N, np.array([float(np.mean(values_of[name])) for name in names])
 
 
 def judge(

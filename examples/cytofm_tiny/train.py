@@ -67,14 +67,14 @@ def read(cric: Path, stores: Path, groups: Sequence[str]) -> Nuclei:
         rgb = pyvips.Image.new_from_file(str(cric / "images" / image)).numpy()[..., :3]
         store = open_store(stores / f"{Path(image).stem}.zarr")
         mpp = store.slide.mpp
-        found = store.nuclei()
+        nuclei = store.nuclei()
         height, width = rgb.shape[:2]
         whole = Box(0, 0, width, height)
-        outline = measure(found, np.ascontiguousarray(rgb), whole, mpp).columns()
-        outline_NF = np.nan_to_num(np.stack([found.area_um2, *outline.values()], 1))
+        outline = measure(nuclei, np.ascontiguousarray(rgb), whole, mpp).columns()
+        outline_NF = np.nan_to_num(np.stack([nuclei.area_um2, *outline.values()], 1))
         outline_NF = outline_NF.astype(np.float32).astype(np.float64)
         padded = np.pad(rgb, ((PAD, PAD), (PAD, PAD), (0, 0)), constant_values=255)
-        for (x, y), shape in zip(found.xy_px0.tolist(), outline_NF, strict=True):
+        for (x, y), shape in zip(nuclei.xy_px0.tolist(), outline_NF, strict=True):
             square = {um: _cut(padded, x, y, round(um / mpp)) for um in (16, 24, CROP_UM)}
             pixels = [value for um in (16, 24) for value in describe(square[um]).values()]
             said.append([*np.float32(pixels), *shape, *np.log1p(np.abs(shape))])

@@ -120,7 +120,7 @@ def arms(x: Inputs, irpe: bool, flex: bool) -> dict[str, Arm]:
                 q, k, v, attn_mask=(bias(q, k, x.rel()) * DIM**-0.5).to(q.dtype)
             ),
         }
-    found: dict[str, Arm] = {
+    by_name: dict[str, Arm] = {
         "ours": lambda: top_h_attention(q, k, v, H_KEPT),
         "naive": lambda: naive(q, k, v, None),
         "sdpa": lambda: scaled_dot_product_attention(q, k, v),
@@ -129,8 +129,8 @@ def arms(x: Inputs, irpe: bool, flex: bool) -> dict[str, Arm]:
         from torch.nn.attention.flex_attention import flex_attention
 
         compiled = torch.compile(flex_attention, dynamic=False)
-        found["flex"] = lambda: compiled(q, k, v)
-    return found
+        by_name["flex"] = lambda: compiled(q, k, v)
+    return by_name
 
 
 def check(x: Inputs, irpe: bool) -> float:
@@ -211,16 +211,16 @@ def bench_rows(
     error = check(x, irpe)
     if not error < TOLERANCE[dtype]:
         sys.exit(f"RED: {model} N={n} irpe={irpe}: error {error:.2e} to float64. Nothing reported.")
-    found = arms(x, irpe, flex=args.flex and not irpe)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
+    by_name = arms(x, irpe, flex=args.flex and not irpe)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in by_name}
     memory = {}
-    for name, arm in found.items():
+    for name, arm in by_name.items():
         measure(arm, x, args.device)  # warm up, compile
         memory[name] = peak_mib(arm, x, args.device)
-    found["ours"]()
+    by_name["ours"]()
     note = f"{last_backend()}, error {error:.1e}"
     for _ in range(args.rounds):
-        for name, arm in found.items():
+        for name, arm in by_name.items():
             times[name].append(measure(arm, x, args.device))
     rows = []
     for name, seen in times.items():

@@ -79,8 +79,8 @@ def _read(config: KernelConfig, capability: int, cubin: bytes, shared_bytes: int
 
 
 def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    return int(found.group(1)) if found else 0
+    match = re.search(pattern, text)
+    return int(match.group(1)) if match else 0
 
 
 def _loops(lines: list[str], scores_per_lane: float) -> tuple[float, ...]:
@@ -92,8 +92,8 @@ def _loops(lines: list[str], scores_per_lane: float) -> tuple[float, ...]:
     }
     spans = []
     for i, line in enumerate(lines):
-        found = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line)
-        target = address.get(int(found.group(1), 16)) if found else None
+        match = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line)
+        target = address.get(int(match.group(1), 16)) if match else None
         if target is not None and target < i:
             spans.append((target, i))
     inner = [s for s in spans if not any(s[0] <= o[0] and o[1] <= s[1] and o != s for o in spans)]

@@ -137,9 +137,9 @@ def backward(problem: Problem, saved: Forward, do_GND: Tensor) -> Gradients:
     """Compute every gradient from the kept pairs."""
     grads = Gradients.zeros(problem)
     dense = (saved.index_GNh[:, :1, 0] < 0).flatten()
-    one = _backward_dense_products if do_GND.shape[1] < SPARSE_FROM else _backward_sparse
+    pass_back = _backward_dense_products if do_GND.shape[1] < SPARSE_FROM else _backward_sparse
     for heads, _ in _chunks(do_GND.shape[0], do_GND.shape[1], whole_rows=True):
-        one(problem, saved, do_GND, heads, grads)
+        pass_back(problem, saved, do_GND, heads, grads)
     for g in dense.nonzero().flatten().tolist():
         cpu_dense.backward(problem, g, do_GND[g], grads)
     return grads

@@ -20,7 +20,7 @@ from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.sources import make_sources
 from cytofm_cli.stats.compare import share_splits
 
-N = 36
+N = 72
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_benchmark__tables_rank_mark_and_agree(made: Path) -> None:
     assert "†" not in sharp
     legend = "\n".join(lines[4:])
     assert "recall of '1'" in legend
-    assert "intervals rest on 18 groups in the smaller class" in legend
+    assert "over groups: score intervals" in legend and "answers swapped by group" in legend
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert [(r["bags"], r["method"]) for r in rows] == [
         ("sharp tile", "mean"), ("sharp tile", "max"),

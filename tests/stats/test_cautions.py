@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import pytest
 
 from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.config import MilConfig
@@ -30,26 +31,19 @@ def test_class_groups__a_group_counts_once_in_each_of_its_classes() -> None:
     assert found == {"neg": 2, "pos": 2}
 
 
-def test_cautions__from_sixty_groups_of_the_smaller_class_on_there_are_none() -> None:
-    assert intervals.cautions({"neg": 200, "pos": 60}, 260) == []
-    assert intervals.brief({"neg": 200, "pos": 60}) is None
-    (line,) = intervals.cautions({"neg": 200, "pos": 59}, 259)
-    assert "rest on 59 groups in the smaller class ('pos', of 259 in all)" in line
-    assert "covered 33, 60, 87, 89 % with 8, 20, 60, 100 groups" in line
-    assert intervals.brief({"neg": 5, "pos": 59}) == (
-        "intervals too narrow: 5 groups in the smaller class"
-    )
+def test_cautions__from_ten_groups_of_the_smaller_class_on_there_are_none() -> None:
+    assert intervals.cautions({"neg": 200, "pos": 10}, 210) == []
+    assert intervals.brief({"neg": 200, "pos": 10}) is None
+    assert intervals.brief({"neg": 5, "pos": 59}) == "only 5 groups in the smaller class"
 
 
 def test_cautions__few_positive_groups_are_counted() -> None:
-    _, few = intervals.cautions({"neg": 17, "pos": 3}, 20)
+    (few,) = intervals.cautions({"neg": 17, "pos": 3}, 20)
     assert few.startswith("3 of 20 groups are 'pos'")
-    assert len(intervals.cautions({"neg": 10, "pos": 10}, 20)) == 1
 
 
 def test_cautions__few_are_fewer_than_ten() -> None:
-    assert len(intervals.cautions({"neg": 40, "pos": 10}, 50)) == 1
-    _, few = intervals.cautions({"neg": 40, "pos": 9}, 49, "slides")
+    (few,) = intervals.cautions({"neg": 40, "pos": 9}, 49, "slides")
     assert few.startswith("9 of 49 slides are 'pos': ")
 
 
@@ -99,29 +93,37 @@ def test_judge__rare_class_of_three_says_how_many_replicates_it_lacks() -> None:
     p_SC = np.random.default_rng(0).dirichlet(np.ones(3), 20)
     pooled = Pooled(np.arange(20), p_SC, p_SC.argmax(1))
     config = MilConfig(bootstrap=2000)
-    found = judge(pooled, pooled, three, config, ordinal=False)
-    dropped = found["replicates_left_out"]["auc"]
+    found = judge(pooled, pooled, three, config, ordinal=False, folds=5)
+    dropped = found["replicates_left_out"]["average_precision"]
     assert 190 < dropped < 300
     said = [line for line in interval_notes(found, 2000) if "lack" in line]
-    assert any(line.startswith(f"{dropped} of 2000 replicates") and "auc" in line for line in said)
+    assert said[0].startswith(f"{dropped} of 2000 replicates")
+    assert "average_precision" in said[0]
 
 
-def test_judge__perfectly_separated_cohort_has_no_usable_interval() -> None:
+def test_judge__perfectly_separated_cohort_has_a_lower_bound() -> None:
     two = cohort([0, 1] * 10, [f"g{i}" for i in range(20)], ("neg", "pos"))
     p_SC = np.array([[0.9, 0.1], [0.2, 0.8]] * 10)
     pooled = Pooled(np.arange(20), p_SC, p_SC.argmax(1))
-    found = judge(pooled, pooled, two, MilConfig(bootstrap=200), ordinal=False)
-    assert found["auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    found = judge(pooled, pooled, two, MilConfig(bootstrap=200), ordinal=False, folds=1)
+    low = found["auc"]["low"]
+    assert (found["auc"]["value"], found["auc"]["high"]) == (1.0, 1.0)
+    # Newcombe's equation for 10 against 10 patients, t of 18 degrees 2.1009.
+    bracket = 1 + 9 * ((1 - low) / (2 - low) + low / (1 + low))
+    assert (1 - low) ** 2 == pytest.approx(2.1009**2 * low * (1 - low) / 100 * bracket, rel=1e-3)
+    # Wilson: 20 / (20 + 2.093²), t of 19 degrees
+    assert found["accuracy"]["low"] == pytest.approx(20 / (20 + 2.0930**2), abs=1e-4)
+    pooled_folds = judge(pooled, pooled, two, MilConfig(bootstrap=200), ordinal=False, folds=5)
+    assert pooled_folds["auc"]["low"] < found["auc"]["low"]
     (said,) = intervals.unusable(found)
-    assert said.startswith("no usable interval of auc, accuracy, recall")
+    assert said.startswith("no usable interval of average_precision")
     assert said in interval_notes(found, 200)
 
 
 def test_cohort_notes__without_patients_slides_are_taken_as_patients() -> None:
     groups = [f"s{i}" for i in range(8)]
     alone, *few = cohort_notes(cohort([0, 1] * 4, groups, ("neg", "pos"), column=None))
-    assert [line.split(" (")[0] for line in few] == [
-        "intervals rest on 4 groups in the smaller class",
+    assert few == [
         "4 of 8 groups are 'neg', 4 of 8 groups are 'pos': whatever is said of so few may change "
         "with one more",
     ]
@@ -130,7 +132,7 @@ def test_cohort_notes__without_patients_slides_are_taken_as_patients() -> None:
     assert named == "every slide is its own group: column 'case_id' names no two"
     many = cohort([0, 1] * 60, [f"g{i // 2}" for i in range(120)], ("neg", "pos"))
     assert cohort_notes(many) == []
-    assert "rest on 3 groups" in cohort_notes(many, np.arange(6))[0]
+    assert cohort_notes(many, np.arange(6))[0].startswith("3 of 3 groups are 'neg'")
 
 
 def test_describe__classes_positive_groups_encoder_unit_and_tiles() -> None:
@@ -181,5 +183,5 @@ def test_result_line__of_a_new_and_of_an_old_run() -> None:
     }
     assert result_line(new) == (
         old + "[0.250, 0.750], threshold for 'pos' 0.400 (youden)  (20 slides, 20 groups; "
-        "intervals too narrow: 3 groups in the smaller class)"
+        "only 3 groups in the smaller class)"
     )

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cytofm_cli.errors import InputError, UsageError
-from cytofm_cli.stats import intervals, metrics
+from cytofm_cli.stats import metrics
 from cytofm_cli.stats.compare import Answers, cautions, compare_runs, share_splits
+from cytofm_cli.stats.paired import auc_difference
 
 
 def answers(name: str, p: np.ndarray, y: np.ndarray, n_groups: int = 60) -> Answers:
@@ -26,11 +27,9 @@ def test_compare_runs__three_runs_give_three_corrected_pairs() -> None:
     found = compare_runs([answers("a", noise, y), answers("b", good, y), answers("c", good, y)])
     assert [(p.first, p.second) for p in found] == [("a", "b"), ("a", "c"), ("b", "c")]
     clear, _, same = found
-    assert clear.bootstrap.value == pytest.approx(clear.auc[1] - clear.auc[0])
-    assert clear.bootstrap.low > 0.2
-    assert clear.p_adjusted == pytest.approx(3 * clear.bootstrap.p)
-    assert clear.delong is not None
-    assert clear.delong_p_adjusted == pytest.approx(3 * clear.delong.p)
+    assert clear.difference.value == pytest.approx(clear.auc[1] - clear.auc[0])
+    assert clear.difference.low > 0.2
+    assert clear.p_adjusted == pytest.approx(3 * clear.difference.p)
     assert same.p_adjusted == 1.0
     assert json.loads(json.dumps(clear.record()))["auc"] == list(clear.auc)
 
@@ -57,57 +56,54 @@ def test_compare_runs__other_slides_labels_or_names_are_refused() -> None:
         compare_runs([one, answers("b", np.linspace(0, 1, 20), y, n_groups=3)])
 
 
-def test_compare_runs__numbers_are_those_of_the_two_tests() -> None:
-    rng = np.random.default_rng(4)
-    y = (np.arange(40) % 2).astype(np.int64)
-    first, second = (1 / (1 + np.exp(-(rng.normal(size=40) + y))) for _ in range(2))
-    runs = [answers("a", first, y, 20), answers("b", second, y, 20)]
-    (pair,) = compare_runs(runs, replicates=300, seed=5)
-    weight = intervals.group_weights(runs[0].groups, 300, 5)
-    wanted = intervals.paired_bootstrap(
-        lambda w: metrics.auc(y, first, w), lambda w: metrics.auc(y, second, w), weight
-    )
-    assert pair.bootstrap == wanted
-    assert pair.auc == (metrics.auc(y, first), metrics.auc(y, second))
-    assert pair.delong == intervals.delong_test(y, first, second, runs[0].groups)
-    record = pair.record()
-    assert record["difference"] == dataclasses.asdict(wanted)
-    assert record["delong"] == dataclasses.asdict(pair.delong)
-    assert (record["p_adjusted"], record["delong_p_adjusted"]) == (wanted.p, pair.delong.p)
-    assert compare_runs(runs) == compare_runs(runs, replicates=2000, seed=0) != [pair]
-
-
-def test_compare_runs__more_classes_than_two_have_no_delong() -> None:
-    y = np.array([0, 1, 2] * 8)
-    p_SC = np.random.default_rng(0).dirichlet(np.ones(3), 24)
-    one = dataclasses.replace(answers("a", np.zeros(24), y), p_SC=p_SC, classes=("x", "y", "z"))
-    other = dataclasses.replace(one, name="b", p_SC=p_SC[::-1].copy())
-    (pair,) = compare_runs([one, other], replicates=50)
-    assert pair.delong is None and pair.delong_p_adjusted is None
-    assert pair.record()["delong"] is None
-    assert pair.auc[0] == one.auc == float(metrics.macro_auc(y, p_SC))
-
-
-def test_compare_runs__undefined_numbers_are_null() -> None:
-    y = np.array([0, 0, 1, 1])
-    one = dataclasses.replace(answers("a", np.array([0.1, 0.6, 0.4, 0.9]), y), groups=tuple("ppqq"))
-    other = dataclasses.replace(one, name="b", p_SC=one.p_SC[::-1].copy())
-    record = compare_runs([one, other], replicates=50)[0].record()
-    assert record["delong"] == {"value": -0.5, "low": None, "high": None, "p": 1.0}
-
-
-def test_cautions__few_groups_are_said() -> None:
-    y = (np.arange(120) % 2).astype(np.int64)
-    few = answers("a", np.linspace(0, 1, 120), y, n_groups=59)
-    *_, said = cautions(few)
-    assert said.startswith("paired tests on 59 groups")
-    enough = answers("a", np.linspace(0, 1, 120), y, n_groups=60)
-    assert not any("paired tests" in line for line in cautions(enough))
-
-
 def test_share_splits__the_same_slides_are_tested_together() -> None:
     y = (np.arange(20) % 2).astype(np.int64)
     one = answers("a", np.linspace(0, 1, 20), y)
     other = dataclasses.replace(one, parts=("x",) * 19 + ("y",))
     assert share_splits([one, one])
     assert not share_splits([one, one, other])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_compare_runs__numbers_are_those_of_the_paired_test(classes: int) -> None:
+    rng = np.random.default_rng(4)
+    y = (np.arange(42) % classes).astype(np.int64)
+    names = tuple("xyz"[:classes])
+    first, second = (
+        dataclasses.replace(
+            answers(name, np.zeros(42), y, 21),
+            p_SC=rng.dirichlet(np.ones(classes), 42),
+            classes=names,
+            parts=tuple(f"fold{i % 21 % 3}" for i in range(42)),
+        )
+        for name in "ab"
+    )
+    (pair,) = compare_runs([first, second], swaps=300, seed=5)
+    assert pair.difference == auc_difference(
+        y, first.p_SC, second.p_SC, first.groups, retrained=1.5, swaps=300, seed=5
+    )
+    assert (
+        pair.auc
+        == (first.auc, second.auc)
+        == (
+            float(metrics.macro_auc(y, first.p_SC)),
+            float(metrics.macro_auc(y, second.p_SC)),
+        )
+    )
+    record = pair.record()
+    assert record["difference"] == dataclasses.asdict(pair.difference)
+    assert record["p_adjusted"] == pair.difference.p
+
+
+def test_compare_runs__undefined_numbers_are_null() -> None:
+    y = np.zeros(4, np.int64)
+    one = answers("a", np.array([0.1, 0.6, 0.4, 0.9]), y)
+    record = compare_runs([one, dataclasses.replace(one, name="b")])[0].record()
+    assert record["difference"] == {"value": None, "low": None, "high": None, "p": 1.0}
+
+
+def test_cautions__few_groups_are_said() -> None:
+    y = (np.arange(120) % 2).astype(np.int64)
+    (said,) = cautions(answers("a", np.linspace(0, 1, 120), y, n_groups=18))
+    assert said.startswith("9 of 18 groups are '0', 9 of 18 groups are '1'")
+    assert cautions(answers("a", np.linspace(0, 1, 120), y, n_groups=20)) == []

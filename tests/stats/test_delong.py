@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
 
-from cytofm_cli.stats.intervals import delong_covariance, delong_interval, delong_test
+from cytofm_cli.stats.intervals import delong_covariance, placements
 
 pytestmark = pytest.mark.filterwarnings("error")  # what is undefined is not divided by zero
 
@@ -103,40 +102,15 @@ def test_delong_covariance__drawn_patients_equal_the_loops(seed: int) -> None:
     )
 
 
-def test_delong_interval__is_symmetric_in_the_logit() -> None:
-    auc, variance = obuchowski(Y, [FIRST], GROUPS)
-    found = delong_interval(Y, FIRST, GROUPS, level=0.9)
-    reach = norm.ppf(0.95) * math.sqrt(variance) / (auc * (1 - auc))
-    logit = math.log(auc / (1 - auc))
-    assert found.value == pytest.approx(auc) and found.dropped == 0
-    assert found.low == pytest.approx(1 / (1 + math.exp(reach - logit)))
-    assert found.high == pytest.approx(1 / (1 + math.exp(-reach - logit)))
-    assert 0 < delong_interval(Y, FIRST, GROUPS).low < found.low  # 95 % is wider than 90 %
-
-
-def test_delong_test__difference_interval_and_p() -> None:
-    first, second, v11, v12, _, v22 = obuchowski(Y, [FIRST, SECOND], GROUPS)
-    deviation = math.sqrt(v11 + v22 - 2 * v12)
-    found = delong_test(Y, FIRST, SECOND, GROUPS, level=0.9)
-    assert found.value == pytest.approx(second - first)
-    assert found.low == pytest.approx(second - first - norm.ppf(0.95) * deviation)
-    assert found.high == pytest.approx(second - first + norm.ppf(0.95) * deviation)
-    assert found.p == pytest.approx(2 * norm.sf(abs(second - first) / deviation))
-    other = delong_test(Y, SECOND, FIRST, GROUPS)
-    assert (other.value, other.p) == (pytest.approx(first - second), pytest.approx(found.p))
-
-
-def test_delong__too_few_patients_of_a_class_have_no_interval() -> None:
+def test_delong__too_few_patients_of_a_class_have_no_variance() -> None:
     y, score = np.array([1, 1, 0, 0]), np.array([0.9, 0.2, 0.4, 0.1])
     one = ["a", "a", "b", "c"]  # both positive slides are of one patient
     for labels, groups in ((y, one), (1 - y, one)):
         auc, cov = delong_covariance(labels, score[None], groups)
         assert auc[0] == (0.75 if labels is y else 0.25)
         assert np.isnan(cov).all() and cov.shape == (1, 1)
-        found = delong_interval(labels, score, groups)
-        assert np.isnan([found.low, found.high]).all()
-        test = delong_test(labels, score, -score, groups)
-        assert test.p == 1.0 and np.isnan([test.low, test.high]).all()
+        parts = placements(labels, score, groups)
+        assert parts is not None and math.isnan(parts.clustered)
     two = delong_covariance(y, score[None], ["a", "b", "a", "b"])[1]
     assert two[0, 0] == pytest.approx(obuchowski(y, [score], ["a", "b", "a", "b"])[1])
 
@@ -148,12 +122,14 @@ def test_delong__one_class_alone_has_no_auc(label: int) -> None:
     assert np.isnan(cov).all() and cov.shape == (2, 2)
 
 
-def test_delong__what_separates_perfectly_has_no_interval_but_a_difference() -> None:
-    y, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])
-    for values, auc in ((score, 1.0), (-score, 0.0)):
-        found = delong_interval(y, values, list("abcd"))
-        assert found.value == auc and np.isnan([found.low, found.high]).all()
-    sure = delong_test(y, -score, score, list("abcd"))  # nothing varies
-    assert (sure.value, sure.low, sure.high, sure.p) == (1.0, 1.0, 1.0, 0.0)
-    same = delong_test(y, score, score, list("abcd"))
-    assert (same.value, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
+def test_placements__both_variances_and_how_many_slides_of_how_many_patients() -> None:
+    parts = placements(Y, FIRST, GROUPS)
+    assert parts is not None
+    auc, clustered = obuchowski(Y, [FIRST], GROUPS)
+    assert (parts.auc, parts.clustered) == (pytest.approx(auc), pytest.approx(clustered))
+    alone = [str(i) for i in range(len(Y))]
+    assert parts.independent == pytest.approx(obuchowski(Y, [FIRST], alone)[1])
+    assert (parts.n_positive, parts.n_negative) == (10, 11)
+    assert (parts.positive_groups, parts.negative_groups) == (6, 6)
+    assert parts.slides_a_group == 11 / 6
+    assert placements(np.ones(3, int), FIRST[:3], list("abc")) is None

@@ -54,16 +54,6 @@ def test_delong__repeating_every_slide_under_its_patient_changes_little() -> Non
     assert naive[0, 0] < 0.4 * once[0, 0]
 
 
-def test_delong_interval__covers_the_truth_about_as_often_as_it_says() -> None:
-    truth = 0.7602  # Φ(1/√2): two unit normals one apart
-    hits = 0
-    for seed in range(300):
-        y, score = sample(seed)
-        found = statistics.delong_interval(y, score, [str(i) for i in range(len(y))])
-        hits += found.low <= truth <= found.high
-    assert 0.91 <= hits / 300 <= 0.985
-
-
 def test_bootstrap__covers_the_truth_for_clustered_slides() -> None:
     hits = 0
     for seed in range(200):
@@ -106,52 +96,11 @@ def test_bootstrap__percentiles_of_what_is_defined() -> None:
     assert none.record() == {"value": 0.3, "low": None, "high": None}
 
 
-def test_paired_bootstrap__hand_worked() -> None:
-    # second − first: −1, 0, 1 … 9: two are not above 0, ten not below: 2 · (2 + 1) / (11 + 1)
-    gaps = [*range(-1, 10), np.nan]
-    first, second = metric(0.25, [5.0] * 12), metric(0.75, [5.0 + gap for gap in gaps])
-    found = statistics.paired_bootstrap(first, second, np.ones((12, 1)), level=0.8)
-    assert (found.value, found.p) == (0.5, 0.5)
-    assert (found.low, found.high) == (pytest.approx(0.0), pytest.approx(8.0))
-    found = statistics.paired_bootstrap(second, first, np.ones((12, 1)))
-    assert (found.value, found.p) == (-0.5, 0.5)
-    assert (found.low, found.high) == (pytest.approx(-8.75), pytest.approx(0.75))
-    nothing = metric(0.5, [np.nan] * 3)
-    none = statistics.paired_bootstrap(nothing, nothing, np.ones((3, 1)))
-    assert (none.value, none.p) == (0.0, 1.0)
-    assert np.isnan([none.low, none.high]).all()
-
-
 def test_bootstrap__metric_undefined_in_every_replicate_has_no_interval() -> None:
     y = np.ones(4, dtype=np.int64)
     weight = statistics.group_weights(list("abcd"), 100, 0)
     record = statistics.bootstrap(partial(metrics.auc, y, np.arange(4.0)), weight).record()
     assert record == {"value": None, "low": None, "high": None}
-
-
-def test_delong_test__no_difference_is_rejected_one_time_in_twenty() -> None:
-    rejected = 0
-    for seed in range(300):
-        rng = np.random.default_rng(10_000 + seed)
-        y, base = sample(seed)
-        first, second = (base + rng.normal(size=len(y)) for _ in range(2))
-        found = statistics.delong_test(y, first, second, [str(i) for i in range(len(y))])
-        rejected += found.p < 0.05
-    assert rejected / 300 < 0.09
-
-
-def test_paired_tests__clear_difference_is_found_and_equal_models_are_not() -> None:
-    y, good = sample(0, n=200, shift=2.0)
-    poor = np.random.default_rng(9).normal(size=200)
-    groups = [str(i) for i in range(200)]
-    weight = statistics.group_weights(groups, 1000, 0)
-    first, second = partial(metrics.auc, y, poor), partial(metrics.auc, y, good)
-    found = statistics.paired_bootstrap(first, second, weight)
-    assert found.p == pytest.approx(2 / 1001)
-    assert found.low > 0.2
-    assert statistics.delong_test(y, poor, good, groups).p < 1e-6
-    assert statistics.paired_bootstrap(first, first, weight).p == 1.0
-    assert statistics.delong_test(y, good, good, groups).p == 1.0
 
 
 def test_holm__hand_worked() -> None:

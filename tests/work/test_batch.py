@@ -72,10 +72,10 @@ def explain(task: Task, loss: Loss) -> InputError:
 
 
 def run(*payloads: str, workers: int = 1) -> tuple[dict[str, Outcome], list[Event]]:
-    tasks = [Task(slide_id=f"{i}{p}", path=p, payload=p) for i, p in enumerate(payloads)]
+    tasks = [Task(name=f"{i}{p}", path=p, payload=p) for i, p in enumerate(payloads)]
     events = list(run_batch(work, tasks, workers=workers, stall_s=HANG_GUARD_S, explain=explain))
     outcomes = [event for event in events if isinstance(event, Outcome)]
-    assert sorted(outcome.slide_id for outcome in outcomes) == sorted(t.slide_id for t in tasks)
+    assert sorted(outcome.slide_id for outcome in outcomes) == sorted(task.name for task in tasks)
     return {outcome.path: outcome for outcome in outcomes}, events
 
 
@@ -168,7 +168,7 @@ def test_run_batch__what_is_silent_too_long_is_given_up_and_killed(
     tasks = [Task("hangs", str(tmp_path)), Task("good", "good")]
 
     def task_of(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
-        if task.slide_id == "hangs":
+        if task.name == "hangs":
             report.note(str(os.getpid()))
             time.sleep(HANG_GUARD_S)
         return "done", {}

@@ -80,7 +80,7 @@ def require_model(name: str) -> None:
         close = difflib.get_close_matches(name, timm.list_models(), n=2)
         raise UsageError(
             f"timm has no model {name!r}.",
-            hint=f"did you mean {' or '.join(f'timm/{one}' for one in close)}?"
+            hint=f"did you mean {' or '.join(f'timm/{model}' for model in close)}?"
             if close
             else "timm.list_models() lists them",
         )

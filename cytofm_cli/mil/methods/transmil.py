@@ -78,10 +78,10 @@ class Transmil(MilHead):
             real = slice(None) if mask_BN is None else mask_BN[b]
             bag_W, layer1_N, layer2_N = self.judge(x_ND[real])
             embedding.append(bag_W)
-            for found, values_N in ((first, layer1_N), (raw, layer2_N)):
+            for rows, values_N in ((first, layer1_N), (raw, layer2_N)):
                 row_N = x_ND.new_zeros(len(x_ND))
                 row_N[real] = values_N
-                found.append(row_N)
+                rows.append(row_N)
         bag_BW = torch.stack(embedding)
         raw_BN = torch.stack(raw)
         clipped_BN = raw_BN.clamp(min=0)

@@ -90,12 +90,12 @@ class MoCo(TeacherMethod):
 
 
 def _freeze_patch_embed(trunk: nn.Module) -> None:
-    found = [p for name, p in trunk.named_parameters() if "patch_embed." in name]
-    if not found:
+    frozen = [p for name, p in trunk.named_parameters() if "patch_embed." in name]
+    if not frozen:
         raise UsageError(
             "the trunk has no patch_embed to freeze.", hint="freeze_patch_embed = false"
         )
-    for parameter in found:
+    for parameter in frozen:
         parameter.requires_grad = False
 
 

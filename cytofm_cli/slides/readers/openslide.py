@@ -61,13 +61,13 @@ class OpenSlideReader(SlideReader):
         self._directories = _directories(path)
         self.info = _info(path, self._slide, self._directories)
         self._levels = tuple(range(len(self.info.levels)))
-        found = pyramid.of_file(path)
-        if found is not None:
-            why = adopt.refusal(found, _decodes)
+        layout = pyramid.of_file(path)
+        if layout is not None:
+            why = adopt.refusal(layout, _decodes)
             if why:
                 raise slide_error(path, f"{why}.", "leave --reader at auto.")
             self.info, self._levels = adopt.with_facts(
-                self.info, found, self._directories, self.read
+                self.info, layout, self._directories, self.read
             )
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:

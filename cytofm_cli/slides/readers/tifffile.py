@@ -31,14 +31,14 @@ _KEPT_BYTES: Final = 64_000_000
 class TifffileReader(SlideReader):
     """An ordinary TIFF read through tifffile."""
 
-    def __init__(self, path: str, found: pyramid.Pyramid) -> None:
+    def __init__(self, path: str, layout: pyramid.Pyramid) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[int, int, int], NDArray[Any]] = OrderedDict()
         self._file: _File | None = None
-        self._pyramid = found
-        self.info = _info(path, found)
-        self._pyramid = keep_same(found, self.read)
+        self._pyramid = layout
+        self.info = _info(path, layout)
+        self._pyramid = keep_same(layout, self.read)
         self.info = _info(path, self._pyramid)
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
@@ -181,37 +181,37 @@ class TifffilePlugin:
     def probe(self, path: str) -> str | None:
         """Say why tifffile should not read `path`; None if it should."""
         try:
-            found = pyramid.of_file(path)
-            maker = None if found else pyramid.vendor(tiff.read_directories(path))
+            layout = pyramid.of_file(path)
+            maker = None if layout else pyramid.vendor(tiff.read_directories(path))
         except SlideError as error:
             return error.message.removeprefix(f"{path}: ")
-        if found is None:
+        if layout is None:
             return f"a {maker} slide has a layout of its own"
-        codec = found.channels[0][0].codec
+        codec = layout.channels[0][0].codec
         return f"unknown TIFF compression {codec!r}" if codec.startswith("tiff-") else None
 
     def open(self, path: str) -> TifffileReader:
         """Open a slide."""
-        found = pyramid.of_file(path)
-        if found is None:
+        layout = pyramid.of_file(path)
+        if layout is None:
             raise slide_error(path, "is no ordinary TIFF.", "leave --reader at auto.")
-        return TifffileReader(path, found)
+        return TifffileReader(path, layout)
 
 
-def _info(path: str, found: pyramid.Pyramid) -> SlideInfo:
+def _info(path: str, layout: pyramid.Pyramid) -> SlideInfo:
     return SlideInfo(
         path=path,
         reader=NAME,
-        format=found.format,
-        levels=found.levels,
-        mpp=found.mpp,
-        mpp_source=found.mpp_source,
-        codec=found.channels[0][0].codec,
-        objective=found.objective,
-        n_focal_planes=found.n_focal_planes,
-        focal_plane=found.focal_plane,
-        has_icc_profile=tiff.ICC_PROFILE in found.channels[0][0].tags,
-        notes=found.notes,
+        format=layout.format,
+        levels=layout.levels,
+        mpp=layout.mpp,
+        mpp_source=layout.mpp_source,
+        codec=layout.channels[0][0].codec,
+        objective=layout.objective,
+        n_focal_planes=layout.n_focal_planes,
+        focal_plane=layout.focal_plane,
+        has_icc_profile=tiff.ICC_PROFILE in layout.channels[0][0].tags,
+        notes=layout.notes,
     )
 
 

@@ -49,14 +49,14 @@ class TiffSlideReader(SlideReader):
             raise slide_error(path, str(error)) from error
 
     def _adopt(self) -> None:
-        found = pyramid.of_file(self._path)
-        if found is None:
+        layout = pyramid.of_file(self._path)
+        if layout is None:
             return
-        why = adopt.refusal(found, lambda model: model.plain)
+        why = adopt.refusal(layout, lambda model: model.plain)
         if why:
             raise slide_error(self._path, f"{why}.", "leave --reader at auto.")
         directories = tiff.read_directories(self._path)
-        self.info, self._levels = adopt.with_facts(self.info, found, directories, self.read)
+        self.info, self._levels = adopt.with_facts(self.info, layout, directories, self.read)
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""

@@ -185,13 +185,13 @@ class VipsPlugin:
         if not tiff.is_tiff(head):
             return None if _plain_format(head) else "not a TIFF, JPEG, PNG, WebP or PPM file"
         try:
-            found = pyramid.of_file(path)
-            maker = None if found else pyramid.vendor(tiff.read_directories(path))
+            layout = pyramid.of_file(path)
+            maker = None if layout else pyramid.vendor(tiff.read_directories(path))
         except SlideError as error:
             return error.message.removeprefix(f"{path}: ")
-        if found is None:
+        if layout is None:
             return f"a {maker} slide has a layout of its own"
-        used = [d for level in found.channels for d in level]
+        used = [d for level in layout.channels for d in level]
         return next((why for why in map(_unfit, used) if why), None)
 
     def open(self, path: str) -> VipsReader:
@@ -230,18 +230,18 @@ def _plain_format(head: bytes) -> str | None:
 
 
 def _open_tiff(path: str) -> VipsReader:
-    found = pyramid.of_file(path)
-    if found is None:
+    layout = pyramid.of_file(path)
+    if layout is None:
         raise slide_error(path, "a TIFF with a layout of its own.", "leave --reader at auto.")
-    trial = VipsReader(_tiff_info(path, found), partial(_load_level, path, found), found)
-    found = keep_same(found, trial.read)
-    load = partial(_load_level, path, found)
+    trial = VipsReader(_tiff_info(path, layout), partial(_load_level, path, layout), layout)
+    layout = keep_same(layout, trial.read)
+    load = partial(_load_level, path, layout)
     load(0, True)  # fails here rather than at the first read
-    return VipsReader(_tiff_info(path, found), load, found)
+    return VipsReader(_tiff_info(path, layout), load, layout)
 
 
-def _load_level(path: str, found: pyramid.Pyramid, level: int, sequential: bool) -> Any:
-    directories = found.channels[level]
+def _load_level(path: str, layout: pyramid.Pyramid, level: int, sequential: bool) -> Any:
+    directories = layout.channels[level]
     images = [_load_directory(path, each, sequential) for each in directories]
     if len(images) > 1:
         return _merge(path, images)
@@ -251,22 +251,22 @@ def _load_level(path: str, found: pyramid.Pyramid, level: int, sequential: bool)
     return _to_rgb(path, images[0], n_colour, has_alpha=model.alpha != "none")
 
 
-def _tiff_info(path: str, found: pyramid.Pyramid) -> SlideInfo:
-    first = found.channels[0][0]
+def _tiff_info(path: str, layout: pyramid.Pyramid) -> SlideInfo:
+    first = layout.channels[0][0]
     orientation = _orientation_note(first.number(tiff.ORIENTATION, 1))
     return SlideInfo(
         path=path,
         reader=NAME,
-        format=found.format,
-        levels=found.levels,
-        mpp=found.mpp,
-        mpp_source=found.mpp_source,
+        format=layout.format,
+        levels=layout.levels,
+        mpp=layout.mpp,
+        mpp_source=layout.mpp_source,
         codec=first.codec,
-        objective=found.objective,
-        n_focal_planes=found.n_focal_planes,
-        focal_plane=found.focal_plane,
+        objective=layout.objective,
+        n_focal_planes=layout.n_focal_planes,
+        focal_plane=layout.focal_plane,
         has_icc_profile=tiff.ICC_PROFILE in first.tags,
-        notes=found.notes + orientation,
+        notes=layout.notes + orientation,
     )
 
 

@@ -1,0 +1,190 @@
+"""From dyes to pixels: stain and white of a patient, exposure, noise of the sensor.
+
+Bright field follows Beer and Lambert: light that passes is white * exp(-density). Dark field adds
+up what the dyes emit. All is computed pixel by pixel and noise is taken by absolute place, so a
+box that is exposed alone equals the same box of the whole slide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.simulate.lattice import Corners, Plane, box_of, cells_of, cut, overlap, uniform
+from cytofm_cli.simulate.preset import Preset
+from cytofm_cli.units import Box
+
+CELL_PX: Final = 256  # noise is drawn anew for each square of this size
+_BANK_PX: Final = 512
+# Demosaicing smears a sensor's noise: neighbours of empty glass in photographs of Pap smears
+# correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by 0.2 to 0.65.
+_SMEAR_PX: Final = 0.7
+_COMMON: Final = 0.3
+_GRAIN_PX: Final = 1.0  # size of the grain of stain
+_CHANNEL_SD: Final = (1.0, 0.9, 1.6)  # blue sensors see the least light
+# Photons are counted: their noise has a variance that grows with the light, with dark field from
+# this share on. Cameras of bright field write gamma 1/2.2, after which it is nearly constant.
+_FLOOR: Final = 0.2
+_BATCH: Final = 0.7  # share of the variance of white that patients of one batch have in common
+_STEPS: Final = 1024  # of the table of exp, for each unit of optical density
+_RANGE: Final = (-0.5, 8.0)
+_WHITE: Final = (128.0, 262.0)  # above 255: overexposed glass, as some cameras' users like it
+_DARK_SCALE: Final = 255.0
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """How the slides of a patient are stained and lit.
+
+    Attributes:
+        dyes: float64 (K, 3): optical density (dark field: colour emitted) of one unit of each dye.
+        white: float64 (3,): grey levels of empty glass.
+    """
+
+    dyes: NDArray[np.float64]
+    white: NDArray[np.float64]
+
+
+def look(preset: Preset, seed: int, batch: int, patient: int) -> Look:
+    """Return stain and white of a patient.
+
+    Each dye's amount varies over batches and patients, and its hue over batches (log-normal); the
+    white balance likewise. Patients of one batch share what is the batch's.
+    """
+    optics = preset.optics
+    dyes = np.array([dye.od for dye in preset.dyes.values()], dtype=np.float64).reshape(-1, 3)
+    of_batch = np.random.default_rng([seed, 1, batch])
+    of_patient = np.random.default_rng([seed, 2, batch, patient])
+    hue = optics.hue_sd * of_batch.standard_normal(dyes.shape)
+    hue -= hue.mean(axis=1, keepdims=True)  # a turned hue is not more dye
+    amount = optics.batch_sd * of_batch.standard_normal((len(dyes), 1))
+    amount = amount + optics.stain_sd * of_patient.standard_normal((len(dyes), 1))
+    shift = np.sqrt(_BATCH) * _tint(of_batch) + np.sqrt(1 - _BATCH) * _tint(of_patient)
+    white = np.array(preset.optics.white) + optics.white_sd * shift
+    low, high = (0.0, 255.0) if preset.illumination == "dark-field" else _WHITE
+    return Look(dyes * np.exp(hue + amount), np.clip(white, low, high))
+
+
+def _tint(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return three normal numbers that correlate by 0.6: brightness and white balance."""
+    tint: NDArray[np.float64] = np.sqrt(0.6) * rng.standard_normal() + np.sqrt(
+        0.4
+    ) * rng.standard_normal(3)
+    return tint
+
+
+def expose(
+    amounts: Plane, dirt_od: Plane, look: Look, preset: Preset, corners: Corners, seed: int
+) -> NDArray[np.uint8]:
+    """Return the photograph of a box.
+
+    Args:
+        amounts: float32 (K, h, w), units of each dye.
+        dirt_od: float32 (3, h, w) of `glass.soil`; one number broadcast costs nothing.
+        look: of the patient.
+        preset: its illumination and noise.
+        corners: where it lies, (x0, y0, x1, y1) in level-0 pixels.
+        seed: of the slide's noise.
+
+    Returns:
+        uint8 (h, w, 3), RGB.
+    """
+    box = box_of(corners)
+    picture = np.empty((box.h, box.w, 3), np.uint8)
+    dark = preset.illumination == "dark-field"
+    for row, column in cells_of(box, CELL_PX):
+        part = overlap(box, Box(column * CELL_PX, row * CELL_PX, CELL_PX, CELL_PX))
+        if part is None:  # cannot be: the squares are the box's
+            continue
+        ys, xs = cut(part, box)
+        grain = None
+        if preset.optics.grain:
+            grain = _window(_bank(_GRAIN_PX, 0.0), part, seed, row, column)
+            grain = grain * np.float32(preset.optics.grain)
+        density = _density(amounts[:, ys, xs], dirt_od[:, ys, xs], look.dyes, grain)
+        noise = _window(_bank(_SMEAR_PX, _COMMON), part, seed, row, column)
+        for channel in range(3):
+            white = np.float32(look.white[channel])
+            light = _emit if dark else _pass
+            grey = light(None if density is None else density[channel], white)
+            rough = noise[channel] * np.float32(preset.optics.noise * _CHANNEL_SD[channel])
+            lit = np.clip((rough * _photons(grey) if dark else rough) + grey, 0, 255)
+            picture[ys, xs, channel] = lit + np.float32(0.5)
+    return picture
+
+
+def _density(
+    amounts: Plane, dirt_od: Plane, dyes: NDArray[np.float64], grain: Plane | None
+) -> Plane | None:
+    """Return float32 (3, h, w) of dyes and dirt together, or None where there is nothing.
+
+    Each dye has taken a little more here and less there (`grain`), on its own. No matrix product:
+    its sums depend on the size of the block.
+    """
+    present = [k for k in range(len(dyes)) if amounts[k].any()]
+    nothing = not any(dirt_od.strides[1:]) and not dirt_od[:, :1, :1].any()
+    if nothing and not present:
+        return None
+    total = dirt_od.astype(np.float32)
+    for k in present:
+        taken = amounts[k] if grain is None else amounts[k] + amounts[k] * grain[k % len(grain)]
+        for channel in range(3):
+            if dyes[k, channel]:
+                total[channel] += taken * np.float32(dyes[k, channel])
+    return total
+
+
+def _pass(density: Plane | None, white: np.float32) -> Plane | np.float32:
+    if density is None:
+        return white
+    at = (density - np.float32(_RANGE[0] - 0.5 / _STEPS)) * np.float32(_STEPS)  # to the nearest
+    at = np.clip(at, 0, (_RANGE[1] - _RANGE[0]) * _STEPS)
+    return np.asarray(np.take(_table(), at.astype(np.uint16)) * white)
+
+
+@cache
+def _table() -> Plane:
+    """Return exp(-density) at each step, exactly 1 at 0: the same on every machine."""
+    steps = np.arange(int((_RANGE[1] - _RANGE[0]) * _STEPS) + 1)
+    return np.exp(-(steps / _STEPS + _RANGE[0])).astype(np.float32)
+
+
+def _emit(light: Plane | None, black: np.float32) -> Plane | np.float32:
+    if light is None:
+        return black
+    return light * np.float32(_DARK_SCALE) + black
+
+
+def _photons(grey: Plane | np.float32) -> Plane:
+    """Return the noise's sd relative to that at white."""
+    light = np.maximum(grey, np.float32(0)) * np.float32((1 - _FLOOR) / _DARK_SCALE)
+    return np.asarray(np.sqrt(light + np.float32(_FLOOR)), np.float32)
+
+
+def _window(bank: Plane, part: Box, seed: int, row: int, column: int) -> Plane:
+    """Return a bank's noise for a part of one square: a window chosen by seed and square."""
+    here = np.array([row]), np.array([column])
+    dy = int(uniform(2 * seed, *here)[0] * _BANK_PX) + part.y - row * CELL_PX
+    dx = int(uniform(2 * seed + 1, *here)[0] * _BANK_PX) + part.x - column * CELL_PX
+    return bank[:, dy : dy + part.h, dx : dx + part.w]
+
+
+@cache
+def _bank(smear_px: float, common: float) -> Plane:
+    """Return float32 (3, 768, 768) of noise of sd 1, smeared, `common` of it alike in all three."""
+    fixed_seed = [16, round(100 * smear_px)]
+    draws = np.random.default_rng(fixed_seed).standard_normal((4, _BANK_PX, _BANK_PX))
+    taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * smear_px**2))
+    taps /= np.sqrt((taps**2).sum())
+    for axis in (1, 2):
+        draws = sum(
+            tap * np.roll(draws, shift, axis=axis)
+            for tap, shift in zip(taps, range(-3, 4), strict=True)
+        )
+    mixed = np.sqrt(1 - common) * draws[:3] + np.sqrt(common) * draws[3]
+    extra = _BANK_PX + CELL_PX
+    return np.tile(mixed, (1, 2, 2))[:, :extra, :extra].astype(np.float32)

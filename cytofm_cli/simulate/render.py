@@ -1,0 +1,194 @@
+"""Pixels of any region of a slide: cells, dirt, glass and camera, the same wherever it is cut.
+
+Letters: K dyes, H rows, W columns, C colours.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytofm_cli.simulate.cell import Cell
+from cytofm_cli.simulate.cohort import Slide
+from cytofm_cli.simulate.glass import is_clean, soil
+from cytofm_cli.simulate.layout import BLOCK, REACH, Block, Placement
+from cytofm_cli.simulate.optics import Look, expose, look
+from cytofm_cli.simulate.paint import paint
+from cytofm_cli.simulate.preset import Dirt, Preset
+from cytofm_cli.simulate.shapes import Shape, grow, reach_px
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1: px at level 0, the last two not included
+TILE: Final = BLOCK
+# A cell is called by block · _A_BLOCK + its place in the block + 1: no other block is asked.
+_A_BLOCK: Final = 4096
+_CACHED: Final = 512  # blocks whose shapes are kept
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A cell on its slide.
+
+    Attributes:
+        number: its name on the slide, from 1; its value in label images.
+        sheet: number of the sheet that it lies in, from 1.
+        cell: where it lies and what it is.
+        shape: its outlines.
+    """
+
+    number: int
+    sheet: int
+    cell: Cell
+    shape: Shape
+
+
+def render(slide: Slide, preset: Preset, box: Box, plane: int = 0) -> NDArray[np.uint8]:
+    """Return the pixels of a region of a slide; for many regions make one `Scene`.
+
+    Args:
+        slide: which.
+        preset: what is on it.
+        box: the region, within the slide.
+        plane: focal plane, from 0.
+
+    Returns:
+        uint8 (H, W, 3), before JPEG.
+    """
+    return Scene(slide, preset).pixels(box, plane)
+
+
+class Scene:
+    """One slide, to be looked at region by region; it keeps what neighbours share.
+
+    Args:
+        slide: which.
+        preset: what is on it.
+    """
+
+    def __init__(self, slide: Slide, preset: Preset) -> None:
+        dirt = preset.dirt
+        if not slide.is_field:  # scanners even out the light
+            preset = replace(preset, dirt=replace(dirt, gradient=0.0))
+        self.slide, self.preset = slide, preset
+        # What lies across blocks, wherever cells are.
+        marks = Dirt(bubbles=dirt.bubbles, pen=dirt.pen, coverslip=dirt.coverslip)
+        self._marked = replace(preset, dirt=marks)
+        self.placement = Placement(slide, preset)
+        self._margin = REACH + reach_px(preset)
+        self._shapes: OrderedDict[int, tuple[Placed, ...]] = OrderedDict()
+
+    @cached_property
+    def look(self) -> Look:
+        """Stain and white of the patient."""
+        slide = self.slide
+        return look(self.preset, slide.seed, slide.batch, slide.patient_number)
+
+    @cached_property
+    def blank(self) -> NDArray[np.uint8]:
+        """Colour (3,) of glass that is left out: what scanners fill in where nothing lies."""
+        return np.clip(np.rint(self.look.white), 0, 255).astype(np.uint8)
+
+    def cells(self, box: Box) -> list[Placed]:
+        """Return the cells that reach into a region, in the order in which they are painted."""
+        near = self.placement.blocks_near(box, self._margin)
+        return [
+            placed
+            for number, block in near
+            for placed in self._grown(number, block)
+            if _touches(placed.shape.box, box)
+        ]
+
+    def pixels(self, box: Box, plane: int) -> NDArray[np.uint8]:
+        """Return the pixels of a region, uint8 (H, W, 3); arguments as of `render`."""
+        x0, y0, x1, y1 = box
+        image = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+        cells = self.cells(box)
+        amounts = self._amounts(cells, box, plane) if cells else None
+        for part in tiles_of(box):
+            rows, columns = _within(part, box)
+            here = None if amounts is None else amounts[:, rows, columns]
+            shown = self._shown(part, here)
+            image[rows, columns] = self.blank if shown is None else shown
+        return image
+
+    def is_blank(self, tile: Box) -> bool:
+        """Tell whether a tile is left out, as scanners do with glass that has nothing to see.
+
+        Only of slides; where no cells can be, what little dirt there is goes with it.
+        """
+        if self.slide.is_field or self.placement.is_covered(tile[1] // BLOCK, tile[0] // BLOCK):
+            return False
+        size = (self.slide.size_px, self.slide.size_px)
+        return not self.cells(tile) and is_clean(self._marked, self._glass_seed, size, tile)
+
+    def _amounts(self, cells: list[Placed], box: Box, plane: int) -> NDArray[np.float32]:
+        """Return how much of each dye lies where, (K, H, W): the sum over cells in their order."""
+        x0, y0, x1, y1 = box
+        amounts = np.zeros((len(self.preset.dyes), y1 - y0, x1 - x0), np.float32)
+        focus_um = self.slide.focus_um(plane)
+        for placed in cells:
+            patch = paint(placed.cell, placed.shape, self.preset, focus_um=focus_um)
+            h, w = patch.amounts.shape[1:]
+            left, top = max(patch.x0, x0), max(patch.y0, y0)
+            right, bottom = min(patch.x0 + w, x1), min(patch.y0 + h, y1)
+            if left < right and top < bottom:
+                amounts[:, top - y0 : bottom - y0, left - x0 : right - x0] += patch.amounts[
+                    :, top - patch.y0 : bottom - patch.y0, left - patch.x0 : right - patch.x0
+                ]
+        return amounts
+
+    def _shown(self, part: Box, amounts: NDArray[np.float32] | None) -> NDArray[np.uint8] | None:
+        """Return the pixels of a part of one tile; None where the tile is left out."""
+        if self.is_blank(_tile_around(part, self.slide.size_px)):
+            return None
+        size = (self.slide.size_px, self.slide.size_px)
+        dirt = soil(self.preset, self._glass_seed, size, part)
+        if amounts is None:
+            shape = (len(self.preset.dyes), part[3] - part[1], part[2] - part[0])
+            amounts = np.zeros(shape, np.float32)
+        return expose(amounts, dirt, self.look, self.preset, part, self._glass_seed)
+
+    @cached_property
+    def _glass_seed(self) -> int:
+        """Seed of dirt and noise: the slide's own."""
+        return self.slide.seed * 1_000_003 + self.slide.number
+
+    def _grown(self, number: int, block: Block) -> tuple[Placed, ...]:
+        known = self._shapes.get(number)
+        if known is None:
+            first = number * _A_BLOCK + 1
+            known = tuple(
+                Placed(first + place, first + sheet, cell, grow(cell, self.preset))
+                for place, (cell, sheet) in enumerate(zip(block.cells, block.sheets, strict=True))
+            )
+            self._shapes[number] = known
+            if len(self._shapes) > _CACHED:
+                self._shapes.popitem(last=False)
+        return known
+
+
+def tiles_of(box: Box) -> list[Box]:
+    """Cut a region at the borders of the tiles of the slide, row by row."""
+    x0, y0, x1, y1 = box
+    return [
+        (max(x, x0), max(y, y0), min(x + TILE, x1), min(y + TILE, y1))
+        for y in range(y0 // TILE * TILE, y1, TILE)
+        for x in range(x0 // TILE * TILE, x1, TILE)
+    ]
+
+
+def _tile_around(part: Box, size_px: int) -> Box:
+    x, y = part[0] // TILE * TILE, part[1] // TILE * TILE
+    return x, y, min(x + TILE, size_px), min(y + TILE, size_px)
+
+
+def _within(part: Box, box: Box) -> tuple[slice, slice]:
+    return slice(part[1] - box[1], part[3] - box[1]), slice(part[0] - box[0], part[2] - box[0])
+
+
+def _touches(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

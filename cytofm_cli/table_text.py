@@ -1,0 +1,128 @@
+"""The text of a table as rows of cells: its encoding, what separates cells, what is a comment."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from cytofm_cli.errors import InputError
+from cytofm_cli.words import is_missing, plain_name
+
+DELIMITERS: Final = (",", ";", "\t")
+_SAMPLE_CHARS = 1 << 16
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_NO_TEXT = (
+    (b"PK\x03\x04", "an Excel workbook or another zip file"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook"),
+    (b"\x1f\x8b", "gzip-compressed"),
+)
+
+
+def read_text(path: Path, error: type[InputError]) -> tuple[str, list[str]]:
+    """Return the text of a file, and what was assumed about its encoding.
+
+    Raises:
+        error: it cannot be read, or is no text.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror}).") from reason
+    what = next((what for start, what in _NO_TEXT if data.startswith(start)), None)
+    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
+    if what is None and encoding is None and b"\0" in data:
+        what = "no text, or UTF-16 without its mark"
+    if what:
+        raise error(f"{path}: is {what}.", hint="save the table as CSV UTF-8")
+    for name in (encoding,) if encoding else ("utf-8", "cp1252"):
+        try:
+            notes = ["is no UTF-8, read as Windows-1252: look at letters like ä, é, ß"]
+            return data.decode(name), notes if name == "cp1252" else []
+        except UnicodeDecodeError:
+            continue
+    raise error(
+        f"{path}: no text in UTF-8, UTF-16 or Windows-1252.", hint="save the table as CSV UTF-8"
+    )
+
+
+def records(text: str, delimiter: str, first_line: int = 1) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line and the cells of every row that is not blank.
+
+    Raises:
+        csv.Error: a quote is never closed, or a cell is too long; names the line.
+    """
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t"
+    )
+    start = end = 0
+    try:
+        for cells in reader:
+            start, end = end, reader.line_num
+            stripped = [cell.strip() for cell in cells]
+            if any(stripped):
+                yield first_line + start, stripped
+    except csv.Error as reason:
+        raise csv.Error(f"line {first_line + end}: {reason}") from reason
+    if end - start > 1 and text.count('"') % 2:
+        raise csv.Error(f"line {first_line + start}: a quote that is opened here is never closed")
+
+
+def find_delimiter(text: str, names: Collection[str]) -> str:
+    """Find what separates the cells: what yields the names looked for, else equal rows."""
+    whole = len(text) <= _SAMPLE_CHARS
+
+    def fits(delimiter: str) -> tuple[int, float, int]:
+        rows: list[list[str]] = []
+        try:
+            rows.extend(cells for _, cells in records(text[:_SAMPLE_CHARS], delimiter))
+        except csv.Error:
+            if whole or len(rows) < 2:
+                return (0, 0.0, 0)
+        rows = [cells for cells in rows if not _is_comment(cells, names)]
+        rows = rows if whole else rows[:-1]  # the last one is cut
+        if not rows or len(rows[0]) == 1:
+            return (known(rows[0], names) if rows else 0, 0.0, 0)
+        width = len(rows[0])
+        equal = sum(len(cells) == width for cells in rows) / len(rows)
+        return (known(rows[0], names), equal, width)
+
+    return max(DELIMITERS, key=fits)
+
+
+def known(cells: Sequence[str], names: Collection[str]) -> int:
+    """Count the plain names that a row spells."""
+    return len({plain_name(cell) for cell in unmarked(cells, names)} & set(names))
+
+
+def unmarked(cells: Sequence[str], names: Collection[str]) -> list[str]:
+    """Take the `#` off a header that is written as a comment: `#slide_id,label`."""
+    bare = cells[0].removeprefix("#").strip()
+    return [bare if plain_name(bare) in names else cells[0], *cells[1:]]
+
+
+def _is_comment(cells: Sequence[str], names: Collection[str]) -> bool:
+    if not cells[0].startswith("#") or is_missing(cells[0]):
+        return False
+    return not ({plain_name(cell) for cell in unmarked(cells, names)} & set(names))
+
+
+def without_comments(
+    rows: Sequence[tuple[int, list[str]]], names: Collection[str]
+) -> tuple[list[tuple[int, list[str]]], list[str]]:
+    """Drop comments; the second value says how many stood among the rows."""
+    kept = [row for row in rows if not _is_comment(row[1], names)]
+    above = {line for line, _ in rows if not kept or line < kept[0][0]}
+    among = sorted({line for line, _ in rows} - {line for line, _ in kept} - above)
+    if not among:
+        return kept, []
+    return kept, [f"{len(among)} line(s) that start with # are left out, first line {among[0]}"]

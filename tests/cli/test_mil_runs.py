@@ -1,0 +1,77 @@
+"""`cytofm mil benchmark` and `compare`: what many runs say together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .mil_runs import rows_of, train
+
+
+def test_mil_benchmark__says_what_is_learnt(here, bags: Path) -> None:
+    labels = bags.parent / "labels.csv"
+    rows = [line.rsplit(",", 1)[0] for line in labels.read_text().splitlines()]
+    labels.write_text("\n".join(rows).replace("neg", "normal").replace("pos", "abnormal"))
+    words = ("mil", "benchmark", "--bags", bags, "--labels", labels, "-o", bags.parent / "bench")
+    few = ("--folds", 3, "--seeds", 1, "--epochs", 1, "--method", "mean", "--workers", 1)
+    for more in (["--dry-run"], []):
+        done = here(*words, *few, *more)
+        assert done.returncode == 0, done.stderr
+        said = done.stderr.splitlines()
+        assert "positive class: 'abnormal' ('normal' says that nothing was found)" in said
+        assert "12 slides of 12 groups (every slide taken as a patient)" in said
+        assert any(line.endswith(": encoder not stated, unit tile") for line in said)
+        assert any("every slide is taken as a patient of its own" in line for line in said)
+    assert "recall of 'abnormal'" in done.stderr
+    assert "intervals rest on 6 groups in the smaller class" in done.stderr
+
+
+def test_mil_compare__says_that_intervals_are_too_narrow(here, bags: Path) -> None:
+    runs = []
+    for method in ("mean", "max"):
+        few = ("--folds", 3, "--seeds", 1, "--epochs", 2, "--method", method, "-q")
+        words = ("--bags", bags, "--labels", bags.parent / "labels.csv", "-o", bags.parent / method)
+        assert here("mil", "train", *words, *few).returncode == 0
+        runs.append(bags.parent / method)
+    done = here("mil", "compare", *runs)
+    assert done.returncode == 0, done.stderr
+    assert "positive class: 'pos'" in done.stderr
+    assert "warning: intervals rest on 6 groups in the smaller class" in done.stderr
+    assert "warning: paired tests on 6 groups" in done.stderr
+
+
+def benchmark(here, bags: Path, *more: object):
+    words = ("mil", "benchmark", "--bags", bags, "--labels", bags.parent / "labels.csv")
+    few = ("--folds", 3, "--seeds", 1, "--epochs", 1, "--workers", 1, "--bootstrap", 100)
+    return here(*words, "-o", bags.parent / "bench", *few, *more)
+
+
+def test_mil_benchmark__one_spelling_names_heads_units_and_encoders(here, bags: Path) -> None:
+    config = bags.parent / "c.toml"
+    config.write_text('[mil]\nmethod = ["max"]\n')
+    done = benchmark(here, bags, "--config", config, "--unit", "cell", "--encoder", "uni")
+    assert done.returncode == 0, done.stderr
+    table = bags.parent / "bench" / "table.csv"
+    (row,) = rows_of(table)
+    kind = (row["bags"], row["encoder"], row["unit"], row["method"])
+    assert kind == ("uni cell", "uni", "cell", "max")
+    more = ("--method", "mean", "--method", "max,abmil", "--unit", "cell", "--encoder", "uni")
+    done = benchmark(here, bags, *more)
+    assert done.returncode == 0, done.stderr
+    assert [row["method"] for row in rows_of(table)] == ["mean", "max", "abmil"]
+    for old in ("methods", "units", "encoders"):
+        done = benchmark(here, bags, f"--{old}", "x")
+        assert done.returncode == 2
+        assert f"--{old}" in done.stderr
+        assert f"--{old[:-1]}" in done.stderr.replace(f"--{old}", "")
+
+
+def test_mil_compare__one_run_or_one_twice_is_a_usage_error(here, bags: Path) -> None:
+    assert train(here, bags, "--epochs", 1).returncode == 0
+    run = bags.parent / "run"
+    alone = here("mil", "compare", run)
+    assert alone.returncode == 2, alone.stderr
+    assert "two runs or more, here 1" in alone.stderr
+    (bags.parent / "alias").symlink_to(run)
+    twice = here("mil", "compare", run, bags.parent / "alias")
+    assert twice.returncode == 2, twice.stderr
+    assert "is named twice" in twice.stderr
