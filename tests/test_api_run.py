@@ -289,7 +289,7 @@ def test_tiles__are_decoded_once_for_all_steps(
     cytofm.run(
         slides / "a.png",
         tmp_path,
-        tile=TILES | {"tile_px": 48, "min_foreground": 0.0},
+        tile=TILES | {"tile_px": 64, "foreground": "none"},
         embed=BAGS,
         threads=1,
     )

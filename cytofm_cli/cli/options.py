@@ -265,7 +265,8 @@ def _help(section: str, field: dataclasses.Field[Any]) -> str:
     text = _sentence(str(field.metadata.get("help", "")))
     facts = f"env var: {configs.variable(section, field.name)}"
     default = field.default
-    if default is not None and not isinstance(default, bool) and default != dataclasses.MISSING:
+    shows = default not in (None, (), dataclasses.MISSING) and not isinstance(default, bool)
+    if shows:
         shown = ",".join(str(item) for item in default) if isinstance(default, tuple) else default
         facts += f"; default: {shown}"
     return f"{text}  [{facts}]"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.cli.options import RunOptions, SetWords, parse_settings
+from cytofm_cli.cli.options import RunOptions, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import show
 from cytofm_cli.config import option
@@ -85,7 +85,12 @@ def run(
     model: Annotated[
         Path | None, typer.Option(help="RUN of `mil train` that scores each slide.")
     ] = None,
-    settings: SetWords = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting of the detector; repeat for more."
+        ),
+    ] = None,
     *,
     tile: TileConfig,
     detect: DetectConfig,
@@ -98,7 +103,7 @@ def run(
 
     The stores, in OUT/stores, are those of the single commands. What is finished is skipped. The
     steps' other settings stand in the tables [tile], [detect], [embed], [mil_score] and [export]
-    of --config FILE; --set is for the detector.
+    of --config FILE.
 
     Examples:
 
@@ -106,7 +111,7 @@ def run(
 
       cytofm run fields/*.jpg -o out --slide-mpp 0.25 --unit both
 
-      cytofm run slides/ -o out --config settings.toml --model RUN --to geojson,h5ad
+      cytofm run slides/ -o out --config steps.toml --model RUN --to geojson
     """
     from cytofm_cli.api.run import run as run_all
 
