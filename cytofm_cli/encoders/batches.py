@@ -1,14 +1,16 @@
 """Pixels → encoder → rows of a bag, in windows of rows that are as large for any slide.
 
-Threads read, decode and prepare batches while the encoder works on earlier ones. A batch that
-does not fit into memory is halved, and smaller ones are used from there on.
+Threads read, decode and prepare batches while the encoder works on earlier ones; a network on the
+CPU works in them too, each on a batch of its own: two threads on two batches do twice as much
+as two threads on the small matrices of one. A batch that does not fit into memory is halved, and
+smaller ones are used from there on.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +21,8 @@ from cytofm_cli.errors import OutOfMemoryError
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.source import ManyTiles, TileSource, read_many
 
-_CPU_BATCH: Final = 16  # larger ones fall out of the caches
+_CPU_BATCH: Final = 16  # larger ones fall out of the caches,
+_CPU_BATCH_PX: Final = 2**18  # and of small images fewer waste the processor
 _GPU_BATCH: Final = 256
 # Rows that are held in memory: at 1 024 features 134 MB. A slide's nuclei are read in the order
 # of its tiles within a window, so that a small one would decode tiles again and again.
@@ -57,6 +60,8 @@ class Embedding:
         self.batch_size = batch_size
         self._tiles, self._encoder, self._threads = tiles, encoder, threads
         self._report, self._refuse = report, refuse
+        # A CPU's encoder says how a thread gets ready to encode; a GPU has one queue.
+        self._enter_thread: Callable[[], None] | None = getattr(encoder, "enter_thread", None)
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         """Yield float32 (≤ WINDOW, dim), in the order of the tiles.
@@ -65,7 +70,7 @@ class Embedding:
             OutOfMemoryError: not even one tile fits.
         """
         n = len(self._tiles.xy_px0)
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(self._threads, initializer=self._enter_thread) as pool:
             for first in range(0, n, WINDOW):
                 yield self._window(pool, first, min(first + WINDOW, n))
 
@@ -75,11 +80,10 @@ class Embedding:
         while done < len(rows):
             size = self.batch_size
             parts = (rows[at : at + size] for at in range(done, len(rows), size))
-            prepare = partial(_prepare, self._tiles, self._encoder)
-            batches = ordered_map(pool, prepare, parts, window=2 * self._threads)
+            batches = ordered_map(pool, self._prepare, parts, window=2 * self._threads)
             try:
                 for part, batch in batches:
-                    vectors = self._encoder.encode(batch)
+                    vectors = batch if self._enter_thread else self._encoder.encode(batch)
                     self._refuse(vectors)
                     values[part - first] = vectors
                     done += len(part)
@@ -91,6 +95,11 @@ class Embedding:
             finally:
                 batches.close()
         return values
+
+    def _prepare(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Any]:
+        """Return rows with their batch, or with their vectors."""
+        batch = self._encoder.prepare(read_many(self._tiles, rows))
+        return rows, self._encoder.encode(batch) if self._enter_thread else batch
 
 
 def embed_tiles(
@@ -106,32 +115,24 @@ def embed_tiles(
     return np.concatenate([blank, *embedding]), embedding.batch_size
 
 
-def default_batch(device: str, encoder: Encoder | None = None, side_px: int = 0) -> int:
+def default_batch(device: str, encoder: Encoder, side_px: int = 0) -> int:
     """Return the batch size to start with.
 
     Args:
         device: as the user names it.
         encoder: one with an attribute `batch_px` takes so many pixels at a time.
-        side_px: side of an image.
+        side_px: side of an image, if it is known.
     """
     own: int | None = getattr(encoder, "batch_px", None)
     if own is not None and side_px:
         return max(1, own // side_px**2)
-    if device == "cpu":
-        return _CPU_BATCH
-    import sys
-
     torch = sys.modules.get("torch")  # loaded by encoders that need it; the others run on CPU
-    on_gpu = torch is not None and torch.cuda.is_available()
-    return _GPU_BATCH if on_gpu else _CPU_BATCH
+    if device != "cpu" and torch is not None and torch.cuda.is_available():
+        return _GPU_BATCH
+    seen_px = encoder.spec.input_px or side_px
+    return max(_CPU_BATCH, _CPU_BATCH_PX // seen_px**2) if seen_px else _CPU_BATCH
 
 
 def _reading_order(tiles: TileSource, first: int, stop: int) -> NDArray[np.int64]:
     rows = np.arange(first, stop)
     return tiles.reading_order(rows) if isinstance(tiles, ManyTiles) else rows
-
-
-def _prepare(
-    tiles: TileSource, encoder: Encoder, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], Any]:
-    return rows, encoder.prepare(read_many(tiles, rows))

@@ -313,7 +313,7 @@ def _encode(
     report: Report,
 ) -> NDArray[np.float32]:
     values_ND = np.empty((len(points), encoder.spec.dim), dtype=np.float32)
-    batch, done = batch_size or default_batch(device), 0
+    batch, done = batch_size or default_batch(device, encoder), 0
 
     def tell(part: int, _: int) -> None:
         report(done + part, len(points))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from cytofm_cli.encoders import batches
 from cytofm_cli.encoders.base import EncoderSpec
 from cytofm_cli.encoders.batches import Embedding, default_batch, embed_tiles
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.errors import OutOfMemoryError
 
 
@@ -84,3 +86,26 @@ def test_default_batch__of_an_encoder_that_counts_pixels():
     assert default_batch("cpu", encoder, 128) == 64
     assert default_batch("cpu", encoder, 4096) == 1
     assert default_batch("cpu", Sums(), 128) == 16
+    assert default_batch("cpu", Sums(), 64) == 64
+    assert default_batch("cpu", Sums()) == 16
+
+
+@pytest.mark.parametrize("name", ["sr-vit-tiny", "handcrafted"])
+def test_embed_tiles__gives_the_same_bytes_in_any_number_of_threads(name):
+    encoder = load_encoder(name, random_weights=name != "handcrafted", device="cpu")
+    images = np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3), np.uint8)
+    own = torch.get_num_threads()
+
+    class Images:
+        xy_px0 = np.zeros((11, 2), np.int32)
+
+        def read(self, index):
+            return images[index]
+
+    one, two, three = (
+        embed_tiles(Images(), encoder, batch_size=4, threads=n, report=lambda *_: None)[0]
+        for n in (1, 2, 3)
+    )
+    assert one.tobytes() == two.tobytes() == three.tobytes()
+    assert len(np.unique(one[:, 0])) == 11
+    assert torch.get_num_threads() == own
