@@ -21,10 +21,10 @@ from cytofm_cli.units import Box
 CELL_PX: Final = 256  # noise is drawn anew for each square of this size
 _BANK_PX: Final = 512
 # Demosaicing smears a sensor's noise: neighbours of empty glass in photographs of Pap smears
-# correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by 0.2 to 0.65.
+# correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by about 0.5.
 _SMEAR_PX: Final = 0.7
-_COMMON: Final = 0.3
-_GRAIN_PX: Final = 1.0  # size of the grain of stain
+_COMMON: Final = 0.5
+_GRAIN_PX: Final = 2.0  # size of the grain of stain
 # Noise of each channel, and sd of the log of blue's over batches: blue sees the least light, and
 # white balance makes up for it (1.2 to 2.9 times green's noise in photographs of Pap smears).
 _CHANNEL_SD: Final = (1.0, 0.9, 1.5)
@@ -188,12 +188,13 @@ def _bank(smear_px: float, common: float) -> Plane:
     """Return float32 (3, 768, 768) of noise of sd 1, smeared, `common` of it alike in all three."""
     fixed_seed = [16, round(100 * smear_px)]
     draws = np.random.default_rng(fixed_seed).standard_normal((4, _BANK_PX, _BANK_PX))
-    taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * smear_px**2))
+    reach = int(np.ceil(4 * smear_px))
+    taps = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * smear_px**2))
     taps /= np.sqrt((taps**2).sum())
     for axis in (1, 2):
         draws = sum(
             tap * np.roll(draws, shift, axis=axis)
-            for tap, shift in zip(taps, range(-3, 4), strict=True)
+            for tap, shift in zip(taps, range(-reach, reach + 1), strict=True)
         )
     mixed = np.sqrt(1 - common) * draws[:3] + np.sqrt(common) * draws[3]
     extra = _BANK_PX + CELL_PX
