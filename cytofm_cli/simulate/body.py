@@ -118,7 +118,7 @@ def _thickness(
 
 def _mean(plane: Mask, mask: Bytes) -> float:
     total = float(mask.sum(dtype=np.int64))
-    return float(np.vdot(plane, mask.astype(np.float32))) / total if total else 1.0
+    return float((plane * mask).sum(dtype=np.float64)) / total if total else 1.0
 
 
 def _texture(rng: Generator, ground: Ground, cytoplasm: Cytoplasm) -> Mask:
@@ -130,7 +130,7 @@ def _texture(rng: Generator, ground: Ground, cytoplasm: Cytoplasm) -> Mask:
     # The ridges of the noise are a net, as protein that was precipitated by alcohol.
     texture += (np.float32(0.8) - np.abs(ground.window(rng, "clump"))) * (0.7 * grain)
     texture += ground.window(rng, "grain") * (0.5 * grain)
-    texture += ground.window(rng, "cloud") * np.float32(rng.uniform(0.2, 0.8) * grain)
+    texture += ground.window(rng, "cloud") * np.float32(rng.uniform(0.15, 0.65) * grain)
     return texture
 
 
@@ -145,7 +145,7 @@ def _fold(
     number = int(rng.poisson(cytoplasm.folds))
     if number == 0 or shape.cytoplasm is None:
         return
-    middle = shape.cytoplasm.mean(axis=0) - [ground.x0, ground.y0]
+    middle = (shape.cytoplasm - np.array([ground.x0, ground.y0], np.float32)).mean(axis=0)
     size = float(np.sqrt(ground.height * ground.width))
     lines = []
     for _ in range(number):
@@ -208,7 +208,8 @@ def _centre(
     local = outline - np.array([ground.x0, ground.y0], np.float32)
     middle = local.mean(axis=0)
     spread = local - middle
-    (a, b), (_, d) = spread.T @ spread / len(local)
+    a, d = np.square(spread).mean(axis=0)
+    b = spread.prod(axis=1).mean()
     x = np.arange(ground.width, dtype=np.float32)[None] - middle[0]
     y = np.arange(ground.height, dtype=np.float32)[:, None] - middle[1]
     square = (d * x * x - 2 * b * x * y + a * y * y) / max(a * d - b * b, 1e-6)
@@ -219,7 +220,8 @@ def _centre(
     weight += ground.window(rng, "cloud") * np.float32(0.11)
     weight += ground.window(rng, "clump") * np.float32(0.05)
     np.clip(weight, 0, 1, out=weight)
-    return weight * weight * (3 - 2 * weight)
+    smooth: Mask = weight * weight * (3 - 2 * weight)
+    return smooth
 
 
 def _places(rng: Generator, depth: Mask, number: int, margin: float) -> NDArray[np.float64]:

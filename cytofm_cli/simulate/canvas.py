@@ -14,7 +14,7 @@ Bytes = NDArray[np.uint8]
 
 _SHIFT: Final = 5  # fixed point of OpenCV: 1/32 px
 # OpenCV paints the border line of a polygon as well, which widens it by this much, px.
-_WIDER: Final = 0.64
+_WIDER: Final = 0.66
 
 
 def filled(outline: NDArray[np.float32], x0: int, y0: int, height: int, width: int) -> Bytes:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from cytofm_cli.simulate import canvas, noise
 from cytofm_cli.simulate.body import Ground
 from cytofm_cli.simulate.canvas import Mask
+from cytofm_cli.simulate.outlines import area
 from cytofm_cli.simulate.preset import Nucleus
 from cytofm_cli.simulate.shapes import box_of
 
@@ -39,7 +40,7 @@ def add_nucleus(
     total = float(density.sum(dtype=np.float64))
     if total <= 0:
         return
-    density *= np.float32(float(share.sum(dtype=np.float64)) / total)
+    density *= np.float32(area(outline.astype(np.float64) - [x0, y0]) / total)
     tint = float(np.exp(nucleus.tint * rng.standard_normal()))
     top, left = y0 - ground.y0, x0 - ground.x0
     for dye, amount in enumerate(dyes):
@@ -67,7 +68,8 @@ def _density(rng: Generator, ground: Ground, nucleus: Nucleus, depth: Mask) -> M
     density += np.float32(nucleus.membrane) * np.exp(-np.square((depth - edge) / edge))
     if nucleus.nucleoli > 0:
         density += _nucleoli(rng, ground, nucleus, depth)
-    return np.maximum(density, 0.08)
+    clipped: Mask = np.maximum(density, np.float32(0.08))
+    return clipped
 
 
 def _nucleoli(rng: Generator, ground: Ground, nucleus: Nucleus, depth: Mask) -> Mask:

@@ -34,7 +34,8 @@ def _band(rng: Generator, period_px: float) -> Field:
     power = np.exp(-0.5 * (octaves / 0.6) ** 2)
     power[0, 0] = 0
     field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) * power, s=(SIDE, SIDE))
-    return (field / field.std()).astype(np.float32)
+    unit: Field = (field / field.std()).astype(np.float32)
+    return unit
 
 
 def window(rng: Generator, field: Field, height: int, width: int) -> Field:

@@ -5,6 +5,7 @@ Every function draws from the generator it is given and from nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Final
@@ -23,21 +24,22 @@ FURTHEST: Final = {"polygonal": 2.2, "round": 1.7, "columnar": 2.2, "spindle": 4
 def area(points: Points) -> float:
     """Return the area within a closed outline (shoelace formula)."""
     x, y = points.T
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+    return float(abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2)
 
 
 def centroid(points: Points) -> Points:
     """Return the centre of mass of what an outline encloses."""
     x, y = points.T
     cross = x * np.roll(y, -1) - np.roll(x, -1) * y
-    sums = np.array([(x + np.roll(x, -1)) @ cross, (y + np.roll(y, -1)) @ cross])
-    return sums / (3 * cross.sum())
+    # Sums, not products of BLAS, whose last bit depends on where in memory the points lie.
+    sums = [((axis + np.roll(axis, -1)) * cross).sum() for axis in (x, y)]
+    return np.array(sums) / (3 * float(cross.sum()))
 
 
 def scaled(points: Points, to_area: float) -> Points:
     """Return an outline with its middle in (0, 0) and of a given area."""
     points = points - centroid(points)
-    return points * np.sqrt(to_area / area(points))
+    return points * math.sqrt(to_area / area(points))
 
 
 def turned(points: Points, angle: float) -> Points:
@@ -68,7 +70,9 @@ def ellipse(rng: Generator, eccentricity: float, roughness: float, n: int = 64) 
     """Return an ellipse, longer along x, whose radius varies by a share: lobes, dents, wrinkles."""
     ratio = (1 - min(eccentricity, 0.97) ** 2) ** 0.25
     radius = 1 + np.clip(roughness * harmonics(rng, n, 2, 9, 1.2), -0.35, 0.35)
-    return _circle(n) * radius[:, None] * [1 / ratio, ratio]
+    points: Points = _circle(n) * radius[:, None]
+    points *= np.array([1 / ratio, ratio])
+    return points
 
 
 def polygon(rng: Generator, roughness: float, n: int = 144) -> Points:
@@ -148,7 +152,8 @@ def clover(rng: Generator, lobes: int, n: int = 80) -> Points:
     ahead = np.cos(off) * away + np.sqrt(np.maximum(across, 0))
     reach = np.where((across > 0) & (ahead > 0), ahead, 0.35).max(axis=1)
     wrapped = np.concatenate([reach[-1:], reach, reach[:1]])
-    return _circle(n) * np.convolve(wrapped, [0.2, 0.6, 0.2], "valid")[:, None]
+    smooth: Points = np.convolve(wrapped, [0.2, 0.6, 0.2], "valid")
+    return _circle(n) * smooth[:, None]
 
 
 def kidney(rng: Generator, roughness: float, n: int = 80) -> Points:
@@ -156,7 +161,8 @@ def kidney(rng: Generator, roughness: float, n: int = 80) -> Points:
     angles = 2 * np.pi * np.arange(n) / n
     off = np.angle(np.exp(1j * (angles - np.pi / 2)))
     dent = rng.uniform(0.15, 0.6) * np.exp(-0.5 * (off / rng.uniform(0.35, 0.6)) ** 2)
-    return ellipse(rng, rng.uniform(0.4, 0.75), roughness, n) * (1 - dent)[:, None]
+    dented: Points = 1 - dent
+    return ellipse(rng, rng.uniform(0.4, 0.75), roughness, n) * dented[:, None]
 
 
 def around(outline: Points, inner: Sequence[Points], margin: float) -> Points:
@@ -174,7 +180,8 @@ def around(outline: Points, inner: Sequence[Points], margin: float) -> Points:
     # A point pushes what lies in its direction, and with a round shoulder what lies beside it.
     shoulder = np.minimum(2.5 * margin / np.maximum(reach, 1e-9), 0.6) + np.pi / len(outline)
     pushed = np.where(away < 2 * shoulder, reach * np.cos(np.minimum(away, 1.2)), 0.0).max(axis=1)
-    return outline * (np.maximum(radii, pushed) / np.maximum(radii, 1e-9))[:, None]
+    scale: Points = np.maximum(radii, pushed) / np.maximum(radii, 1e-9)
+    return outline * scale[:, None]
 
 
 def folded(points: Points, height: float, bend: float) -> tuple[Points, Points | None]:

@@ -13,7 +13,7 @@ from cytofm_cli.simulate.body import Ground, add_cytoplasm
 from cytofm_cli.simulate.cell import Cell
 from cytofm_cli.simulate.chromatin import add_nucleus
 from cytofm_cli.simulate.preset import Cytoplasm, Optics, Preset
-from cytofm_cli.simulate.shapes import MAX_BLUR_UM, Shape, blur_margin, box_of
+from cytofm_cli.simulate.shapes import MARGIN, MAX_BLUR_UM, Shape, blur_margin, box_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,12 +40,16 @@ def paint(cell: Cell, shape: Shape, preset: Preset, *, focus_um: float) -> Patch
         focus_um: height of the plane in focus, µm.
     """
     kind = preset.kinds[cell.kind]
+    whole = [*([] if shape.cytoplasm is None else [shape.cytoplasm]), *shape.nuclei]
+    x0, y0, x1, y1 = box_of(whole, MARGIN)
+    ground = Ground(x0, y0, y1 - y0, x1 - x0, preset.mpp, noise.fields(preset.mpp))
+    # Painted without the room of the blur: its size would say which noise a cell takes, and a
+    # cell must look the same in every plane.
     sigma = blur_px(preset.optics, preset.mpp, cell.z_um - focus_um)
     margin = blur_margin(sigma)
-    whole = [*([] if shape.cytoplasm is None else [shape.cytoplasm]), *shape.nuclei]
-    x0, y0, x1, y1 = box_of(whole, margin)
-    ground = Ground(x0, y0, y1 - y0, x1 - x0, preset.mpp, noise.fields(preset.mpp))
-    amounts = np.zeros((len(preset.dyes), ground.height, ground.width), np.float32)
+    size = (ground.height + 2 * margin, ground.width + 2 * margin)
+    blurred = np.zeros((len(preset.dyes), *size), np.float32)
+    amounts = blurred[:, margin:-margin, margin:-margin]
     rng = np.random.default_rng((cell.seed, 1))
     if kind.cytoplasm and shape.cytoplasm is not None:
         dyes = _dyes(preset, kind.cytoplasm)
@@ -54,10 +58,10 @@ def paint(cell: Cell, shape: Shape, preset: Preset, *, focus_um: float) -> Patch
         units = preset.amounts(kind.nucleus.density)
         for outline in shape.nuclei:
             add_nucleus(rng, ground, outline, kind.nucleus, units, amounts)
-    for dye, plane in enumerate(amounts):
-        if plane.any():
-            amounts[dye] = canvas.blurred(plane, sigma, margin)
-    return Patch(x0, y0, amounts)
+    for dye, plane in enumerate(blurred):
+        if amounts[dye].any():
+            blurred[dye] = canvas.blurred(plane, sigma, margin)
+    return Patch(x0 - margin, y0 - margin, blurred)
 
 
 def blur_px(optics: Optics, mpp: float, defocus_um: float) -> float:

@@ -21,6 +21,8 @@ Outline = NDArray[np.float32]
 # Log-normal draws end here: no cell reaches farther than its margin.
 _EXTREME: Final = 2.5
 _MOST_NUCLEI: Final = 4
+# Pixels around the outlines on which a cell is painted, whatever its focus.
+MARGIN: Final = 2
 # Widest point spread that is painted, µm: what is farther out of focus is as blurred as that.
 MAX_BLUR_UM: Final = 2.5
 # Outlines lie on a grid that float32 holds up to 500 000 px: a cell looks the same everywhere.
@@ -69,7 +71,7 @@ def grow(cell: Cell, preset: Preset) -> Shape:
     return Shape(
         cytoplasm=outlines_[0] if cytoplasm is not None else None,
         nuclei=tuple(outlines_[cytoplasm is not None :]),
-        box=box_of(outlines_, blur_margin(MAX_BLUR_UM / preset.mpp)),
+        box=box_of(outlines_, MARGIN + blur_margin(MAX_BLUR_UM / preset.mpp)),
         flap=None if flap is None else laid(flap),
         halo=None if halo is None else laid(halo),
     )
@@ -78,7 +80,7 @@ def grow(cell: Cell, preset: Preset) -> Shape:
 def reach_px(preset: Preset) -> int:
     """Return how far a cell's box reaches from its middle at most, px, whatever its kind."""
     reach = max(_reach_um(kind) for kind in preset.kinds.values()) / preset.mpp
-    return math.ceil(reach) + blur_margin(MAX_BLUR_UM / preset.mpp) + 2
+    return math.ceil(reach) + blur_margin(MAX_BLUR_UM / preset.mpp) + MARGIN + 2
 
 
 def blur_margin(sigma_px: float) -> int:
@@ -148,7 +150,8 @@ def _nuclei(rng: Generator, nucleus: Nucleus, areas: list[float]) -> list[Points
 
 def _nucleus(rng: Generator, nucleus: Nucleus) -> Points:
     if nucleus.shape == "round":
-        eccentricity = min(0.95, abs(rng.normal(nucleus.eccentricity, 0.15)))
+        drawn = nucleus.eccentricity + min(rng.normal(0, 0.15), 0.25)
+        eccentricity = min(0.95, abs(drawn))
         return outlines.ellipse(rng, eccentricity, nucleus.irregularity)
     if nucleus.shape == "kidney":
         return outlines.kidney(rng, nucleus.irregularity)

@@ -18,6 +18,8 @@ which its target does not move; `idle`: what weights without a gradient may be c
 that get no gradient from a bag of the second of three classes |
 | exporter | of [export], or `own`: of its `config` | |
 
+Presets of `cytofm simulate` are no plug-ins: `cytofm_cli.testing.presets.check_preset`.
+
 To show each check as a test of its own, parametrize over `suite(kind).checks`, as cytofm's own
 tests do.
 """
