@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1: px at level 0, the last two n
 TILE: Final = BLOCK
 # A cell is called by block · _A_BLOCK + its place in the block + 1: no other block is asked.
 _A_BLOCK: Final = 4096
-_CACHED: Final = 512  # blocks whose shapes are kept
+_CACHED: Final = 4096  # cells whose shapes are kept
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,12 @@ class Scene:
         marks = Dirt(bubbles=dirt.bubbles, pen=dirt.pen, coverslip=dirt.coverslip)
         self._marked = replace(preset, dirt=marks)
         self.placement = Placement(slide, preset)
-        self._margin = REACH + reach_px(preset)
-        self._shapes: OrderedDict[int, tuple[Placed, ...]] = OrderedDict()
+        self._reach = {
+            name: reach_px(replace(preset, kinds={name: kind}))
+            for name, kind in preset.kinds.items()
+        }
+        self._margin = REACH + max(self._reach.values())
+        self._shapes: OrderedDict[int, Placed] = OrderedDict()
 
     @cached_property
     def look(self) -> Look:
@@ -94,12 +98,11 @@ class Scene:
 
     def cells(self, box: Box) -> list[Placed]:
         """Return the cells that reach into a region, in the order in which they are painted."""
-        near = self.placement.blocks_near(box, self._margin)
         return [
             placed
-            for number, block in near
-            for placed in self._grown(number, block)
-            if _touches(placed.shape.box, box)
+            for number, block in self.placement.blocks_near(box, self._margin)
+            for place in self._near(block, box)
+            if _touches((placed := self._grown(number, block, place)).shape.box, box)
         ]
 
     def pixels(self, box: Box, plane: int) -> NDArray[np.uint8]:
@@ -157,15 +160,22 @@ class Scene:
         """Seed of dirt and noise: the slide's own."""
         return self.slide.seed * 1_000_003 + self.slide.number
 
-    def _grown(self, number: int, block: Block) -> tuple[Placed, ...]:
-        known = self._shapes.get(number)
+    def _near(self, block: Block, box: Box) -> list[int]:
+        """Return the places in a block of cells that may reach into a region: few grow in vain."""
+        reach = np.array([self._reach[cell.kind] for cell in block.cells])[:, None]
+        low, high = np.array(box[:2]) - reach, np.array(box[2:]) + reach
+        near = ((block.xy >= low) & (block.xy <= high)).all(axis=1)
+        return [int(place) for place in np.flatnonzero(near)]
+
+    def _grown(self, number: int, block: Block, place: int) -> Placed:
+        """Return a cell with its shape; `number` is that of its block."""
+        first = number * _A_BLOCK + 1
+        known = self._shapes.get(first + place)
         if known is None:
-            first = number * _A_BLOCK + 1
-            known = tuple(
-                Placed(first + place, first + sheet, cell, grow(cell, self.preset))
-                for place, (cell, sheet) in enumerate(zip(block.cells, block.sheets, strict=True))
-            )
-            self._shapes[number] = known
+            cell = block.cells[place]
+            shape = grow(cell, self.preset)
+            known = Placed(first + place, first + block.sheets[place], cell, shape)
+            self._shapes[first + place] = known
             if len(self._shapes) > _CACHED:
                 self._shapes.popitem(last=False)
         return known
