@@ -23,9 +23,12 @@ _BANK_PX: Final = 512
 # Demosaicing smears a sensor's noise: neighbours of empty glass in photographs of Pap smears
 # correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by 0.2 to 0.65.
 _SMEAR_PX: Final = 0.7
-_COMMON: Final = 0.65
-_CHANNEL_SD: Final = (1.0, 0.9, 1.3)  # blue sensors see the least light
-_FLOOR: Final = 0.2  # share of the variance of noise at white that needs no light
+_COMMON: Final = 0.3
+_GRAIN_PX: Final = 1.0  # size of the grain of stain
+_CHANNEL_SD: Final = (1.0, 0.9, 1.6)  # blue sensors see the least light
+# Photons are counted: their noise has a variance that grows with the light, with dark field from
+# this share on. Cameras of bright field write gamma 1/2.2, after which it is nearly constant.
+_FLOOR: Final = 0.2
 _BATCH: Final = 0.7  # share of the variance of white that patients of one batch have in common
 _STEPS: Final = 1024  # of the table of exp, for each unit of optical density
 _RANGE: Final = (-0.5, 8.0)
@@ -98,22 +101,29 @@ def expose(
         if part is None:  # cannot be: the squares are the box's
             continue
         ys, xs = cut(part, box)
-        density = _density(amounts[:, ys, xs], dirt_od[:, ys, xs], look.dyes)
-        noise = _noise(part, seed, row, column)
+        grain = None
+        if preset.optics.grain:
+            grain = _window(_bank(_GRAIN_PX, 0.0), part, seed, row, column)
+            grain = grain * np.float32(preset.optics.grain)
+        density = _density(amounts[:, ys, xs], dirt_od[:, ys, xs], look.dyes, grain)
+        noise = _window(_bank(_SMEAR_PX, _COMMON), part, seed, row, column)
         for channel in range(3):
             white = np.float32(look.white[channel])
             light = _emit if dark else _pass
             grey = light(None if density is None else density[channel], white)
-            sd = _noise_sd(preset.optics.noise, grey) * np.float32(_CHANNEL_SD[channel])
-            lit = np.clip(noise[channel] * sd + grey, 0, 255)
+            rough = noise[channel] * np.float32(preset.optics.noise * _CHANNEL_SD[channel])
+            lit = np.clip((rough * _photons(grey) if dark else rough) + grey, 0, 255)
             picture[ys, xs, channel] = lit + np.float32(0.5)
     return picture
 
 
-def _density(amounts: Plane, dirt_od: Plane, dyes: NDArray[np.float64]) -> Plane | None:
+def _density(
+    amounts: Plane, dirt_od: Plane, dyes: NDArray[np.float64], grain: Plane | None
+) -> Plane | None:
     """Return float32 (3, h, w) of dyes and dirt together, or None where there is nothing.
 
-    No matrix product: its sums depend on the size of the block.
+    Each dye has taken a little more here and less there (`grain`), on its own. No matrix product:
+    its sums depend on the size of the block.
     """
     present = [k for k in range(len(dyes)) if amounts[k].any()]
     nothing = not any(dirt_od.strides[1:]) and not dirt_od[:, :1, :1].any()
@@ -121,9 +131,10 @@ def _density(amounts: Plane, dirt_od: Plane, dyes: NDArray[np.float64]) -> Plane
         return None
     total = dirt_od.astype(np.float32)
     for k in present:
+        taken = amounts[k] if grain is None else amounts[k] + amounts[k] * grain[k % len(grain)]
         for channel in range(3):
             if dyes[k, channel]:
-                total[channel] += amounts[k] * np.float32(dyes[k, channel])
+                total[channel] += taken * np.float32(dyes[k, channel])
     return total
 
 
@@ -148,31 +159,32 @@ def _emit(light: Plane | None, black: np.float32) -> Plane | np.float32:
     return light * np.float32(_DARK_SCALE) + black
 
 
-def _noise_sd(noise: float, grey: Plane | np.float32) -> Plane | np.float32:
-    """Return the noise's sd: photons are counted, so its variance grows with the light."""
+def _photons(grey: Plane | np.float32) -> Plane:
+    """Return the noise's sd relative to that at white."""
     light = np.maximum(grey, np.float32(0)) * np.float32((1 - _FLOOR) / _DARK_SCALE)
-    return np.asarray(np.sqrt(light + np.float32(_FLOOR)) * np.float32(noise), np.float32)
+    return np.asarray(np.sqrt(light + np.float32(_FLOOR)), np.float32)
 
 
-def _noise(part: Box, seed: int, row: int, column: int) -> Plane:
-    """Return noise of sd 1 for a part of one square: a window of a fixed bank, chosen by seed."""
+def _window(bank: Plane, part: Box, seed: int, row: int, column: int) -> Plane:
+    """Return a bank's noise for a part of one square: a window chosen by seed and square."""
     here = np.array([row]), np.array([column])
     dy = int(uniform(2 * seed, *here)[0] * _BANK_PX) + part.y - row * CELL_PX
     dx = int(uniform(2 * seed + 1, *here)[0] * _BANK_PX) + part.x - column * CELL_PX
-    return _bank()[:, dy : dy + part.h, dx : dx + part.w]
+    return bank[:, dy : dy + part.h, dx : dx + part.w]
 
 
 @cache
-def _bank() -> Plane:
-    """Return float32 (3, 768, 768) of smeared noise of sd 1, channels partly alike."""
-    draws = np.random.default_rng(16).standard_normal((4, _BANK_PX, _BANK_PX))
-    taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * _SMEAR_PX**2))
+def _bank(smear_px: float, common: float) -> Plane:
+    """Return float32 (3, 768, 768) of noise of sd 1, smeared, `common` of it alike in all three."""
+    fixed_seed = [16, round(100 * smear_px)]
+    draws = np.random.default_rng(fixed_seed).standard_normal((4, _BANK_PX, _BANK_PX))
+    taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * smear_px**2))
     taps /= np.sqrt((taps**2).sum())
     for axis in (1, 2):
         draws = sum(
             tap * np.roll(draws, shift, axis=axis)
             for tap, shift in zip(taps, range(-3, 4), strict=True)
         )
-    mixed = np.sqrt(1 - _COMMON) * draws[:3] + np.sqrt(_COMMON) * draws[3]
+    mixed = np.sqrt(1 - common) * draws[:3] + np.sqrt(common) * draws[3]
     extra = _BANK_PX + CELL_PX
     return np.tile(mixed, (1, 2, 2))[:, :extra, :extra].astype(np.float32)

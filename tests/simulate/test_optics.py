@@ -76,7 +76,7 @@ def test_expose__a_part_is_the_whole_s_part_however_it_is_cut() -> None:
     amounts = rng.random((2, 600, 700), dtype=np.float32)
     amounts[:, :300] = 0  # some squares are empty
     dirt = rng.random((3, 600, 700), dtype=np.float32) * np.float32(0.1)
-    noisy = preset(dataclasses.replace(QUIET, noise=3.0))
+    noisy = preset(dataclasses.replace(QUIET, noise=3.0, grain=0.1))
     x, y = -130, 411  # a slide's origin is no special place
     whole = expose(amounts, dirt, PLAIN, noisy, (x, y, x + 700, y + 600), seed=5)
     for left, top, w, h in [
@@ -91,20 +91,48 @@ def test_expose__a_part_is_the_whole_s_part_however_it_is_cut() -> None:
         assert (alone == whole[part[1:]]).all()
 
 
-def test_expose__noise_is_as_strong_as_said_smeared_and_weaker_in_the_dark() -> None:
+def test_expose__noise_is_as_strong_as_said_and_smeared() -> None:
     noisy = preset(dataclasses.replace(QUIET, noise=4.0))
     white = Look(dyes=PLAIN.dyes, white=np.full(3, 200.0))
     lit = expose(nothing(1024, 1024, 2), nothing(1024, 1024), white, noisy, (0, 0, 1024, 1024), 3)
     green = lit[..., 1].astype(float) - lit[..., 1].mean()
     assert lit.mean() == pytest.approx(200, abs=0.1)
-    # variance 16 * (0.2 + 0.8 * 200 / 255) * 0.9² and 1/12 of rounding
-    assert green.std() == pytest.approx(np.sqrt(16 * 0.8275 * 0.81 + 1 / 12), rel=0.03)
+    assert green.std() == pytest.approx(np.sqrt((4 * 0.9) ** 2 + 1 / 12), rel=0.03)
     beside = [(green[:, d:] * green[:, :-d]).mean() / green.var() for d in (1, 2, 4)]
     # Gaussian taps 1, 0.360, 0.017: (2 * 0.360 + 2 * 0.006) / 1.260, (0.130 + 0.034) / 1.260
     assert beside == pytest.approx([0.58, 0.13, 0.0], abs=0.02)
-    dark = np.full((3, 1024, 1024), 3, np.float32)
-    night = expose(nothing(1024, 1024, 2), dark, white, noisy, (0, 0, 1024, 1024), 3)
-    assert night[..., 1].std() < 0.6 * green.std()
+
+
+def test_expose__in_dark_field_noise_grows_with_the_root_of_the_light() -> None:
+    dark = preset(dataclasses.replace(QUIET, noise=4.0), "dark-field")
+    black = Look(dyes=PLAIN.dyes, white=np.full(3, 51.0))
+    side = (0, 0, 1024, 1024)
+    faint, bright = (
+        expose(
+            nothing(1024, 1024, 2),
+            np.full((3, 1024, 1024), light, np.float32),
+            black,
+            dark,
+            side,
+            3,
+        )
+        for light in (0.0, 0.6)
+    )
+    # variances 0.2 + 0.8 * 51 / 255 and 0.2 + 0.8 * 204 / 255
+    ratio = np.sqrt(0.84 / 0.36)
+    assert bright[..., 1].std() / faint[..., 1].std() == pytest.approx(ratio, rel=0.03)
+
+
+def test_expose__each_dye_takes_unevenly_on_its_own() -> None:
+    grainy = preset(dataclasses.replace(QUIET, grain=0.1))
+    apart = Look(dyes=np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), white=np.full(3, 255.0))
+    amounts = np.full((2, 512, 512), 0.8, np.float32)
+    picture = expose(amounts, nothing(512, 512), apart, grainy, (0, 0, 512, 512), 3)
+    density = -np.log(picture[..., :2].reshape(-1, 2) / 255)
+    assert density.mean(axis=0) == pytest.approx([0.8, 0.8], rel=0.01)
+    assert density.std(axis=0) == pytest.approx([0.08, 0.08], rel=0.03)
+    assert abs(np.corrcoef(density.T)[0, 1]) < 0.02
+    assert (picture[..., 2] == 255).all()
 
 
 def test_expose__slides_of_other_seeds_have_other_noise() -> None:
