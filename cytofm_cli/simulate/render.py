@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from cytofm_cli.simulate.cell import Cell
 from cytofm_cli.simulate.cohort import Slide
-from cytofm_cli.simulate.glass import is_clean, soil
+from cytofm_cli.simulate.glass import soil
 from cytofm_cli.simulate.layout import BLOCK, REACH, Block, Placement
+from cytofm_cli.simulate.marks import Mark, density, marks
 from cytofm_cli.simulate.optics import Look, expose, look
 from cytofm_cli.simulate.paint import paint
-from cytofm_cli.simulate.preset import Dirt, Preset
+from cytofm_cli.simulate.preset import Preset
 from cytofm_cli.simulate.shapes import Shape, grow, reach_px
+from cytofm_cli.units import Box as Area
+from cytofm_cli.units import Size
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1: px at level 0, the last two not included
 TILE: Final = BLOCK
@@ -70,13 +73,9 @@ class Scene:
     """
 
     def __init__(self, slide: Slide, preset: Preset) -> None:
-        dirt = preset.dirt
         if not slide.is_field:  # scanners even out the light
-            preset = replace(preset, dirt=replace(dirt, gradient=0.0))
+            preset = replace(preset, dirt=replace(preset.dirt, gradient=0.0))
         self.slide, self.preset = slide, preset
-        # What lies across blocks, wherever cells are.
-        marks = Dirt(bubbles=dirt.bubbles, pen=dirt.pen, coverslip=dirt.coverslip)
-        self._marked = replace(preset, dirt=marks)
         self.placement = Placement(slide, preset)
         self._reach = {
             name: reach_px(replace(preset, kinds={name: kind}))
@@ -84,6 +83,7 @@ class Scene:
         }
         self._margin = REACH + max(self._reach.values())
         self._shapes: OrderedDict[int, Placed] = OrderedDict()
+        self._blank: dict[Box, bool] = {}
 
     @cached_property
     def look(self) -> Look:
@@ -123,10 +123,26 @@ class Scene:
 
         Only of slides; where no cells can be, what little dirt there is goes with it.
         """
+        known = self._blank.get(tile)
+        if known is None:
+            known = self._blank[tile] = self._is_blank(tile)
+        return known
+
+    def _is_blank(self, tile: Box) -> bool:
         if self.slide.is_field or self.placement.is_covered(tile[1] // BLOCK, tile[0] // BLOCK):
             return False
-        size = (self.slide.size_px, self.slide.size_px)
-        return not self.cells(tile) and is_clean(self._marked, self._glass_seed, size, tile)
+        x0, y0, x1, y1 = tile
+        area = Area(x0, y0, x1 - x0, y1 - y0)
+        marked = any(density(mark, area, self.preset.mpp) is not None for mark in self._marks)
+        return not marked and not self.cells(tile)
+
+    @cached_property
+    def _marks(self) -> list[Mark]:
+        """Pen, bubbles, the coverslip's edge: what is seen far from cells, too."""
+        if self.preset.illumination == "dark-field":
+            return []
+        size = Size(self.slide.size_px, self.slide.size_px)
+        return list(marks(self.preset.dirt, self._glass_seed, size, self.preset.mpp, 1.0))
 
     def _amounts(self, cells: list[Placed], box: Box, plane: int) -> NDArray[np.float32]:
         """Return how much of each dye lies where, (K, H, W): the sum over cells in their order."""
