@@ -193,7 +193,8 @@ class _Tiles:
 
     def __init__(self, sizes: list[int], folder: Path, film: Film) -> None:
         self._film = film
-        self._blank = film.encode(np.full((TILE, TILE, 3), film.blank, np.uint8))
+        blank = np.full((TILE, TILE, 3), film.blank, np.uint8)
+        self._blank = encode_jpeg(blank, film.quality, small=True)
         self._top = Level(sizes[1:], film.encode, folder) if len(sizes) > 1 else None
         self.thumbnail: Image = np.zeros((1, 1, 3), np.uint8)
 
@@ -229,7 +230,8 @@ class _Tiles:
         """Return half of the pixels of a row of parts."""
         h = -(-min(PART, side - number * PART) // 2)
         strip = np.empty((h, -(-side // 2), 3), np.uint8)
-        strip[:] = self._film.blank
+        strip[:1] = self._film.blank
+        strip[1:] = strip[:1]  # along memory
         for place, part in enumerate(row):
             if part.half is not None:
                 x = place * PART // 2
