@@ -83,7 +83,7 @@ def prepare(
 
 
 def apply(
-    views_GSS4: list[NDArray[np.uint8]],
+    views_GSS3: list[NDArray[np.uint8]],
     ready: Prepared,
     first: int,
     step: int,
@@ -92,15 +92,15 @@ def apply(
     """Augment and normalise some of the views into `out_GCSS`.
 
     Args:
-        views_GSS4: red, green, blue and anything.
+        views_GSS3: uint8 RGB.
         ready: the draws of these views and of others.
         first: the row of the first view's draws in `ready`.
         step: from each view's row to the next one's.
         out_GCSS: contiguous in its last two axes.
     """
-    for number, view_SS4 in enumerate(views_GSS4):
+    for number, view_SS3 in enumerate(views_GSS3):
         row, out_CSS = first + number * step, out_GCSS[number]
-        rgb_SS3 = _turn(cv2.cvtColor(view_SS4, cv2.COLOR_RGBA2RGB), ready.turn_G[row])
+        rgb_SS3 = _turn(view_SS3, ready.turn_G[row])
         cv2.split(_recolour(rgb_SS3, ready, row), list(out_CSS))
         np.clip(out_CSS, ready.black_C11, ready.white_C11, out=out_CSS)
         if ready.solarised_G[row]:

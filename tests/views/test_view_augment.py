@@ -44,8 +44,8 @@ def _apply_batch(rgb, drawn, mean, std):
 
 def _apply_host(rgb, drawn, mean, std):
     out = np.empty(rgb.shape, np.float32)
-    words = pixels.as_bytes(pixels.pack(rgb)).numpy()
-    recolour_host.apply(list(words), recolour_host.prepare(drawn, mean, std), 0, 1, out)
+    views = np.ascontiguousarray(rgb.movedim(1, -1))
+    recolour_host.apply(list(views), recolour_host.prepare(drawn, mean, std), 0, 1, out)
     return torch.from_numpy(out)
 
 
@@ -230,8 +230,8 @@ def test_host__takes_the_draws_that_it_is_told_to():
     drawn = augment.draw(sample_keys(0, np.arange(12)), Augment(flip=(0.5, 0.5), solarise_p=0.5))
     ready = recolour_host.prepare(drawn, ZERO, ONE)
     out = np.empty((4, 3, 20, 20), np.float32)
-    words = pixels.as_bytes(pixels.pack(rgb)).numpy()
-    recolour_host.apply(list(words[:4]), ready, 2, 3, out)
+    views = np.ascontiguousarray(rgb.movedim(1, -1))
+    recolour_host.apply(list(views[:4]), ready, 2, 3, out)
     for g, row in enumerate((2, 5, 8, 11)):
         x = pixels.unpack(pixels.turn(pixels.pack(rgb[g : g + 1]), [int(drawn.turn_G[row])]))[0]
         expected = TF.solarize(x, 128) if drawn.solarise_G[row] else x
