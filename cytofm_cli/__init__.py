@@ -37,6 +37,7 @@ _NAMES_IN = {
     "api.outcomes": ("Outcomes",),
     "api.pretrain": ("pretrain_encoder",),
     "api.probe": ("probe",),
+    "api.run": ("run",),
     "api.score": ("Scores", "score"),
     "api.simulate": ("simulate_slides",),
     "api.tile": ("tile",),

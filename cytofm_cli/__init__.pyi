@@ -17,6 +17,7 @@ from cytofm_cli.api.opening import open_store as open_store
 from cytofm_cli.api.outcomes import Outcomes as Outcomes
 from cytofm_cli.api.pretrain import pretrain_encoder as pretrain_encoder
 from cytofm_cli.api.probe import probe as probe
+from cytofm_cli.api.run import run as run
 from cytofm_cli.api.score import Scores as Scores
 from cytofm_cli.api.score import score as score
 from cytofm_cli.api.simulate import simulate_slides as simulate_slides

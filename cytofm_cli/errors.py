@@ -18,6 +18,7 @@ class CytofmError(Exception):
 
     Attributes:
         of_all_slides: it would meet every slide of a run, which therefore ends at once.
+        facts: what a list of failures says beside it, as JSON values.
     """
 
     exit_code: ClassVar[int] = 1
@@ -27,6 +28,7 @@ class CytofmError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.facts: dict[str, object] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel from worker processes to the supervisor by pickle.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
 import sys
@@ -14,14 +15,14 @@ from hypothesis import settings
 # Two workers share the processors: each test, and each process it starts, takes one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if sys.platform == "linux":
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+if hasattr(_libc, "mallopt"):
     # What a test has freed goes back to the system: glibc would keep the largest tensors of every
     # thread, and a worker that has done a thousand tests would hold twice what it needs.
-    _libc = ctypes.CDLL(None)
-    if hasattr(_libc, "mallopt"):
-        _libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: larger blocks are mapped, each by itself
-        _libc.mallopt(-8, 2)  # M_ARENA_MAX
+    _libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: larger blocks are mapped, each by itself
+    _libc.mallopt(-8, 2)  # M_ARENA_MAX
 
+CACHED = type(functools.cache(len))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # The same examples on every machine, so that a change and nothing else turns a test red; `.ci/run`
@@ -66,9 +67,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Forget the models of a file of tests, which hang in circles."""
+    """Forget the models of a file of tests, which hang in circles, and what its functions keep."""
     if nextitem is None or nextitem.path != item.path:
+        for value in vars(getattr(item, "module", item)).values():
+            if isinstance(value, CACHED) and not value.__module__.startswith("cytofm_"):
+                value.cache_clear()
         gc.collect()
+        if hasattr(_libc, "malloc_trim"):
+            _libc.malloc_trim(0)  # also of the many small blocks that tests leave between others
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

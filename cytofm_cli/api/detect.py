@@ -70,17 +70,15 @@ def detect(
         fork=fork,
         listen=listen,
     )
-    config = _with_nuclei(config, manner)
+    config = with_nuclei(config, manner)
     own = plugin_settings(detector_settings, "detector_settings")
-    _check_detector(config, own)
-    all_stores = find_stores(words_of(stores))
-    files = _nuclei_of(config, [store_id(path) for path in all_stores], manner)
-    if config.weights is not None and not config.weights.is_file():
-        raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
-    paths = take_shard(all_stores, shard, key=store_id)
+    check_detector(config, own)
+    found = find_stores(words_of(stores))
+    files = nuclei_of(config, [store_id(path) for path in found], manner)
+    paths = take_shard(found, shard, key=store_id)
     n_workers, n_threads = manner.crew(len(paths))
-    jobs = _jobs(paths, config, own, files, manner, n_threads)
-    return run_cohort("detect", jobs, Detecting(), all_stores[0].parent, manner, workers=n_workers)
+    jobs = detect_jobs(paths, config, own, files, manner, n_threads)
+    return run_cohort("detect", jobs, Detecting(), found[0].parent, manner, workers=n_workers)
 
 
 class Detecting:
@@ -98,7 +96,7 @@ class Detecting:
         return self._detection.detect(task.payload, report.progress, report.note)
 
 
-def _jobs(
+def detect_jobs(
     paths: Sequence[Path],
     config: DetectConfig,
     own: Layer,
@@ -106,6 +104,7 @@ def _jobs(
     manner: Manner,
     threads: int,
 ) -> list[DetectJob]:
+    """Return what to do with each store, also with those that are still to be made."""
     from cytofm_cli.nuclei.run import DetectJob
     from cytofm_cli.runs.provenance import sha256_file
 
@@ -129,19 +128,22 @@ def _jobs(
     return jobs
 
 
-def _check_detector(config: DetectConfig, own: Layer) -> None:
+def check_detector(config: DetectConfig, own: Layer) -> None:
     """Refuse, before any slide, a detector, device or setting that serves none of them.
 
     Raises:
         UsageError: it is not known, not installed, not there, or of a wrong value.
+        WeightsError: its file of weights is not there.
     """
     from cytofm_cli.nuclei.run import DetectJob, settings_of
 
     settings_of(DetectJob(slide_id="", path="", config=config, own=own))
     check_device(config.device)
+    if config.weights is not None and not config.weights.is_file():
+        raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
 
 
-def _with_nuclei(config: DetectConfig, manner: Manner) -> DetectConfig:
+def with_nuclei(config: DetectConfig, manner: Manner) -> DetectConfig:
     """Put what a detector like `import` reads in its place, whichever option gave it."""
     if config.weights is None or not detectors.find(config.detector).from_files:
         return config
@@ -151,7 +153,7 @@ def _with_nuclei(config: DetectConfig, manner: Manner) -> DetectConfig:
     return replace(config, nuclei=config.weights, weights=None)
 
 
-def _nuclei_of(config: DetectConfig, slide_ids: Sequence[str], manner: Manner) -> dict[str, Path]:
+def nuclei_of(config: DetectConfig, slide_ids: Sequence[str], manner: Manner) -> dict[str, Path]:
     """Return the file of nuclei of each slide that has one, and name what is left over."""
     if config.nuclei is None:
         return {}

@@ -73,7 +73,7 @@ def embed(
         InputError: no stores or slides.
         OutputError: `out` cannot be written.
     """
-    from cytofm_cli.encoders.run import digest_of_weights
+    from cytofm_cli.encoders.recorded import digest_of_weights
 
     config = config_of(EmbedConfig, config, settings, "embed")
     tile = config_of(TileConfig, tile, {}, "embed")
@@ -92,22 +92,22 @@ def embed(
     if not words and manifest is None:
         raise UsageError("nothing to embed.", hint="cytofm embed stores --encoder handcrafted")
     digest = digest_of_weights(config)
-    _check_encoder(config)
+    check_encoder(config)
     check_reader(tile.reader)
     if words and manifest is None and are_stores(words):
         all_stores = find_stores(words)
         folder = all_stores[0].parent
         _refuse_other_folder(path_of(out), folder)
         paths = take_shard(all_stores, shard, key=store_id)
-        n_workers, n_threads = _crew(config, manner, len(paths))
-        jobs = _store_jobs(paths, config, digest, manner, n_threads)
+        n_workers, n_threads = crew_for(config, manner, len(paths))
+        jobs = store_jobs(paths, config, digest, manner, n_threads)
     else:
         if out is None:
             raise UsageError("embedding slides needs a folder for the stores.", hint="-o stores")
         folder = Path(out)
         refs = find_slides(words, path_of(manifest), warn=manner.warn)
         refs = take_shard(refs, shard, key=lambda ref: ref.slide_id)
-        n_workers, n_threads = _crew(config, manner, len(refs))
+        n_workers, n_threads = crew_for(config, manner, len(refs))
         jobs = _slide_jobs(refs, config, tile, digest, manner, folder, n_threads)
     return run_cohort("embed", jobs, Embedding(), folder, manner, workers=n_workers)
 
@@ -144,7 +144,7 @@ def _refuse_other_folder(out: Path | None, folder: Path) -> None:
         )
 
 
-def _check_encoder(config: EmbedConfig) -> None:
+def check_encoder(config: EmbedConfig) -> None:
     """Refuse, before any slide, an encoder that cannot be loaded for any of them."""
     from cytofm_cli.encoders import catalogue
 
@@ -161,7 +161,7 @@ def _check_encoder(config: EmbedConfig) -> None:
     check_device(config.device)
 
 
-def _crew(config: EmbedConfig, manner: Manner, n: int) -> tuple[int, int]:
+def crew_for(config: EmbedConfig, manner: Manner, n: int) -> tuple[int, int]:
     """Use one process on a GPU: it holds the model; else spread slides over processors."""
     if manner.workers is None and config.device != "cpu" and _gpu_is_there():
         return 1, manner.crew(1)[1]
@@ -173,9 +173,10 @@ def _gpu_is_there() -> bool:
     return Path("/dev/nvidiactl").exists() and not hidden
 
 
-def _store_jobs(
+def store_jobs(
     paths: Sequence[Path], config: EmbedConfig, digest: str | None, manner: Manner, threads: int
 ) -> list[EmbedJob]:
+    """Return what to do with each store, also with those that are still to be made."""
     from cytofm_cli.encoders.run import EmbedJob
 
     return [

@@ -44,7 +44,8 @@ def tiles_frame(store: StoreLike) -> pd.DataFrame:
 def nuclei_frame(store: StoreLike, detector: str | None = None) -> pd.DataFrame:
     """Return the nuclei, one row each in the order of the store.
 
-    Columns: x_px0, y_px0 (centroid), area_um2, probability, class (by name, categorical).
+    Columns: x_px0, y_px0 (centroid), area_um2, probability, class (by name, categorical), and what
+    the detector measured besides (`NucleusTable.columns`).
     Outlines: `store.nuclei(detector).polygon(row)`.
 
     Args:
@@ -153,4 +154,5 @@ def _columns(table: NucleusTable, pandas: Any) -> dict[str, Any]:
         "area_um2": table.area_um2,
         "probability": table.probability,
         "class": pandas.Categorical.from_codes(table.class_id.astype(np.int16), table.classes),
+        **table.columns,
     }

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from cytofm_cli import registry
 from cytofm_cli.api.given import PathLike, path_of
 from cytofm_cli.encoders.base import Encoder, EncoderSpec
+from cytofm_cli.encoders.batches import default_batch, embed_tiles
 from cytofm_cli.encoders.catalogue import Row, describe
 from cytofm_cli.encoders.load import load_encoder as load
-from cytofm_cli.encoders.run import default_batch, embed_tiles
 from cytofm_cli.errors import InputError
 from cytofm_cli.registry import Available
 from cytofm_cli.slides import open as slides
@@ -111,7 +111,8 @@ class ImageEncoder:
         values, _ = embed_tiles(
             _Images(images),
             self.encoder,
-            batch_size=batch_size or default_batch(self._device),
+            batch_size=batch_size
+            or default_batch(self._device, self.encoder, max(images.shape[1:3], default=0)),
             threads=threads or cpu_count(),
             report=lambda done, total: None,
         )

@@ -74,7 +74,8 @@ def simulate_slides(
     folder, record = Path(out), record_of(config, preset)
     former = RUN.former(folder)
     if former is not None and not overwrite:
-        refuse_changes(folder, changes(former, record), overwrite="begins anew")
+        settled = {name: former[name] for name in RUN.sections}
+        refuse_changes(folder, changes(settled, record), overwrite="begins anew")
     cohort = make_cohort(config, preset)
     n_workers, n_threads = manner.crew(len(cohort))
     jobs = [

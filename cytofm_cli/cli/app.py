@@ -13,6 +13,7 @@ import typer
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "Run the whole pipeline on real Pap fields, in minutes."),
     "simulate": ("simulate", "Simulate slides whose truth is known: cells, outlines, labels."),
+    "run": ("run", "Tile, detect and embed slides: all steps in one command."),
     "tile": ("tile", "Tile slides into one Zarr store a slide."),
     "detect": ("detect", "Find the nuclei of every tile."),
     "views": ("views", "Make nuclei-centred views: a contact sheet, or a Zarr dump."),
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 PAGES: dict[str, str] = {
     "quickstart": "README.md",
     "simulate": "docs/simulate.md",
+    "run": "README.md, docs/settings.md",
     "tile": "docs/tiles.md, docs/settings.md",
     "detect": "docs/nuclei.md",
     "views": "docs/views.md",
@@ -51,8 +53,8 @@ _HELP = """From glass slide to slide-level answer, for cytology.
 
 Start with:  cytofm quickstart
 
-Then on your own slides:  cytofm tile slides/ -o stores  ·  cytofm embed stores --encoder
-handcrafted  ·  cytofm mil train --bags stores --labels labels.csv -o run
+Then on your own slides:  cytofm run slides/ -o out  ·  cytofm mil train --bags out/stores
+--labels labels.csv --unit cell -o model  ·  cytofm run slides/ -o out --model model
 """
 _EPILOG = (
     "Every setting can also stand in a TOML file (--config) or in the environment "

@@ -110,7 +110,9 @@ def _held(store: Store, step: str) -> str:
     if kind == "nuclei":
         nuclei = store.nuclei_record(name)
         classes = f" of classes {', '.join(nuclei.classes)}" if nuclei.classes else ""
-        return _counted(nuclei.n, f"nuclei{classes}")
+        stain = nuclei.other.get("stain")
+        stained = f", stain {stain['name']}" if isinstance(stain, dict) and "name" in stain else ""
+        return _counted(nuclei.n, f"nuclei{classes}{stained}")
     if kind == "embeddings":
         bag = store.embedding_record(name, unit)
         return _counted(bag.n, f"embeddings of {bag.dim} numbers")

@@ -118,16 +118,29 @@ class RunOptions(Sharded, CommonOptions):
     fail_fast: bool = option(False, "Stop at the first slide that fails.")
 
 
-def register(app: typer.Typer, name: str, function: Callable[..., Any]) -> None:
+def register(
+    app: typer.Typer,
+    name: str,
+    function: Callable[..., Any],
+    flags_of: Mapping[str, Collection[str]] | None = None,
+) -> None:
     """Add `function` to `app` as the command `name`; its docstring is the help."""
-    app.command(name, help=inspect.getdoc(function), rich_help_panel=None)(expand(function))
+    command = expand(function, flags_of or {})
+    app.command(name, help=inspect.getdoc(function), rich_help_panel=None)(command)
 
 
-def expand(function: Callable[..., Any]) -> Callable[..., Any]:
+def expand(
+    function: Callable[..., Any], flags_of: Mapping[str, Collection[str]]
+) -> Callable[..., Any]:
     """Return `function` with every configuration parameter spread into flags.
 
     A function that looks at none of [run] gets no such parameter, its command the flags all the
     same.
+
+    Args:
+        function: its docstring is the help.
+        flags_of: by parameter, the settings that are flags; the others stand in files and in the
+            environment alone. What is not named has a flag for each.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     asked = {name: kind for name, kind in hints.items() if _is_settings(kind)}
@@ -139,7 +152,7 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in asked
     ]
-    flags = {name: _flags(kind) for name, kind in sections.items()}
+    flags = {name: _flags(kind, flags_of.get(name)) for name, kind in sections.items()}
     spread = [*plain, *_once(flags.values())]
 
     @functools.wraps(function)
@@ -200,11 +213,14 @@ def _once(groups: Iterable[list[inspect.Parameter]]) -> list[inspect.Parameter]:
     return list(by_name.values())
 
 
-def _flags(settings: type[Settings]) -> list[inspect.Parameter]:
+def _flags(
+    settings: type[Settings], names: Collection[str] | None = None
+) -> list[inspect.Parameter]:
     kinds = configs.kinds_of(settings)
     return [
         flag
         for field in dataclasses.fields(settings)
+        if names is None or field.name in names
         for flag in _names_of(settings.SECTION, field, kinds[field.name])
     ]
 
@@ -249,7 +265,8 @@ def _help(section: str, field: dataclasses.Field[Any]) -> str:
     text = _sentence(str(field.metadata.get("help", "")))
     facts = f"env var: {configs.variable(section, field.name)}"
     default = field.default
-    if default is not None and not isinstance(default, bool) and default != dataclasses.MISSING:
+    shows = default not in (None, (), dataclasses.MISSING) and not isinstance(default, bool)
+    if shows:
         shown = ",".join(str(item) for item in default) if isinstance(default, tuple) else default
         facts += f"; default: {shown}"
     return f"{text}  [{facts}]"

@@ -23,6 +23,14 @@ class Sums(Protocol):
         ...
 
 
+class Line(Protocol):
+    """Says in a line what became of one slide; "" for nothing to say."""
+
+    def __call__(self, outcome: Outcome, *, planned: bool) -> str:
+        """Return the line, without the name of the slide."""
+        ...
+
+
 def show(
     command: str,
     run: RunOptions,
@@ -31,6 +39,7 @@ def show(
     items: str = "slides",
     parts: str = "tiles",
     sums: Sums | None = None,
+    line: Line | None = None,
 ) -> None:
     """Call a function of the API with the flags of a command, and show what it says.
 
@@ -40,13 +49,14 @@ def show(
         step: takes the fields of `cytofm_cli.api.cohort.Manner` as keywords.
         items, parts: what it works on, and what they consist of, in the progress display.
         sums: what is said at the end; None: how many slides ended how, and what they hold.
+        line: what is said of a slide that is done; None: what it holds.
 
     Raises:
         CytofmError: one slide failed of one (its own error), all failed (exit 3), some failed
             (exit 4), some are held by other processes (exit 75), or a signal came.
     """
     with contextlib.ExitStack() as stack:
-        outcomes = step(**_flags(run), listen=_Screen(command, run, stack, items, parts))
+        outcomes = step(**_flags(run), listen=_Screen(command, run, stack, items, parts, line))
     if not _is_told_by_its_error(outcomes):
         told = (sums or _sum_up)(outcomes, planned=run.dry_run)
         if told:
@@ -64,10 +74,16 @@ class _Screen:
     """Shows the events of a step as they come."""
 
     def __init__(
-        self, command: str, run: RunOptions, stack: contextlib.ExitStack, items: str, parts: str
+        self,
+        command: str,
+        run: RunOptions,
+        stack: contextlib.ExitStack,
+        items: str,
+        parts: str,
+        line: Line | None = None,
     ) -> None:
         self._command, self._run, self._stack = command, run, stack
-        self._items, self._parts = items, parts
+        self._items, self._parts, self._line = items, parts, line or _line
         self._bar: Bar = Bar(command, 0)
         self._alone = False
         self._said: set[str] = set()  # notes and hints: what is true of all slides, each would say
@@ -84,7 +100,7 @@ class _Screen:
             self._said.add(event.text)
         else:
             self._bar.finish(event.slide_id)
-            _report(event, self._run, self._said, alone=self._alone)
+            _report(event, self._run, self._said, self._line, alone=self._alone)
 
     def _begin(self, n_slides: int) -> None:
         self._stack.close()  # the bar before: slides that were held are looked at again
@@ -96,7 +112,7 @@ class _Screen:
         )
 
 
-def _report(outcome: Outcome, run: RunOptions, said: set[str], *, alone: bool) -> None:
+def _report(outcome: Outcome, run: RunOptions, said: set[str], line: Line, *, alone: bool) -> None:
     record = {
         "slide_id": outcome.slide_id,
         "path": outcome.path,
@@ -119,7 +135,7 @@ def _report(outcome: Outcome, run: RunOptions, said: set[str], *, alone: bool) -
         return
     if outcome.status == "skipped":
         out.detail(f"{outcome.slide_id}: done before, skipped")
-    elif not alone and (told := _holdings([outcome])):
+    elif not alone and (told := line(outcome, planned=run.dry_run)):
         out.note(f"{outcome.slide_id}: {told}")
     if "files" not in outcome.facts:
         out.data(str(outcome.facts.get("store", outcome.path)), record)
@@ -131,6 +147,10 @@ def _report(outcome: Outcome, run: RunOptions, said: set[str], *, alone: bool) -
 def _is_told_by_its_error(outcomes: Outcomes) -> bool:
     """Tell whether the error of the only slide, which is printed at the end, says it all."""
     return len(outcomes) == 1 and outcomes[0].status in ("failed", "refused")
+
+
+def _line(outcome: Outcome, *, planned: bool) -> str:
+    return _holdings([outcome])
 
 
 def _sum_up(outcomes: Outcomes, *, planned: bool) -> str:

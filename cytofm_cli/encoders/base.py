@@ -81,7 +81,9 @@ class Encoder(Protocol):
     """Turns images into vectors.
 
     Two calls, so that preparing overlaps with the device: `prepare` may run in many threads at
-    once, `encode` runs in one.
+    once, `encode` runs in one. An encoder may have, besides: `notes`, lines for the user;
+    `batch_px`, the pixels it is best given at a time; `enter_thread`, called without arguments
+    first in every thread that encodes, which says that many may at once.
     """
 
     @property

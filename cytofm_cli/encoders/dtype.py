@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,22 @@ def refuse_overflow(values: NDArray[np.float32], dtype: str, where: str) -> None
             raise _misfit(values, dtype, where)
 
 
-def to_dtype(values: NDArray[np.float32], dtype: str, where: str) -> NDArray[np.floating[Any]]:
-    """Return values as they are stored; arguments as `refuse_overflow`.
+def as_stored(
+    blocks: Iterable[NDArray[np.float32]], dtype: str, where: str
+) -> Iterator[NDArray[np.floating[Any]]]:
+    """Yield blocks of vectors as they are stored; arguments as `refuse_overflow`.
 
     Raises:
-        StoreError: see there; or all are so small that the dtype makes little or nothing of them.
+        StoreError: see there; or, after the last, all were so small that the dtype makes little
+            or nothing of them.
     """
-    refuse_overflow(values, dtype, where)
-    if 0 < np.abs(values).max(initial=0) < np.finfo(dtype).tiny:
-        raise _misfit(values, dtype, where)
-    return values.astype(dtype)
+    largest = np.float32(0)
+    for values in blocks:
+        refuse_overflow(values, dtype, where)
+        largest = max(largest, np.abs(values).max(initial=np.float32(0)))
+        yield values.astype(dtype, copy=False)
+    if 0 < largest < np.finfo(dtype).tiny:
+        raise _misfit(np.array([largest]), dtype, where)
 
 
 def _misfit(values: NDArray[np.float32], dtype: str, where: str) -> StoreError:

@@ -34,6 +34,8 @@ class TorchEncoder:
 
     Attributes:
         notes: what the user should be told of it, a line each.
+        enter_thread: to be called first in each of the threads that encode, where several may;
+            None: one thread encodes.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class TorchEncoder:
         self.device = device
         self.report = report
         self.notes = assumptions.notes(spec, report)
+        self.enter_thread = _compute_alone if device.type == "cpu" else None
         self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
 
@@ -84,6 +87,11 @@ class TorchEncoder:
             return contextlib.nullcontext()
         fine = self.device.type == "cuda" and not torch.cuda.is_bf16_supported()
         return torch.autocast(self.device.type, dtype=torch.float16 if fine else torch.bfloat16)
+
+
+def _compute_alone() -> None:
+    """Have torch split nothing that this thread computes: other threads work on other batches."""
+    torch.set_num_threads(1)
 
 
 def fit_square(x_BCHW: Tensor, *, resize_px: int, input_px: int, interpolation: str) -> Tensor:

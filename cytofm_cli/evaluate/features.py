@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.encoders.base import Encoder, store_key
-from cytofm_cli.encoders.run import default_batch, embed_tiles
+from cytofm_cli.encoders.batches import default_batch, embed_tiles
 from cytofm_cli.errors import InputError, LabelError, UsageError
 from cytofm_cli.evaluate.points import Points
 from cytofm_cli.nuclei.crops import CellCrops
@@ -313,7 +313,7 @@ def _encode(
     report: Report,
 ) -> NDArray[np.float32]:
     values_ND = np.empty((len(points), encoder.spec.dim), dtype=np.float32)
-    batch, done = batch_size or default_batch(device), 0
+    batch, done = batch_size or default_batch(device, encoder), 0
 
     def tell(part: int, _: int) -> None:
         report(done + part, len(points))

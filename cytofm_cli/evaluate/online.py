@@ -160,6 +160,6 @@ def _crops(
 ) -> Tensor:
     """Return uint8 (B, 3, px, px) squares of `crop_um` around points of one slide."""
     crops = CellCrops(field, xy_px0, side_px=max(1, round(crop_um / field.mpp)), fill=fill)
-    crops_BHWC = np.stack([crops.read(i) for i in range(len(xy_px0))])
+    crops_BHWC = crops.read_many(np.arange(len(xy_px0)))
     x_BCHW = torch.from_numpy(crops_BHWC).permute(0, 3, 1, 2)
     return fit_square(x_BCHW, resize_px=px, input_px=px, interpolation="bicubic")

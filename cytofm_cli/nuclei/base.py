@@ -26,6 +26,7 @@ __all__ = [
     "MAX_CLASSES",
     "MIN_POLYGON_POINTS",
     "NUCLEUS",
+    "BlockDetector",
     "NucleusDetector",
     "NucleusSource",
     "NucleusTable",
@@ -64,6 +65,15 @@ class NucleusDetector(Protocol):
         Raises:
             InputError: not an 8-bit image, or a resolution that the detector cannot use.
         """
+
+
+@runtime_checkable
+class BlockDetector(Protocol):
+    """A detector that is faster on several tiles at once, for it reads their margin once."""
+
+    @property
+    def block_um(self) -> float:
+        """Side of the largest image that tiles are joined to, in µm, margin not counted."""
 
 
 @runtime_checkable

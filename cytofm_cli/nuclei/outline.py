@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.nuclei import polygons, rings
+from cytofm_cli.nuclei.closed_path import closed_path
+from cytofm_cli.work.opencv import opencv
 
 Floats = NDArray[np.float32]
 
@@ -27,13 +29,16 @@ N_ANGLES: Final = 32
 # octave, and the outline of a 2 : 1 ellipse must fit.
 STEPS_K: Final = np.linspace(0.3, 1.8, 24, dtype=np.float32)
 STEP: Final = float(STEPS_K[1] - STEPS_K[0])
-# Largest change of step from one ray to the next; 2 allows ellipses up to about 1.8 : 1.
-MAX_JUMP: Final = 2
-EDGE_HALF_WIDTH: Final = 2
 _ANGLES = np.arange(N_ANGLES) * (2 * np.pi / N_ANGLES)
 DIRECTIONS_A2: Final = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1).astype(np.float32)
+EVERY_RAY: Final = slice(None)
+# Rings that split the area evenly, on every second ray, weighted by the area that it stands for.
+OVERLAP_RAYS: Final = slice(None, None, 2)
+OVERLAP_RINGS: Final = np.sqrt((np.arange(3) + 0.5) / 3).astype(np.float32)
+CONTRAST_AT: Final = np.array([0.2, 0.5, 0.8, 1.2, 1.4, 1.6], np.float32)  # inside and around
 _COLUMNS: Final = ("seed_M2", "radius_MA", "edge_MA", "inside_M", "outside_M")
-_BLOCK: Final = 2048  # outlines traced at once: bounds the memory on noise
+_BLOCK: Final = 1024  # outlines traced at once: bounds the memory on noise
+_MOST_COLUMNS: Final = 32767  # of an image that OpenCV samples
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,7 +116,7 @@ def in_image(
     found = list(points)
     for row in np.flatnonzero(cut).tolist():
         # A ray meets its outline once, so what lies in the image is one piece around the seed.
-        found[row] = rings.clip_to_box(points[row], width, height)
+        found[row] = rings.without_repeats(rings.clip_to_box(points[row], width, height))
         area[row], centre[row] = polygons.area(found[row]), polygons.centroid(found[row])
     return found, area, centre
 
@@ -148,25 +153,29 @@ def overlaps(outlines: Outlines) -> tuple[NDArray[np.intp], NDArray[np.intp], Fl
     area = outlines.area_px()
     swap = area[pairs[:, 0]] > area[pairs[:, 1]]
     small, large = np.where(swap[:, None], pairs[:, ::-1], pairs).T
-    # Four rings that split the area evenly, weighted by the area that each ray stands for.
-    rings = np.sqrt((np.arange(4) + 0.5) / 4).astype(np.float32)
     share = np.empty(len(small), np.float32)
     for block in _blocks(len(small)):
         i, j = small[block], large[block]
-        points = _points_on_rays(outlines, i, rings)
-        inside = _normalised_distance(outlines, j, points) <= 1
-        weight = outlines.radius_MA[i] ** 2
+        x, y = _points_on_rays(outlines, i, OVERLAP_RINGS, OVERLAP_RAYS)
+        inside = _normalised_distance(outlines, j, x, y) <= 1
+        weight = outlines.radius_MA[i, OVERLAP_RAYS] ** 2
         share[block] = (inside.mean(-1) * weight).sum(1) / weight.sum(1)
     return small, large, share
 
 
-def contrast(map_HW: Floats, outlines: Outlines) -> Floats:
-    """Return the mean of a map inside each outline minus that in a ring around it, (M,)."""
+def contrast(map_HWC: Floats, outlines: Outlines) -> Floats:
+    """Return the mean inside each outline minus that in a ring around it, (M,) or (M, C)."""
     rows = np.arange(len(outlines))
-    inside = _points_on_rays(outlines, rows, np.array([0.2, 0.5, 0.8], np.float32))
-    ring = _points_on_rays(outlines, rows, np.array([1.2, 1.4, 1.6], np.float32))
-    difference: Floats = _sample(map_HW, inside).mean((1, 2)) - _sample(map_HW, ring).mean((1, 2))
+    values = _sample(map_HWC, *_points_on_rays(outlines, rows, CONTRAST_AT))
+    difference: Floats = values[:, :, :3].mean((1, 2)) - values[:, :, 3:].mean((1, 2))
     return difference
+
+
+def sample_rays(map_HWC: Floats, outlines: Outlines, reach_MAK: Floats) -> Floats:
+    """Interpolate a map at distances from the seeds along every ray, (M, A, K) or (M, A, K, C)."""
+    x = outlines.seed_M2[:, :1, None] + reach_MAK * DIRECTIONS_A2[:, :1]
+    y = outlines.seed_M2[:, 1:, None] + reach_MAK * DIRECTIONS_A2[:, 1:]
+    return _sample(map_HWC, x, y)
 
 
 def split_touching(outlines: Outlines) -> Outlines:
@@ -183,8 +192,8 @@ def split_touching(outlines: Outlines) -> Outlines:
     along = ((np.arange(16) + 1) / 16).astype(np.float32)
     keep_MA = np.ones_like(outlines.radius_MA)
     for block in _blocks(len(i)):
-        points = _points_on_rays(outlines, i[block], along)
-        lost = _normalised_distance(outlines, j[block], points) < along
+        x, y = _points_on_rays(outlines, i[block], along)
+        lost = _normalised_distance(outlines, j[block], x, y) < along
         first = np.where(lost.any(-1), along[lost.argmax(-1)] - along[0], 1)
         np.minimum.at(keep_MA, i[block], first.astype(np.float32))
     # A ray that is lost at once keeps a sliver, so that polygons stay simple.
@@ -196,99 +205,87 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, start + _BLOCK)
 
 
-def _points_on_rays(outlines: Outlines, rows: NDArray[np.intp], along: Floats) -> Floats:
-    """Return the points at fractions `along` of every ray, (rows, A, len(along), 2)."""
-    radius = outlines.radius_MA[rows][..., None] * along
-    seed = outlines.seed_M2[rows][:, None, None]
-    return seed + radius[..., None] * DIRECTIONS_A2[:, None]
+def _points_on_rays(
+    outlines: Outlines, rows: NDArray[np.intp], along: Floats, rays: slice = EVERY_RAY
+) -> tuple[Floats, Floats]:
+    """Return the points at fractions `along` of rays, x and y of (rows, rays, len(along))."""
+    reach = outlines.radius_MA[rows, rays, None] * along
+    x = outlines.seed_M2[rows, :1, None] + reach * DIRECTIONS_A2[rays, :1]
+    y = outlines.seed_M2[rows, 1:, None] + reach * DIRECTIONS_A2[rays, 1:]
+    return x, y
 
 
-def _normalised_distance(outlines: Outlines, rows: NDArray[np.intp], points: Floats) -> Floats:
-    """Return |p - seed| / r(θ) of points (rows, …, 2) for the outline of their row."""
-    delta = points - outlines.seed_M2[rows].reshape(-1, *[1] * (points.ndim - 2), 2)
-    turn = np.arctan2(delta[..., 1], delta[..., 0]) * np.float32(N_ANGLES / (2 * np.pi))
-    turn %= N_ANGLES
-    low = turn.astype(np.int64) % N_ANGLES
-    part = turn - np.floor(turn)
-    flat = low.reshape(len(rows), -1)
-    radius_MA = outlines.radius_MA[rows]
-    r_low = np.take_along_axis(radius_MA, flat, 1).reshape(low.shape)
-    r_high = np.take_along_axis(radius_MA, (flat + 1) % N_ANGLES, 1).reshape(low.shape)
-    distance: Floats = np.hypot(delta[..., 0], delta[..., 1]) / (r_low * (1 - part) + r_high * part)
-    return distance
+def _normalised_distance(
+    outlines: Outlines, rows: NDArray[np.intp], x: Floats, y: Floats
+) -> Floats:
+    """Return |p - seed| / r(θ) of points (rows, ...) for the outline of their row."""
+    flat = (len(rows), -1)
+    dx = x.reshape(flat) - outlines.seed_M2[rows, :1]
+    dy = y.reshape(flat) - outlines.seed_M2[rows, 1:]
+    distance, turn = opencv().cartToPolar(dx, dy) if dx.size else (dx, dy)
+    turn = turn * np.float32(N_ANGLES / (2 * np.pi))
+    low = turn.astype(np.int32)  # the angle may be rounded up to a full turn
+    part = turn - low
+    # Rays of all outlines one after the other, the first again behind the last two.
+    wrapped = outlines.radius_MA[:, np.arange(N_ANGLES + 2) % N_ANGLES].ravel()
+    index = low + (rows * (N_ANGLES + 2))[:, None].astype(np.int32)
+    r_low, r_high = wrapped.take(index), wrapped.take(index + 1)
+    radius: Floats = r_low + (r_high - r_low) * part
+    normalised: Floats = (distance / radius).reshape(x.shape)
+    return normalised
 
 
 def _trace_block(map_HW: Floats, seed_M2: Floats, radius_M: Floats) -> Outlines:
     reach_MK = radius_M[:, None] * STEPS_K
-    points = (
-        seed_M2[:, None, None] + reach_MK[:, None, :, None] * DIRECTIONS_A2[:, None]
-    )  # (M, A, K, 2)
-    profile_MAK = _sample(map_HW, points)
-    edge_MAK = _drop(profile_MAK)
-    path_MA = closed_path(edge_MAK)
-    step = np.arange(len(STEPS_K))
-    inside = (step < path_MA[..., None]) * STEPS_K
-    ring = ((step > path_MA[..., None]) & (step < path_MA[..., None] + 6)) * STEPS_K
+    # (A, M, K): the path goes from ray to ray.
+    x_AMK = seed_M2[:, :1] + reach_MK * DIRECTIONS_A2[:, :1, None]
+    y_AMK = seed_M2[:, 1:] + reach_MK * DIRECTIONS_A2[:, 1:, None]
+    profile_AMK = _sample(map_HW, x_AMK, y_AMK)
+    edge_AMK = _drop(profile_AMK)
+    path_AM = closed_path(edge_AMK)
+    steps_AMK = np.arange(len(STEPS_K)) - path_AM[..., None]
+    edge_AM = np.take_along_axis(edge_AMK, path_AM[..., None], -1)[..., 0]
     return Outlines(
         seed_M2=seed_M2,
-        radius_MA=(STEPS_K[path_MA] - np.float32(STEP / 2)) * radius_M[:, None],
-        edge_MA=np.take_along_axis(edge_MAK, path_MA[..., None], -1)[..., 0],
-        inside_M=_weighted_mean(profile_MAK, inside),
-        outside_M=_weighted_mean(profile_MAK, ring),
+        radius_MA=np.ascontiguousarray(
+            ((STEPS_K[path_AM] - np.float32(STEP / 2)) * radius_M).T, np.float32
+        ),
+        edge_MA=np.ascontiguousarray(edge_AM.T),
+        inside_M=_weighted_mean(profile_AMK, steps_AMK < 0),
+        outside_M=_weighted_mean(profile_AMK, (steps_AMK > 0) & (steps_AMK < 6)),
     )
 
 
-def _sample(map_HW: Floats, points: Floats) -> Floats:
-    """Interpolate a map at points (…, 2)."""
-    from scipy.ndimage import map_coordinates
+def _sample(map_HWC: Floats, x: Floats, y: Floats) -> Floats:
+    """Interpolate a map at points, (*x.shape) or (*x.shape, C)."""
+    cv2 = opencv()
+    if not x.size:
+        return np.zeros((*x.shape, *map_HWC.shape[2:]), np.float32)
+    # OpenCV takes no more than 32767 rows or columns. Corner convention to array index: the
+    # centre of pixel (0, 0) is (0.5, 0.5).
+    size = (len(x), -1) if x.size // len(x) < _MOST_COLUMNS else (-1, x.shape[-1])
+    values: Floats = cv2.remap(
+        map_HWC,
+        (x - np.float32(0.5)).reshape(size),
+        (y - np.float32(0.5)).reshape(size),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return values.reshape(*x.shape, *map_HWC.shape[2:])
 
-    # Corner convention to array index: the centre of pixel (0, 0) is (0.5, 0.5).
-    index = np.moveaxis(points, -1, 0)[::-1] - np.float32(0.5)
-    values: Floats = map_coordinates(map_HW, index, order=1, mode="nearest", output=np.float32)
-    return values
 
-
-def _weighted_mean(profile_MAK: Floats, weight_MAK: Floats) -> Floats:
-    total = np.maximum(weight_MAK.sum((1, 2)), 1e-6)
-    mean: Floats = ((profile_MAK * weight_MAK).sum((1, 2)) / total).astype(np.float32)
+def _weighted_mean(profile_AMK: Floats, chosen_AMK: NDArray[np.bool_]) -> Floats:
+    """Return the mean of the chosen points, each weighted by the area that it stands for, (M,)."""
+    weight_AMK = chosen_AMK * STEPS_K
+    total = np.maximum(np.einsum("amk->m", weight_AMK), 1e-6)
+    mean: Floats = (np.einsum("amk,amk->m", profile_AMK, weight_AMK) / total).astype(np.float32)
     return mean
 
 
-def _drop(profile_MAK: Floats) -> Floats:
+def _drop(profile_AMK: Floats) -> Floats:
     """Return the mean over two steps before minus two steps from k on, for every step k."""
-    K = profile_MAK.shape[-1]
-    total = np.cumsum(profile_MAK, axis=-1, dtype=np.float32)
-    total = np.concatenate([np.zeros_like(total[..., :1]), total], axis=-1)
-    k = np.arange(1, K - 1)
-    low, high = np.maximum(k - EDGE_HALF_WIDTH, 0), np.minimum(k + EDGE_HALF_WIDTH, K)
-    drop = np.full_like(profile_MAK, -1)
-    drop[..., k] = (total[..., k] - total[..., low]) / (k - low).astype(np.float32) - (
-        total[..., high] - total[..., k]
-    ) / (high - k).astype(np.float32)
+    pair = (profile_AMK[..., :-1] + profile_AMK[..., 1:]) / 2
+    drop = np.full_like(profile_AMK, -1)
+    drop[..., 2:-1] = pair[..., :-2] - pair[..., 2:]
+    drop[..., 1] = profile_AMK[..., 0] - pair[..., 1]
     return drop
-
-
-def closed_path(gain_MAK: Floats) -> NDArray[np.int64]:
-    """Return the step on each ray of the closed path with the largest gain, int64 (M, A).
-
-    Neighbouring rays differ by at most `MAX_JUMP` steps. Two turns are solved and the second
-    half of the first with the first half of the second is kept, where both ends have settled.
-    """
-    M, A, K = gain_MAK.shape
-    rows = np.arange(M)
-    best_MK = gain_MAK[:, 0].copy()
-    back = np.zeros((2 * A, M, K), np.int8)
-    padded = np.full((M, K + 2 * MAX_JUMP), -np.inf, np.float32)
-    for t in range(1, 2 * A):
-        padded[:, MAX_JUMP:-MAX_JUMP] = best_MK
-        choices = np.stack([padded[:, j : j + K] for j in range(2 * MAX_JUMP + 1)])
-        choice = choices.argmax(0)
-        back[t] = choice - MAX_JUMP
-        best_MK = np.take_along_axis(choices, choice[None], 0)[0] + gain_MAK[:, t % A]
-    step = best_MK.argmax(1)
-    path_MA = np.zeros((M, A), np.int64)
-    for t in range(2 * A - 1, A // 2 - 1, -1):
-        if t < A + A // 2:
-            path_MA[:, t % A] = step
-        step = step + back[t, rows, step]
-    return path_MA

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.units import Size
+from cytofm_cli.work.opencv import opencv
 
 
 def resampled_size(size_px: Size, factor: float) -> Size:
@@ -33,13 +34,11 @@ def resample_area(image_HWC: NDArray[np.uint8], factor: float) -> NDArray[np.flo
     height, width, channels = image_HWC.shape
     out = resampled_size(Size(width, height), factor)
     if factor == int(factor) and height % factor == 0 and width % factor == 0:
-        k = int(factor)
-        total = np.zeros((height // k, width // k, channels), np.float32)
-        for dy in range(k):
-            for dx in range(k):
-                total += image_HWC[dy::k, dx::k]
-        total /= k * k
-        return total
+        cv2 = opencv()
+        # A size of one pixel or one channel loses its axis in OpenCV.
+        mean = cv2.resize(image_HWC.astype(np.float32), tuple(out), interpolation=cv2.INTER_AREA)
+        exact: NDArray[np.float32] = mean.reshape(out.h, out.w, channels)
+        return exact
     rows = _area_mean(image_HWC.astype(np.float64), factor, out.h)
     both = _area_mean(rows.transpose(1, 0, 2), factor, out.w)
     return both.transpose(1, 0, 2).astype(np.float32)

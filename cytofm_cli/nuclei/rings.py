@@ -103,6 +103,13 @@ def clip_to_box(ring: NDArray[np.floating], width: float, height: float) -> Poin
     return points
 
 
+def without_repeats(ring: Points) -> Points:
+    """Drop points that are, at 1/100 px, the one after them; all stay if fewer than 3 would."""
+    whole = np.rint(ring * _GRID)
+    kept = ring[np.any(whole != np.roll(whole, -1, axis=0), axis=1)]
+    return kept if len(kept) >= MIN_POINTS else ring
+
+
 def _clip_half(points: Points, depth: NDArray[np.float64]) -> Points:
     """Keep the part of a ring with `depth` ≥ 0."""
     if (depth >= 0).all():

@@ -9,13 +9,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from cytofm_cli import registry
 from cytofm_cli.config import as_record, field_types, resolve
 from cytofm_cli.errors import CytofmError, InputError, UsageError
-from cytofm_cli.nuclei.base import NucleusDetector, NucleusSource, NucleusTable
+from cytofm_cli.nuclei.base import (
+    BlockDetector,
+    NucleusDetector,
+    NucleusSource,
+    NucleusTable,
+)
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.place import count_off_tiles, place_of
-from cytofm_cli.nuclei.stitch import detect_tile_in_parts, merge_tiles, with_halo, without_cut
+from cytofm_cli.nuclei.stitch import (
+    detect_tile_in_parts,
+    joined,
+    merge_tiles,
+    with_halo,
+    without_cut,
+)
 from cytofm_cli.nuclei.survey import doubts, settle
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
@@ -134,12 +147,17 @@ class Detection:
         with open_field(store, slides=job.config.slides) as tiles:
             detector, other, notes = settle(self._detector, tiles, store)
             find = partial(_find, detector, tiles)
-            boxes = sorted(set(tiles.boxes))
-            parts: list[_Found] = []
+            block_um = detector.block_um if isinstance(detector, BlockDetector) else 0.0
+            boxes = joined(tiles.boxes, int(block_um / tiles.mpp))
+            area = sum(box.w * box.h for box in boxes)
+            n_tiles, parts, seen = len(set(tiles.boxes)), [], 0
             with ThreadPoolExecutor(job.threads) as pool:
-                for part in ordered_map(pool, find, boxes, window=2 * job.threads):
+                for box, part in zip(
+                    boxes, ordered_map(pool, find, boxes, window=2 * job.threads), strict=True
+                ):
                     parts.append(part)
-                    report(len(parts), len(boxes))
+                    seen += box.w * box.h
+                    report(seen * n_tiles // area, n_tiles)
             tables = [part.table for part in parts]
             merged = merge_tiles(tables, mpp=tiles.mpp, classes=detector.classes)
             table = merged.moved(scale=tiles.downsample).validate(str(store.path))
@@ -148,7 +166,7 @@ class Detection:
             facts: dict[str, Any] = {"n_quartered": n_quartered, "n_cut": n_cut}
             facts |= {"beyond_tiles": tuple(tiles.beyond), "other": other}
         if n_quartered:
-            notes.append(f"too little memory; {n_quartered} tiles quartered")
+            notes.append(f"too little memory; {n_quartered} parts quartered")
         if n_cut:
             notes.append(
                 f"{n_cut} nuclei at the ends of tiles left out, cut by pixels that the store does "
@@ -243,14 +261,16 @@ def _find(detector: NucleusDetector, tiles: Field, box: Box) -> _Found:
 
 def write_nuclei(folder: Path, table: NucleusTable) -> None:
     """Write the arrays of a table under `folder`, the staged group."""
-    for kind, values in (
+    fixed: list[tuple[schema.ArrayKind, NDArray[Any]]] = [
         (schema.NUCLEI_XY, table.xy_px0),
         (schema.NUCLEI_AREA, table.area_um2),
         (schema.NUCLEI_PROBABILITY, table.probability),
         (schema.NUCLEI_CLASS, table.class_id),
         (schema.NUCLEI_CONTOUR, table.contour_px0),
         (schema.NUCLEI_CONTOUR_START, table.contour_start),
-    ):
+    ]
+    measured = [(schema.NUCLEI_COLUMNS[name], column) for name, column in table.columns.items()]
+    for kind, values in (*fixed, *measured):
         arrays.write(folder, kind, values)
 
 

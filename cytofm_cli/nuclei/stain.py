@@ -16,7 +16,7 @@ Letters: M blobs, C colours, H rows, W columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -54,11 +54,13 @@ class Stain:
         name: "pap", "he", "mgg", "fluorescence" or "own".
         axis: density in red, green and blue, relative to the largest.
         level: contrast of the darkest nuclei along the axis, optical density; None: not measured.
+        doubt: why it could not be told from the slide; None: it could, or was set.
     """
 
     name: str
     axis: tuple[float, float, float]
     level: float | None = None
+    doubt: str | None = field(default=None, compare=False)
 
     def darkness(self, density_HWC: Floats) -> Floats:
         """Return the most of the stain that each pixel can hold, float32 (H, W)."""
@@ -70,7 +72,9 @@ class Stain:
     def facts(self) -> dict[str, Any]:
         """Return what a record says."""
         level = None if self.level is None else round(self.level, 3)
-        return {"name": self.name, "axis": [round(part, 3) for part in self.axis], "level": level}
+        axis = [round(part, 3) for part in self.axis]
+        doubt = {"doubt": self.doubt} if self.doubt else {}
+        return {"name": self.name, "axis": axis, "level": level, **doubt}
 
 
 PAP: Final = Stain("pap", (1.0, 1.0, 0.0))
@@ -93,9 +97,10 @@ def contrasts(image_HWC: NDArray[np.uint8], mpp: float) -> Floats:
     found = []
     for radius_um in RADII_UM:
         radius = radius_um / working
-        answer_CHW = np.stack([blob_answer(density_HWC[..., c], radius) for c in range(3)])
-        y, x = peaks(answer_CHW.max(0), radius, FAINT)
-        found.append(answer_CHW[:, y, x].T)
+        answer_HWC = blob_answer(density_HWC, radius)
+        most_HW = np.maximum.reduce([answer_HWC[..., c] for c in range(3)])
+        y, x = peaks(most_HW, radius, FAINT)
+        found.append(answer_HWC[y, x])
     return np.concatenate(found).astype(np.float32)
 
 
@@ -111,7 +116,7 @@ def optical_density(rgb_HWC: Floats) -> Floats:
 
 
 def find_stain(contrast_M3: Floats) -> Stain:
-    """Return the stain of the nuclei among some blobs; `PAP` where it cannot be told.
+    """Return the stain of the nuclei among some blobs; `PAP`, with the doubt, if it is not told.
 
     Args:
         contrast_M3: of `contrasts`, of as much of a slide as there is.
@@ -122,7 +127,7 @@ def find_stain(contrast_M3: Floats) -> Stain:
         if level < SURE_LEVEL / 3 or len(strong_M3) < FEWEST:
             continue
         if level < SURE_LEVEL:
-            return PAP
+            return replace(PAP, doubt="nothing of a nucleus' size is dark enough")
         lesser_M, greater_M = strong_M3[:, :2].min(1), strong_M3[:, :2].max(1)
         if 2 not in channels and np.mean(lesser_M >= ABSORBS * greater_M) >= PAP_SHARE:
             return PAP
@@ -153,7 +158,7 @@ def _own(strong_M3: Floats, level: float) -> Stain:
     mean = np.median(strong_M3 / strong_M3.max(1, keepdims=True), axis=0).clip(0)
     red, green, blue = (float(part) for part in mean / mean.max())
     if green == 1 and blue >= RED_CELL_BLUE and level < RED_CELL_LEVEL:
-        return PAP
+        return replace(PAP, doubt="what is darkest has the colour of red cells")
     axis = (red, green, blue)
     kind = "mgg" if green == 1 and blue < RED_CELL_BLUE else "own"
     return Stain(kind, axis, level / BLOB_SHARE)

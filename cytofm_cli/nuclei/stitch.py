@@ -150,6 +150,44 @@ def merge_tiles(parts: list[NucleusTable], *, mpp: float, classes: tuple[str, ..
     return table.take(np.nonzero(~twice)[0]).sorted()
 
 
+def joined(boxes: Iterable[Box], most_px: int) -> list[Box]:
+    """Join boxes that share whole sides to rectangles of at most `most_px` a side.
+
+    Detecting in one rectangle is as good as tile by tile, and its margin is read only once.
+
+    Args:
+        boxes: tiles; repeated ones count once.
+        most_px: a tile that is larger alone stays as it is.
+
+    Returns:
+        Rectangles that cover what the tiles cover, whatever their order.
+    """
+    free = {(box.y, box.x): box for box in sorted(set(boxes), key=lambda b: (b.w, b.h))}
+    found = []
+    for key in sorted(free):
+        if key not in free:
+            continue
+        first = free.pop(key)
+        row, right = [first], first.x + first.w
+        while (after := free.get((first.y, right))) and after.h == first.h:
+            if right + after.w - first.x > most_px:
+                break
+            row.append(free.pop((first.y, right)))
+            right += after.w
+        below = first.y + first.h
+        while below - first.y < most_px:
+            under = [free.get((below, box.x)) for box in row]
+            height = under[0].h if under[0] else 0
+            whole = all(b and (b.w, b.h) == (a.w, height) for a, b in zip(row, under, strict=True))
+            if not whole or below + height - first.y > most_px:
+                break
+            for box in row:
+                del free[(below, box.x)]
+            below += height
+        found.append(Box(first.x, first.y, right - first.x, below - first.y))
+    return found
+
+
 def with_halo(box: Box, halo_px: int, size_px: Size) -> Box:
     """Grow a box by `halo_px`, to multiples of `ALIGN_PX`, inside the level."""
     x = max(0, (box.x - halo_px) // ALIGN_PX * ALIGN_PX)

@@ -43,7 +43,7 @@ def doubts(n_nuclei: int, store: Store) -> list[str]:
     if area >= SOME_MM2 and n_nuclei < FEW * area:
         return [
             f"hardly any nuclei found: {n_nuclei} in {area:.2g} mm² of foreground; {look}, then "
-            "perhaps --set stain=… or --set min_probability=0.1"
+            "perhaps --set stain=… or --set min_probability=0.001"
         ]
     if n_nuclei > MANY * area > 0:
         return [

@@ -20,7 +20,7 @@ from cytofm_cli.encoders.torch_encoder import fit_square
 from cytofm_cli.pretrain.backbone import VitTrunk
 from cytofm_cli.pretrain.base import Backbone
 from cytofm_cli.pretrain.tile_index import TileIndex
-from cytofm_cli.views.perturb import PRESETS
+from cytofm_cli.views.ncp import PRESETS
 from cytofm_cli.views.sheet import Image, below, beside, labelled
 from cytofm_cli.views.stored import draw_lots
 from cytofm_cli.work.files import write_bytes

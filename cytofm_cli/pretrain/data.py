@@ -25,7 +25,7 @@ from cytofm_cli.pretrain.sampling import Schedule
 from cytofm_cli.pretrain.tile_index import TileIndex, join, open_index
 from cytofm_cli.views import draws, stored
 from cytofm_cli.views.make import ViewSet, make_views
-from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.recipes import Recipe
 from cytofm_cli.work.closing import Closes
 

@@ -17,7 +17,7 @@ from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.data import TileIndex, open_index
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.views.config import VERSION, ViewsConfig
-from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
 from cytofm_cli.work.device import find_device
 

@@ -30,7 +30,7 @@ from cytofm_cli.tiles.canvas import Canvases, open_canvases
 from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views import stored
 from cytofm_cli.views.make import pad_nuclei
-from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.stored import TileNuclei, open_nuclei
 
 _SAME_MPP: Final = 0.12  # relative; two levels that `cytofm tile` both takes for its target

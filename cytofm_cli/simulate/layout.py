@@ -26,7 +26,7 @@ BLOCK: Final = 512
 REACH: Final = 256  # px; no cell of a sheet lies farther from its parent
 _PART: Final = 128  # the density is constant within squares of this side
 _PARTS: Final = BLOCK // _PART
-# Typical size of islands of cells on a slide, and of groups within them, µm.
+# Typical size of islands of cells on a slide (or a quarter of it), and of groups in them, µm.
 _ISLAND_UM: Final = 2000.0
 _CLUMP_UM: Final = 150.0
 _CLUMP_SD: Final = 1.2  # of the log of the density, at clumping 1
@@ -323,8 +323,10 @@ def _density(slide: Slide, preset: Preset) -> Floats:
         noise = draws.smooth(key + draws.CLUMPS, _CLUMP_UM, middle_um, middle_um)
         density = np.minimum(np.exp(sd * noise - sd**2 / 2), _DENSEST) / _mean_below(sd)
     if slide.covered < 1:
-        level = NormalDist().inv_cdf(slide.covered)
-        density *= draws.smooth(key, _ISLAND_UM, middle_um, middle_um) < level
+        # Each slide has its share, whatever its size: none is empty by chance.
+        island_um = min(_ISLAND_UM, slide.size_px * preset.mpp / 4)
+        noise = draws.smooth(key, island_um, middle_um, middle_um)
+        density *= noise <= np.quantile(noise, slide.covered, method="lower")
     return density
 
 

@@ -21,10 +21,14 @@ from cytofm_cli.units import Box
 CELL_PX: Final = 256  # noise is drawn anew for each square of this size
 _BANK_PX: Final = 512
 # Demosaicing smears a sensor's noise: neighbours of empty glass in photographs of Pap smears
-# correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by 0.2 to 0.65.
+# correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by about 0.5.
 _SMEAR_PX: Final = 0.7
-_COMMON: Final = 0.3
-_CHANNEL_SD: Final = (1.0, 0.9, 1.6)  # blue sensors see the least light
+_COMMON: Final = 0.5
+_GRAIN_PX: Final = 2.0  # size of the grain of stain
+# Noise of each channel, and sd of the log of blue's over batches: blue sees the least light, and
+# white balance makes up for it (1.2 to 2.9 times green's noise in photographs of Pap smears).
+_CHANNEL_SD: Final = (1.0, 0.9, 1.5)
+_BLUE_SD: Final = 0.35
 # Photons are counted: their noise has a variance that grows with the light, with dark field from
 # this share on. Cameras of bright field write gamma 1/2.2, after which it is nearly constant.
 _FLOOR: Final = 0.2
@@ -42,10 +46,12 @@ class Look:
     Attributes:
         dyes: float64 (K, 3): optical density (dark field: colour emitted) of one unit of each dye.
         white: float64 (3,): grey levels of empty glass.
+        noise: of each channel, in units of the preset's.
     """
 
     dyes: NDArray[np.float64]
     white: NDArray[np.float64]
+    noise: tuple[float, float, float] = _CHANNEL_SD
 
 
 def look(preset: Preset, seed: int, batch: int, patient: int) -> Look:
@@ -64,8 +70,13 @@ def look(preset: Preset, seed: int, batch: int, patient: int) -> Look:
     amount = amount + optics.stain_sd * of_patient.standard_normal((len(dyes), 1))
     shift = np.sqrt(_BATCH) * _tint(of_batch) + np.sqrt(1 - _BATCH) * _tint(of_patient)
     white = np.array(preset.optics.white) + optics.white_sd * shift
+    blue = _CHANNEL_SD[2] * float(np.exp(_BLUE_SD * of_batch.standard_normal()))
     low, high = (0.0, 255.0) if preset.illumination == "dark-field" else _WHITE
-    return Look(dyes * np.exp(hue + amount), np.clip(white, low, high))
+    return Look(
+        dyes=dyes * np.exp(hue + amount),
+        white=np.clip(white, low, high),
+        noise=(*_CHANNEL_SD[:2], blue),
+    )
 
 
 def _tint(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -100,22 +111,29 @@ def expose(
         if part is None:  # cannot be: the squares are the box's
             continue
         ys, xs = cut(part, box)
-        density = _density(amounts[:, ys, xs], dirt_od[:, ys, xs], look.dyes)
-        noise = _noise(part, seed, row, column)
+        grain = None
+        if preset.optics.grain:
+            grain = _window(_bank(_GRAIN_PX, 0.0), part, seed, row, column)
+            grain = grain * np.float32(preset.optics.grain)
+        density = _density(amounts[:, ys, xs], dirt_od[:, ys, xs], look.dyes, grain)
+        noise = _window(_bank(_SMEAR_PX, _COMMON), part, seed, row, column)
         for channel in range(3):
             white = np.float32(look.white[channel])
             light = _emit if dark else _pass
             grey = light(None if density is None else density[channel], white)
-            rough = noise[channel] * np.float32(preset.optics.noise * _CHANNEL_SD[channel])
+            rough = noise[channel] * np.float32(preset.optics.noise * look.noise[channel])
             lit = np.clip((rough * _photons(grey) if dark else rough) + grey, 0, 255)
             picture[ys, xs, channel] = lit + np.float32(0.5)
     return picture
 
 
-def _density(amounts: Plane, dirt_od: Plane, dyes: NDArray[np.float64]) -> Plane | None:
+def _density(
+    amounts: Plane, dirt_od: Plane, dyes: NDArray[np.float64], grain: Plane | None
+) -> Plane | None:
     """Return float32 (3, h, w) of dyes and dirt together, or None where there is nothing.
 
-    No matrix product: its sums depend on the size of the block.
+    Each dye has taken a little more here and less there (`grain`), on its own. No matrix product:
+    its sums depend on the size of the block.
     """
     present = [k for k in range(len(dyes)) if amounts[k].any()]
     nothing = not any(dirt_od.strides[1:]) and not dirt_od[:, :1, :1].any()
@@ -123,25 +141,26 @@ def _density(amounts: Plane, dirt_od: Plane, dyes: NDArray[np.float64]) -> Plane
         return None
     total = dirt_od.astype(np.float32)
     for k in present:
+        taken = amounts[k] if grain is None else amounts[k] + amounts[k] * grain[k % len(grain)]
         for channel in range(3):
             if dyes[k, channel]:
-                total[channel] += amounts[k] * np.float32(dyes[k, channel])
+                total[channel] += taken * np.float32(dyes[k, channel])
     return total
 
 
 def _pass(density: Plane | None, white: np.float32) -> Plane | np.float32:
     if density is None:
         return white
-    at = (density - np.float32(_RANGE[0])) * np.float32(_STEPS)
+    at = (density - np.float32(_RANGE[0] - 0.5 / _STEPS)) * np.float32(_STEPS)  # to the nearest
     at = np.clip(at, 0, (_RANGE[1] - _RANGE[0]) * _STEPS)
     return np.asarray(np.take(_table(), at.astype(np.uint16)) * white)
 
 
 @cache
 def _table() -> Plane:
-    """Return exp(-density) at the middle of each step: the same on every machine."""
+    """Return exp(-density) at each step, exactly 1 at 0: the same on every machine."""
     steps = np.arange(int((_RANGE[1] - _RANGE[0]) * _STEPS) + 1)
-    return np.exp(-((steps + 0.5) / _STEPS + _RANGE[0])).astype(np.float32)
+    return np.exp(-(steps / _STEPS + _RANGE[0])).astype(np.float32)
 
 
 def _emit(light: Plane | None, black: np.float32) -> Plane | np.float32:
@@ -156,25 +175,27 @@ def _photons(grey: Plane | np.float32) -> Plane:
     return np.asarray(np.sqrt(light + np.float32(_FLOOR)), np.float32)
 
 
-def _noise(part: Box, seed: int, row: int, column: int) -> Plane:
-    """Return noise of sd 1 for a part of one square: a window of a fixed bank, chosen by seed."""
+def _window(bank: Plane, part: Box, seed: int, row: int, column: int) -> Plane:
+    """Return a bank's noise for a part of one square: a window chosen by seed and square."""
     here = np.array([row]), np.array([column])
     dy = int(uniform(2 * seed, *here)[0] * _BANK_PX) + part.y - row * CELL_PX
     dx = int(uniform(2 * seed + 1, *here)[0] * _BANK_PX) + part.x - column * CELL_PX
-    return _bank()[:, dy : dy + part.h, dx : dx + part.w]
+    return bank[:, dy : dy + part.h, dx : dx + part.w]
 
 
 @cache
-def _bank() -> Plane:
-    """Return float32 (3, 768, 768) of smeared noise of sd 1, channels partly alike."""
-    draws = np.random.default_rng(16).standard_normal((4, _BANK_PX, _BANK_PX))
-    taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * _SMEAR_PX**2))
+def _bank(smear_px: float, common: float) -> Plane:
+    """Return float32 (3, 768, 768) of noise of sd 1, smeared, `common` of it alike in all three."""
+    fixed_seed = [16, round(100 * smear_px)]
+    draws = np.random.default_rng(fixed_seed).standard_normal((4, _BANK_PX, _BANK_PX))
+    reach = int(np.ceil(4 * smear_px))
+    taps = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * smear_px**2))
     taps /= np.sqrt((taps**2).sum())
     for axis in (1, 2):
         draws = sum(
             tap * np.roll(draws, shift, axis=axis)
-            for tap, shift in zip(taps, range(-3, 4), strict=True)
+            for tap, shift in zip(taps, range(-reach, reach + 1), strict=True)
         )
-    mixed = np.sqrt(1 - _COMMON) * draws[:3] + np.sqrt(_COMMON) * draws[3]
+    mixed = np.sqrt(1 - common) * draws[:3] + np.sqrt(common) * draws[3]
     extra = _BANK_PX + CELL_PX
     return np.tile(mixed, (1, 2, 2))[:, :extra, :extra].astype(np.float32)

@@ -70,11 +70,22 @@ def tasks_of(slide: Slide) -> list[PartTask]:
     ]
 
 
-def encode_jpeg(tile: NDArray[np.uint8], quality: int) -> bytes:
-    """Encode a tile, (H, W, 3), as YCbCr with half the colour resolution."""
+def encode_jpeg(tile: NDArray[np.uint8], quality: int, *, small: bool = False) -> bytes:
+    """Encode a tile, (H, W, 3), as YCbCr with half the colour resolution.
+
+    Args:
+        tile: RGB.
+        quality: of libjpeg, 0 to 100.
+        small: find the best Huffman code, in twice the time.
+    """
     return bytes(
         imagecodecs.jpeg8_encode(
-            tile, level=quality, colorspace="rgb", outcolorspace="ycbcr", subsampling="420"
+            tile,
+            level=quality,
+            colorspace="rgb",
+            outcolorspace="ycbcr",
+            subsampling="420",
+            optimize=small,
         )
     )
 

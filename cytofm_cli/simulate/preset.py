@@ -228,6 +228,7 @@ class Optics:
         white: mean colour of empty glass, 0 to 255 (dark field: of the black).
         white_sd: its standard deviation over patients, each channel.
         noise: standard deviation of the sensor's noise, grey levels at white.
+        grain: how unevenly each dye has taken, in grains of 2 px, share of its density.
         stain_sd: how much the amount of each dye varies over patients, sd of the log.
         batch_sd: the same over batches of eight patients.
         hue_sd: how much a dye's colour turns over batches, sd of the log of its channels.
@@ -239,6 +240,7 @@ class Optics:
     white: tuple[float, float, float] = (249.0, 251.0, 253.0)
     white_sd: float = 2.0
     noise: float = 1.5
+    grain: float = 0.0
     stain_sd: float = 0.15
     batch_sd: float = 0.1
     hue_sd: float = 0.05

@@ -15,18 +15,21 @@ from numpy.typing import NDArray
 
 from cytofm_cli.simulate.cell import Cell
 from cytofm_cli.simulate.cohort import Slide
-from cytofm_cli.simulate.glass import is_clean, soil
+from cytofm_cli.simulate.glass import soil
 from cytofm_cli.simulate.layout import BLOCK, REACH, Block, Placement
+from cytofm_cli.simulate.marks import Mark, density, marks
 from cytofm_cli.simulate.optics import Look, expose, look
 from cytofm_cli.simulate.paint import paint
-from cytofm_cli.simulate.preset import Dirt, Preset
+from cytofm_cli.simulate.preset import Preset
 from cytofm_cli.simulate.shapes import Shape, grow, reach_px
+from cytofm_cli.units import Box as Area
+from cytofm_cli.units import Size
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1: px at level 0, the last two not included
 TILE: Final = BLOCK
 # A cell is called by block · _A_BLOCK + its place in the block + 1: no other block is asked.
 _A_BLOCK: Final = 4096
-_CACHED: Final = 512  # blocks whose shapes are kept
+_CACHED: Final = 4096  # cells whose shapes are kept
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,17 @@ class Scene:
     """
 
     def __init__(self, slide: Slide, preset: Preset) -> None:
-        dirt = preset.dirt
         if not slide.is_field:  # scanners even out the light
-            preset = replace(preset, dirt=replace(dirt, gradient=0.0))
+            preset = replace(preset, dirt=replace(preset.dirt, gradient=0.0))
         self.slide, self.preset = slide, preset
-        # What lies across blocks, wherever cells are.
-        marks = Dirt(bubbles=dirt.bubbles, pen=dirt.pen, coverslip=dirt.coverslip)
-        self._marked = replace(preset, dirt=marks)
         self.placement = Placement(slide, preset)
-        self._margin = REACH + reach_px(preset)
-        self._shapes: OrderedDict[int, tuple[Placed, ...]] = OrderedDict()
+        self._reach = {
+            name: reach_px(replace(preset, kinds={name: kind}))
+            for name, kind in preset.kinds.items()
+        }
+        self._margin = REACH + max(self._reach.values())
+        self._shapes: OrderedDict[int, Placed] = OrderedDict()
+        self._blank: dict[Box, bool] = {}
 
     @cached_property
     def look(self) -> Look:
@@ -94,12 +98,11 @@ class Scene:
 
     def cells(self, box: Box) -> list[Placed]:
         """Return the cells that reach into a region, in the order in which they are painted."""
-        near = self.placement.blocks_near(box, self._margin)
         return [
             placed
-            for number, block in near
-            for placed in self._grown(number, block)
-            if _touches(placed.shape.box, box)
+            for number, block in self.placement.blocks_near(box, self._margin)
+            for place in self._near(block, box)
+            if _touches((placed := self._grown(number, block, place)).shape.box, box)
         ]
 
     def pixels(self, box: Box, plane: int) -> NDArray[np.uint8]:
@@ -120,10 +123,26 @@ class Scene:
 
         Only of slides; where no cells can be, what little dirt there is goes with it.
         """
+        known = self._blank.get(tile)
+        if known is None:
+            known = self._blank[tile] = self._is_blank(tile)
+        return known
+
+    def _is_blank(self, tile: Box) -> bool:
         if self.slide.is_field or self.placement.is_covered(tile[1] // BLOCK, tile[0] // BLOCK):
             return False
-        size = (self.slide.size_px, self.slide.size_px)
-        return not self.cells(tile) and is_clean(self._marked, self._glass_seed, size, tile)
+        x0, y0, x1, y1 = tile
+        area = Area(x0, y0, x1 - x0, y1 - y0)
+        marked = any(density(mark, area, self.preset.mpp) is not None for mark in self._marks)
+        return not marked and not self.cells(tile)
+
+    @cached_property
+    def _marks(self) -> list[Mark]:
+        """Pen, bubbles, the coverslip's edge: what is seen far from cells, too."""
+        if self.preset.illumination == "dark-field":
+            return []
+        size = Size(self.slide.size_px, self.slide.size_px)
+        return list(marks(self.preset.dirt, self._glass_seed, size, self.preset.mpp, 1.0))
 
     def _amounts(self, cells: list[Placed], box: Box, plane: int) -> NDArray[np.float32]:
         """Return how much of each dye lies where, (K, H, W): the sum over cells in their order."""
@@ -157,15 +176,22 @@ class Scene:
         """Seed of dirt and noise: the slide's own."""
         return self.slide.seed * 1_000_003 + self.slide.number
 
-    def _grown(self, number: int, block: Block) -> tuple[Placed, ...]:
-        known = self._shapes.get(number)
+    def _near(self, block: Block, box: Box) -> list[int]:
+        """Return the places in a block of cells that may reach into a region: few grow in vain."""
+        reach = np.array([self._reach[cell.kind] for cell in block.cells])[:, None]
+        low, high = np.array(box[:2]) - reach, np.array(box[2:]) + reach
+        near = ((block.xy >= low) & (block.xy <= high)).all(axis=1)
+        return [int(place) for place in np.flatnonzero(near)]
+
+    def _grown(self, number: int, block: Block, place: int) -> Placed:
+        """Return a cell with its shape; `number` is that of its block."""
+        first = number * _A_BLOCK + 1
+        known = self._shapes.get(first + place)
         if known is None:
-            first = number * _A_BLOCK + 1
-            known = tuple(
-                Placed(first + place, first + sheet, cell, grow(cell, self.preset))
-                for place, (cell, sheet) in enumerate(zip(block.cells, block.sheets, strict=True))
-            )
-            self._shapes[number] = known
+            cell = block.cells[place]
+            shape = grow(cell, self.preset)
+            known = Placed(first + place, first + block.sheets[place], cell, shape)
+            self._shapes[first + place] = known
             if len(self._shapes) > _CACHED:
                 self._shapes.popitem(last=False)
         return known

@@ -21,6 +21,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from cytofm_cli import __version__
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.parts import PART, Part, encode_jpeg, encode_labels
 from cytofm_cli.simulate.pyramid import Level, level_sizes
@@ -82,22 +83,39 @@ def tiles_in_order(
 def write_ome(path: Path, rows: Iterator[list[Part]], slide: Slide, film: Film) -> None:
     """Write an OME-TIFF: a pyramid of JPEG tiles, one a focal plane."""
     sizes = level_sizes(slide.size_px)
-    facts: dict[str, Any] = {"axes": "ZYXS", "Name": slide.slide_id}
-    facts |= {f"PhysicalSize{axis}": film.mpp for axis in "XY"}
-    facts |= {f"PhysicalSize{axis}Unit": "µm" for axis in "XYZ"}
-    facts["PhysicalSizeZ"] = slide.plane_um
-    with _Tiles(sizes, path.parent, film) as tiles, _writer(path, slide, ome=True) as out:
+    text = ome_xml(slide, film.mpp).encode()
+    with _Tiles(sizes, path.parent, film) as tiles, _writer(path, slide) as out:
         for level, size in enumerate(sizes):
             out.write(
                 tiles.finest(rows, slide) if not level else tiles.below[level - 1].tiles(),
                 shape=(slide.planes, size, size, 3),
                 subifds=None if level else len(sizes) - 1,
                 subfiletype=int(level > 0),
-                metadata=None if level else facts,
+                description=None if level else text,
+                metadata=None,
                 resolution=_per_cm(film.mpp * slide.size_px / size),
                 resolutionunit="CENTIMETER",
                 **_JPEG,
             )
+
+
+def ome_xml(slide: Slide, mpp: float) -> str:
+    """Return the OME-XML (2016-06) of a slide; tifffile's own has a UUID that is never the same."""
+    side = slide.size_px
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        f'Creator="cytofm {__version__}, simulated">'
+        f'<Image ID="Image:0" Name="{slide.slide_id}">'
+        '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" Interleaved="true" '
+        f'SizeX="{side}" SizeY="{side}" SizeC="3" SizeZ="{slide.planes}" SizeT="1" '
+        f'PhysicalSizeX="{mpp:g}" PhysicalSizeXUnit="µm" '
+        f'PhysicalSizeY="{mpp:g}" PhysicalSizeYUnit="µm" '
+        f'PhysicalSizeZ="{slide.plane_um:g}" PhysicalSizeZUnit="µm">'
+        '<Channel ID="Channel:0:0" SamplesPerPixel="3"/>'
+        f'<TiffData IFD="0" PlaneCount="{slide.planes}"/>'
+        "</Pixels></Image></OME>"
+    )
 
 
 def write_svs(path: Path, rows: Iterator[list[Part]], slide: Slide, film: Film) -> None:
@@ -108,7 +126,7 @@ def write_svs(path: Path, rows: Iterator[list[Part]], slide: Slide, film: Film) 
     side = slide.size_px
     whole = f"{_APERIO}{side}x{side} [0,0 {side}x{side}] ({TILE}x{TILE})"
     codec = f"JPEG/RGB Q={film.quality}"
-    with _Tiles(sizes, path.parent, film) as tiles, _writer(path, slide, ome=False) as out:
+    with _Tiles(sizes, path.parent, film) as tiles, _writer(path, slide) as out:
         for level, size in enumerate(sizes[::2]):
             out.write(
                 tiles.below[2 * level - 1].tiles() if level else tiles.finest(rows, slide),
@@ -156,7 +174,7 @@ def _whole(rows: Iterator[list[Part]], slide: Slide, film: Film) -> Image:
 
 def write_labels(path: Path, tiles: Iterator[bytes], slide: Slide, mpp: float) -> None:
     """Write a label image: one level of uint32 in Deflate tiles."""
-    with _writer(path, slide, ome=False) as out:
+    with _writer(path, slide) as out:
         out.write(
             tiles,
             shape=(slide.size_px, slide.size_px),
@@ -175,7 +193,8 @@ class _Tiles:
 
     def __init__(self, sizes: list[int], folder: Path, film: Film) -> None:
         self._film = film
-        self._blank = film.encode(np.full((TILE, TILE, 3), film.blank, np.uint8))
+        blank = np.full((TILE, TILE, 3), film.blank, np.uint8)
+        self._blank = encode_jpeg(blank, film.quality, small=True)
         self._top = Level(sizes[1:], film.encode, folder) if len(sizes) > 1 else None
         self.thumbnail: Image = np.zeros((1, 1, 3), np.uint8)
 
@@ -211,7 +230,8 @@ class _Tiles:
         """Return half of the pixels of a row of parts."""
         h = -(-min(PART, side - number * PART) // 2)
         strip = np.empty((h, -(-side // 2), 3), np.uint8)
-        strip[:] = self._film.blank
+        strip[:1] = self._film.blank
+        strip[1:] = strip[:1]  # along memory
         for place, part in enumerate(row):
             if part.half is not None:
                 x = place * PART // 2
@@ -272,8 +292,8 @@ class Waiting:
         self._file.close()
 
 
-def _writer(path: Path, slide: Slide, *, ome: bool) -> tifffile.TiffWriter:
-    return tifffile.TiffWriter(path, bigtiff=slide.size_px**2 * slide.planes > _BIG, ome=ome)
+def _writer(path: Path, slide: Slide) -> tifffile.TiffWriter:
+    return tifffile.TiffWriter(path, bigtiff=slide.size_px**2 * slide.planes > _BIG)
 
 
 def _per_cm(mpp: float) -> tuple[float, float]:

@@ -7,7 +7,7 @@ it is a plain error; `check_staged` refuses what came into the folder by another
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,38 @@ def write_rows(folder: Path, kind: ArrayKind, values: NDArray[Any]) -> None:
     zarr3.write_rows(
         folder / kind.in_step,
         values,
+        axes=kind.axes,
+        rows_per_chunk=schema.ROWS_PER_CHUNK,
+        attributes=kind.attributes,
+    )
+
+
+def write_blocks(
+    folder: Path,
+    kind: ArrayKind,
+    blocks: Iterable[NDArray[Any]],
+    *,
+    shape: Sequence[int],
+    dtype: str,
+) -> None:
+    """Write a table (n, d) like `write_rows`, of blocks of rows that come one after the other.
+
+    Args:
+        folder: where its step is staged.
+        kind: what it is.
+        blocks: rows in their order; all but the last a multiple of `schema.ROWS_PER_CHUNK`.
+        shape: (n, d).
+        dtype: of the rows.
+
+    Raises:
+        ValueError: another dtype or number of axes, or blocks that do not fit the shape.
+    """
+    _check(kind, np.empty((0,) * len(shape), dtype))
+    zarr3.write_blocks(
+        folder / kind.in_step,
+        blocks,
+        shape=shape,
+        dtype=dtype,
         axes=kind.axes,
         rows_per_chunk=schema.ROWS_PER_CHUNK,
         attributes=kind.attributes,

@@ -238,7 +238,19 @@ class Store(Closes):
             contour_px0=contour,
             contour_start=start,
             classes=self._typed(NucleiRecord, step).classes,
+            columns={
+                name: self.read(f"{step}/{name}")
+                for name in schema.NUCLEI_COLUMNS
+                if self.has(f"{step}/{name}")
+            },
         )
+
+    def nuclei_xy_px0(self, detector: str | None = None) -> NDArray[np.float32]:
+        """Read the centres of nuclei alone, (m, 2); argument and errors as of `nuclei`."""
+        step = schema.nuclei_step(self.which_detector(detector))
+        self.require_fresh(step)
+        centres: NDArray[np.float32] = self.read(f"{step}/xy_px0")
+        return centres
 
     def embeddings(self, encoder: str | None = None, unit: str = "tile") -> Embeddings:
         """Read a bag.

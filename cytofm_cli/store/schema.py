@@ -121,6 +121,18 @@ NUCLEI_CONTOUR: Final = ArrayKind(
 NUCLEI_CONTOUR_START: Final = ArrayKind(
     "nuclei/<detector>/contour_start", ("int64",), ("nucleus+1",), "index", "start of each polygon"
 )
+# What a detector measured of each nucleus; a detector may have some, all or none of them.
+NUCLEI_COLUMNS: Final = {
+    name: ArrayKind(f"nuclei/<detector>/{name}", ("float32",), ("nucleus",), unit, text)
+    for name, unit, text in (
+        ("circularity", "0..1", "4π · area / perimeter², 1 for a disk"),
+        ("optical_density", "log10", "mean optical density inside"),
+        ("density_std", "log10", "its standard deviation inside: coarse chromatin is high"),
+        ("hue_blue", "log10", "optical density of red minus that of blue, mean inside"),
+        ("ring_density", "log10", "mean optical density 0.75 to 2.25 µm around the nucleus"),
+        ("sharpness", "0..1", "share of the contrast lost within 1 µm across the outline"),
+    )
+}
 EMBEDDINGS: Final = ArrayKind(
     "embeddings/<encoder>/<unit>/values",
     ("float16", "float32"),
@@ -161,6 +173,7 @@ ARRAYS: Final = (
     NUCLEI_CLASS,
     NUCLEI_CONTOUR,
     NUCLEI_CONTOUR_START,
+    *NUCLEI_COLUMNS.values(),
     EMBEDDINGS,
     EMBEDDINGS_XY,
     CELL_EMBEDDINGS_XY,

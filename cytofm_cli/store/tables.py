@@ -7,14 +7,15 @@ open lists of points (the first point is not repeated).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
+from cytofm_cli.store import schema
 from cytofm_cli.store.records import EmbeddingRecord
 
 NUCLEUS = "nucleus"
@@ -73,6 +74,7 @@ class NucleusTable:
         contour_start: int64 (m + 1,), where each polygon starts; a row without a polygon
             has length 0.
         classes: names of the classes.
+        columns: what the detector measured besides, by name: float32 (m,), NaN where unknown.
     """
 
     xy_px0: NDArray[np.float32]
@@ -82,6 +84,7 @@ class NucleusTable:
     contour_px0: NDArray[np.float32]
     contour_start: NDArray[np.int64]
     classes: tuple[str, ...] = (NUCLEUS,)
+    columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.xy_px0)
@@ -105,6 +108,7 @@ class NucleusTable:
             class_id=self.class_id[rows],
             contour_px0=self.contour_px0[offset + np.arange(start[-1])],
             contour_start=start,
+            columns={name: column[rows] for name, column in self.columns.items()},
         )
 
     def moved(
@@ -162,6 +166,7 @@ def make_table(
     probability: NDArray[np.floating] | None = None,
     class_id: NDArray[np.integer] | None = None,
     classes: Sequence[str] = (NUCLEUS,),
+    columns: Mapping[str, NDArray[np.floating]] | None = None,
 ) -> NucleusTable:
     """Put columns together and cast them to the table's dtypes.
 
@@ -172,6 +177,7 @@ def make_table(
         probability: (m,) in [0, 1]; None: 1.
         class_id: (m,) index into `classes`; None: 0.
         classes: names of the classes.
+        columns: (m,) what else was measured, by name.
     """
     count = len(xy_px0)
     rings = polygons if polygons is not None else [np.zeros((0, 2))] * count
@@ -186,11 +192,14 @@ def make_table(
         contour_px0=points.astype(np.float32),
         contour_start=_starts(np.array([len(ring) for ring in rings], np.int64)),
         classes=tuple(classes),
+        columns={name: np.asarray(c, np.float32) for name, c in (columns or {}).items()},
     )
 
 
 def concatenate(tables: Sequence[NucleusTable]) -> NucleusTable:
     """Join tables row-wise; classes are matched by name, in order of first appearance.
+
+    A column that a table lacks is NaN in its rows.
 
     Raises:
         InputError: more than 256 classes together.
@@ -211,7 +220,18 @@ def concatenate(tables: Sequence[NucleusTable]) -> NucleusTable:
         contour_px0=np.concatenate([table.contour_px0 for table in filled]),
         contour_start=_starts(np.concatenate([np.diff(t.contour_start) for t in filled])),
         classes=classes,
+        columns=_joined_columns(filled),
     )
+
+
+def _joined_columns(tables: Sequence[NucleusTable]) -> dict[str, NDArray[np.float32]]:
+    names = dict.fromkeys(name for table in tables for name in table.columns)
+    return {
+        name: np.concatenate(
+            [t.columns.get(name, np.full(len(t), np.nan, np.float32)) for t in tables]
+        )
+        for name in names
+    }
 
 
 def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -227,10 +247,15 @@ def _problem(table: NucleusTable) -> str | None:
         "class_id": (table.class_id, np.uint8, (count,)),
         "contour_px0": (table.contour_px0, np.float32, (len(table.contour_px0), 2)),
         "contour_start": (table.contour_start, np.int64, (count + 1,)),
+        **{name: (column, np.float32, (count,)) for name, column in table.columns.items()},
     }
     for name, (array, dtype, shape) in columns.items():
         if array.dtype != dtype or array.shape != shape:
             return f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
+    for name in table.columns:
+        if name not in schema.NUCLEI_COLUMNS:
+            known = ", ".join(schema.NUCLEI_COLUMNS)
+            return f"the layout of a store has no column {name} of nuclei (it has {known})"
     lengths = np.diff(table.contour_start)
     if table.contour_start[0] != 0 or table.contour_start[-1] != len(table.contour_px0):
         return "contour_start does not span contour_px0"

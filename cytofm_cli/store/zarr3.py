@@ -297,15 +297,48 @@ def write_rows(
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a table (n, d) as one shard of uncompressed row blocks: one file, read by block."""
-    n_rows = max(1, values.shape[0])
-    rows = min(rows_per_chunk, n_rows)
-    blocks = -(-n_rows // rows)
-    chunk = (rows, *(max(1, side) for side in values.shape[1:]))
-    writer = ShardedArrayWriter(
+    write_blocks(
         path,
+        [values],
         shape=values.shape,
         dtype=values.dtype.name,
-        rows_per_shard=blocks * rows,
+        axes=axes,
+        rows_per_chunk=rows_per_chunk,
+        attributes=attributes,
+    )
+
+
+def write_blocks(
+    path: Path,
+    blocks: Iterable[NDArray[Any]],
+    *,
+    shape: Sequence[int],
+    dtype: str,
+    axes: Sequence[str],
+    rows_per_chunk: int,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a table as `write_rows` does, of blocks that come one after the other.
+
+    Args:
+        path: folder of the array; made here.
+        blocks: rows in their order; all but the last a multiple of `rows_per_chunk`.
+        shape: (n, d).
+        dtype: of the rows.
+        axes: dimension names.
+        rows_per_chunk: rows that are read together.
+        attributes: what the array says of itself.
+
+    Raises:
+        ValueError: the blocks hold other than n rows, or are cut elsewhere.
+    """
+    rows = min(rows_per_chunk, max(1, shape[0]))
+    chunk = (rows, *(max(1, side) for side in shape[1:]))
+    writer = ShardedArrayWriter(
+        path,
+        shape=shape,
+        dtype=dtype,
+        rows_per_shard=-(-max(1, shape[0]) // rows) * rows,
         chunk=chunk,
         codecs=[BYTES],
         axes=axes,
@@ -313,13 +346,20 @@ def write_rows(
     )
 
     def encoded() -> Iterable[bytes]:
-        for start in range(0, values.shape[0], rows):
-            block = np.zeros(chunk, dtype=values.dtype)
-            part = values[start : start + rows]
-            block[: len(part)] = part
-            yield block.tobytes()
+        n_rows = 0
+        for block in blocks:
+            if n_rows % rows:
+                raise ValueError(f"{path}: a block ends inside a chunk of {rows} rows")
+            n_rows += len(block)
+            for start in range(0, len(block), rows):
+                whole = np.zeros(chunk, dtype=dtype)
+                part = block[start : start + rows]
+                whole[: len(part)] = part
+                yield whole.tobytes()
+        if n_rows != shape[0]:
+            raise ValueError(f"{path}: {n_rows} rows came of {shape[0]}")
 
-    if values.size:
+    if all(shape):
         writer.write_shard(0, encoded())
 
 

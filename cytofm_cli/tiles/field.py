@@ -10,6 +10,7 @@ holds no pixels, the field is a level of the slide.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -30,7 +31,11 @@ from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_ti
 from cytofm_cli.units import Box, Size
 from cytofm_cli.work.closing import Closes
 
-_CACHED_TILES: Final = 16  # the neighbours of a tile, and some to come
+_CACHED_BYTES: Final = 2**26  # of decoded tiles
+_CACHED_TILES: Final = (16, 128)  # the neighbours of a tile, and some to come; and the most
+
+
+_STRIP_PX: Final = 4096  # of a slide, whose readers keep tiles of their own
 
 
 class Field(Protocol):
@@ -41,12 +46,14 @@ class Field(Protocol):
         boxes: the tiles, in the order of the store, inside the image.
         mpp: µm/px.
         downsample: level-0 pixels to a pixel.
+        strip_px: width of the strips in which many small parts are best read, downwards.
     """
 
     size_px: Size
     boxes: list[Box]
     mpp: float
     downsample: float
+    strip_px: int
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Return (box.h, box.w, 3) uint8 RGB."""
@@ -80,22 +87,6 @@ def open_field(store: Store, *, slides: Path | None = None) -> Iterator[Field]:
         yield SlideField(reader, plan, store.tile_xy_px0, fill)
 
 
-def read_square(
-    field: Field, x_px0: float, y_px0: float, side_px: int, fill: int
-) -> NDArray[np.uint8]:
-    """Return a square of the field centred on a level-0 point, filled beyond the image."""
-    left = round(x_px0 / field.downsample - side_px / 2)
-    top = round(y_px0 / field.downsample - side_px / 2)
-    square = np.full((side_px, side_px, 3), fill, dtype=np.uint8)
-    x0, y0 = max(left, 0), max(top, 0)
-    x1, y1 = min(left + side_px, field.size_px.w), min(top + side_px, field.size_px.h)
-    if x1 > x0 and y1 > y0:
-        square[y0 - top : y1 - top, x0 - left : x1 - left] = field.read(
-            Box(x0, y0, x1 - x0, y1 - y0)
-        )
-    return square
-
-
 class SlideField:
     """The level of the slide that the tiles were cut from."""
 
@@ -108,6 +99,7 @@ class SlideField:
         self.fill = fill
         side = max(1, round(plan.tile_px * plan.scale))
         self.boxes = [_box(xy, plan.downsample, side, self.size_px) for xy in xy_px0.tolist()]
+        self.strip_px = _STRIP_PX
         self._reader, self._level = reader, plan.level
 
     def read(self, box: Box) -> NDArray[np.uint8]:
@@ -152,6 +144,11 @@ class SlideAtHand(Closes):
         except SlideError:  # of a part that no tile was cut from: no reason to give up
             return None
         return resample(pixels, box.w, box.h)
+
+    @property
+    def is_exact(self) -> bool:
+        """Tell whether pixels are those of the level, not resampled."""
+        return self._plan.scale == 1
 
     def is_there(self) -> bool:
         """Tell whether the slide can be read."""
@@ -207,6 +204,10 @@ class TiledField:
         corners = tiles.xy_px0.tolist()
         self.boxes = [_box(xy, step, plan.tile_px, self.size_px) for xy in corners]
         self._side = self.side_px = plan.tile_px
+        least, most = _CACHED_TILES
+        self._n_cached = min(max(_CACHED_BYTES // (3 * plan.tile_px**2), least), most)
+        # Two rows of a strip and its neighbours are kept, and some tiles for other threads.
+        self.strip_px = self._side * max(1, self._n_cached // 2 - 4)
         self._tiles, self._slide = tiles, slide
         self._index: dict[tuple[int, int], list[_Placed]] = {}
         for index, box in enumerate(self.boxes):
@@ -239,7 +240,18 @@ class TiledField:
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Return a box, which may reach past the image; see the module's text."""
-        return self.read_known(box)[0]
+        part = self._in_one_tile(box)
+        return self.read_known(box)[0] if part is None else part
+
+    def _in_one_tile(self, box: Box) -> NDArray[np.uint8] | None:
+        """Return a box that the last tile on it, which would be pasted over all others, holds."""
+        placed = self._placed(box)
+        if not placed:
+            return None
+        last = placed[-1]
+        if overlap(box, self.boxes[last.index]) != box:
+            return None
+        return self._decoded(last.index)[_window(box, last.x, last.y)].copy()
 
     def read_known(self, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Return a box and, bool (box.h, box.w), False where it is mirrored."""
@@ -266,13 +278,20 @@ class TiledField:
     def _paste_slide(
         self, box: Box, inside: Box, pixels: NDArray[np.uint8], known: NDArray[np.bool_]
     ) -> None:
+        if self._slide is None:
+            return
         window = _window(inside, box.x, box.y)
-        gap = ~known[window]
-        slide = self._slide.read(inside) if self._slide is not None and gap.any() else None
-        if slide is not None:
+        # Resampled pixels depend on where a box starts: then all of it is one.
+        parts = gaps(known[window]) if self._slide.is_exact else [Box(0, 0, inside.w, inside.h)]
+        for part in parts:
+            there = Box(inside.x + part.x, inside.y + part.y, part.w, part.h)
+            slide = self._slide.read(there)
+            if slide is None:
+                continue
             self._beyond.add("slide")
-            pixels[window][gap] = slide[gap]
-            known[window] = True
+            own = _window(there, box.x, box.y)
+            np.copyto(pixels[own], slide, where=~known[own][..., None])
+            known[own] = True
 
     def _placed(self, box: Box) -> list[_Placed]:
         placed = {tile for cell in self._cells(box) for tile in self._index.get(cell, ())}
@@ -292,7 +311,7 @@ class TiledField:
         tile = self._tiles.read(index)
         with self._lock:
             self._cache[index] = tile
-            while len(self._cache) > _CACHED_TILES:
+            while len(self._cache) > self._n_cached:
                 self._cache.popitem(last=False)
         return tile
 
@@ -326,6 +345,19 @@ def mirrored(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.
     y, x = np.where(known[y, x], (y, x), near)
     filled: NDArray[np.uint8] = pixels[y, x]
     return filled
+
+
+def gaps(known_HW: NDArray[np.bool_]) -> list[Box]:
+    """Return boxes that cover what is not known and nothing else, from top to bottom."""
+    height = len(known_HW)
+    changes = np.flatnonzero((known_HW[1:] != known_HW[:-1]).any(1)) + 1
+    found = []
+    for top, below in itertools.pairwise([0, *changes.tolist(), height]):
+        edges = np.diff(np.concatenate([[0], ~known_HW[top], [0]]).astype(np.int8))
+        starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        for left, right in zip(starts.tolist(), stops.tolist(), strict=True):
+            found.append(Box(left, top, right - left, below - top))
+    return found
 
 
 def overlap(first: Box, second: Box) -> Box | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.store.zarr3 import ShardedArrayReader, chunk_decoder
+from cytofm_cli.tiles.kept import shared
 from cytofm_cli.tiles.read import ReadPlan, read_tile
 
 
@@ -28,6 +29,26 @@ class TileSource(Protocol):
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return one tile as (tile_px, tile_px, 3) uint8 RGB."""
         ...
+
+
+@runtime_checkable
+class ManyTiles(TileSource, Protocol):
+    """Tiles, or other squares, that cost less in an order of their own and many at a time."""
+
+    def reading_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the same rows, those that lie near to each other one after the other."""
+        ...
+
+    def read_many(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return (len(rows), tile_px, tile_px, 3) uint8 RGB."""
+        ...
+
+
+def read_many(tiles: TileSource, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return tiles as (len(rows), tile_px, tile_px, 3) uint8 RGB."""
+    if isinstance(tiles, ManyTiles):
+        return tiles.read_many(rows)
+    return np.stack([tiles.read(int(row)) for row in rows])
 
 
 @contextlib.contextmanager
@@ -43,12 +64,13 @@ def open_tiles(store: Store, *, slides: Path | None = None) -> Iterator[TileSour
         SlideError: the store has no pixels and the slide cannot be read.
     """
     fill, xy_px0 = store.tile.fill, store.tile_xy_px0
+    source = f"{store.path.absolute()} {store.tile.identity}"
     if store.has(schema.TILE_PIXELS.path):
         with ShardedArrayReader(store.path / schema.TILE_PIXELS.path) as pixels:
-            yield StoredTiles(pixels, xy_px0)
+            yield shared(StoredTiles(pixels, xy_px0), source)
         return
     with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
-        yield SlideTiles(reader, plan_of(store), xy_px0, fill=fill)
+        yield shared(SlideTiles(reader, plan_of(store), xy_px0, fill=fill), source)
 
 
 def plan_of(store: Store) -> ReadPlan:

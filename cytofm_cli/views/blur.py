@@ -1,8 +1,7 @@
 """Gaussian blur as banded matrix products.
 
 A block of 16 rows of the result is a banded 16 × 24 matrix times 24 rows of the input, and
-overlapping blocks are a strided view: two batched matrix products. On a CPU this is several
-times faster than any of torch's convolutions.
+overlapping blocks are a strided view: two batched matrix products, one launch for all views.
 
 Letters: G views, C colours, H rows, W columns.
 """
@@ -36,6 +35,15 @@ def blur_(x_GCHW: Tensor, bands_G: Tensor) -> Tensor:
     return x_GCHW
 
 
+def kernels(sigma_G: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the nine taps (G, 9) of Gaussians, sum 1; sigma 0 gives the identity."""
+    taps = np.arange(-_RADIUS_PX, _RADIUS_PX + 1)
+    kernel = np.exp(-0.5 * (taps / np.maximum(sigma_G, 1e-3)[:, None]) ** 2)
+    kernel[kernel < 1e-7] = 0  # denormal weights would cost ten times as much
+    weight: NDArray[np.float64] = kernel / kernel.sum(1, keepdims=True)
+    return weight
+
+
 def bands(sigma_G: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     """Return the banded matrices (G, 1, block, block + 8) that apply Gaussians of nine taps.
 
@@ -45,12 +53,9 @@ def bands(sigma_G: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     """
     divisors = [size for size in range(8, 25) if side % size == 0]
     size = min(divisors, key=lambda size: abs(size - 16), default=side)
-    taps = np.arange(-_RADIUS_PX, _RADIUS_PX + 1)
-    kernel = np.exp(-0.5 * (taps / np.maximum(sigma_G, 1e-3)[:, None]) ** 2)
-    kernel[kernel < 1e-7] = 0  # denormal weights would cost ten times as much
-    kernel /= kernel.sum(1, keepdims=True)
+    kernel = kernels(sigma_G)
     # Rows one longer than the matrix's, read as if they were not: each is shifted by one more.
     n_views, columns = len(sigma_G), size + 2 * _RADIUS_PX
     shifted = np.zeros((n_views, size, columns + 1))
-    shifted[..., : len(taps)] = kernel[:, None]
+    shifted[..., : kernel.shape[1]] = kernel[:, None]
     return shifted.reshape(n_views, -1)[:, : size * columns].reshape(n_views, 1, size, columns)

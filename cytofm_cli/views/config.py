@@ -9,7 +9,7 @@ from cytofm_cli.config import Settings, option
 
 RecipeName = Literal["simclr", "moco", "byol", "dino", "ibot", "dinov2", "distill"]
 RECIPES: Final[tuple[RecipeName, ...]] = get_args(RecipeName)
-VERSION: Final = 2  # goes up when equal settings give other views; 2: over the edges of tiles
+VERSION: Final = 3  # goes up when equal settings give other views; 3: other noise
 # What `perturb.NcpConfig` says of each of these.
 Keep = Literal["subset", "all", "single", "piece"]
 Region = Literal["disk", "boundary"]

@@ -114,21 +114,24 @@ def place_boxes(
     return np.concatenate([corner.astype(np.int64), size_G2], -1)
 
 
-def resize_crop(word_HW: Tensor, out_SS: Tensor) -> Tensor:
-    """Resize one crop of packed words to a square, bicubic with antialias, into `out_SS`.
+def resize_crop(word_HW: Tensor, size: int) -> NDArray[np.uint8]:
+    """Resize one crop of packed words to a square, bicubic with antialias: uint8 RGB (S, S, 3).
 
-    Runs on uint8, four interleaved channels at once: the fastest kernel that torch has on a
-    CPU, and rounds as Pillow does. Not available on a GPU; see `resize_boxes`.
+    Runs on uint8, interleaved colours at once: the fastest kernel that torch has on a CPU. Not
+    available on a GPU; see `resize_boxes`. Rows come first, then columns: a sixth faster than
+    Pillow's order, and both round to whole grey levels in between.
     """
-    # The batch axis goes first, before the permutation, or torch misses that this is channels
-    # last and takes the slow way.
-    byte_1CHW = word_HW[None, :, :, None].view(torch.uint8).permute(0, 3, 1, 2)
-    small_1CSS = torch.nn.functional.interpolate(
-        byte_1CHW, out_SS.shape, mode="bicubic", antialias=True
-    )
-    # A constant stays one through the filter: the top byte is 255 again.
-    pixels.as_bytes(out_SS[None]).permute(0, 3, 1, 2).copy_(small_1CSS)
-    return out_SS
+    import cv2
+
+    rgb_HWC = cv2.cvtColor(word_HW.unsqueeze(-1).view(torch.uint8).numpy(), cv2.COLOR_RGBA2RGB)
+    # The batch axis goes first, before the permutation, and by a view, or torch misses that this
+    # is channels last and takes the slow way.
+    small_1CHW = torch.from_numpy(rgb_HWC).view(1, *rgb_HWC.shape).permute(0, 3, 1, 2)
+    for shape in ((size, rgb_HWC.shape[1]), (size, size)):
+        small_1CHW = torch.nn.functional.interpolate(
+            small_1CHW, shape, mode="bicubic", antialias=True
+        )
+    return small_1CHW[0].permute(1, 2, 0).numpy()
 
 
 def resize_boxes(word_GHW: Tensor, boxes: list[Box], size: int) -> Tensor:
@@ -142,9 +145,9 @@ def resize_boxes(word_GHW: Tensor, boxes: list[Box], size: int) -> Tensor:
     xs, ys = [(b.x, b.w) for b in boxes], [(b.y, b.h) for b in boxes]
     across = resize_weights(xs, word_GHW.shape[2], size).to(device).unsqueeze(1)
     down = resize_weights(ys, word_GHW.shape[1], size).to(device).unsqueeze(1)
-    # To whole grey levels between the axes, as Pillow and `resize_crop` do.
-    narrow = (rgb @ across.mT).round_().clamp_(0, 255)
-    return pixels.pack((down @ narrow).round_().clamp_(0, 255).to(torch.uint8))
+    # Rows first, and to whole grey levels between the axes, as `resize_crop` does.
+    low = (down @ rgb).round_().clamp_(0, 255)
+    return pixels.pack((low @ across.mT).round_().clamp_(0, 255).to(torch.uint8))
 
 
 def resize_weights(ranges: list[tuple[int, int]], extent: int, size: int) -> Tensor:

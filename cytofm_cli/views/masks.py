@@ -93,8 +93,8 @@ def n_rows(radius_px: float) -> int:
     return 2 * math.ceil(radius_px) + 2
 
 
-def paint(spans: Spans, weight_GP: Tensor, start: int = 0) -> Tensor:
-    """Count at every pixel, from `start`, the disks of weight 1 that cover it: int32 (G, N)."""
+def paint(spans: Spans, weight_GP: Tensor) -> Tensor:
+    """Count at every pixel the disks of weight 1 that cover it: int32 (G, N)."""
     n_images, stride = len(spans.start_GPR), spans.n_pixels + 1  # spans may close behind the end
     weight = weight_GP.to(torch.int32).unsqueeze(-1).expand(spans.start_GPR.shape).reshape(-1)
     first, behind = spans.start_GPR, spans.stop_GPR
@@ -102,15 +102,35 @@ def paint(spans: Spans, weight_GP: Tensor, start: int = 0) -> Tensor:
         offset = torch.arange(n_images, dtype=torch.int32, device=first.device) * stride
         first, behind = first + offset.view(-1, 1, 1), behind + offset.view(-1, 1, 1)
     step = torch.zeros(n_images * stride, dtype=torch.int32, device=first.device)
-    step[::stride] = start
     step.index_add_(0, first.reshape(-1), weight)
     step.index_add_(0, behind.reshape(-1), weight, alpha=-1)
     return step.view(n_images, stride)[:, :-1].cumsum(1, dtype=torch.int32)
 
 
 def outside_disks(spans: Spans, weight_GP: Tensor) -> Tensor:
-    """Return int32 (G, N): -1 (all bits set) outside the union of the disks, 0 inside."""
-    return paint(spans, weight_GP, start=-1).bitwise_right_shift_(31)
+    """Return bool (G, N): true outside the union of the disks of weight 1."""
+    if weight_GP.device.type != "cpu":
+        return paint(spans, weight_GP) == 0
+    outside_GN = np.empty((len(weight_GP), spans.n_pixels), bool)
+    parts = zip(spans.start_GPR.numpy(), spans.stop_GPR.numpy(), weight_GP.numpy(), strict=True)
+    for outside_N, (start_PR, stop_PR, weight_P) in zip(outside_GN, parts, strict=True):
+        outside_N[:] = _outside_runs(start_PR[weight_P], stop_PR[weight_P], len(outside_N))
+    return torch.from_numpy(outside_GN)
+
+
+def _outside_runs(
+    start: NDArray[np.int32], stop: NDArray[np.int32], n_pixels: int
+) -> NDArray[np.bool_]:
+    """Return what no span covers, run by run: on a CPU a fifth of the time of a sum."""
+    # Where the i-th end lies before the start after the i-th, whatever started has ended.
+    starts, stops = np.sort(start, axis=None), np.sort(stop, axis=None)
+    gap = stops[:-1] < starts[1:]
+    edges = np.empty(2 * (np.count_nonzero(gap) + (len(starts) > 0)) + 2, np.int64)
+    edges[0], edges[-1] = 0, n_pixels
+    if len(starts):
+        edges[1], edges[3:-1:2] = starts[0], starts[1:][gap]
+        edges[2:-2:2], edges[-2] = stops[:-1][gap], stops[-1]
+    return np.repeat(np.arange(len(edges) - 1) % 2 == 0, np.diff(edges))
 
 
 def rule_labels(
@@ -119,19 +139,21 @@ def rule_labels(
     """Let the nuclei of a label map overrule disks: kept ones are inside, all others outside.
 
     Args:
-        outside_GN: int32, -1 outside the disks and 0 inside; changed in place.
+        outside_GN: bool, true outside the disks; changed in place.
         label_GN: int32, 0 for background, j + 1 for nucleus j, M + 1 for one that is not kept.
         kept_GM: bool.
         unite: False leaves kept nuclei as the disks have them.
 
     Returns:
-        int32 (G, N), the same tensor.
+        bool (G, N), the same tensor.
     """
     gone = torch.nn.functional.pad(~kept_GM, (0, 1), value=True)
-    outside_GN |= _look_up(-torch.nn.functional.pad(gone, (1, 0)).to(torch.int32), label_GN)
+    rule = torch.nn.functional.pad(gone, (1, 0)).to(torch.uint8)  # 1: outside
     if unite:
-        inside = torch.nn.functional.pad(kept_GM, (1, 1))
-        outside_GN &= _look_up(inside.to(torch.int32) - 1, label_GN)
+        rule += 2 * torch.nn.functional.pad(kept_GM, (1, 1))  # 2: inside
+    rule_GN = _look_up(rule, label_GN)
+    outside_GN |= rule_GN == 1
+    outside_GN &= rule_GN != 2
     return outside_GN
 
 

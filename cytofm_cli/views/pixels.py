@@ -1,16 +1,19 @@
 """Pixels as 32-bit words, so that a shuffle or a crop moves a pixel and not three planes.
 
-A word holds R, G, B and, on top, 255: the word is negative as int32, which tells a pixel from
-an empty place. Colours change on float planes (r, g, b, 1), by one 3 × 4 matrix product.
+A word holds R, G, B and, on top, 255. Colours change on float planes (r, g, b, 1), by one 3 × 4
+matrix product.
 
 Letters: B tiles, G anything batched, H rows, W columns, C colours, S side of a square view.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _TOP: Final = -(1 << 24)  # 0xFF000000 as int32
@@ -19,11 +22,32 @@ _TOP: Final = -(1 << 24)  # 0xFF000000 as int32
 def pack(rgb_BCHW: Tensor) -> Tensor:
     """Pack uint8 RGB tiles (B, 3, H, W), any strides, into int32 words (B, H, W)."""
     n_tiles, _, height, width = rgb_BCHW.shape
+    if rgb_BCHW.device.type == "cpu":
+        return _pack_on_host(rgb_BCHW)
     word_BHW = torch.full((n_tiles, height, width), _TOP, dtype=torch.int32, device=rgb_BCHW.device)
     byte_BHW4 = as_bytes(word_BHW)
     for colour in range(3):  # plane by plane: twice as fast as one strided copy
         byte_BHW4[..., colour].copy_(rgb_BCHW[:, colour])
     return word_BHW
+
+
+def _pack_on_host(rgb_BCHW: Tensor) -> Tensor:
+    import cv2
+
+    n_tiles, _, height, width = rgb_BCHW.shape
+    byte_BHW4 = np.empty((n_tiles, height, width, 4), np.uint8)
+    full_HW = _full(height, width)
+    for rgb_CHW, byte_HW4 in zip(rgb_BCHW.numpy(), byte_BHW4, strict=True):
+        if rgb_CHW.strides[0] == 1:  # colours lie side by side
+            cv2.cvtColor(rgb_CHW.transpose(1, 2, 0), cv2.COLOR_RGB2RGBA, dst=byte_HW4)
+        else:
+            cv2.merge([*map(np.ascontiguousarray, rgb_CHW), full_HW], dst=byte_HW4)
+    return torch.from_numpy(byte_BHW4).view(torch.int32).squeeze(-1)
+
+
+@lru_cache(maxsize=4)
+def _full(height: int, width: int) -> NDArray[np.uint8]:
+    return np.full((height, width), 255, np.uint8)
 
 
 def as_bytes(word_GHW: Tensor) -> Tensor:
@@ -58,9 +82,6 @@ def turn(word_GSS: Tensor, code_G: list[int]) -> Tensor:
     rows_of.pop(0, None)
     for code, rows in rows_of.items():
         axes = [axis for axis, bit in ((2, 2), (1, 4)) if code & bit]
-        # On a CPU a slice saves two copies; on a GPU one gather saves many launches.
-        one_by_one = [slice(row, row + 1) for row in rows]
-        for some in one_by_one if word_GSS.device.type == "cpu" else [rows]:
-            view_GSS = word_GSS[some].mT if code & 1 else word_GSS[some]
-            word_GSS[some] = view_GSS.flip(axes) if axes else view_GSS.clone()
+        view_GSS = word_GSS[rows].mT if code & 1 else word_GSS[rows]
+        word_GSS[rows] = view_GSS.flip(axes) if axes else view_GSS
     return word_GSS

@@ -16,7 +16,7 @@ from cytofm_cli.tiles.canvas import open_canvases
 from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.make import pad_nuclei
-from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.recipes import ncp_of, recipe_of
 from cytofm_cli.views.sheet import Image, contact_sheet
 from cytofm_cli.views.stored import (

@@ -27,7 +27,7 @@ from cytofm_cli.config import field_types, resolve
 from cytofm_cli.errors import UsageError
 from cytofm_cli.views.augment import IDENTITY, IMAGENET_MEAN, IMAGENET_STD, Augment
 from cytofm_cli.views.config import ViewsConfig
-from cytofm_cli.views.perturb import PRESETS, NcpConfig
+from cytofm_cli.views.ncp import PRESETS, NcpConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,8 @@ from cytofm_cli.tiles.canvas import open_canvases
 from cytofm_cli.tiles.read import ordered_map
 from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views.config import VERSION, ViewsConfig
-from cytofm_cli.views.make import ViewPlan, make_views
+from cytofm_cli.views.make import make_views
+from cytofm_cli.views.plan import ViewPlan
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of, same_views
 from cytofm_cli.views.sheet import to_rgb
 from cytofm_cli.views.stored import (

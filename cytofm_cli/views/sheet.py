@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cytofm_cli.views import draws, perturb, pixels
-from cytofm_cli.views.make import ViewSet, make_views, perturbation_of
-from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views import draws, pixels
+from cytofm_cli.views.make import ViewSet, make_views
+from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.recipes import Recipe
+from cytofm_cli.views.render import perturbation_of
+from cytofm_cli.views.scene import build_scene
 
 Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -62,9 +64,9 @@ def contact_sheet(
         one = slice(b, b + 1)
         label = None if label_BHW is None else label_BHW[one]
         v = _shown_view(made, row)
-        scene = perturb.build_scene(tile_BCHW[one], torch.from_numpy(xy_BM2[one]), ncp, mpp, label)
+        scene = build_scene(tile_BCHW[one], torch.from_numpy(xy_BM2[one]), ncp, mpp, label)
         words_1HW, outside_1N = perturbation_of(scene, made.plan.part(slice(row, row + 1)), ncp, v)
-        outside_HW = outside_1N.view(words_1HW.shape[1:]).numpy() != 0
+        outside_HW = outside_1N.view(words_1HW.shape[1:]).numpy()
         tile = _panel(tile_BCHW[one], outside_HW, made, row, xy_BM2[b], valid_BM[b], recipe, v)
         if margin_px:
             _tile_edge(tile, margin_px / tile_BCHW.shape[-1])

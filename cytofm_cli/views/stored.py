@@ -23,7 +23,7 @@ from cytofm_cli.tiles.read import ReadPlan
 from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views import crops, draws, masks
 from cytofm_cli.views.make import pad_nuclei
-from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.ncp import NcpConfig
 
 NOMINAL_RADIUS_UM: Final = 4.0  # of a nucleus of which only a point is known
 _CHOICE: Final = 500  # what a key is folded with, beside `draws.Stream`, to choose tiles

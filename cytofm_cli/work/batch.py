@@ -42,7 +42,7 @@ class Outcome:
     Attributes:
         status: done now, skipped (was done before), held by another process, refused (was done
             before with other settings, and is kept), or failed.
-        facts: what the work returned, as JSON values.
+        facts: what the work returned, or its error tells beside the message, as JSON values.
         error: why it failed, or is refused.
     """
 
@@ -160,11 +160,11 @@ def attempt(work: Work, explain: Explain, task: Task, say: Say) -> Outcome:
     try:
         status, facts = work(task, Reporter(say, task.name))
     except ClaimHeldError as held:
-        status, error = "held", held
+        status, error, facts = "held", held, held.facts
     except ConfigMismatchError as other:
-        status, error = "refused", other
+        status, error, facts = "refused", other, other.facts
     except CytofmError as known:
-        error = known
+        error, facts = known, known.facts
     except Exception as bug:
         if is_out_of_memory(bug):
             error = explain(task, Loss("out of memory"))

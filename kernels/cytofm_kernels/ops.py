@@ -13,7 +13,7 @@ import threading
 import torch
 from torch import Tensor
 
-from cytofm_kernels import cpu
+from cytofm_kernels import cpu, cpu_short
 from cytofm_kernels.cpu_dense import Problem
 from cytofm_kernels.errors import TopHError
 from cytofm_kernels.reference import Ties, accumulate_dtype, full_precision
@@ -83,6 +83,10 @@ def top_h_forward(
 
             return launch.forward(q, k, v, bucket, tables, key_mask, h, scale, first, save)
         problem = _cpu_problem(q, k, v, bucket, tables, key_mask, h, scale, first)
+        short = None if save else cpu_short.forward(problem)
+        if short is not None:
+            nothing = short.new_empty(0), q.new_empty(0, dtype=torch.int32)
+            return short.view(q.shape).to(v.dtype), *nothing
         out, p, index = cpu.forward(problem)
     shape = q.shape[:3]
     out = out.view(q.shape).to(v.dtype)

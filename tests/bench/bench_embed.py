@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cytofm_cli.encoders.batches import embed_tiles
 from cytofm_cli.encoders.load import load_encoder
-from cytofm_cli.encoders.run import embed_tiles
 from cytofm_cli.store import io
 from cytofm_cli.tiles.source import open_tiles
 

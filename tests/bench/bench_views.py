@@ -31,8 +31,9 @@ from torchvision.transforms import functional as TF
 
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.draws import sample_keys
-from cytofm_cli.views.make import ViewPlan, draw_plan, make_views, pad_nuclei
-from cytofm_cli.views.perturb import NcpConfig
+from cytofm_cli.views.make import make_views, pad_nuclei
+from cytofm_cli.views.ncp import NcpConfig
+from cytofm_cli.views.plan import ViewPlan, draw_plan
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
 from cytofm_cli.work.cpus import cpu_count
 

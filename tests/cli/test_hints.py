@@ -22,6 +22,7 @@ RAISED_BY = {
     "api/detect.py": {"detect"},
     "api/embed.py": {"embed"},
     "api/inputs.py": _TILES,
+    "api/run.py": {"run"},
     "api/tile.py": {"tile"},
     "cli/evaluate.py": {"evaluate probe"},
     "cli/mil_score.py": {"mil score"},

@@ -43,6 +43,15 @@ ALL = list(tree())
 IDS = [name for name, _, _ in ALL]
 # Commands that are made by `register`, with what their settings are declared in.
 REGISTERED = [
+    (
+        "run",
+        (
+            "cytofm_cli.tiles.config.TileConfig",
+            "cytofm_cli.cli.run.BagsConfig",
+            "cytofm_cli.mil.config.ScoreConfig",
+            "cytofm_cli.cli.run.FilesConfig",
+        ),
+    ),
     ("tile", ("cytofm_cli.tiles.config.TileConfig",)),
     ("detect", ("cytofm_cli.nuclei.config.DetectConfig",)),
     ("views", ("cytofm_cli.views.config.ViewsConfig",)),
@@ -72,7 +81,8 @@ def test_every_option__has_help_and_a_variable_that_the_help_names(
     for option in options(command, context):
         _, text = option.get_help_record(context)
         assert text.strip()[:1] not in ("", "["), f"{name} --{long_flag(option)} has no help"
-        sections = (*name.split()[:1], "_".join(name.split()), "run", "tile", "views")
+        steps = ("detect", "embed", "export") if name == "run" else ()
+        sections = (*name.split()[:1], "_".join(name.split()), "run", "tile", "views", *steps)
         mine = {variable(section, long_flag(option)) for section in sections}
         assert any(f"env var: {one}" in text for one in mine), (name, long_flag(option), text)
 
@@ -190,11 +200,8 @@ def test_every_plain_option__is_read_from_its_variable(
 def test_print_config__asks_for_nothing(here, name: str) -> None:
     done = here(*name.split(), "--print-config")
     assert done.returncode == 0, done.stderr
-    section = (
-        name.replace(" ", "_")
-        if name in ("mil score", "mil compare")
-        else name.split(maxsplit=1)[0]
-    )
+    own = {"mil score": "mil_score", "mil compare": "mil_compare", "run": "embed"}
+    section = own.get(name, name.split(maxsplit=1)[0])
     assert f"[{section}]" in done.stdout
 
 

@@ -15,7 +15,7 @@ from cytofm_cli.encoders.base import store_key
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.entries import SHIPPED
 from cytofm_cli.encoders.load import load_encoder
-from cytofm_cli.encoders.run import digest_of_weights
+from cytofm_cli.encoders.recorded import digest_of_weights
 from cytofm_cli.errors import UsageError
 
 EXPECTED = [[1.203, -0.998, 0.629, -0.883], [1.076, 0.311, 1.173, -0.389]]

@@ -10,7 +10,7 @@ import torch
 
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.load import load_encoder
-from cytofm_cli.encoders.run import digest_of_weights
+from cytofm_cli.encoders.recorded import digest_of_weights
 from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.evaluate.choice import choose

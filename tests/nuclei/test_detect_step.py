@@ -17,6 +17,7 @@ from cytofm_cli.nuclei import survey
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
 from cytofm_cli.nuclei.run import Detection, DetectJob
+from cytofm_cli.store import schema
 from cytofm_cli.store.io import open_store
 
 
@@ -64,6 +65,13 @@ def test_nuclei_on_the_border__are_found_once(stores):
     _, facts, notes = detect(store)
     xy = open_store(store).nuclei().xy_px0
     assert facts["n"] == 8 and not notes and "n_quartered" not in facts
+    columns = open_store(store).nuclei().columns
+    assert set(columns) == set(schema.NUCLEI_COLUMNS)
+    # (80, 60, 120) has optical densities of 0.50, 0.62 and 0.33, 0.48 in the mean; the slope of
+    # the drawn edge takes some of it. The border cuts the first nucleus.
+    assert ((columns["optical_density"][1:] > 0.35) & (columns["optical_density"] < 0.48)[1:]).all()
+    np.testing.assert_allclose(columns["ring_density"][1:], 0.06, atol=0.03)
+    assert ((columns["hue_blue"][1:] > 0.1) & (columns["hue_blue"][1:] < 0.18)).all()
     # 512 is the seam of two tiles; of the first nucleus only the right half is on the slide.
     np.testing.assert_allclose(np.sort(xy[:, 0])[1:], np.arange(128, 1024, 128) + 0.5, atol=1.5)
 
@@ -75,15 +83,16 @@ def test_too_little_memory__is_quartered_counted_and_the_same(stores, monkeypatc
     plain = ClassicalDetector.detect
 
     def small(self, image, mpp):
-        if image.shape[0] * image.shape[1] > 250_000:  # a tile with its halo has 327 680
+        # Both tiles are one block; a quarter of it with its halo has 245 760 pixels.
+        if image.shape[0] * image.shape[1] > 250_000:
             raise OutOfMemoryError("too little memory")
         return plain(self, image, mpp)
 
     monkeypatch.setattr(ClassicalDetector, "detect", small)
     _, facts, notes = detect(store)
-    assert facts["n_quartered"] == 2
-    assert notes == ["warning: full: too little memory; 2 tiles quartered"]
-    assert open_store(store).nuclei_record().n_quartered == 2
+    assert facts["n_quartered"] == 1
+    assert notes == ["warning: full: too little memory; 1 parts quartered"]
+    assert open_store(store).nuclei_record().n_quartered == 1
     found = open_store(store).nuclei().xy_px0
     np.testing.assert_allclose(found, expected, atol=0.01)
 
@@ -164,7 +173,7 @@ def test_magenta__stain_is_recorded(tmp_path):
     assert detect(store)[1]["n"] == 40
     record = open_store(store).nuclei_record()
     assert record.other["stain"]["name"] == "mgg" and record.other["stain"]["axis"][1] == 1
-    assert record.config["version"] == 2 and record.config["stain"] == "auto"
+    assert record.config["version"] == 3 and record.config["stain"] == "auto"
 
 
 @pytest.mark.parametrize(
@@ -202,5 +211,5 @@ def test_nuclei__of_the_former_version_are_recognised_and_stay_readable(stores, 
     assert "version" not in open_store(store).steps["nuclei/classical"].config
     assert len(open_store(store).nuclei()) == 8
     job = DetectJob(slide_id="full", path=str(store), config=DetectConfig())
-    with pytest.raises(ConfigMismatchError, match="version: 1 → 2"):
+    with pytest.raises(ConfigMismatchError, match="version: 1 → 3"):
         Detection().detect(job, lambda *_: None, print)

@@ -101,3 +101,22 @@ def test_as_rgb__transparency_becomes_white():
     expected = [[255, 255, 255], [200, 100, 0], [244, 224, 204]]
     np.testing.assert_array_equal(as_rgb(pixel)[0], expected)
     assert as_rgb(np.full((2, 3), 9, np.uint8)).shape == (2, 3, 3)
+
+
+def test_columns__go_with_their_rows_and_are_unknown_where_a_table_has_none():
+    one = make_table(
+        np.array([[5.0, 9.0], [1.0, 2.0]]), np.ones(2), columns={"sharpness": np.array([0.5, 0.25])}
+    )
+    assert one.sorted().columns["sharpness"].tolist() == [0.25, 0.5]
+    assert one.take(np.array([0])).columns["sharpness"].tolist() == [0.5]
+    both = concatenate([one, make_table(np.array([[7.0, 7.0]]), np.ones(1))])
+    np.testing.assert_array_equal(both.columns["sharpness"], [0.5, 0.25, np.nan])
+    both.validate()
+
+
+def test_columns__that_no_store_has_or_of_another_length_are_refused():
+    xy, area = np.zeros((1, 2)), np.ones(1)
+    with pytest.raises(InputError, match=r"no column shine of nuclei \(it has circularity"):
+        make_table(xy, area, columns={"shine": np.ones(1)}).validate()
+    with pytest.raises(InputError, match=r"sharpness is float32 \(2,\)"):
+        make_table(xy, area, columns={"sharpness": np.ones(2)}).validate()

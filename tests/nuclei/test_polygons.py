@@ -121,28 +121,6 @@ def test_trace__finds_an_ellipse_to_a_pixel():
     np.testing.assert_allclose(found.centroid()[0], [44, 41], atol=0.3)
 
 
-def test_closed_path__equals_brute_force_on_the_settled_part():
-    gain = np.random.default_rng(3).random((5, outline.N_ANGLES, 6)).astype(np.float32)
-    path = outline.closed_path(gain)
-    steps = np.abs(np.diff(path, axis=1))
-    assert steps.max() <= outline.MAX_JUMP
-    got = np.take_along_axis(gain, path[..., None], 2)[..., 0].sum(1)
-    # Best closed path, exactly: fix the first step, forbid all others at both ends.
-    best = np.full(5, -np.inf)
-    for first in range(6):
-        score = np.full((5, 6), -np.inf)
-        score[:, first] = gain[:, 0, first]
-        for t in range(1, outline.N_ANGLES):
-            options = [
-                np.where(abs(j - np.arange(6)) <= outline.MAX_JUMP, score[:, j : j + 1], -np.inf)
-                for j in range(6)
-            ]
-            score = np.max(options, axis=0) + gain[:, t]
-        close = abs(np.arange(6) - first) <= outline.MAX_JUMP
-        best = np.maximum(best, score[:, close].max(1))
-    assert (got >= 0.99 * best).all()
-
-
 def test_split_touching__overlapping_disks_become_disjoint_halves():
     angles = outline.N_ANGLES
     disks = outline.Outlines(

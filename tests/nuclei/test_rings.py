@@ -117,6 +117,13 @@ def border_field() -> np.ndarray:
     return (image + rng.normal(0, 1, image.shape)).clip(0, 255).astype(np.uint8)
 
 
+def test_without_repeats__points_a_hundredth_apart_are_one():
+    ring = np.array([[0, 0], [10, 0], [10, 0.001], [10, 8], [0.0, 1e-15]])
+    np.testing.assert_array_equal(rings.without_repeats(ring), [[0, 0], [10, 0.001], [10, 8]])
+    dot = np.full((3, 2), 1.0)
+    np.testing.assert_array_equal(rings.without_repeats(dot), dot)
+
+
 def test_classical__nuclei_cut_by_the_border_have_valid_polygons_and_the_area_inside():
     table = ClassicalDetector().detect(border_field(), 0.25)
     cut = 0

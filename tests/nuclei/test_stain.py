@@ -91,6 +91,19 @@ def test_stain__red_cells_alone_are_not_taken_for_nuclei():
     assert len(ClassicalDetector().detect(image, 0.25)) == 0
 
 
+@pytest.mark.parametrize(
+    ("nucleus", "why"),
+    [((225, 150, 160), "is dark enough"), ((212, 100, 120), "the colour of red cells")],
+)
+def test_stain__that_cannot_be_told_is_pap_and_that_is_said(nucleus, why):
+    image = field(nucleus, None, radius=15)
+    _, facts, notes = ClassicalDetector().for_slide([image], 0.25, "bright-field")
+    assert facts["stain"]["name"] == "pap" and why in facts["stain"]["doubt"]
+    assert len(notes) == 1 and why in notes[0] and "--set stain=" in notes[0]
+    given = ClassicalDetector(ClassicalConfig(stain="pap"))
+    assert given.for_slide([image], 0.25, "bright-field")[2] == []
+
+
 def test_red_cells__beside_magenta_nuclei_are_left_out():
     red = field((235, 170, 200), None, radius=15, cells=CENTRES[::2])
     nuclei = field((200, 70, 190), None, cells=CENTRES[1::2])

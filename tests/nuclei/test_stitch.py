@@ -14,7 +14,13 @@ from cytofm_cli.errors import OutOfMemoryError, UsageError
 from cytofm_cli.nuclei import stitch
 from cytofm_cli.nuclei.base import NucleusTable, as_rgb, make_table
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
-from cytofm_cli.nuclei.stitch import detect_tile, detect_tile_in_parts, detect_tiles, with_halo
+from cytofm_cli.nuclei.stitch import (
+    detect_tile,
+    detect_tile_in_parts,
+    detect_tiles,
+    joined,
+    with_halo,
+)
 from cytofm_cli.units import Box, Size
 
 SIZE = Size(300, 220)
@@ -181,3 +187,35 @@ def test_too_little_memory__for_the_smallest_part_is_an_error():
         detect_tile_in_parts(
             SmallMemory(), reader(spots(1)), Box(0, 0, SIZE.w, SIZE.h), size_px=SIZE, mpp=0.25
         )
+
+
+def tiles(*rows: str, side: int = 8) -> list[Box]:
+    return [
+        Box(x * side, y * side, side, side)
+        for y, row in enumerate(rows)
+        for x, mark in enumerate(row)
+        if mark == "#"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "expected"),
+    [
+        (("####", "####"), 16, [(0, 0, 16, 16), (16, 0, 16, 16)]),
+        (("##.", "###", ".##"), 24, [(0, 0, 16, 16), (16, 8, 8, 16), (8, 16, 8, 8)]),
+        (("##",), 7, [(0, 0, 8, 8), (8, 0, 8, 8)]),
+        (("#.#",), 99, [(0, 0, 8, 8), (16, 0, 8, 8)]),
+    ],
+)
+def test_joined__rectangles_cover_the_tiles_and_no_more(rows, most, expected):
+    boxes = tiles(*rows)
+    found = joined([*boxes[::-1], boxes[0]], most)
+    assert found == [Box(*box) for box in expected]
+    assert sum(box.w * box.h for box in found) == 64 * len(boxes)
+
+
+def test_joined__takes_cut_tiles_at_the_ends_and_leaves_none_out():
+    boxes = [Box(0, 0, 8, 8), Box(8, 0, 3, 8), Box(0, 8, 8, 5), Box(8, 8, 3, 5)]
+    assert joined(boxes, 64) == [Box(0, 0, 11, 13)]
+    overlapping = [Box(x, 0, 8, 8) for x in (0, 4, 8)]
+    assert joined(overlapping, 64) == [Box(0, 0, 16, 8), Box(4, 0, 8, 8)]

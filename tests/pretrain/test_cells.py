@@ -12,7 +12,7 @@ import pyvips
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.pretrain.data import Schedule, open_index
-from cytofm_cli.views.perturb import PRESETS, NcpConfig
+from cytofm_cli.views.ncp import PRESETS, NcpConfig
 
 NCP = PRESETS["safe"]
 

@@ -20,7 +20,7 @@ from cytofm_cli.pretrain.data import Batches, Schedule, open_index
 from cytofm_cli.pretrain.tile_index import _Sources
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.make import make_views
-from cytofm_cli.views.perturb import PRESETS, NcpConfig
+from cytofm_cli.views.ncp import PRESETS, NcpConfig
 from cytofm_cli.views.recipes import recipe_of
 
 RECIPE = recipe_of(ViewsConfig(global_px=32, local_px=16, n_local=1))

@@ -87,12 +87,14 @@ def test_sheets__lie_around_their_parent() -> None:
     assert len({cell.seed for cell in cells_of(place)}) == len(cells_of(place))
 
 
-def test_slides__are_covered_as_far_as_asked() -> None:
-    # Islands are 2 mm wide: of 25 mm, a share of 0.3 is 47 of 156 of them.
-    place = placement(size_px=100_000, covered=0.3)
-    covered = np.mean([place.is_covered(by, bx) for by in range(196) for bx in range(196)])
-    assert abs(covered - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 156)
-    empty = next((y, x) for y in range(196) for x in range(196) if not place.is_covered(y, x))
+@pytest.mark.parametrize("side", [4200, 100_000])
+def test_slides__are_covered_as_far_as_asked(side: int) -> None:
+    place = placement(size_px=side, covered=0.3)
+    n = range(place.n_blocks)
+    covered = np.mean([place.is_covered(by, bx) for by in n for bx in n])
+    assert 0.3 <= covered < 0.55  # blocks that are covered in part count whole
+    assert place.expected == pytest.approx(400 * 0.3 * (side * 0.25e-3) ** 2, rel=0.3)
+    empty = next((y, x) for y in n for x in n if not place.is_covered(y, x))
     assert place.block(*empty).cells == ()
     field = placement(size_px=2048)
     assert all(field.is_covered(by, bx) for by in range(4) for bx in range(4))

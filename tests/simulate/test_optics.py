@@ -76,7 +76,7 @@ def test_expose__a_part_is_the_whole_s_part_however_it_is_cut() -> None:
     amounts = rng.random((2, 600, 700), dtype=np.float32)
     amounts[:, :300] = 0  # some squares are empty
     dirt = rng.random((3, 600, 700), dtype=np.float32) * np.float32(0.1)
-    noisy = preset(dataclasses.replace(QUIET, noise=3.0))
+    noisy = preset(dataclasses.replace(QUIET, noise=3.0, grain=0.1))
     x, y = -130, 411  # a slide's origin is no special place
     whole = expose(amounts, dirt, PLAIN, noisy, (x, y, x + 700, y + 600), seed=5)
     for left, top, w, h in [
@@ -123,6 +123,18 @@ def test_expose__in_dark_field_noise_grows_with_the_root_of_the_light() -> None:
     assert bright[..., 1].std() / faint[..., 1].std() == pytest.approx(ratio, rel=0.03)
 
 
+def test_expose__each_dye_takes_unevenly_on_its_own() -> None:
+    grainy = preset(dataclasses.replace(QUIET, grain=0.1))
+    apart = Look(dyes=np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), white=np.full(3, 255.0))
+    amounts = np.full((2, 512, 512), 0.8, np.float32)
+    picture = expose(amounts, nothing(512, 512), apart, grainy, (0, 0, 512, 512), 3)
+    density = -np.log(picture[..., :2].reshape(-1, 2) / 255)
+    assert density.mean(axis=0) == pytest.approx([0.8, 0.8], rel=0.01)
+    assert density.std(axis=0) == pytest.approx([0.08, 0.08], rel=0.03)
+    assert abs(np.corrcoef(density.T)[0, 1]) < 0.02
+    assert (picture[..., 2] == 255).all()
+
+
 def test_expose__slides_of_other_seeds_have_other_noise() -> None:
     noisy = preset(dataclasses.replace(QUIET, noise=4.0))
     one, other = (
@@ -163,6 +175,8 @@ def test_look__varies_as_much_as_the_preset_says() -> None:
     assert amount.std(axis=0) == pytest.approx([np.hypot(0.2, 0.3)] * 2, rel=0.08)
     hue = (logs - amount[..., None]).std(axis=0)
     assert hue == pytest.approx(np.full((2, 3), 0.1 * np.sqrt(2 / 3)), rel=0.08)
+    blue = np.log([seen.noise[2] for seen in looks])
+    assert blue.std() == pytest.approx(0.35, rel=0.08)
     assert np.std([seen.white for seen in looks], axis=0) == pytest.approx([3.0] * 3, rel=0.08)
 
 

@@ -116,10 +116,12 @@ def test_ome__is_read_as_written(tmp_path) -> None:
     with open_slide(path) as reader:
         assert reader.info.mpp == pytest.approx(0.25)
         assert [level.size_px.w for level in reader.info.levels] == [1300, 650, 325]
-        part = reader.read_region(0, Box(512, 512, 256, 256))
+        part = reader.read(0, Box(512, 512, 256, 256))
         assert np.abs(part.astype(int) - pixels[512:768, 512:768]).mean() < 2
-    assert float(openslide.OpenSlide(path).properties["openslide.mpp-x"]) == pytest.approx(0.25)
-    assert tiffslide.TiffSlide(path).properties["tiffslide.mpp-x"] == pytest.approx(0.25)
+    with openslide.OpenSlide(path) as slow:
+        assert float(slow.properties["openslide.mpp-x"]) == pytest.approx(0.25)
+    with tiffslide.TiffSlide(path) as quick:
+        assert quick.properties["tiffslide.mpp-x"] == pytest.approx(0.25)
     image = pyvips.Image.new_from_file(str(path))
     assert (image.width, 1e3 / image.xres) == (1300, pytest.approx(0.25))
 
@@ -135,7 +137,7 @@ def test_ome__planes_are_a_z_stack(tmp_path) -> None:
         for plane in range(3):
             pixels = render(one, PRESET, (0, 0, 700, 700), plane)
             assert np.abs(file.pages[plane].asarray().astype(int) - pixels).mean() < 2
-            below = file.pages[plane].pages[0].asarray().astype(int)
+            below = file.series[0].levels[1].asarray()[plane].astype(int)
             assert np.abs(below - halved(pixels)).mean() < 2
     with open_slide(path) as reader:
         assert (reader.info.n_focal_planes, reader.info.focal_plane) == (3, 1)

@@ -100,7 +100,9 @@ def test_store__gives_records_and_tables(finished: Path) -> None:
         nuclei = store.nuclei("classical")
         assert nuclei.classes == store.nuclei_record().classes == ("nucleus",)
         expected = [[x, y] for y in (40.5, 120.5, 200.5) for x in (40.5, 120.5, 200.5)]
-        np.testing.assert_allclose(nuclei.xy_px0, expected, atol=1)
+        # Rows of the drawing; the nuclei of one may differ in y by a rounding.
+        order = np.lexsort(np.rint(nuclei.xy_px0 / 80).T)
+        np.testing.assert_allclose(nuclei.xy_px0[order], expected, atol=1)
         bag = store.embeddings(unit="cell")
         assert (bag.encoder, bag.record.cell_um, bag.record.unit) == ("handcrafted", 32.0, "cell")
         assert bag.values.shape == (9, bag.record.dim) and len(bag) == 9

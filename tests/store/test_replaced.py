@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cytofm_cli.encoders.config import EmbedConfig
-from cytofm_cli.encoders.dtype import to_dtype
+from cytofm_cli.encoders.dtype import as_stored
 from cytofm_cli.encoders.models.handcrafted import HandcraftedEncoder
 from cytofm_cli.encoders.run import Embedder, EmbedJob
 from cytofm_cli.errors import ConfigMismatchError, StoreError
@@ -167,23 +167,30 @@ def test_views_of_former_nuclei__are_not_taken_for_done(
         ([1.0, np.inf], "not finite"),
     ],
 )
-def test_to_dtype__what_float16_cannot_hold_is_refused(values: list[float], said: str) -> None:
+def test_as_stored__what_float16_cannot_hold_is_refused(values: list[float], said: str) -> None:
     with pytest.raises(StoreError, match=f"s: encoder e gave .*{said}") as caught:
-        to_dtype(np.array([values], np.float32), "float16", "s: encoder e")
+        list(as_stored([np.array([values], np.float32)], "float16", "s: encoder e"))
     assert caught.value.exit_code == 3
     assert caught.value.hint == ("--dtype float32" if np.isfinite(values).all() else None)
 
 
 @pytest.mark.parametrize("values", [[[65504.0, 1e-9]], [[65519.0, 0.0]], [[0.0, 0.0]], []])
-def test_to_dtype__what_float16_holds_is_rounded(values: list[list[float]]) -> None:
-    found = to_dtype(np.array(values, np.float32).reshape(-1, 2), "float16", "s")
+def test_as_stored__what_float16_holds_is_rounded(values: list[list[float]]) -> None:
+    (found,) = as_stored([np.array(values, np.float32).reshape(-1, 2)], "float16", "s")
     np.testing.assert_array_equal(found, np.array(values, np.float16).reshape(-1, 2))
     assert found.dtype == np.float16
 
 
-def test_to_dtype__float32_keeps_what_it_is_given() -> None:
+def test_as_stored__float32_keeps_what_it_is_given() -> None:
     values = np.array([[1e30, 1e-30]], np.float32)
-    np.testing.assert_array_equal(to_dtype(values, "float32", "s"), values)
+    np.testing.assert_array_equal(next(as_stored([values], "float32", "s")), values)
+
+
+def test_as_stored__a_block_may_be_tiny_where_another_is_not() -> None:
+    tiny, large = np.full((1, 2), 1e-6, np.float32), np.ones((1, 2), np.float32)
+    assert len(list(as_stored([tiny, large], "float16", "s"))) == 2
+    with pytest.raises(StoreError, match="values up to 1e-06"):
+        list(as_stored([tiny, tiny], "float16", "s"))
 
 
 def test_embed__stops_at_the_first_batch_that_float16_cannot_hold(

@@ -45,6 +45,23 @@ def test_write_rows__zarr_reads_the_same_values(
     assert len(list(path.iterdir())) == (2 if n else 1)
 
 
+def test_write_blocks__are_the_bytes_of_the_whole_table(tmp_path: Path) -> None:
+    values = np.arange(46, dtype=np.float32).reshape(23, 2)
+    layout = {"axes": ("row", "feature"), "rows_per_chunk": 4}
+    zarr3.write_rows(tmp_path / "whole", values, **layout)
+
+    def write(name: str, blocks: list[np.ndarray]) -> None:
+        zarr3.write_blocks(tmp_path / name, blocks, shape=(23, 2), dtype="float32", **layout)
+
+    write("parts", [values[:8], values[8:20], values[20:]])
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "parts" / file.name).read_bytes() == file.read_bytes()
+    with pytest.raises(ValueError, match="20 rows came of 23"):
+        write("short", [values[:20]])
+    with pytest.raises(ValueError, match="ends inside a chunk of 4"):
+        write("cut", [values[:7], values[7:]])
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     n=st.integers(1, 9),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cytofm_cli.store.io import open_store
-from cytofm_cli.tiles.field import mirrored, open_field
+from cytofm_cli.tiles.field import gaps, mirrored, open_field
+from cytofm_cli.tiles.squares import corners, read_squares, reading_order
 from cytofm_cli.units import Box
 
 SIZE = (330, 250)  # w, h
@@ -86,3 +88,36 @@ def test_mirrored__around_a_corner_takes_the_point_behind_the_nearest():
 def test_mirrored__nothing_known_stays_as_it_is():
     pixels = np.full((3, 3, 3), 7, np.uint8)
     assert (mirrored(pixels, np.zeros((3, 3), bool)) == 7).all()
+
+
+def test_gaps__cover_what_is_not_known_once_and_nothing_else():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        known = np.repeat(np.repeat(rng.random((5, 6)) < 0.6, 3, axis=0), 4, axis=1)
+        times = np.zeros(known.shape, int)
+        for x, y, w, h in gaps(known):
+            times[y : y + h, x : x + w] += 1
+        np.testing.assert_array_equal(times, ~known)
+    frame = np.zeros((10, 12), bool)
+    frame[3:7, 2:9] = True
+    assert gaps(frame) == [(0, 0, 12, 3), (0, 3, 2, 4), (9, 3, 3, 4), (0, 7, 12, 3)]
+
+
+def test_squares__are_what_the_slide_has_there_filled_beyond_it(store):
+    canvas = np.full((SIZE[1] + 80, SIZE[0] + 80, 3), 7, np.uint8)
+    canvas[40:-40, 40:-40] = picture()
+    rng = np.random.default_rng(0)
+    xy_px0 = (rng.random((60, 2)) * SIZE).astype(np.float32)
+    with open_field(open_store(store)) as field:
+        at = corners(field, xy_px0, 40)
+        np.testing.assert_array_equal(at, np.round(xy_px0.astype(np.float64) - 20))
+        squares = read_squares(field, at, 40, 7)
+    for (left, top), square in zip(at, squares, strict=True):
+        expected = canvas[top + 40 : top + 80, left + 40 : left + 80]
+        np.testing.assert_array_equal(square, expected)
+
+
+def test_reading_order__goes_down_one_strip_after_the_other():
+    field = SimpleNamespace(strip_px=100)
+    at = np.array([[150, 0], [20, 70], [90, 10], [120, 5], [0, 10]])
+    assert reading_order(field, at).tolist() == [4, 2, 1, 0, 3]

@@ -9,9 +9,11 @@ import pytest
 import torch
 import torchvision.transforms.functional as TF
 
-from cytofm_cli.views import augment, pixels
+from cytofm_cli.views import augment, pixels, recolour, recolour_host
 from cytofm_cli.views.augment import IDENTITY, IMAGENET_MEAN, IMAGENET_STD, Augment
+from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.draws import sample_keys
+from cytofm_cli.views.recipes import recipe_of
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
@@ -21,35 +23,53 @@ def images(n=3, side=24, seed=0):
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def run(rgb, how, *, seed=0, mean=ZERO, std=ONE, **replaced):
-    drawn = augment.draw(sample_keys(seed, np.arange(len(rgb))), how)
-    drawn = dataclasses.replace(drawn, **replaced)
-    ready = augment.prepare(drawn, rgb.shape[-1], rgb.device, mean, std)
+@pytest.fixture(params=["batch", "host"])
+def run(request):
+    """Draw and augment, by `recolour` and by `recolour_host`: same values, same tolerances."""
+    apply = _apply_batch if request.param == "batch" else _apply_host
+
+    def run(rgb, how, *, seed=0, mean=ZERO, std=ONE, **replaced):
+        drawn = augment.draw(sample_keys(seed, np.arange(len(rgb))), how)
+        drawn = dataclasses.replace(drawn, **replaced)
+        return apply(rgb, drawn, mean, std), drawn
+
+    return run
+
+
+def _apply_batch(rgb, drawn, mean, std):
+    ready = recolour.prepare(drawn, rgb.shape[-1], rgb.device, mean, std)
     out = torch.empty(rgb.shape, dtype=torch.float32)
-    return augment.apply(pixels.pack(rgb), ready, slice(None), out), drawn
+    return recolour.apply(pixels.pack(rgb), ready, slice(None), out)
 
 
-def test_identity__gives_the_pixels_normalised():
+def _apply_host(rgb, drawn, mean, std):
+    out = np.empty(rgb.shape, np.float32)
+    views = np.ascontiguousarray(rgb.movedim(1, -1))
+    recolour_host.apply(list(views), recolour_host.prepare(drawn, mean, std), 0, 1, out)
+    return torch.from_numpy(out)
+
+
+def test_identity__gives_the_pixels_normalised(run):
     rgb = images()
     got, _ = run(rgb, IDENTITY, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     expected = TF.normalize(rgb.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
     assert torch.allclose(got, expected, atol=2e-6)
 
 
-def test_zero_strength__is_identity_whatever_the_probability():
+def test_zero_strength__is_identity_whatever_the_probability(run):
     rgb = images()
     how = Augment(jitter=(0, 0, 0, 0), jitter_p=1, stain=(0, 0), stain_p=1)
     assert torch.allclose(run(rgb, how)[0], rgb / 255, atol=1e-6)
 
 
-def test_stain_jitter__at_vanishing_strength_is_identity():
+def test_stain_jitter__at_vanishing_strength_is_identity(run):
     rgb = images()
     got, drawn = run(rgb, Augment(stain=(1e-9, 0), stain_p=1))
     assert drawn.stain_GCC is not None
     assert torch.allclose(got, rgb / 255, atol=1e-5)
 
 
-def test_stain_jitter__scales_optical_density():
+def test_stain_jitter__scales_optical_density(run):
     rgb = images()
     doubled = np.tile(2 * np.eye(3), (3, 1, 1))
     got, _ = run(rgb, Augment(stain=(0.1, 0), stain_p=1), stain_GCC=doubled)
@@ -103,7 +123,7 @@ def test_turn__draws_all_eight_equally():
     ],
 )
 @pytest.mark.parametrize("draw", [0.0, 0.3, 0.9])
-def test_jitter__one_step_equals_torchvision(position, reference, draw):
+def test_jitter__one_step_equals_torchvision(run, position, reference, draw):
     strength = [0.0] * 4
     strength[position] = 0.4
     u = np.full((3, 8), draw)
@@ -115,7 +135,7 @@ def test_jitter__one_step_equals_torchvision(position, reference, draw):
     assert torch.allclose(got.double(), expected, atol=2e-4)  # its luma has four digits
 
 
-def test_jitter__steps_run_in_the_drawn_order():
+def test_jitter__steps_run_in_the_drawn_order(run):
     rgb = (images() // 4) + 96  # no clamping on the way
     rgb = rgb.to(torch.uint8)
     steps = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation]
@@ -142,7 +162,7 @@ def test_hue__turns_red_towards_green_and_keeps_luma():
     assert red.argmax() in (1, 2) and red[0] < 0.3
 
 
-def test_grey__all_channels_equal_luma():
+def test_grey__all_channels_equal_luma(run):
     rgb = images()
     got, _ = run(rgb, Augment(grey_p=1))
     luma = (rgb.double() / 255 * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)
@@ -151,7 +171,7 @@ def test_grey__all_channels_equal_luma():
 
 
 @pytest.mark.parametrize("side", [24, 96, 98, 97])
-def test_blur__equals_torchvision_in_float64(side):
+def test_blur__equals_torchvision_in_float64(run, side):
     rgb, sigma = images(3, side), np.array([0.3, 1.0, 2.0])
     got, _ = run(rgb, IDENTITY, blur_sigma_G=sigma)
     for g in range(3):
@@ -159,7 +179,7 @@ def test_blur__equals_torchvision_in_float64(side):
         assert torch.allclose(got[g].double(), expected, atol=2e-6)
 
 
-def test_blur__only_where_drawn():
+def test_blur__only_where_drawn(run):
     rgb = images(4)
     got, _ = run(rgb, IDENTITY, blur_sigma_G=np.array([0, 1.5, 0, 0]))
     sharp = rgb / 255
@@ -167,14 +187,14 @@ def test_blur__only_where_drawn():
     assert got[1].std() < 0.5 * sharp[1].std()
 
 
-def test_solarise__inverts_the_bright_half():
+def test_solarise__inverts_the_bright_half(run):
     rgb = images()
     got, _ = run(rgb, Augment(solarise_p=1), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     expected = TF.normalize(TF.solarize(rgb, 128) / 255, IMAGENET_MEAN, IMAGENET_STD)
     assert torch.allclose(got, expected, atol=5e-6)
 
 
-def test_values__stay_in_the_range_of_colours():
+def test_values__stay_in_the_range_of_colours(run):
     how = Augment(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=1, stain=(0.5, 0.2), stain_p=1)
     got, _ = run(images(20), how)
     assert got.min() >= 0 and got.max() <= 1
@@ -192,3 +212,27 @@ def test_probability__is_respected(name):
         "stain_p": None if drawn.stain_GCC is None else (np.abs(drawn.stain_shift_GC) > 0).any(1),
     }[name]
     assert changed.mean() == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize("colours", ["cytology", "natural"])
+def test_host__equals_batch_whatever_is_drawn(colours):
+    rgb = images(40, 48)
+    for spec in recipe_of(ViewsConfig(colours=colours)).views[:3]:
+        drawn = augment.draw(sample_keys(3, np.arange(40)), spec.augment)
+        batch, host = (
+            apply(rgb, drawn, IMAGENET_MEAN, IMAGENET_STD) for apply in (_apply_batch, _apply_host)
+        )
+        assert torch.allclose(batch, host, atol=2e-5)
+
+
+def test_host__takes_the_draws_that_it_is_told_to():
+    rgb = images(6, 20)
+    drawn = augment.draw(sample_keys(0, np.arange(12)), Augment(flip=(0.5, 0.5), solarise_p=0.5))
+    ready = recolour_host.prepare(drawn, ZERO, ONE)
+    out = np.empty((4, 3, 20, 20), np.float32)
+    views = np.ascontiguousarray(rgb.movedim(1, -1))
+    recolour_host.apply(list(views[:4]), ready, 2, 3, out)
+    for g, row in enumerate((2, 5, 8, 11)):
+        x = pixels.unpack(pixels.turn(pixels.pack(rgb[g : g + 1]), [int(drawn.turn_G[row])]))[0]
+        expected = TF.solarize(x, 128) if drawn.solarise_G[row] else x
+        assert np.allclose(out[g] * 255, expected, atol=1e-4)

@@ -119,14 +119,25 @@ BOXES = [Box(0, 0, 130, 110), Box(17, 5, 90, 101), Box(40, 30, 20, 16), Box(100,
 def test_resize_crop__equals_pillow(box, size):
     tile = smooth_tiles(1)
     word = pixels.pack(tile)[0]
-    out = torch.empty(size, size, dtype=torch.int32)
-    crops.resize_crop(word[box.y : box.y + box.h, box.x : box.x + box.w], out)
+    small = crops.resize_crop(word[box.y : box.y + box.h, box.x : box.x + box.w], size)
     image = Image.fromarray(tile[0].permute(1, 2, 0).numpy())
     image = image.crop((box.x, box.y, box.x + box.w, box.y + box.h))
     expected = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
-    got = pixels.unpack(out[None])[0].permute(1, 2, 0).numpy().astype(int)
+    got = small.astype(int)
     assert np.abs(got - expected).max() <= 2 and np.abs(got - expected).mean() < 0.15
-    assert (out < 0).all()  # the top byte is still 255
+
+
+@pytest.mark.parametrize("size", [32, 49, 96])
+@pytest.mark.parametrize("box", BOXES)
+def test_resize_crop__is_within_a_grey_level_of_resampling_without_rounding(box, size):
+    tile = smooth_tiles(1)
+    crop = tile[0, :, box.y : box.y + box.h, box.x : box.x + box.w]
+    small = crops.resize_crop(pixels.pack(crop[None])[0], size)
+    for colour in range(3):
+        plane = Image.fromarray(crop[colour].float().numpy())  # in floating point
+        exact = np.asarray(plane.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255)
+        difference = np.abs(small[..., colour] - exact)
+        assert difference.max() <= 1.5 and difference.mean() < 0.4
 
 
 @pytest.mark.parametrize("size", [32, 49, 96])
@@ -135,10 +146,11 @@ def test_resize_boxes__equals_one_crop_after_the_other(size):
     words = pixels.pack(tiles)
     together = pixels.unpack(crops.resize_boxes(words, BOXES, size)).int()
     for g, box in enumerate(BOXES):
-        out = torch.empty(size, size, dtype=torch.int32)
-        crops.resize_crop(words[g, box.y : box.y + box.h, box.x : box.x + box.w], out)
-        difference = (pixels.unpack(out[None])[0].int() - together[g]).abs()
-        assert difference.max() <= 1 and difference.float().mean() < 0.05
+        alone = crops.resize_crop(words[g, box.y : box.y + box.h, box.x : box.x + box.w], size)
+        difference = (torch.from_numpy(alone).movedim(-1, 0).int() - together[g]).abs()
+        # Weights of 16 bits against float32: a level in between may become two in the end.
+        assert difference.max() <= 2 and difference.float().mean() < 0.05
+        assert (difference == 2).float().mean() < 1e-3
 
 
 def test_resize_weights__rows_sum_to_one_and_stay_in_range():

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from cytofm_cli.errors import UsageError
-from cytofm_cli.views import perturb
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.crops import margin_of
 from cytofm_cli.views.draws import sample_keys
-from cytofm_cli.views.make import draw_plan, make_views, pad_nuclei
-from cytofm_cli.views.perturb import PRESETS, build_scene
+from cytofm_cli.views.make import make_views, pad_nuclei
+from cytofm_cli.views.ncp import PRESETS
+from cytofm_cli.views.plan import draw_plan
 from cytofm_cli.views.recipes import ncp_of, recipe_of
+from cytofm_cli.views.scene import build_scene, kept_spans, outside_mask
 
 SIDE, MARGIN = 128, 32
 SMALL = ViewsConfig(global_px=64, local_px=32, colours="none")
@@ -151,8 +152,8 @@ def test_dropped_nucleus__is_wholly_gone_also_in_the_disk_of_a_kept_one():
     scene = build_scene(tiles, torch.from_numpy(xy[:, :1]), ncp, 0.25, torch.from_numpy(label))
     keys = sample_keys(0, [0])
     kept = torch.tensor([[True]])
-    outside = perturb.outside_mask(scene, perturb.kept_spans(scene, ncp, keys), kept)
-    outside = outside.view(128, 128).numpy() == -1
+    outside = outside_mask(scene, kept_spans(scene, ncp, keys), kept)
+    outside = outside.view(128, 128).numpy()
     assert outside[label[0] == 2].all() and outside[label[0] == 3].all()
     assert not outside[label[0] == 1].any()
     ring = (xx - 54) ** 2 + (yy - 64) ** 2 <= 50**2
@@ -168,11 +169,11 @@ def test_dropped_nucleus__is_gone_from_half_a_disk_too():
     scene = build_scene(tiles, xy, ncp, 0.25, label)
     keys = sample_keys(0, [0])
     kept = torch.tensor([[True, False]])
-    outside = perturb.outside_mask(scene, perturb.kept_spans(scene, ncp, keys), kept)
-    outside = outside.view(60, 60) == -1
+    outside = outside_mask(scene, kept_spans(scene, ncp, keys), kept)
+    outside = outside.view(60, 60)
     assert outside[label[0] == 2].all()
     bare = dataclasses.replace(scene, label_BN=None)
-    half = perturb.outside_mask(bare, perturb.kept_spans(bare, ncp, keys), kept).view(60, 60) == -1
+    half = outside_mask(bare, kept_spans(bare, ncp, keys), kept).view(60, 60)
     assert torch.equal(outside, half | (label[0] == 2))  # the kept one is not made whole
 
 
@@ -184,10 +185,8 @@ def test_boundary__of_nuclei_behind_the_last_kept_one_counts_for_nothing():
     tiles = torch.zeros((1, 3, 40, 40), dtype=torch.uint8)
     scene = build_scene(tiles, xy, ncp, 0.25, label)
     keys = sample_keys(0, [0])
-    outside = perturb.outside_mask(
-        scene, perturb.kept_spans(scene, ncp, keys), torch.tensor([[True]])
-    )
-    inside = outside.view(40, 40) == 0
+    outside = outside_mask(scene, kept_spans(scene, ncp, keys), torch.tensor([[True]]))
+    inside = ~outside.view(40, 40)
     assert inside[5:10, 5:10].all() and not inside[20:, 20:].any()
 
 

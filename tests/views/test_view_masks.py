@@ -26,8 +26,7 @@ def union(xy, radius, height, width, weight=None, **more):
     keep = torch.ones(1, points.shape[1], dtype=torch.bool) if weight is None else weight
     spans = masks.disk_spans(points, radius, height, width, **more)
     outside = masks.outside_disks(spans, keep)
-    assert set(outside.unique().tolist()) <= {-1, 0}
-    return (outside == 0).view(height, width).numpy()
+    return ~outside.view(height, width).numpy()
 
 
 # Eighths of a pixel and radii off the grid: no pixel lies on a circle, where the brute force
@@ -81,7 +80,7 @@ def test_disk_union__batch_equals_each_alone():
         alone = masks.outside_disks(spans.row(g), keep[g : g + 1])
         assert torch.equal(together[g : g + 1], alone)
         expected = brute_force(xy[g][keep[g]].numpy(), 6.01, 33, 41)
-        assert np.array_equal((alone == 0).view(33, 41).numpy(), expected)
+        assert np.array_equal(~alone.view(33, 41).numpy(), expected)
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.7, math.pi / 2, 2.5, math.pi, 4.0])
@@ -105,11 +104,11 @@ def test_ragged_disk__lies_between_its_smallest_and_largest_radius():
 def test_rule_labels__kept_nuclei_are_inside_dropped_ones_outside_and_disks_decide_the_rest():
     label = torch.tensor([[0, 1, 2, 2, 0, 4], [3, 0, 1, 3, 2, 0]])
     kept = torch.tensor([[True, False, False], [False, True, True]])  # nucleus 4 is no kept one
-    disks = torch.tensor([[-1, -1, -1, 0, 0, 0], [0, 0, 0, -1, -1, -1]], dtype=torch.int32)
+    disks = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]).bool()
     united = masks.rule_labels(disks.clone(), label, kept)
-    assert united.tolist() == [[-1, 0, -1, -1, 0, -1], [0, 0, -1, 0, 0, -1]]
+    assert united.tolist() == [[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 0, 1]]
     parts = masks.rule_labels(disks.clone(), label, kept, unite=False)
-    assert parts.tolist() == [[-1, -1, -1, -1, 0, -1], [0, 0, -1, -1, -1, -1]]
+    assert parts.tolist() == [[1, 1, 1, 1, 0, 1], [0, 0, 1, 1, 1, 1]]
 
 
 def test_boundary_points__are_the_rim_and_know_their_nucleus():

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cytofm_cli.errors import UsageError
 from cytofm_cli.units import Box
-from cytofm_cli.views import perturb, pixels
+from cytofm_cli.views import perturb, pixels, scene
 from cytofm_cli.views.draws import fold, sample_keys, uniform
-from cytofm_cli.views.perturb import PRESETS, NcpConfig
+from cytofm_cli.views.ncp import PRESETS, NcpConfig
 
 PAPER = PRESETS["paper"]
 
@@ -34,10 +34,10 @@ def run(tiles, xy, config, mpp=1.0, label=None, keys=None, kept=None):
     keys = sample_keys(0, np.arange(len(tiles))) if keys is None else keys
     xy = torch.tensor(np.asarray(xy, float))
     kept = torch.ones(xy.shape[:2], dtype=torch.bool) if kept is None else kept
-    scene = perturb.build_scene(tiles, xy, config, mpp, label)
-    outside = perturb.outside_mask(scene, perturb.kept_spans(scene, config, keys), kept)
-    words = perturb.perturb(scene, outside, keys, config)
-    return pixels.unpack(words), (outside == 0).view(len(tiles), *tiles.shape[2:])
+    tiles_scene = scene.build_scene(tiles, xy, config, mpp, label)
+    outside = scene.outside_mask(tiles_scene, scene.kept_spans(tiles_scene, config, keys), kept)
+    words = perturb.perturb(tiles_scene, outside, keys, config)
+    return pixels.unpack(words), (~outside).view(len(tiles), *tiles.shape[2:])
 
 
 XY = [[(20, 20), (50, 40)], [(0, 0), (69, 30)]]
@@ -101,12 +101,12 @@ def test_box__deals_distinct_outside_pixels_and_keeps_inside():
     tile = torch.arange(60 * 70).view(1, 1, 60, 70)
     tile = torch.cat([tile & 255, tile >> 8, tile * 0], 1).to(torch.uint8)
     keys, box = sample_keys(5, [0]), Box(10, 5, 33, 41)
-    scene = perturb.build_scene(tile, torch.tensor([XY[0]], dtype=torch.float64), SMALL, 1.0)
+    tiles_scene = scene.build_scene(tile, torch.tensor([XY[0]], dtype=torch.float64), SMALL, 1.0)
     kept = torch.ones(1, 2, dtype=torch.bool)
-    outside = perturb.outside_mask(scene, perturb.kept_spans(scene, SMALL, keys), kept)
-    crop = pixels.unpack(perturb.perturb_box(scene, outside, keys, SMALL, box)[None])[0]
+    outside = scene.outside_mask(tiles_scene, scene.kept_spans(tiles_scene, SMALL, keys), kept)
+    crop = pixels.unpack(perturb.perturb_box(tiles_scene, outside, keys, SMALL, box)[None])[0]
     window = (slice(5, 46), slice(10, 43))
-    inside = (outside == 0).view(60, 70)
+    inside = (~outside).view(60, 70)
     assert torch.equal(crop[:, inside[window]], tile[0][:, *window][:, inside[window]])
     noise = triplets(crop, ~inside[window])
     assert len(np.unique(noise)) == len(noise)  # each source pixel at most once
@@ -115,14 +115,14 @@ def test_box__deals_distinct_outside_pixels_and_keeps_inside():
 
 def test_box__equals_dealing_within_the_box_only():
     tile, keys, box = random_tiles(1), sample_keys(5, [0]), Box(10, 5, 33, 41)
-    scene = perturb.build_scene(tile, torch.tensor([XY[0]], dtype=torch.float64), SMALL, 1.0)
-    outside = perturb.outside_mask(
-        scene, perturb.kept_spans(scene, SMALL, keys), torch.ones(1, 2, dtype=torch.bool)
+    tiles_scene = scene.build_scene(tile, torch.tensor([XY[0]], dtype=torch.float64), SMALL, 1.0)
+    outside = scene.outside_mask(
+        tiles_scene, scene.kept_spans(tiles_scene, SMALL, keys), torch.ones(1, 2, dtype=torch.bool)
     )
-    within = torch.zeros(1, 60, 70, dtype=torch.int32)
-    within[:, 5:46, 10:43] = -1
-    whole = perturb.perturb(scene, outside, keys, SMALL, within.flatten(1))
-    crop = perturb.perturb_box(scene, outside, keys, SMALL, box)
+    within = torch.zeros(1, 60, 70, dtype=torch.bool)
+    within[:, 5:46, 10:43] = True
+    whole = perturb.perturb(tiles_scene, outside, keys, SMALL, within.flatten(1))
+    crop = perturb.perturb_box(tiles_scene, outside, keys, SMALL, box)
     assert torch.equal(whole[0, 5:46, 10:43], crop)
 
 
@@ -157,7 +157,7 @@ def test_feather__keep_probability_falls_across_the_edge():
 def test_keep_nuclei__at_least_one_and_only_real_ones(seed, n_nuclei, fraction, keep):
     config = NcpConfig(keep=keep, keep_fraction=fraction)
     valid = uniform(sample_keys(seed, [7]), n_nuclei)[0] < 0.7
-    kept = perturb.keep_nuclei(sample_keys(seed, [0, 1]), np.stack([valid, valid]), config)
+    kept = scene.keep_nuclei(sample_keys(seed, [0, 1]), np.stack([valid, valid]), config)
     assert not (kept & ~valid).any()
     if valid.any():
         assert (kept.sum(1) >= 1).all()
@@ -171,10 +171,10 @@ def test_keep_nuclei__at_least_one_and_only_real_ones(seed, n_nuclei, fraction, 
 
 def test_keep_nuclei__fraction_is_respected_and_padding_changes_nothing():
     keys, config = sample_keys(0, np.arange(2000)), NcpConfig(keep_fraction=0.3)
-    kept = perturb.keep_nuclei(keys, np.ones((2000, 20), bool), config)
+    kept = scene.keep_nuclei(keys, np.ones((2000, 20), bool), config)
     assert kept.mean() == pytest.approx(0.3, abs=0.02)
     padded = np.pad(np.ones((2000, 20), bool), ((0, 0), (0, 9)))
-    assert np.array_equal(perturb.keep_nuclei(keys, padded, config)[:, :20], kept)
+    assert np.array_equal(scene.keep_nuclei(keys, padded, config)[:, :20], kept)
 
 
 def test_region__disk_is_united_with_the_kept_masks():

@@ -13,13 +13,15 @@ from PIL import Image
 
 from cytofm_cli.config import resolve
 from cytofm_cli.errors import UsageError
-from cytofm_cli.views import perturb, pixels
+from cytofm_cli.views import pixels
 from cytofm_cli.views.augment import IDENTITY, IMAGENET_MEAN, IMAGENET_STD
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.draws import sample_keys
-from cytofm_cli.views.make import make_views, pad_nuclei, perturbation_of
-from cytofm_cli.views.perturb import PRESETS, build_scene
+from cytofm_cli.views.make import make_views, pad_nuclei
+from cytofm_cli.views.ncp import PRESETS
 from cytofm_cli.views.recipes import Recipe, ViewSpec, ncp_of, recipe_of
+from cytofm_cli.views.render import perturbation_of
+from cytofm_cli.views.scene import build_scene, kept_spans, outside_mask
 from cytofm_cli.views.sheet import contact_sheet, labelled, to_rgb
 
 CRIC = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cric"
@@ -128,7 +130,7 @@ def test_safe__subset_and_noise_are_redrawn():
     assert (plan.kept_BVM != plan.kept_BVM[:, :1]).any((0, 2))[1:].all()
     scene = build_scene(tiles, torch.from_numpy(xy), ncp, 0.25)
     one, two = (perturbation_of(scene, plan, ncp, v) for v in (0, 1))
-    both = (one[1] & two[1]).view(one[0].shape) != 0
+    both = (one[1] & two[1]).view(one[0].shape)
     assert (one[0] == two[0])[both].float().mean() < 0.01
 
 
@@ -140,7 +142,7 @@ def test_redraw_noise__same_subset_other_noise():
     scene = build_scene(tiles, torch.from_numpy(xy), ncp, 0.25)
     one, two = (perturbation_of(scene, plan, ncp, v) for v in (0, 1))
     assert torch.equal(one[1], two[1])
-    assert (one[0] == two[0])[one[1].view(one[0].shape) != 0].float().mean() < 0.01
+    assert (one[0] == two[0])[one[1].view(one[0].shape)].float().mean() < 0.01
 
 
 def test_single__only_the_centre_survives_in_each_view():
@@ -163,7 +165,7 @@ def test_view__shows_the_tile_where_kept_and_noise_elsewhere():
     words, outside = perturbation_of(scene, made.plan, ncp, 0)
     expected = pixels.unpack(words)[0]
     assert np.array_equal(to_rgb(made.views[0][0], recipe), expected.permute(1, 2, 0).numpy())
-    kept = (outside == 0).view(96, 96)
+    kept = (~outside).view(96, 96)
     assert 0.05 < kept.float().mean() < 0.95
     assert torch.equal(expected[:, kept], tiles[0][:, kept])
 
@@ -240,9 +242,9 @@ def test_radius__covers_fewer_pixels_at_a_coarser_resolution():
     covered = {}
     for mpp in (0.25, 0.5):
         scene = build_scene(tiles, torch.from_numpy(xy), ncp, mpp)
-        spans = perturb.kept_spans(scene, ncp, sample_keys(0, [0, 1, 2]))
-        outside = perturb.outside_mask(scene, spans, torch.from_numpy(valid))
-        covered[mpp] = int((outside == 0).sum())
+        spans = kept_spans(scene, ncp, sample_keys(0, [0, 1, 2]))
+        outside = outside_mask(scene, spans, torch.from_numpy(valid))
+        covered[mpp] = int((~outside).sum())
     assert covered[0.25] / covered[0.5] == pytest.approx(4, rel=0.5)
 
 
@@ -424,4 +426,4 @@ def test_real_field__views_keep_the_marked_nuclei():
     for x, y in points[made.plan.kept_BVM[0, 0]].astype(int):
         part = (slice(None), slice(max(0, y - 30), y + 30), slice(max(0, x - 30), x + 30))
         assert torch.equal(after[part], tile[0][part])
-    assert (outside != 0).any() and made.n_without_nuclei == 0
+    assert outside.any() and made.n_without_nuclei == 0

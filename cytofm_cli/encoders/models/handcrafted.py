@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.encoders import handcrafted
 from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec
 from cytofm_cli.encoders.entries import Entry
 from cytofm_cli.errors import UsageError
@@ -13,19 +12,30 @@ from cytofm_cli.registry import EncoderPlugin, samples
 
 
 class HandcraftedEncoder:
-    """Measure each image; all the work is done in `prepare`, so that it runs on every core."""
+    """Measure each image; all the work is done in `prepare`, so that it runs on every core.
+
+    Attributes:
+        batch_px: pixels at a time; many small images share the cost of a step.
+        feature_names: of the columns.
+    """
+
+    batch_px = 2**20
 
     def __init__(self) -> None:
-        blank = handcrafted.describe(np.full((8, 8, 3), 255, np.uint8))
-        self.feature_names = tuple(blank)
+        from cytofm_cli.encoders.handcrafted.describe import describe, keep_freed_memory
+
+        keep_freed_memory()
+        self._describe = describe
+        self.feature_names = tuple(describe(np.full((1, 8, 8, 3), 255, np.uint8)))
         self.spec = EncoderSpec(
-            name="handcrafted", dim=len(blank), input_px=None, licence="Apache-2.0"
+            name="handcrafted", dim=len(self.feature_names), input_px=None, licence="Apache-2.0"
         )
 
     def prepare(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the statistics of each image, float32 (B, dim)."""
-        rows = [list(handcrafted.describe(pixels_HWC).values()) for pixels_HWC in pixels_BHWC]
-        return np.array(rows, dtype=np.float32).reshape(len(pixels_BHWC), self.spec.dim)
+        if len(pixels_BHWC) == 0:
+            return np.zeros((0, self.spec.dim), np.float32)
+        return np.stack(list(self._describe(pixels_BHWC).values()), axis=1).astype(np.float32)
 
     def encode(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the statistics as they are."""

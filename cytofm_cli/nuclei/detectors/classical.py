@@ -6,10 +6,9 @@
 2. Blobs: maxima of the scale-normalised Laplacian of Gaussian over radii of 2.5 to 12 µm
    (Lindeberg, IJCV 30:79, 1998).
 3. Outlines: the closed path of the steepest drop around each blob (`cytofm_cli.nuclei.outline`).
-   Confidence is the share of the outline that is a true edge, times terms for size, contrast
-   and colour; it ranks detections and is not a calibrated probability.
-4. Of outlines that lie in each other the better one stays; touching ones are cut apart along
-   the watershed of their distances.
+4. Of outlines that lie in each other the better one stays: a whole nucleus rather than a clump of
+   its chromatin or the cell around it (`cytofm_cli.nuclei.ranking`, which also gives the
+   probability). Touching ones are cut apart along the watershed of their distances.
 
 Only contrasts are used, and one stain for a slide, never statistics of the tile: the result does
 not depend on the tile's borders, on exposure, or on the colour of the background.
@@ -26,13 +25,15 @@ from numpy.typing import NDArray
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
-from cytofm_cli.nuclei import outline, stain
+from cytofm_cli.nuclei import measures, outline, ranking, stain
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, make_table
 from cytofm_cli.nuclei.blobs import find_blobs
 from cytofm_cli.nuclei.outline import Outlines
+from cytofm_cli.nuclei.ranking import Evidence
 from cytofm_cli.nuclei.resample import resample_area
 from cytofm_cli.nuclei.stain import PAP, Stain, optical_density
 from cytofm_cli.registry import DetectorPlugin
+from cytofm_cli.work.opencv import opencv
 
 Floats = NDArray[np.float32]
 
@@ -41,12 +42,9 @@ MPP_RANGE: Final = (0.05, 1.05)
 # 2.5 to 12 µm in steps of 1.37: an outline may be 0.3 to 1.8 times as large as its blob.
 RADII_UM: Final = tuple(2.5 * 1.37**i for i in range(6))
 MIN_BLOB: Final = 0.06  # optical density; fainter blobs are noise in 8-bit images
-FULL_EDGE: Final = 0.1  # optical density; a drop of this or more is a full edge
 MIN_EDGE_SHARE: Final = 0.2
-TYPICAL_RADIUS_UM: Final = 3.5  # outlines smaller than this lose confidence
-HALF_BLOB: Final = 0.15  # optical density at which a blob's contrast gives half confidence
 FULL_RED: Final = 0.5  # optical density; red cells measured 0.2 or less in nine of ten
-MAX_OVERLAP: Final = 0.6  # share of the smaller outline
+MAX_OVERLAP: Final = 0.4  # share of the smaller outline
 # Contrast, as a share of that of the slide's nuclei, from which and to which confidence rises
 # where colour cannot tell nuclei from red cells (Romanowsky: 0.3 to 0.45 of a nucleus).
 FAINT_SHARE: Final = (0.35, 0.65)
@@ -58,8 +56,8 @@ class ClassicalConfig(Settings):
     """Settings of the classical detector."""
 
     min_probability: float = option(
-        0.2,
-        "confidence below which a nucleus is dropped; lower finds more, and more that is none",
+        0.003,
+        "probability below which a nucleus is dropped; lower finds more, and more that is none",
         low=0.0,
         high=1.0,
     )
@@ -95,6 +93,7 @@ class ClassicalDetector:
     classes: tuple[str, ...] = (NUCLEUS,)
     # The largest blob filter reaches 27 µm (3 σ of 13 / √2 µm), a large nucleus 5 µm more.
     halo_um: float = 32.0
+    block_um: float = 384.0  # 1536 px at 0.25 µm/px: memory grows with it, time hardly falls
 
     def __init__(
         self, config: ClassicalConfig | None = None, *, known: Stain | None = None
@@ -115,6 +114,11 @@ class ClassicalDetector:
                 f"{kind} nuclei are looked for, as set, but the tiles were recorded as "
                 f"{illumination}; --set nuclei=auto follows them"
             )
+        if found.doubt:
+            notes.append(
+                f"the stain cannot be told: {found.doubt}; it is taken for Papanicolaou's. "
+                "--set stain=pap, he or mgg says what it is"
+            )
         facts = {"stain": found.facts(), "nuclei": "bright" if bright else "dark"}
         return ClassicalDetector(self.config, known=found), facts, notes
 
@@ -125,11 +129,13 @@ class ClassicalDetector:
         found = self._known or choose_stain(self.config, [rgb_HWC], mpp, None)
         if found.name == "fluorescence":
             # The brightest channel, inverted: blue DAPI and grey dark field look alike then.
-            rgb_HWC = np.repeat(255 - rgb_HWC.max(-1, keepdims=True), 3, axis=-1)
+            lightest_HW = np.maximum.reduce([rgb_HWC[..., c] for c in range(3)])
+            rgb_HWC = np.repeat(255 - lightest_HW[..., None], 3, axis=-1)
         factor = WORKING_MPP / mpp
         density_HWC = optical_density(resample_area(rgb_HWC, factor))
         outlines, probability = find_outlines(density_HWC, self.config, found)
-        return _table(outlines, probability, factor, rgb_HWC.shape[:2])
+        columns = measures.measure(density_HWC, outlines, WORKING_MPP)
+        return _table(outlines, probability, columns, factor, rgb_HWC.shape[:2])
 
 
 def choose_stain(
@@ -158,35 +164,6 @@ def choose_stain(
     return stain.romanowsky(contrast_M3) if config.stain == "mgg" else stain.find_stain(contrast_M3)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Candidates:
-    """Outlines that do not lie in each other, and what their confidence is made of.
-
-    Attributes:
-        outlines: M of them, in pixels of the map.
-        share_M: share of the outline that is a true edge, up to 1.
-        radius_um_M: radius of the disk of the same area, µm.
-        blob_M: contrast of the blob, optical density.
-        colour_M: 1 for the colour of nuclei, towards 0 for that of red cells; where both
-            have one hue, for their darkness.
-    """
-
-    outlines: Outlines
-    share_M: Floats
-    radius_um_M: Floats
-    blob_M: Floats
-    colour_M: Floats
-
-    def confidence(
-        self, typical_radius_um: float = TYPICAL_RADIUS_UM, half_blob: float = HALF_BLOB
-    ) -> Floats:
-        """Return the confidence of each, (M,)."""
-        size_M = np.minimum(1, self.radius_um_M / typical_radius_um)
-        contrast_M = self.blob_M / (self.blob_M + half_blob)
-        confidence: Floats = self.share_M * size_M * contrast_M * self.colour_M
-        return confidence
-
-
 def find_outlines(
     density_HWC: Floats, config: ClassicalConfig, found_in: Stain = PAP
 ) -> tuple[Outlines, Floats]:
@@ -198,53 +175,62 @@ def find_outlines(
         found_in: what nuclei are stained with.
 
     Returns:
-        Disjoint outlines in pixels of the map, and the confidence of each, float32 (M,).
+        Disjoint outlines in pixels of the map, and the probability of each, float32 (M,).
     """
-    found = candidates(density_HWC, config.min_radius_um, found_in)
-    probability = found.confidence()
+    darkness_HW = found_in.darkness(density_HWC)
+    evidence = candidates(darkness_HW, config.min_radius_um)
+    score_M = ranking.score(evidence)
+    rows = ranking.best_of_overlapping(evidence.outlines, score_M, rivals(evidence.outlines))
+    colour_M = colours(density_HWC, darkness_HW, evidence.outlines.take(rows), found_in)
+    strong = ranking.is_strong(evidence.take(rows), colour_M)
+    rows, colour_M = rows[strong], colour_M[strong]
+    evidence = evidence.take(rows)
+    probability = ranking.probability(ranking.terms(evidence, score_M[rows]), colour_M)
     sure = probability >= config.min_probability
-    return outline.split_touching(found.outlines.take(sure)), probability[sure]
+    return outline.split_touching(evidence.outlines.take(sure)), probability[sure]
 
 
-def candidates(density_HWC: Floats, min_radius_um: float, found_in: Stain = PAP) -> Candidates:
-    """Find everything that may be a nucleus.
+def candidates(darkness_HW: Floats, min_radius_um: float) -> Evidence:
+    """Outline everything that may be a nucleus, each thing many times.
 
     Args:
-        density_HWC: float32, optical density at `WORKING_MPP`.
+        darkness_HW: float32, optical density at `WORKING_MPP`.
         min_radius_um: smaller outlines are debris.
-        found_in: what nuclei are stained with.
     """
-    from scipy.ndimage import gaussian_filter
-
-    darkness_HW = found_in.darkness(density_HWC)
+    cv2 = opencv()
     radii_px = np.array(RADII_UM) / WORKING_MPP
     seed_M2, radius_M, blob_M = find_blobs(darkness_HW, radii_px, MIN_BLOB)
-    smooth_HW = gaussian_filter(darkness_HW, 0.7, mode="nearest")
+    smooth_HW = cv2.GaussianBlur(darkness_HW, (5, 5), 0.7, borderType=cv2.BORDER_REPLICATE)
     outlines = outline.trace(smooth_HW, seed_M2, radius_M)
-    share_M = np.clip(outlines.edge_MA / FULL_EDGE, -1, 1).mean(1)
-    radius_um_M = np.sqrt(outlines.area_px() / np.pi) * WORKING_MPP
-    rows = np.flatnonzero((share_M > MIN_EDGE_SHARE) & (radius_um_M > min_radius_um))
-    rows = rows[_best_of_overlapping(outlines.take(rows), _quality(outlines, share_M)[rows])]
-    kept = outlines.take(rows)
-    return Candidates(
-        outlines=kept,
-        share_M=share_M[rows],
-        radius_um_M=radius_um_M[rows],
-        blob_M=blob_M[rows],
-        colour_M=_nuclear_colour(density_HWC, kept, found_in)
-        if found_in.level is None
-        else _nuclear_darkness(darkness_HW, kept, found_in.level),
+    share_M = ranking.full_edge_share(outlines)
+    radius_um_M = np.sqrt(outlines.area_px() / np.float32(np.pi)) * np.float32(WORKING_MPP)
+    everything = Evidence(
+        outlines=outlines,
+        share_M=share_M,
+        radius_um_M=radius_um_M,
+        seed_radius_M=radius_M,
+        blob_M=blob_M,
     )
+    return everything.take((share_M > MIN_EDGE_SHARE) & (radius_um_M > min_radius_um))
 
 
-def _quality(outlines: Outlines, share_M: Floats) -> Floats:
-    """Rank outlines that exclude each other: complete, round and dark inside.
+def rivals(outlines: Outlines) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the pairs of outlines of which only one can be a nucleus."""
+    small, large, share = outline.overlaps(outlines)
+    conflict = share > MAX_OVERLAP
+    return small[conflict], large[conflict]
 
-    Darkness prefers a nucleus to the cell around it, roundness a nucleus to a touching pair.
+
+def colours(
+    density_HWC: Floats, darkness_HW: Floats, outlines: Outlines, found_in: Stain
+) -> Floats:
+    """Return 1 for the colour of nuclei, towards 0 for that of red cells, float32 (M,).
+
+    Where both have one hue, their darkness tells them apart.
     """
-    spread_M = outlines.radius_MA.std(1) / np.maximum(outlines.radius_MA.mean(1), 1e-6)
-    quality: Floats = share_M * np.maximum(outlines.inside_M, 0.01) * np.maximum(1 - spread_M, 0.05)
-    return quality
+    if found_in.level is None:
+        return _nuclear_colour(density_HWC, outlines, found_in)
+    return _nuclear_darkness(darkness_HW, outlines, found_in.level)
 
 
 def _nuclear_colour(density_HWC: Floats, outlines: Outlines, found_in: Stain) -> Floats:
@@ -255,8 +241,7 @@ def _nuclear_colour(density_HWC: Floats, outlines: Outlines, found_in: Stain) ->
     stained with light green; purely blue nuclei exist, so this only halves the confidence, and
     not at all with haematoxylin and eosin, which have no green.
     """
-    red = outline.contrast(density_HWC[..., 0], outlines)
-    green = outline.contrast(density_HWC[..., 1], outlines)
+    red, green, _ = outline.contrast(density_HWC, outlines).T
     ratio = red / np.maximum(green, 0.03)
     not_pink = np.clip(np.maximum((ratio - 0.3) / 0.3, red / FULL_RED), 0, 1)
     not_cyan = 1.0 if found_in.name == "he" else np.clip(2 - ratio, 0.5, 1)
@@ -272,27 +257,12 @@ def _nuclear_darkness(darkness_HW: Floats, outlines: Outlines, level: float) -> 
     return darkness
 
 
-def _best_of_overlapping(outlines: Outlines, quality: Floats) -> NDArray[np.intp]:
-    """Return the rows that stay when the better of two overlapping outlines always wins."""
-    small, large, share = outline.overlaps(outlines)
-    rivals: list[list[int]] = [[] for _ in range(len(outlines))]
-    conflict = share > MAX_OVERLAP
-    for i, j in zip(small[conflict].tolist(), large[conflict].tolist(), strict=True):
-        rivals[i].append(j)
-        rivals[j].append(i)
-    alive = np.ones(len(outlines), bool)
-    kept = []
-    # Ties by position, so that the result does not depend on the order of the blobs.
-    order = np.lexsort((outlines.seed_M2[:, 0], outlines.seed_M2[:, 1], -quality))
-    for row in order.tolist():
-        if alive[row]:
-            kept.append(row)
-            alive[rivals[row]] = False
-    return np.array(kept, np.intp)
-
-
 def _table(
-    outlines: Outlines, probability: Floats, factor: float, size: tuple[int, int]
+    outlines: Outlines,
+    probability: Floats,
+    columns: dict[str, Floats],
+    factor: float,
+    size: tuple[int, int],
 ) -> NucleusTable:
     height, width = size
     points, area_px, centre = outline.in_image(outlines, factor, width, height)
@@ -301,13 +271,16 @@ def _table(
         area_px * (WORKING_MPP / factor) ** 2,
         polygons=points,
         probability=np.clip(probability, 0, 1),
+        columns=columns,
     ).sorted()
 
 
 PLUGIN = DetectorPlugin(
     make=ClassicalDetector,
     config=ClassicalConfig,
-    version=2,  # from 2 on, stain and illumination are told from the slide
+    # 2: stain and illumination are told from the slide; 3: outlines are ranked by a score that was
+    # fitted on marks, and probabilities are probabilities
+    version=3,
     summary="no weights: darkness, scale-space blobs, outlines; stained or fluorescent nuclei",
     sample="cytofm_cli.testing.samples.detectors:classical",
 )

@@ -1,4 +1,6 @@
-"""Colour, texture and dark-blob statistics of one image: the floor for learned encoders.
+"""The handcrafted statistics of one image after the other, as they were first written.
+
+What `cytofm_cli.encoders.handcrafted` measures on stacks is held against it.
 
 Every statistic is unchanged by quarter turns and mirroring. To keep that exact where a
 threshold could flip, images are halved and box-filtered in integers, in a symmetric way for
