@@ -42,6 +42,7 @@ _NAMES_IN = {
     "api.simulate": ("simulate_slides",),
     "api.tile": ("tile",),
     "api.train": ("train",),
+    "api.truth": ("judge_nuclei",),
     "api.views": ("make_views",),
     "encoders.config": ("EmbedConfig",),
     "errors": ("CytofmError", "CytofmWarning"),

@@ -23,6 +23,7 @@ from cytofm_cli.api.score import score as score
 from cytofm_cli.api.simulate import simulate_slides as simulate_slides
 from cytofm_cli.api.tile import tile as tile
 from cytofm_cli.api.train import train as train
+from cytofm_cli.api.truth import judge_nuclei as judge_nuclei
 from cytofm_cli.api.views import make_views as make_views
 from cytofm_cli.encoders.config import EmbedConfig as EmbedConfig
 from cytofm_cli.errors import CytofmError as CytofmError

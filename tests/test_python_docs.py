@@ -72,7 +72,8 @@ def test_notebook__runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"], said
     if path.stem == "first_slide":
         assert any("image/png" in output.get("data", {}) for output in outputs)
-        assert "24 of 24 nuclei found" in said
+        hit, total = map(int, re.findall(r"(\d+) of (\d+) nuclei found", said)[0])
+        assert 10 < 0.9 * total <= hit <= total
     else:
         aucs = dict(re.findall(r"(\w+): AUC ([\d.]+)", said))
         assert aucs.keys() == {"abmil", "peak"}

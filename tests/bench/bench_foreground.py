@@ -1,6 +1,6 @@
 """Compare ways to find the cells of a sparse slide: area kept, marked nuclei kept, CPU time.
 
-    python tests/bench/bench_foreground.py ../shared/data/cric WORK [--glass 0 1 2] [--seed 0]
+    python tests/bench/bench_foreground.py WORK [--glass 0 1 2] [--seed 0] [--fields DIR]
 
 WORK keeps the slides (50 MB and half a minute each to build). Every method gets the same overview
 at 4 µm/px; "tiles" counts the tiles of an aligned grid with at least `--min-foreground` of it.
@@ -23,6 +23,7 @@ from cytofm_cli.tiles import focus, foreground, grid
 from cytofm_cli.units import Size
 
 sys.path.insert(0, str(Path(__file__).parent))
+import simulated_fields
 import sparse_slide
 
 MPP = 0.25
@@ -131,14 +132,16 @@ def report_focus(slide: sparse_slide.SparseSlide) -> None:
 def main() -> None:
     """Build what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cric", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--fields", type=Path, help="folder of real fields, as CRIC's")
     parser.add_argument("--glass", type=int, nargs="*", default=None, help="-1 is clean glass")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size-px", type=int, default=20480)
     parser.add_argument("--min-foreground", type=float, default=foreground.MIN_FOREGROUND)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    fields = simulated_fields.fields_of(args.fields)
+    kind = "simulated" if args.fields is None else args.fields.resolve().name
     glasses = range(-1, len(sparse_slide.GLASSES)) if args.glass is None else args.glass
     print(f"tiles: at least {args.min_foreground:.0%} foreground")
     print(
@@ -147,8 +150,8 @@ def main() -> None:
     )
     for glass in glasses:
         slide = sparse_slide.build(
-            args.cric,
-            args.work / f"sparse_{args.size_px}_{glass}_{args.seed}.tif",
+            fields,
+            args.work / f"sparse_{kind}_{args.size_px}_{glass}_{args.seed}.tif",
             size_px=args.size_px,
             glass=sparse_slide.CLEAN if glass < 0 else sparse_slide.GLASSES[glass],
             seed=args.seed,

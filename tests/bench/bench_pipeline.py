@@ -1,6 +1,6 @@
 """Time the commands as whole processes, beside the work that cannot be avoided.
 
-    python tests/bench/bench_pipeline.py ../shared/data/cric WORK [--size-px 20480] [--runs 3]
+    python tests/bench/bench_pipeline.py WORK [--size-px 20480] [--runs 3] [--fields DIR]
 
 WORK keeps the slide (43 MB, half a minute to build). CPU seconds are of the process and its
 children; wall seconds depend on what else the machine does; medians of the runs.
@@ -137,16 +137,19 @@ def install_null_encoder(folder: Path) -> None:
 def main() -> None:
     """Build the slide, run everything, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cric", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--fields", type=Path, help="folder of real fields, as CRIC's")
     parser.add_argument("--size-px", type=int, default=20480)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    slide = work / f"sparse-{arguments.size_px}.tif"
+    kind = "simulated" if arguments.fields is None else arguments.fields.resolve().name
+    slide = work / f"sparse-{kind}-{arguments.size_px}.tif"
     if not slide.exists():
-        builder = [sys.executable, sparse_slide.__file__, str(arguments.cric), str(slide)]
+        builder = [sys.executable, sparse_slide.__file__, str(slide)]
+        if arguments.fields is not None:
+            builder += ["--fields", str(arguments.fields)]
         subprocess.run([*builder, "--size-px", str(arguments.size_px)], check=True)
     install_null_encoder(work / "plugins")
     stores = work / "stores"

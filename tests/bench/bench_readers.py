@@ -1,6 +1,7 @@
 """Tiles a CPU second and overview time of every reader, beside native decoding alone.
 
-Builds a 20 480 x 20 480 JPEG pyramid (256-px tiles, 0.25 µm/px) from real Pap fields:
+Builds a 20 480 x 20 480 JPEG pyramid (256-px tiles, 0.25 µm/px) from Pap fields,
+simulated ones or real ones from a folder of pictures:
 
     python tests/bench/bench_readers.py [--fields FOLDER] [--fill 0.26] [--runs 3] [--side 20480]
 
@@ -20,12 +21,11 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import simulated_fields
 
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.units import Box
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (ROOT.parent / "shared" / "data" / "cric" / "images", ROOT / "examples")
 TILE_PX = 256
 OVERVIEW_DOWNSAMPLE = 32.0
 
@@ -101,18 +101,15 @@ def overview(path: str, reader: str) -> int:
 def main() -> None:
     """Build, measure, print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--fields", type=Path, default=next((f for f in FOLDERS if f.is_dir()), None)
-    )
+    parser.add_argument("--fields", type=Path, help="folder of pictures of real fields")
     parser.add_argument("--side", type=int, default=20_480)
     parser.add_argument("--fill", type=float, default=0.26)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    if options.fields is None:
-        sys.exit("no fields: pass --fields FOLDER")
+    fields = simulated_fields.fields_of(options.fields)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "slide.tif")
-        build(Path(path), options.fields, options.side, options.fill)
+        build(Path(path), fields, options.side, options.fill)
         jobs: dict[str, Callable[[], int]] = {
             "native tiles, decoded (imagecodecs)": lambda: decode_native(path),
             "native tiles, copied": lambda: copy_native(path),

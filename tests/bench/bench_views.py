@@ -1,6 +1,6 @@
 """Measure view making against torchvision transforms on PIL images: one machine, one core.
 
-Run: `OMP_NUM_THREADS=1 python tests/bench/bench_views.py [--rounds 7] [--json FILE]`
+Run: `OMP_NUM_THREADS=1 python tests/bench/bench_views.py [--rounds 7] [--json FILE] [--fields DIR]`
 
 Both sides make the same views of the same 512-px tiles: the same plan (kept nuclei, boxes,
 turns), the same bicubic antialiased resize, the same strengths of colour jitter, greyscale,
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import simulated_fields
 import torch
 import torchvision.transforms as T
 from PIL import Image, ImageFilter
@@ -37,24 +38,19 @@ from cytofm_cli.views.plan import ViewPlan, draw_plan
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
 from cytofm_cli.work.cpus import cpu_count
 
-CRIC = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cric"
 MPP, TILE_PX = 0.25, 512
 _RNG = np.random.default_rng(0)
 
 
-def load_tiles(n: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Cut tiles around marked nuclei of real fields, or make noise where the data is absent."""
-    if not CRIC.is_dir():
-        rng = np.random.default_rng(0)
-        tiles = rng.integers(0, 256, (n, TILE_PX, TILE_PX, 3), np.uint8)
-        return tiles, [rng.uniform(0, TILE_PX, (15, 2)) for _ in range(n)]
+def load_tiles(n: int, fields: Path) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Cut tiles around marked nuclei of fields."""
     points: dict[str, list[tuple[float, float]]] = {}
-    with (CRIC / "points.csv").open() as handle:
+    with (fields / "points.csv").open() as handle:
         for row in csv.DictReader(handle):
             points.setdefault(row["image"], []).append((float(row["x"]), float(row["y"])))
     tiles, nuclei = [], []
     for name in sorted(points)[:n]:
-        image = np.asarray(Image.open(CRIC / "images" / name).convert("RGB"))
+        image = np.asarray(Image.open(fields / "images" / name).convert("RGB"))
         xy = np.array(points[name])
         room = np.array(image.shape[1::-1]) - TILE_PX
         x, y = np.clip(xy[len(xy) // 2] - TILE_PX // 2, 0, room).astype(int)
@@ -137,9 +133,11 @@ def cpu_seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def compare(config: ViewsConfig, n_tiles: int, rounds: int, **kinds: bool) -> dict[str, object]:
+def compare(
+    config: ViewsConfig, fields: Path, n_tiles: int, rounds: int, **kinds: bool
+) -> dict[str, object]:
     """Measure one configuration: ms a tile on both sides, and the median ratio."""
-    tiles, nuclei = load_tiles(n_tiles)
+    tiles, nuclei = load_tiles(n_tiles, fields)
     n_tiles = len(tiles)
     xy, valid = pad_nuclei(nuclei)
     recipe, ncp = recipe_of(config), ncp_of(config)
@@ -195,13 +193,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tiles", type=int, default=16)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--fields", type=Path, help="folder of real fields, as CRIC's")
     args = parser.parse_args()
+    fields = simulated_fields.fields_of(args.fields)
     torch.set_num_threads(1)
     found = []
     for preset in ("none", "paper", "safe"):
         config = ViewsConfig(recipe="dino", preset=preset, colours="natural")
         for kinds in ({"pil_blur": False, "hue": True}, {"pil_blur": True, "hue": False}):
-            found.append(compare(config, args.tiles, args.rounds, **kinds))
+            found.append(compare(config, fields, args.tiles, args.rounds, **kinds))
             print(found[-1], flush=True)
     for preset in ("none", "safe"):
         few, many = (peak_bytes(preset, n) for n in (128, 256))

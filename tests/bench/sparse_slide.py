@@ -1,12 +1,13 @@
-"""Build a sparse cytology slide: real Pap fields scattered on glass that is not clean.
+"""Build a sparse cytology slide: Pap fields scattered on glass that is not clean.
 
 The glass carries what real glass carries: an illumination gradient, sensor noise, dust, a pen
 stroke, air bubbles and the coverslip's edge. The result is a pyramidal JPEG TIFF (256-px tiles),
 and the marked nuclei of the fields in the slide's own pixels.
 
-    python tests/bench/sparse_slide.py cric/ out.tif --size-px 20480 --glass 3
+    python tests/bench/sparse_slide.py out.tif --size-px 20480 --glass 3 [--fields DIR]
 
-`cric/` is the folder with `images/`, `images.csv` and `points.csv`.
+The fields are simulated (`simulated_fields.py`); DIR is a folder of real ones, with `images/`,
+`images.csv` and `points.csv`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pyvips
+import simulated_fields
 from numpy.typing import NDArray
 
 STRIP_PX = 1024
@@ -90,7 +92,7 @@ class SparseSlide:
 
 
 def build(
-    cric: Path,
+    fields: Path,
     path: Path,
     *,
     size_px: int = 20480,
@@ -107,13 +109,13 @@ def build(
     if path.exists() and facts.exists():
         return _load(path, facts)
     rng = np.random.default_rng(seed)
-    with (cric / "images.csv").open(newline="") as handle:
+    with (fields / "images.csv").open(newline="") as handle:
         rows = [r for r in csv.DictReader(handle) if groups is None or r["group"] in groups]
     boxes = _scatter(rng, [(int(r["width"]), int(r["height"])) for r in rows], size_px)
     raw = path.with_suffix(".raw")
     canvas = np.memmap(raw, np.uint8, "w+", shape=(size_px, size_px, 3))
     try:
-        _paint(canvas, rng, glass, boxes, [cric / "images" / r["image"] for r in rows])
+        _paint(canvas, rng, glass, boxes, [fields / "images" / r["image"] for r in rows])
         flat = pyvips.Image.new_from_memory(canvas, size_px, size_px, 3, "uchar")
         flat.copy(interpretation="srgb", xres=1000 / mpp, yres=1000 / mpp).tiffsave(
             str(path),
@@ -130,7 +132,7 @@ def build(
         del canvas
         raw.unlink()
     index = {r["image"]: i for i, r in enumerate(rows)}
-    with (cric / "points.csv").open(newline="") as handle:
+    with (fields / "points.csv").open(newline="") as handle:
         marks = [
             (index[r["image"]], float(r["x"]), float(r["y"]))
             for r in csv.DictReader(handle)
@@ -293,14 +295,15 @@ def _line(
 def main() -> None:
     """Build one slide from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cric", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--size-px", type=int, default=20480)
     parser.add_argument("--glass", type=int, default=-1, help="index in GLASSES; -1 is clean")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fields", type=Path, help="folder of real fields, as CRIC's")
     args = parser.parse_args()
     glass = CLEAN if args.glass < 0 else GLASSES[args.glass]
-    slide = build(args.cric, args.output, size_px=args.size_px, glass=glass, seed=args.seed)
+    fields = simulated_fields.fields_of(args.fields)
+    slide = build(fields, args.output, size_px=args.size_px, glass=glass, seed=args.seed)
     print(f"{slide.path}: {len(slide.boxes_px0)} fields, {len(slide.nuclei_px0)} marked nuclei")
 
 
