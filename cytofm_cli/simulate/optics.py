@@ -21,10 +21,10 @@ from cytofm_cli.units import Box
 CELL_PX: Final = 256  # noise is drawn anew for each square of this size
 _BANK_PX: Final = 512
 # Demosaicing smears a sensor's noise: neighbours of empty glass in photographs of Pap smears
-# correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by about 0.5.
+# correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by 0.2 to 0.65.
 _SMEAR_PX: Final = 0.7
-_COMMON: Final = 0.5
-_GRAIN_PX: Final = 2.0  # size of the grain of stain
+_COMMON: Final = 0.35
+_GRAIN_PX: Final = 1.4  # size of the grain of stain
 # Noise of each channel, and sd of the log of blue's over batches: blue sees the least light, and
 # white balance makes up for it (1.2 to 2.9 times green's noise in photographs of Pap smears).
 _CHANNEL_SD: Final = (1.0, 0.9, 1.5)
