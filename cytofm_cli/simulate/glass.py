@@ -29,7 +29,8 @@ from cytofm_cli.units import Box, Size
 
 _FILM_SD: Final = 0.6  # of the log of the film's density, over slides
 _FILM_UM: Final = (45.0, 160.0)  # its patches
-_FILM_FROM: Final = 0.2  # clouds below this are clear glass
+_FILM_FROM: Final = 0.1  # clouds below this are clear glass
+_HAZE: Final = 0.35  # share of the film without grain
 _GRAIN_PX: Final = 1024  # the film's grain repeats
 
 
@@ -133,7 +134,7 @@ def _add_film(canvas: Plane, preset: Preset, seed: int, box: Box, amount: float)
     grain = _grain()
     rows = np.arange(box.y, box.y + box.h) % _GRAIN_PX
     columns = np.arange(box.x, box.x + box.w) % _GRAIN_PX
-    film *= grain[rows[:, None], columns]
+    film *= np.float32(_HAZE) + np.float32(1 - _HAZE) * grain[rows[:, None], columns]
     for channel in range(3):
         canvas[channel] += film * np.float32(colour[channel])
     return True

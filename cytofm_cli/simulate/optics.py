@@ -23,9 +23,12 @@ _BANK_PX: Final = 512
 # Demosaicing smears a sensor's noise: neighbours of empty glass in photographs of Pap smears
 # correlate by 0.6, those two pixels apart by 0.1 to 0.2, and channels by 0.2 to 0.65.
 _SMEAR_PX: Final = 0.7
-_COMMON: Final = 0.3
-_GRAIN_PX: Final = 1.0  # size of the grain of stain
-_CHANNEL_SD: Final = (1.0, 0.9, 1.6)  # blue sensors see the least light
+_COMMON: Final = 0.35
+_GRAIN_PX: Final = 1.4  # size of the grain of stain
+# Noise of each channel, and sd of the log of blue's over batches: blue sees the least light, and
+# white balance makes up for it (1.2 to 2.9 times green's noise in photographs of Pap smears).
+_CHANNEL_SD: Final = (1.0, 0.9, 1.5)
+_BLUE_SD: Final = 0.35
 # Photons are counted: their noise has a variance that grows with the light, with dark field from
 # this share on. Cameras of bright field write gamma 1/2.2, after which it is nearly constant.
 _FLOOR: Final = 0.2
@@ -43,10 +46,12 @@ class Look:
     Attributes:
         dyes: float64 (K, 3): optical density (dark field: colour emitted) of one unit of each dye.
         white: float64 (3,): grey levels of empty glass.
+        noise: of each channel, in units of the preset's.
     """
 
     dyes: NDArray[np.float64]
     white: NDArray[np.float64]
+    noise: tuple[float, float, float] = _CHANNEL_SD
 
 
 def look(preset: Preset, seed: int, batch: int, patient: int) -> Look:
@@ -65,8 +70,13 @@ def look(preset: Preset, seed: int, batch: int, patient: int) -> Look:
     amount = amount + optics.stain_sd * of_patient.standard_normal((len(dyes), 1))
     shift = np.sqrt(_BATCH) * _tint(of_batch) + np.sqrt(1 - _BATCH) * _tint(of_patient)
     white = np.array(preset.optics.white) + optics.white_sd * shift
+    blue = _CHANNEL_SD[2] * float(np.exp(_BLUE_SD * of_batch.standard_normal()))
     low, high = (0.0, 255.0) if preset.illumination == "dark-field" else _WHITE
-    return Look(dyes * np.exp(hue + amount), np.clip(white, low, high))
+    return Look(
+        dyes=dyes * np.exp(hue + amount),
+        white=np.clip(white, low, high),
+        noise=(*_CHANNEL_SD[:2], blue),
+    )
 
 
 def _tint(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -111,7 +121,7 @@ def expose(
             white = np.float32(look.white[channel])
             light = _emit if dark else _pass
             grey = light(None if density is None else density[channel], white)
-            rough = noise[channel] * np.float32(preset.optics.noise * _CHANNEL_SD[channel])
+            rough = noise[channel] * np.float32(preset.optics.noise * look.noise[channel])
             lit = np.clip((rough * _photons(grey) if dark else rough) + grey, 0, 255)
             picture[ys, xs, channel] = lit + np.float32(0.5)
     return picture
@@ -178,12 +188,13 @@ def _bank(smear_px: float, common: float) -> Plane:
     """Return float32 (3, 768, 768) of noise of sd 1, smeared, `common` of it alike in all three."""
     fixed_seed = [16, round(100 * smear_px)]
     draws = np.random.default_rng(fixed_seed).standard_normal((4, _BANK_PX, _BANK_PX))
-    taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * smear_px**2))
+    reach = int(np.ceil(4 * smear_px))
+    taps = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * smear_px**2))
     taps /= np.sqrt((taps**2).sum())
     for axis in (1, 2):
         draws = sum(
             tap * np.roll(draws, shift, axis=axis)
-            for tap, shift in zip(taps, range(-3, 4), strict=True)
+            for tap, shift in zip(taps, range(-reach, reach + 1), strict=True)
         )
     mixed = np.sqrt(1 - common) * draws[:3] + np.sqrt(common) * draws[3]
     extra = _BANK_PX + CELL_PX

@@ -228,7 +228,7 @@ class Optics:
         white: mean colour of empty glass, 0 to 255 (dark field: of the black).
         white_sd: its standard deviation over patients, each channel.
         noise: standard deviation of the sensor's noise, grey levels at white.
-        grain: how unevenly each dye has taken from pixel to pixel, share of its density.
+        grain: how unevenly each dye has taken, in grains of 1.4 px, share of its density.
         stain_sd: how much the amount of each dye varies over patients, sd of the log.
         batch_sd: the same over batches of eight patients.
         hue_sd: how much a dye's colour turns over batches, sd of the log of its channels.

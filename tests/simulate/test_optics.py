@@ -175,6 +175,8 @@ def test_look__varies_as_much_as_the_preset_says() -> None:
     assert amount.std(axis=0) == pytest.approx([np.hypot(0.2, 0.3)] * 2, rel=0.08)
     hue = (logs - amount[..., None]).std(axis=0)
     assert hue == pytest.approx(np.full((2, 3), 0.1 * np.sqrt(2 / 3)), rel=0.08)
+    blue = np.log([seen.noise[2] for seen in looks])
+    assert blue.std() == pytest.approx(0.35, rel=0.08)
     assert np.std([seen.white for seen in looks], axis=0) == pytest.approx([3.0] * 3, rel=0.08)
 
 
