@@ -1,6 +1,6 @@
 """Compare `cytofm run` with its steps as single commands, and count how often tiles are decoded.
 
-    python tests/bench/bench_run.py ../shared/data/cric WORK [--size-px 8192] [--groups 3]
+    python tests/bench/bench_run.py ../shared/data/cric WORK [--size-px 10240] [--groups 2]
 
 CPU seconds are of the processes and their children; ratios are within one call. WORK keeps the
 slide. The decodes are counted in this process, with the tiles that are kept and without.
@@ -70,8 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cric", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--size-px", type=int, default=8192)
-    parser.add_argument("--groups", type=int, default=3)
+    parser.add_argument("--size-px", type=int, default=10240)
+    parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     work: Path = arguments.work
