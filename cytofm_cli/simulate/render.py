@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cytofm_cli.simulate.cell import Cell
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.glass import soil
-from cytofm_cli.simulate.layout import BLOCK, REACH, Block, Placement
+from cytofm_cli.simulate.layout import BLOCK, MOST, REACH, Block, Placement
 from cytofm_cli.simulate.marks import Mark, density, marks
 from cytofm_cli.simulate.optics import Look, expose, look
 from cytofm_cli.simulate.paint import paint
@@ -28,7 +28,7 @@ from cytofm_cli.units import Size
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1: px at level 0, the last two not included
 TILE: Final = BLOCK
 # A cell is called by block · _A_BLOCK + its place in the block + 1: no other block is asked.
-_A_BLOCK: Final = 4096
+_A_BLOCK: Final = MOST + 1
 _CACHED: Final = 4096  # cells whose shapes are kept
 
 
