@@ -32,6 +32,24 @@ settings.register_profile("fuzz", derandomize=False, deadline=None, print_blob=T
 settings.load_profile("repeat")
 
 
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cohort of eight simulated fields (900 px, 0.25 µm/px) of four patients.
+
+    `slides/*.jpg`, `labels.csv` (slide_id,label,group), `points.csv` (slide_id,x,y,label: cells
+    by Bethesda class) and the truth as `cytofm simulate` writes it. For reading only.
+    """
+    from cytofm_cli.api.simulate import simulate_slides
+    from cytofm_cli.simulate.nuclei import points_table, read_nuclei
+
+    folder = tmp_path_factory.mktemp("simulated")
+    simulate_slides(
+        folder, patients=4, slides_per_patient=2, size_px=900, abnormal_share=0.4, format="jpeg"
+    )
+    (folder / "points.csv").write_text(points_table(read_nuclei(folder)))
+    return folder
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-of-shared",

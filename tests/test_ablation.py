@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +19,6 @@ from cytofm_cli.registry import pretrain_methods
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "examples" / "ablation" / "ablation.py"
-FIELDS = ROOT / "examples" / "pap_fields"
 
 
 @pytest.fixture(scope="module")
@@ -110,24 +107,16 @@ def run(*words: object) -> None:
 
 
 @pytest.mark.slow
-def test_ablation__two_arms_from_fields_to_the_table(tmp_path: Path) -> None:
-    """Run what the README says, small: two fields of each of four groups, two steps."""
-    fields, groups = tmp_path / "fields", ("g1", "g2", "g5", "g7")
-    fields.mkdir()
-    rows = list(csv.DictReader((FIELDS / "labels.csv").read_text().splitlines()))
-    chosen = [row for g in groups for row in [r for r in rows if r["group"] == g][:2]]
-    labels = ["slide_id,label,group"]
-    for number, row in enumerate(chosen):
-        shutil.copy(FIELDS / f"{row['slide_id']}.jpg", fields)
-        labels.append(f"{row['slide_id']},{number % 2},{row['group']}")
-    (tmp_path / "labels.csv").write_text("\n".join(labels) + "\n")
+def test_ablation__two_arms_from_fields_to_the_table(simulated: Path, tmp_path: Path) -> None:
+    """Run what the README says, small: two fields of each of four patients, two steps."""
     stores, out = tmp_path / "stores", tmp_path / "out"
     tile = ("--slide-mpp", 0.25, "--tile-px", 256)
-    run("-m", "cytofm_cli", "tile", fields, "-o", stores, *tile)
+    run("-m", "cytofm_cli", "tile", simulated / "slides", "-o", stores, *tile)
     run("-m", "cytofm_cli", "detect", stores)
-    words = (FILE, stores, "-o", out, "--points", FIELDS / "nuclei.csv", "--groups",
-             FIELDS / "labels.csv", "--labels", f"odd={tmp_path / 'labels.csv'}:2", "--seeds", 1,
-             "--h", 4, "--only", "simclr,simclr+all", "--crop-um", 16)  # fmt: skip
+    labels = simulated / "labels.csv"
+    words = (FILE, stores, "-o", out, "--points", simulated / "points.csv", "--groups", labels,
+             "--labels", f"odd={labels}:2", "--seeds", 1, "--h", 4,
+             "--only", "simclr,simclr+all", "--crop-um", 16)  # fmt: skip
     run(*words, "--", "--global-px", 32, "--batch", 4, "--steps", 2)
     found = json.loads((out / "results.json").read_text())
     assert list(found) == ["cells, linear", "cells, knn20", "odd, ABMIL"]

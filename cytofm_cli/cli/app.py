@@ -11,7 +11,7 @@ import typer
 
 # name: (module, line in `cytofm --help`). A module has `register(app)`.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("quickstart", "Run the whole pipeline on real Pap fields, in minutes."),
+    "quickstart": ("quickstart", "Simulate a cohort and run the whole pipeline, in minutes."),
     "simulate": ("simulate", "Simulate slides whose truth is known: cells, outlines, labels."),
     "run": ("run", "Tile, detect and embed slides: all steps in one command."),
     "tile": ("tile", "Tile slides into one Zarr store a slide."),

@@ -1,99 +1,157 @@
-"""`cytofm quickstart`: the whole pipeline on real Pap fields, by the commands a user types."""
+"""`cytofm quickstart`: the whole pipeline by the commands a user types."""
 
 from __future__ import annotations
 
-import json
 import shlex
-import site
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
-import cytofm_cli
+from cytofm_cli.cli import quickstart_report as report
 from cytofm_cli.cli.options import OutputOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.errors import CytofmError, InputError
+from cytofm_cli.errors import CytofmError, InputError, UsageError
 
-_HEADS = ("abmil", "mean")
-_UNITS = ("tile", "cell")
+_RUNS: Final = (("mean", "tile"), ("mean", "cell"), ("abmil", "cell"))
+_UNITS: Final = ("tile", "cell")
+# Many abnormal cells: two dozen patients teach a head something then.
+_COHORT: Final = shlex.split(
+    "--patients 24 --slides-per-patient 2 --size-px 1024 --abnormal-share 0.4 --seed 0"
+)
+_PROBED: Final = ("handcrafted", "cytofm-tiny")
 
 
 class _StepFailedError(CytofmError):
     """One of the commands failed; it has said why."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Cohort:
+    """What is worked on.
+
+    Attributes:
+        slides: folder of slides.
+        labels: table of their labels.
+        resolution: flags that say the resolution of files that do not.
+        truth: folder of the simulated cohort; None for the user's own slides.
+    """
+
+    slides: Path
+    labels: Path
+    resolution: tuple[object, ...] = ()
+    truth: Path | None = None
+
+
 def quickstart(
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything made.")] = Path(
         "cytofm-quickstart"
     ),
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of slides of your own, instead of simulated ones.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Their labels: slide_id,label,group (with --data).")
+    ] = None,
+    slide_mpp: Annotated[
+        float | None, typer.Option(help="Their µm/px, if the files state none (with --data).")
+    ] = None,
     *,
     run: OutputOptions,
 ) -> None:
-    """Tile, detect, embed, train, score: the whole pipeline on real Pap fields, in minutes.
+    """Simulate a cohort, tile, detect, embed, train, score: the whole pipeline, in minutes.
 
-    The fields ship with cytofm (CRIC Cervix, CC BY 4.0). Nothing is fetched.
+    The cells are simulated, so everything found is judged against the truth. Nothing is fetched.
+    With --data and --labels the same runs on your own slides.
 
     Examples:
 
       cytofm quickstart
 
-      cytofm quickstart -o /tmp/try
+      cytofm quickstart --data slides --labels labels.csv -o try
     """
-    fields = example_fields()
-    start = time.monotonic()
-    _say(f"31 Pap-smear fields from {fields} (CRIC Cervix, CC BY 4.0)")
-    _say("Question: does a field hold a cell that is LSIL or worse? Grouped cross-validation.")
-    runs = _run_all(fields, folder, _passed_on(run))
-    metrics = {name: _metrics(path) for name, path in runs.items()}
-    out.data(_table(metrics), {"metrics": metrics, "folder": str(folder)})
-    _say(_where(folder, time.monotonic() - start))
+    start, flags = time.monotonic(), _passed_on(run)
+    _check(data, labels, slide_mpp)
+    if data is not None and labels is not None:
+        mpp = () if slide_mpp is None else ("--slide-mpp", slide_mpp)
+        cohort = _Cohort(slides=data, labels=labels, resolution=mpp)
+    else:
+        cohort = _simulate(folder / "cohort", flags)
+    runs = _run_all(cohort, folder, flags)
+    found: dict[str, Any] = {}
+    if cohort.truth is not None:
+        probe = _probe(cohort.truth, folder, flags)
+        found = report.against_truth(cohort.truth, folder / "stores", probe)
+    metrics = {name: report.metrics_of(path) for name, path in runs.items()}
+    out.data(report.table(metrics, found), {"metrics": metrics, "folder": str(folder), **found})
+    _say(report.where(folder, time.monotonic() - start, simulated=cohort.truth is not None))
 
 
-def _run_all(fields: Path, folder: Path, flags: list[str]) -> dict[str, Path]:
+def _check(data: Path | None, labels: Path | None, slide_mpp: float | None) -> None:
+    """Refuse a half-named cohort before anything runs."""
+    if (data is None) != (labels is None):
+        given, missing = ("--data", "--labels") if labels is None else ("--labels", "--data")
+        raise UsageError(
+            f"{given} is given without {missing}.",
+            hint="cytofm quickstart --data SLIDES --labels labels.csv (slide_id,label,group)",
+        )
+    if data is None and slide_mpp is not None:
+        raise UsageError("--slide-mpp is given without --data.", hint="name your slides: --data")
+    for path in (data, labels):
+        if path is not None and not path.exists():
+            raise InputError(f"{path}: no such file or folder.", hint="check the path")
+
+
+def _simulate(folder: Path, flags: list[str]) -> _Cohort:
+    _say("48 fields of 24 patients, simulated: no real cell is in them. What cytofm does on real")
+    _say("ones stands in docs/nuclei.md, docs/cytofm-tiny.md and docs/mil-benchmark.md.")
+    _say("Question: does the patient have a lesion (ASC-US or worse)? Grouped cross-validation.")
+    _run("simulate", "-o", folder, *_COHORT, *flags)
+    return _Cohort(slides=folder / "slides", labels=folder / "labels.csv", truth=folder)
+
+
+def _run_all(cohort: _Cohort, folder: Path, flags: list[str]) -> dict[str, Path]:
     """Run the commands; return the RUNs by what they are called in the table."""
-    stores, labels = folder / "stores", fields / "labels.csv"
-    resolution = ("--slide-mpp", 0.25, "--tile-px", 256)
-    _run("tile", fields, "-o", stores, *resolution, "--preview", folder / "preview", *flags)
+    stores = folder / "stores"
+    tiles = ("--tile-px", 256, *cohort.resolution)
+    _run("tile", cohort.slides, "-o", stores, *tiles, "--preview", folder / "preview", *flags)
     _run("detect", stores, *flags)
     for unit in _UNITS:
         _run("embed", stores, "--unit", unit, *flags)
     runs = {}
-    for unit in _UNITS:
-        for head in _HEADS:
-            path = runs[f"{head}, {unit} bags"] = folder / f"run-{head}-{unit}"
-            _run(
-                *("mil", "train", "--bags", stores, "--labels", labels),
-                *("--method", head, "--unit", unit, "-o", path, *flags),
-            )
+    for head, unit in _RUNS:
+        path = runs[f"{head}, {unit} bags"] = folder / f"run-{head}-{unit}"
+        _run(
+            *("mil", "train", "--bags", stores, "--labels", cohort.labels, "--method", head),
+            *("--unit", unit, "--seeds", 1, "-o", path, *flags),
+        )
     _run("mil", "score", folder / "run-abmil-cell", stores, "-o", folder / "scores.csv", *flags)
     return runs
+
+
+def _probe(truth: Path, folder: Path, flags: list[str]) -> Path:
+    """Judge encoders on the true cells; return the RUN."""
+    points, path = folder / "points.csv", folder / "probe"
+    report.write_points(truth, points)
+    _say(f"\n{points}: the true cells, one a row, at their nuclei")
+    encoders = [word for name in _PROBED for word in ("--encoder", name)]
+    _run(
+        *("evaluate", "probe", truth / "slides", "--points", points),
+        *("--groups", truth / "labels.csv", "--task", "abnormal", *encoders, "--draws", 2),
+        *("-o", path, *flags),
+    )
+    return path
 
 
 def _passed_on(run: OutputOptions) -> list[str]:
     """Return the flags by which the steps print as much as this command does."""
     flags = {"--quiet": run.quiet, "--verbose": run.verbose, "--no-progress": run.no_progress}
     return [flag for flag, wanted in flags.items() if wanted]
-
-
-def example_fields() -> Path:
-    """Return the folder of the fields that ship with cytofm.
-
-    Raises:
-        InputError: this installation lacks them.
-    """
-    installed = [Path(base) / "share" / "cytofm" for base in (sys.prefix, site.getuserbase())]
-    in_clone = Path(cytofm_cli.__file__).parents[1] / "examples"
-    for folder in (in_clone, *installed):
-        if (folder / "pap_fields" / "labels.csv").exists():
-            return folder / "pap_fields"
-    raise InputError(
-        f"{installed[0]}: the example fields are missing.", hint="install cytofm again."
-    )
 
 
 def _run(*words: object) -> None:
@@ -108,45 +166,6 @@ def _run(*words: object) -> None:
             f"`cytofm {command[0]}` ended with exit code {done.returncode}; see above.",
             hint="run the printed command by itself.",
         )
-
-
-def _metrics(run: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    return {name: content[name] for name in ("auc", "accuracy", "recall")}
-
-
-def _table(metrics: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'head':<18}{'AUC':<22}{'accuracy':<22}{'recall':<22}"]
-    for head, values in metrics.items():
-        cells = [
-            f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
-            for m in (values["auc"], values["accuracy"], values["recall"])
-        ]
-        lines.append(f"{head:<18}" + "".join(f"{cell:<22}" for cell in cells))
-    lines.append(
-        "95 % intervals by bootstrap over groups. 31 fields are few: the intervals say so."
-    )
-    return "\n".join(lines)
-
-
-def _where(folder: Path, seconds: float) -> str:
-    return f"""
-Done in {seconds:.0f} s. Look at:
-  {folder}/preview/      foreground and chosen tiles of every field, as pictures
-  {folder}/stores/       one Zarr store a field: tiles, nuclei, embeddings, attention
-  {folder}/run-*/        splits, predictions, metrics, models, settings
-  {folder}/scores.csv    probabilities of the ensemble
-
-On your own slides:
-  cytofm info SLIDES/                                   what is there, at which resolution
-  cytofm tile SLIDES/ -o stores                         any format; --slide-mpp 0.25 if a file
-                                                        states no resolution (40×)
-  cytofm detect stores                                  nuclei, for cell bags (--unit cell)
-  cytofm export stores -o qupath --to geojson           look at them in QuPath
-  cytofm embed stores --encoder timm/vit_small_patch16_224 --weights FILE
-  cytofm mil train --bags stores --labels labels.csv -o run     labels.csv: slide_id,label,group
-  cytofm mil score run stores -o scores.csv
-"""
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Run the real command on real fields."""
+"""Run the real command on simulated fields."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from cytofm_cli.__main__ import main
 from cytofm_cli.api import cohort
 from cytofm_cli.cli.out import out
 from cytofm_cli.work.batch import Event, Explain, Task, Work, attempt
-
-ROOT = Path(__file__).resolve().parents[2]
-FIELDS = ROOT / "examples" / "pap_fields"
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -77,10 +74,10 @@ def _in_this_process(
 
 
 @pytest.fixture(scope="session")
-def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of four real Pap fields."""
+def fields(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of four simulated Pap fields."""
     folder = tmp_path_factory.mktemp("fields")
-    for path in sorted(FIELDS.glob("*.jpg"))[:4]:
+    for path in sorted((simulated / "slides").iterdir())[:4]:
         shutil.copy(path, folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""`cytofm detect`, cell bags and nuclei exports on real fields."""
+"""`cytofm detect`, cell bags and nuclei exports on simulated fields."""
 
 from __future__ import annotations
 

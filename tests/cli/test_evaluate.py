@@ -1,4 +1,4 @@
-"""`cytofm evaluate probe` on real Pap fields."""
+"""`cytofm evaluate probe` on simulated Pap fields."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ from pathlib import Path
 
 import pytest
 
-FIELDS = Path(__file__).resolve().parents[2] / "examples" / "pap_fields"
 QUICK = ("--replicates", 100, "--draws", 2, "--k", 5, "--inner-folds", 2, "--threads", 1)
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of two fields of each of three groups."""
+def few(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of the fields of three of the four patients."""
     folder = tmp_path_factory.mktemp("few")
-    seen: dict[str, int] = {}
-    for row in csv.DictReader((FIELDS / "labels.csv").read_text().splitlines()):
-        seen[row["group"]] = seen.get(row["group"], 0) + 1
-        if row["group"] in ("g1", "g2", "g5") and seen[row["group"]] <= 2:
-            shutil.copy(FIELDS / f"{row['slide_id']}.jpg", folder)
+    for row in csv.DictReader((simulated / "labels.csv").read_text().splitlines()):
+        if row["group"] != "p1":
+            shutil.copy(simulated / "slides" / f"{row['slide_id']}.jpg", folder)
     return folder
 
 
-def probe(here, inputs: Path, out: Path, *more: object):
-    tables = ("--points", FIELDS / "nuclei.csv", "--groups", FIELDS / "labels.csv")
-    return here("evaluate", "probe", inputs, *tables, "-o", out, "--slide-mpp", 0.25, *QUICK, *more)
+@pytest.fixture
+def probe(here, simulated: Path):
+    """Return a function that judges the fields of a folder."""
+    tables = ("--points", simulated / "points.csv", "--groups", simulated / "labels.csv")
+
+    def run(inputs: Path, out: Path, *more: object):
+        words = ("evaluate", "probe", inputs, *tables, "-o", out, "--slide-mpp", 0.25)
+        return here(*words, *QUICK, *more)
+
+    return run
 
 
-def test_evaluate__judges_compares_and_keeps_features(here, few: Path, tmp_path: Path) -> None:
+def test_evaluate__judges_compares_and_keeps_features(probe, few: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     task = ("--task", "abnormal", "--crop-um", 16)
-    done = probe(here, few, run, *task)
+    done = probe(few, run, *task)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("handcrafted: abnormal AUC ")
-    assert "25 slide(s) of the points are not given" in done.stderr
+    assert "2 slide(s) of the points are not given" in done.stderr
     found = json.loads((run / "metrics.json").read_text())
     assert (found["slides"], found["groups"]) == (6, 3)
     one = found["tasks"]["abnormal"]
@@ -53,18 +57,18 @@ def test_evaluate__judges_compares_and_keeps_features(here, few: Path, tmp_path:
     }
     assert sorted(map(sorted, folds.values())) == [["0"], ["1"], ["2"]]
 
-    again = probe(here, few, run, *task, "-v")
+    again = probe(few, run, *task, "-v")
     assert again.returncode == 0
     assert "skipped" in again.stderr
     assert again.stdout == done.stdout
-    other = probe(here, few, run, *task, "--seed", 1)
+    other = probe(few, run, *task, "--seed", 1)
     assert other.returncode == 2
     assert "seed" in other.stderr
 
     (kept,) = (run / "features").iterdir()
     age = kept.stat().st_mtime_ns
     both = ("--encoder", "handcrafted", "--encoder", "timm/test_vit", "--random-weights")
-    more = probe(here, few, run, *task, *both, "--overwrite", "--json")
+    more = probe(few, run, *task, *both, "--overwrite", "--json")
     assert more.returncode == 0, more.stderr
     names = [json.loads(line)["encoder"] for line in more.stdout.splitlines()]
     assert names == ["handcrafted", "timm/test_vit-random0"]
@@ -76,25 +80,25 @@ def test_evaluate__judges_compares_and_keeps_features(here, few: Path, tmp_path:
     assert "timm/test_vit-random0 − handcrafted" in table
 
     # The other groups still train: what is said of the judged one does not change.
-    part = probe(here, few, run, *task, "--judged", "g2", "--overwrite")
+    part = probe(few, run, *task, "--judged", "p2", "--overwrite")
     assert part.returncode == 0, part.stderr
     assert kept.stat().st_mtime_ns == age
     left = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
-    assert left == [row for row in rows if row["group"] == "g2"]
+    assert left == [row for row in rows if row["group"] == "p2"]
     found = json.loads((run / "metrics.json").read_text())
     assert found["tasks"]["abnormal"]["folds"] == 1
-    assert "held out, g2 judged." in (run / "table.md").read_text()
+    assert "held out, p2 judged." in (run / "table.md").read_text()
 
 
 def test_evaluate__tiles_of_stores_by_their_stored_embeddings(
-    here, stores: Path, tmp_path: Path
+    here, simulated: Path, stores: Path, tmp_path: Path
 ) -> None:
     labels = "slide_id,group\n" + "".join(
         f"{path.name[:-5]},g{number % 2}\n"
         for number, path in enumerate(sorted(stores.glob("*.zarr")))
     )
     (tmp_path / "groups.csv").write_text(labels)
-    words = ("evaluate", "probe", stores, "--points", FIELDS / "nuclei.csv", "--unit", "tile")
+    words = ("evaluate", "probe", stores, "--points", simulated / "points.csv", "--unit", "tile")
     words = (*words, "--groups", tmp_path / "groups.csv", "--task", "abnormal", *QUICK)
     done = here(*words, "-o", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -115,14 +119,14 @@ def test_evaluate__tiles_of_stores_by_their_stored_embeddings(
         (("--task", "malignant"), 2, "abnormal"),
         (("--positive", "LSYL"), 3, "LSYL"),
         (("--unit", "tile"), 2, "stores"),
-        (("--judged", "g1,g9", "--task", "abnormal"), 3, "no instance is of group g9"),
-        (("--groups", FIELDS / "README.md"), 3, "no column"),
+        (("--judged", "p2,p9", "--task", "abnormal"), 3, "no instance is of group p9"),
+        (("--groups", Path(__file__)), 3, "no column"),
     ],
 )
 def test_evaluate__bad_requests_are_refused_in_one_line(
-    here, few: Path, tmp_path: Path, more: tuple[object, ...], code: int, said: str
+    probe, few: Path, tmp_path: Path, more: tuple[object, ...], code: int, said: str
 ) -> None:
-    done = probe(here, few, tmp_path / "run", *more)
+    done = probe(few, tmp_path / "run", *more)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     errors = [line for line in done.stderr.splitlines() if not line.startswith("warning")]
@@ -131,7 +135,7 @@ def test_evaluate__bad_requests_are_refused_in_one_line(
 
 
 def test_evaluate__points_of_other_slides_and_foreign_folders_are_refused(
-    here, few: Path, tmp_path: Path
+    here, probe, few: Path, tmp_path: Path
 ) -> None:
     points = tmp_path / "points.csv"
     points.write_text("slide_id,x,y,label\nsomething,1,1,NILM\nelse,1,1,HSIL\n")
@@ -140,6 +144,6 @@ def test_evaluate__points_of_other_slides_and_foreign_folders_are_refused(
     assert "none of its 2 slide(s) is given (else, something)" in done.stderr
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    done = probe(here, few, tmp_path / "other", "--task", "abnormal")
+    done = probe(few, tmp_path / "other", "--task", "abnormal")
     assert done.returncode == 2
     assert "not a RUN" in done.stderr
