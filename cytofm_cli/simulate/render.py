@@ -139,10 +139,11 @@ class Scene:
     @cached_property
     def _marks(self) -> list[Mark]:
         """Pen, bubbles, the coverslip's edge: what is seen far from cells, too."""
+        slide = self.slide
         if self.preset.illumination == "dark-field":
             return []
-        size = Size(self.slide.size_px, self.slide.size_px)
-        return list(marks(self.preset.dirt, self._glass_seed, size, self.preset.mpp, 1.0))
+        size = Size(slide.size_px, slide.size_px)
+        return list(marks(self.preset.dirt, self._glass_seed, size, self.preset.mpp, slide.dirt))
 
     def _amounts(self, cells: list[Placed], box: Box, plane: int) -> NDArray[np.float32]:
         """Return how much of each dye lies where, (K, H, W): the sum over cells in their order."""
@@ -165,7 +166,7 @@ class Scene:
         if self.is_blank(_tile_around(part, self.slide.size_px)):
             return None
         size = (self.slide.size_px, self.slide.size_px)
-        dirt = soil(self.preset, self._glass_seed, size, part)
+        dirt = soil(self.preset, self._glass_seed, size, part, self.slide.dirt)
         if amounts is None:
             shape = (len(self.preset.dyes), part[3] - part[1], part[2] - part[0])
             amounts = np.zeros(shape, np.float32)
