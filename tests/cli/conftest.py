@@ -75,10 +75,13 @@ def _in_this_process(
 
 @pytest.fixture(scope="session")
 def fields(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of four simulated Pap fields."""
+    """Return a folder of four simulated Pap fields that state no resolution, as cameras' do."""
     folder = tmp_path_factory.mktemp("fields")
     for path in sorted((simulated / "slides").iterdir())[:4]:
-        shutil.copy(path, folder)
+        content = bytearray(path.read_bytes())
+        assert content[6:11] == b"JFIF\0"
+        content[13:18] = b"\0\0\1\0\1"  # no unit; an aspect of 1:1
+        (folder / path.name).write_bytes(content)
     return folder
 
 
