@@ -12,7 +12,7 @@ from cytofm_cli.evaluate.config import ProbeConfig
 
 if TYPE_CHECKING:
     from cytofm_cli.evaluate.features import Source
-    from cytofm_cli.evaluate.run import ProbeReport
+    from cytofm_cli.runs.folder import RunReport
 
 
 def probe(
@@ -30,7 +30,7 @@ def probe(
     note: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     **settings: Any,
-) -> ProbeReport:
+) -> RunReport:
     """Judge frozen encoders on labelled cells: k-NN, linear and few-shot probes.
 
     Args:

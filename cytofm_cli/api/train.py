@@ -13,8 +13,8 @@ from cytofm_cli.mil.config import MilConfig
 if TYPE_CHECKING:
     from cytofm_cli.mil.bag import Bag
     from cytofm_cli.mil.plan import Plan
-    from cytofm_cli.mil.run import RunReport
     from cytofm_cli.mil.train import Passing
+    from cytofm_cli.runs.folder import RunReport
 
 
 def train(

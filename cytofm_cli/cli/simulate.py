@@ -30,7 +30,7 @@ def simulate(
 
       cytofm simulate -o cohort
 
-      cytofm simulate -o needles --size-px 20480 --abnormal-share 0.0005 --patients 10
+      cytofm simulate -o needles --size-px 20480 --abnormal-share 0.001
     """
     from cytofm_cli.api.simulate import simulate_slides
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from cytofm_cli.evaluate.notes import cautions, check_scale, plan_notes
 from cytofm_cli.evaluate.plan import Plan, is_judged, make_plan
 from cytofm_cli.evaluate.points import Task, count_labels
 from cytofm_cli.evaluate.run_folder import FEATURES, METRICS, PREDICTIONS, TABLE
-from cytofm_cli.runs.folder import CONFIG, holding
+from cytofm_cli.runs.folder import CONFIG, RunReport, holding
 from cytofm_cli.runs.record import to_text
 from cytofm_cli.stats.score_intervals import retraining
 from cytofm_cli.store import schema
@@ -40,21 +39,6 @@ FEATURES_LAYOUT = 2
 Answers = dict[tuple[str, str, str], NDArray[np.float64]]
 
 
-@dataclass(frozen=True)
-class ProbeReport:
-    """A finished evaluation.
-
-    Attributes:
-        path: the RUN folder.
-        metrics: content of metrics.json.
-        skipped: it was there already, made with the same settings.
-    """
-
-    path: Path
-    metrics: dict[str, Any]
-    skipped: bool
-
-
 def probe_run(
     config: ProbeConfig,
     sources: Sequence[Source],
@@ -66,7 +50,7 @@ def probe_run(
     overwrite: bool = False,
     progress: Progress = lambda name, done, total: None,
     note: Note = lambda text: None,
-) -> ProbeReport:
+) -> RunReport:
     """Judge encoders and write a RUN: config.toml, predictions.csv, metrics.json, table.md.
 
     Features are kept in the RUN under a name made of encoder, weights, points and crops: a
@@ -94,7 +78,7 @@ def probe_run(
     out = out.absolute()
     with output_errors(out):
         if not run_folder.may_write(out, plan.record, defaults=plan.defaults, overwrite=overwrite):
-            return ProbeReport(out, run_folder.read_metrics(out), skipped=True)
+            return RunReport(out, run_folder.read_metrics(out), skipped=True)
         with holding(out):
             (out / FEATURES).mkdir(parents=True, exist_ok=True)
             (out / METRICS).unlink(missing_ok=True)
@@ -106,7 +90,7 @@ def probe_run(
             write_text(out / TABLE, tables.markdown(metrics))
             whole = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
             write_text(out / METRICS, whole)
-    return ProbeReport(out, metrics, skipped=False)
+    return RunReport(out, metrics, skipped=False)
 
 
 def features_of(

@@ -9,7 +9,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from cytofm_cli.mil.run_folder import (
 )
 from cytofm_cli.mil.splits import to_csv
 from cytofm_cli.runs import folder
-from cytofm_cli.runs.folder import CONFIG
+from cytofm_cli.runs.folder import CONFIG, RunReport
 from cytofm_cli.runs.provenance import utc_now
 from cytofm_cli.runs.record import to_text
 from cytofm_cli.stats.classes import is_bethesda
@@ -46,21 +45,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """A finished run.
-
-    Attributes:
-        path: the RUN folder.
-        metrics: content of metrics.json.
-        skipped: it was there already, made with the same settings.
-    """
-
-    path: Path
-    metrics: dict[str, Any]
-    skipped: bool
 
 
 def train_run(

@@ -28,6 +28,21 @@ ELSEWHERE: Final = "choose another -o"
 
 
 @dataclass(frozen=True)
+class RunReport:
+    """A finished run.
+
+    Attributes:
+        path: the RUN folder.
+        metrics: content of metrics.json.
+        skipped: it was there already, made with the same settings.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+    skipped: bool
+
+
+@dataclass(frozen=True)
 class Kind:
     """What the RUN folders of one command have in common.
 

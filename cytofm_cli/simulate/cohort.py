@@ -45,6 +45,7 @@ class Slide:
         share: share of abnormal cells among the marked cells.
         size_px: its side.
         covered: share of its glass that has cells.
+        dirt: factor of all dirt.
         is_field: it is one field of view, of which nothing is left out.
         planes: focal planes.
         plane_um: their distance.
@@ -61,6 +62,7 @@ class Slide:
     share: float
     size_px: int
     covered: float
+    dirt: float
     is_field: bool
     planes: int
     plane_um: float
@@ -97,6 +99,7 @@ def make_cohort(config: SimulateConfig, preset: Preset) -> tuple[Slide, ...]:
                     share=share_of(preset, name, config.abnormal_share, factor),
                     size_px=config.size_px,
                     covered=config.share_covered,
+                    dirt=config.dirt,
                     is_field=config.is_field,
                     planes=config.planes,
                     plane_um=config.plane_um,

@@ -45,6 +45,9 @@ class SimulateConfig(Settings):
         low=0.001,
         high=1,
     )
+    dirt: float = option(
+        1.0, "factor of all dirt and uneven light: 0 clean glass, 3 filthy", low=0, high=20
+    )
     format: Format = option("ome-tiff", "kind of file")
     seed: int = option(0, "seed of everything", low=0)
 

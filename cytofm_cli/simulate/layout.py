@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.errors import UsageError
 from cytofm_cli.simulate import draws
 from cytofm_cli.simulate.cell import Cell
 from cytofm_cli.simulate.cohort import Slide, kind_shares, marked_kinds
@@ -35,6 +36,7 @@ _DENSEST: Final = 4.0  # times the mean
 _GAP: Final = 1.15
 _TRIES: Final = 12
 _JITTER: Final = 0.12  # of the distance of neighbours in a sheet
+MOST: Final = 4095  # cells of a block: their numbers have room for no more
 _CACHED: Final = 2048  # blocks
 
 Floats = NDArray[np.float64]
@@ -142,7 +144,13 @@ class Placement:
         ground = _Ground(self._earlier(by, bx), self.slide.size_px)
         for sheet, kind in enumerate(of_kind.tolist()):
             ground.put(rng, kinds[kind], sheet, tries[sheet], self._preset.layout.depth_um)
-        return ground.block()
+        block = ground.block()
+        if len(block.cells) > MOST:
+            raise UsageError(
+                f"--preset: {len(block.cells)} cells within {BLOCK} px; at most {MOST} have room.",
+                hint="lower cells_per_mm2 and bystanders of its layout, or its mpp",
+            )
+        return block
 
     def _positions(
         self, rng: np.random.Generator, weights: Floats, n: int, corner: tuple[int, int]

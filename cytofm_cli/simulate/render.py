@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cytofm_cli.simulate.cell import Cell
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.glass import soil
-from cytofm_cli.simulate.layout import BLOCK, REACH, Block, Placement
+from cytofm_cli.simulate.layout import BLOCK, MOST, REACH, Block, Placement
 from cytofm_cli.simulate.marks import Mark, density, marks
 from cytofm_cli.simulate.optics import Look, expose, look
 from cytofm_cli.simulate.paint import paint
@@ -28,7 +28,7 @@ from cytofm_cli.units import Size
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1: px at level 0, the last two not included
 TILE: Final = BLOCK
 # A cell is called by block · _A_BLOCK + its place in the block + 1: no other block is asked.
-_A_BLOCK: Final = 4096
+_A_BLOCK: Final = MOST + 1
 _CACHED: Final = 4096  # cells whose shapes are kept
 
 
@@ -139,10 +139,11 @@ class Scene:
     @cached_property
     def _marks(self) -> list[Mark]:
         """Pen, bubbles, the coverslip's edge: what is seen far from cells, too."""
+        slide = self.slide
         if self.preset.illumination == "dark-field":
             return []
-        size = Size(self.slide.size_px, self.slide.size_px)
-        return list(marks(self.preset.dirt, self._glass_seed, size, self.preset.mpp, 1.0))
+        size = Size(slide.size_px, slide.size_px)
+        return list(marks(self.preset.dirt, self._glass_seed, size, self.preset.mpp, slide.dirt))
 
     def _amounts(self, cells: list[Placed], box: Box, plane: int) -> NDArray[np.float32]:
         """Return how much of each dye lies where, (K, H, W): the sum over cells in their order."""
@@ -165,7 +166,7 @@ class Scene:
         if self.is_blank(_tile_around(part, self.slide.size_px)):
             return None
         size = (self.slide.size_px, self.slide.size_px)
-        dirt = soil(self.preset, self._glass_seed, size, part)
+        dirt = soil(self.preset, self._glass_seed, size, part, self.slide.dirt)
         if amounts is None:
             shape = (len(self.preset.dyes), part[3] - part[1], part[2] - part[0])
             amounts = np.zeros(shape, np.float32)

@@ -8,11 +8,11 @@ from cytofm_cli.simulate.config import SimulateConfig
 from cytofm_cli.simulate.preset import Preset
 
 # Bytes a pixel: JPEG and PNG of covered glass; JPEG, and both label images, of blank glass.
-_JPEG: Final = 0.15
+_JPEG: Final = 0.25
 _PNG: Final = 1.6
 _BLANK: Final = 0.01
 _PYRAMID: Final = 4 / 3  # all levels, to the finest
-_A_CELL: Final = 3500  # bytes in GeoJSON, rows and label images
+_A_CELL: Final = 5000  # bytes in GeoJSON, rows and label images
 
 
 def forecast_bytes(config: SimulateConfig, preset: Preset) -> int:

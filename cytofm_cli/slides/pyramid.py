@@ -124,6 +124,16 @@ def of_file(path: str) -> Pyramid | None:
         return None
 
 
+def probe(path: str) -> Pyramid | str:
+    """Return the pyramid of an ordinary TIFF, or say why it has none."""
+    try:
+        layout = of_file(path)
+        maker = None if layout else vendor(tiff.read_directories(path))
+    except SlideError as error:
+        return error.message.removeprefix(f"{path}: ")
+    return layout or f"a {maker} slide has a layout of its own"
+
+
 @lru_cache(maxsize=4)  # asked by the check of the file, the probes and the reader
 def _of_file(path: str, _mtime_ns: int) -> Pyramid | None:
     try:

@@ -33,17 +33,18 @@ class _Tiles(Protocol):
 
 
 @contextlib.contextmanager
-def keep_tiles(most_bytes: int = MOST_BYTES) -> Iterator[None]:
+def keep_tiles(most_bytes: int | None = None) -> Iterator[None]:
     """Let everything that opens tiles in this block, in this thread, share what it decodes.
 
     Args:
-        most_bytes: of decoded tiles that are kept.
+        most_bytes: of decoded tiles that are kept; None: `MOST_BYTES`.
     """
     with contextlib.ExitStack() as stack:
         kept = None
         with contextlib.suppress(OSError):  # no such folder, or none that can be written
             file = stack.enter_context(tempfile.TemporaryFile(prefix="cytofm-"))
-            kept = KeptTiles(file, min(most_bytes, _room(file)))
+            most = MOST_BYTES if most_bytes is None else most_bytes
+            kept = KeptTiles(file, min(most, _room(file)))
         token = _now.set(kept)
         try:
             yield

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.evaluate.judge import over_slides, slide_weights
+from cytofm_cli.evaluate.judge import Truth, group_weights, over_groups
 from cytofm_cli.stats import intervals as statistics
 from cytofm_cli.stats import metrics
 
@@ -149,6 +149,21 @@ def read_slides(path: Path) -> tuple[list[str], NDArray[np.int64], Floats]:
     return names, y_N, np.array([float(np.mean(values_of[name])) for name in names])
 
 
+def paired_bootstrap(
+    first: statistics.Metric, second: statistics.Metric, weight_RS: Floats
+) -> statistics.Difference:
+    """Compare means over seeds on the same replicates (second − first).
+
+    p is twice the smaller share of replicates on one side of zero, with one added to both
+    counts so that it is never 0 (Davison & Hinkley 1997, §4.2).
+    """
+    gap_R = second(weight_RS) - first(weight_RS)
+    low, high = np.quantile(gap_R, [0.025, 0.975])
+    fewer = min(int((gap_R <= 0).sum()), int((gap_R >= 0).sum()))
+    p = min(1.0, 2 * (fewer + 1) / (len(gap_R) + 1))
+    return statistics.Difference(float(second(None) - first(None)), float(low), float(high), p)
+
+
 def judge(
     read: Callable[[str, int], tuple[list[str], NDArray[np.int64], Floats]],
     names: Sequence[str],
@@ -157,13 +172,14 @@ def judge(
 ) -> dict[str, Any]:
     """Return the mean AUC over seeds with its interval over slides, and paired differences."""
     first_slides, y_N, _ = read(names[0], 0)
-    weight_RS = slide_weights(first_slides, y_N, replicates, zlib.crc32(b"ablation"))
+    truth = Truth(y_N, tuple(first_slides), retrained=0.0)
+    weight_RS = group_weights(truth, replicates, zlib.crc32(b"ablation"))
     measures: dict[str, Callable[[Floats | None], Floats]] = {}
     for name in names:
         runs = [read(name, seed) for seed in range(seeds)]
         assert all(slides == first_slides for slides, _, _ in runs)
         each = [
-            over_slides(lambda w, p=p, y=y: np.asarray(metrics.auc(y, p, w)), first_slides)
+            over_groups(lambda w, p=p, y=y: np.asarray(metrics.auc(y, p, w)), first_slides)
             for _, y, p in runs
         ]
         measures[name] = lambda w, each=each: np.mean([measure(w) for measure in each], axis=0)
@@ -174,7 +190,7 @@ def judge(
         table[name] = {"auc": estimate.value, "low": estimate.low, "high": estimate.high,
                        "seeds": single}  # fmt: skip
     pairs = [(name, BASELINES[name]) for name in names if name in BASELINES]
-    gaps = [statistics.paired_bootstrap(measures[b], measures[n], weight_RS) for n, b in pairs]
+    gaps = [paired_bootstrap(measures[b], measures[n], weight_RS) for n, b in pairs]
     adjusted = statistics.holm([gap.p for gap in gaps])
     for (name, base), gap, p in zip(pairs, gaps, adjusted, strict=True):
         table[name]["against"] = {"arm": base, "difference": gap.value, "low": gap.low,

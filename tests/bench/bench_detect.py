@@ -8,8 +8,9 @@ distance). Detections are counted over the whole field, neutrophils included, wh
 
 What constants fitted on other groups give: `fit_nuclei.py`. The other sets: `detect_sets.py`.
 
-Blood smears (`chula_rbc12`, only with --fields): detections a field, at 0.1 µm/px (nominal) and at 0.18 µm/px, where
-red cells measure their 7.5 µm. White cells are not labelled there, so there is no recall.
+Blood smears (`chula_rbc12`, only with --fields): detections a field, at 0.1 µm/px (nominal) and
+at 0.18 µm/px, where red cells measure their 7.5 µm. White cells are not labelled there, so there
+is no recall.
 
 Speed: CPU seconds of this process for 512-px tiles cut from the fields, one thread.
 """

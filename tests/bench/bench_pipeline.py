@@ -35,7 +35,7 @@ TILE_PX = 256
 NULL_ENCODER = """
 import numpy as np
 from cytofm_cli.encoders.base import EncoderSpec
-from cytofm_cli.registry import Plugin
+from cytofm_cli.registry import EncoderPlugin, samples
 
 class Null:
     spec = EncoderSpec(name="null", dim=1, input_px=None)
@@ -43,7 +43,9 @@ class Null:
     def prepare(self, pixels): return pixels
     def encode(self, batch): return np.zeros((len(batch), 1), np.float32)
 
-PLUGIN = Plugin(make=Null, summary="does nothing")
+PLUGIN = EncoderPlugin(
+    make=Null, summary="does nothing", needs_weights=False, expects={"dim": 1}, sample=samples()
+)
 """
 
 

@@ -294,5 +294,5 @@ def test_dump__of_before_the_margin_is_not_mixed_with_new_ones(dumped, two, tmp_
     del node["attributes"]["cytofm_views"]["config"]["version"]
     path.write_text(json.dumps(node))
     job = ViewsJob(slide_id=slide_id, path=str(_first(two)), folder=tmp_path, config=CONFIG)
-    with pytest.raises(ConfigMismatchError, match="version: 1 → 2"):
+    with pytest.raises(ConfigMismatchError, match="version: 1 → 3"):
         dump_views(job, lambda *_: None, print)

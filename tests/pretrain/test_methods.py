@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cytofm_cli.config import resolve
-from cytofm_cli.encoders.handcrafted import describe
+from cytofm_cli.encoders.handcrafted.describe import describe
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.base import Method
 from cytofm_cli.pretrain.losses import Centre, Sinkhorn
@@ -243,7 +243,7 @@ def test_distill__regresses_the_teachers_features_of_the_very_pixels() -> None:
     method, batch = make_method("distill", contrast=0.0), make_batch("distill")
     batch = dataclasses.replace(batch, views=[*batch.views[:2], plain])
     out = method(batch, 0)
-    said = np.array([list(describe(image).values()) for image in pixels.numpy()])
+    said = np.stack(list(describe(pixels.numpy()).values()), 1)
     scaled = (said - said.mean(0)) / said.std(0).clip(1e-6)
     target = torch.tensor(scaled.clip(-4, 4), dtype=torch.float32)
     losses = []
@@ -260,8 +260,8 @@ def test_distill__teacher_describes_squares_about_the_middle() -> None:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     plain = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
     method = make_method("distill", teacher_crops=(0.5, 1.0))
-    whole = np.array([list(describe(image).values()) for image in pixels.numpy()])
-    inner = np.array([list(describe(image).values()) for image in pixels[:, 5:15, 5:15].numpy()])
+    whole = np.stack(list(describe(pixels.numpy()).values()), 1)
+    inner = np.stack(list(describe(pixels[:, 5:15, 5:15].numpy()).values()), 1)
     assert method.head[1].out_features == 2 * whole.shape[1]
     expected = torch.tensor(np.concatenate([inner, whole], 1), dtype=torch.float32)
     torch.testing.assert_close(method._ask(plain), expected, atol=1e-4, rtol=1e-4)

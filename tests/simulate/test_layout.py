@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from cytofm_cli.errors import UsageError
 from cytofm_cli.simulate.layout import BLOCK, REACH, Placement
 
 from .simulated import PRESET, slides
@@ -109,3 +110,10 @@ def test_monolayer__keeps_whole_cells_apart() -> None:
     radius = math.sqrt(1200 / math.pi) / PRESET.mpp
     nearest = cKDTree(xy).query(xy, k=2)[0][:, 1]
     assert (nearest > 2 * radius).mean() > 0.9
+
+
+def test_blocks__too_full_for_the_numbers_of_their_cells_are_refused() -> None:
+    layout = dataclasses.replace(PRESET.layout, bystanders={"neutrophil": 6000.0}, clumping=0.0)
+    place = placement(dataclasses.replace(PRESET, layout=layout, mpp=2.0), size_px=512)
+    with pytest.raises(UsageError, match="cells within 512 px; at most 4095 have room"):
+        place.block(0, 0)

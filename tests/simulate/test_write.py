@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cytofm_cli.simulate.parts import PART, Part, PartMaker, encode_jpeg, tasks_of
+from cytofm_cli.simulate.preset import Dirt
 from cytofm_cli.simulate.pyramid import Level, halved, level_sizes, padded
 from cytofm_cli.simulate.render import Scene, render, tiles_of
 from cytofm_cli.simulate.write import (
@@ -57,6 +58,18 @@ def test_region__alone_is_that_of_the_whole(corner, side) -> None:
     (x, y), whole = corner, render(one, PRESET, (0, 0, 1200, 1200))
     box = (x, y, min(x + side, 1200), min(y + side, 1200))
     assert (render(one, PRESET, box) == whole[y : box[3], x : box[2]]).all()
+
+
+def test_dirt__is_a_factor_and_moves_no_cell() -> None:
+    soiled = dataclasses.replace(PRESET, dirt=Dirt(debris_per_mm2=400, gradient=0.1))
+    box = (0, 0, 600, 600)
+    clean, usual, filthy = (
+        render(slide(size_px=600, seed=1, dirt=dirt), soiled, box).astype(float)
+        for dirt in (0.0, 1.0, 4.0)
+    )
+    assert clean.mean() > usual.mean() > filthy.mean()
+    spotless = dataclasses.replace(PRESET, dirt=Dirt())
+    np.testing.assert_array_equal(clean, render(slide(size_px=600, seed=1), spotless, box))
 
 
 def test_planes__differ_in_focus_alone() -> None:

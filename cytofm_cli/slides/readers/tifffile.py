@@ -180,13 +180,9 @@ class TifffilePlugin:
 
     def probe(self, path: str) -> str | None:
         """Say why tifffile should not read `path`; None if it should."""
-        try:
-            layout = pyramid.of_file(path)
-            maker = None if layout else pyramid.vendor(tiff.read_directories(path))
-        except SlideError as error:
-            return error.message.removeprefix(f"{path}: ")
-        if layout is None:
-            return f"a {maker} slide has a layout of its own"
+        layout = pyramid.probe(path)
+        if isinstance(layout, str):
+            return layout
         codec = layout.channels[0][0].codec
         return f"unknown TIFF compression {codec!r}" if codec.startswith("tiff-") else None
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import DiskFullError, SlideError
+from cytofm_cli.errors import DiskFullError
 from cytofm_cli.registry import ReaderPlugin
 from cytofm_cli.slides import colour, native_jpeg, pyramid, tiff
 from cytofm_cli.slides.base import (
@@ -184,13 +184,9 @@ class VipsPlugin:
         head = _head(path)
         if not tiff.is_tiff(head):
             return None if _plain_format(head) else "not a TIFF, JPEG, PNG, WebP or PPM file"
-        try:
-            layout = pyramid.of_file(path)
-            maker = None if layout else pyramid.vendor(tiff.read_directories(path))
-        except SlideError as error:
-            return error.message.removeprefix(f"{path}: ")
-        if layout is None:
-            return f"a {maker} slide has a layout of its own"
+        layout = pyramid.probe(path)
+        if isinstance(layout, str):
+            return layout
         used = [d for level in layout.channels for d in level]
         return next((why for why in map(_unfit, used) if why), None)
 
