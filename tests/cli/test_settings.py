@@ -129,6 +129,8 @@ def test_every_command__prints_as_much_as_it_is_told_by_the_same_flags(
         _, text = found[flag].get_help_record(context)
         assert f"env var: {variable('run', flag)}" in text
     settings = set(found) - {"json", "quiet", "verbose", "no-progress", "config", "out"}
+    if name == "quickstart":  # what it works on; the settings are those of the steps it calls
+        settings -= {"data", "labels", "slide-mpp"}
     assert ("print-config" in found) == bool(settings)
 
 
