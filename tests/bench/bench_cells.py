@@ -1,8 +1,8 @@
 """Time embedding of cells and tiles as whole commands, against an earlier version in one call.
 
     git worktree add ../before 0.2.0
-    OMP_NUM_THREADS=1 python tests/bench/bench_cells.py CRIC WORK [--before ../before] [--runs 3]
-    python tests/bench/bench_cells.py CRIC WORK --many 500000
+    OMP_NUM_THREADS=1 python tests/bench/bench_cells.py WORK [--before ../before] [--fields CRIC]
+    python tests/bench/bench_cells.py WORK --many 500000
 
 The first builds a sparse slide (`sparse_slide.py`), tiles it at 256 and 512 px, detects, and
 embeds: an encoder that does nothing, `handcrafted`, `cytofm-tiny`; versions take turns, so that
@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+import simulated_fields
 import sparse_slide
 from bench_pipeline import NULL_ENCODER
 
@@ -66,10 +67,10 @@ def run(words: list[object], tree: Path, plugins: Path) -> Cost:
     return Cost(time.monotonic() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1000)
 
 
-def build(cric: Path, work: Path, plugins: Path) -> dict[str, Path]:
+def build(fields: Path, work: Path, plugins: Path) -> dict[str, Path]:
     """Return stores of the sparse slide by the side of their tiles."""
     slide = work / "sparse.tif"
-    sparse_slide.build(cric, slide, glass=sparse_slide.GLASSES[3])
+    sparse_slide.build(fields, slide, glass=sparse_slide.GLASSES[3])
     for side in ("256", "512"):
         if not (work / side).exists():
             words = ["tile", slide, "-o", work / side, "--tile-px", side, "--pixels", "lossless"]
@@ -163,18 +164,19 @@ def many(stores: Path, work: Path, plugins: Path, n: int) -> None:
 def main() -> None:
     """Build what is missing, and print the lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cric", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--fields", type=Path, help="folder of real fields, as CRIC's")
     parser.add_argument("--before", type=Path, help="checkout of an earlier version")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--many", type=int, default=0, help="points in place of nuclei")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
+    fields = simulated_fields.fields_of(arguments.fields).resolve()
     plugins = work / "plugins"
     encoders = plugins / "cytofm_plugins" / "encoders"
     encoders.mkdir(parents=True, exist_ok=True)
     (encoders / "null.py").write_text(NULL_ENCODER)
-    stores = build(arguments.cric.resolve(), work, plugins)
+    stores = build(fields, work, plugins)
     if arguments.many:
         many(stores["512"], work, plugins, arguments.many)
         return

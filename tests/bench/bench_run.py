@@ -1,6 +1,6 @@
 """Compare `cytofm run` with its steps as single commands, and count how often tiles are decoded.
 
-    python tests/bench/bench_run.py ../shared/data/cric WORK [--size-px 10240] [--groups 2]
+    python tests/bench/bench_run.py WORK [--size-px 10240] [--groups 2] [--fields DIR]
 
 CPU seconds are of the processes and their children; ratios are within one call. WORK keeps the
 slide. The decodes are counted in this process, with the tiles that are kept and without.
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
+import simulated_fields
 import sparse_slide
 
 import cytofm_cli as cytofm
@@ -68,18 +69,20 @@ def decodes(work: Callable[[], object]) -> tuple[int, float, float]:
 def main() -> None:
     """Build the slide, run both ways, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cric", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--fields", type=Path, help="folder of real fields, as CRIC's")
     parser.add_argument("--size-px", type=int, default=10240)
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    with (arguments.cric / "images.csv").open(newline="") as handle:
+    fields = simulated_fields.fields_of(arguments.fields)
+    with (fields / "images.csv").open(newline="") as handle:
         groups = sorted({row["group"] for row in csv.DictReader(handle)})[: arguments.groups]
-    slide = work / f"sparse-{arguments.size_px}-{len(groups)}.tif"
-    sparse_slide.build(arguments.cric, slide, size_px=arguments.size_px, groups=groups)
+    kind = "simulated" if arguments.fields is None else arguments.fields.resolve().name
+    slide = work / f"sparse-{kind}-{arguments.size_px}-{len(groups)}.tif"
+    sparse_slide.build(fields, slide, size_px=arguments.size_px, groups=groups)
     stores, together = work / "stores", work / "out"
     singly: list[Sequence[object]] = [("tile", slide, "-o", stores), ("detect", stores)]
     singly += [("embed", stores, "--encoder", ENCODER, "--unit", unit) for unit in UNITS]
