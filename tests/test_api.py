@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import cytofm_cli as cytofm
 from cytofm_cli.__main__ import main
@@ -27,30 +26,15 @@ from cytofm_cli.errors import (
 )
 from cytofm_cli.registry import detectors
 
+from .two_fields import NUCLEI, write_two_fields
+
 TILES = {"tile_px": 256, "slide_mpp": 0.25}
-# Two nuclei in pale cells; centres (x, y) and half axes, pixels.
-NUCLEI = ((100.0, 120.0, 14.0, 10.0), (380.0, 300.0, 18.0, 13.0))
-
-
-def draw_field() -> np.ndarray:
-    """Two pale cells with a dark nucleus each, on bright ground: uint8 (512, 512, 3)."""
-    y, x = np.mgrid[:512, :512] + 0.5
-    picture = np.full((512, 512, 3), (243.0, 240.0, 236.0))
-    for cx, cy, a, b in NUCLEI:
-        for scale, colour in ((3.0, (196, 205, 226)), (1.0, (84, 62, 128))):
-            inside = np.hypot((x - cx) / a, (y - cy) / b) < scale
-            picture[inside] = colour
-    noise = np.random.default_rng(0).normal(0, 3, picture.shape)
-    return (picture + noise).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of two fields, the second one mirrored."""
-    folder = tmp_path_factory.mktemp("slides")
-    Image.fromarray(draw_field()).save(folder / "a.png")
-    Image.fromarray(np.ascontiguousarray(draw_field()[:, ::-1])).save(folder / "b.png")
-    return folder
+    return write_two_fields(tmp_path_factory.mktemp("slides"))
 
 
 @pytest.fixture(scope="module")
