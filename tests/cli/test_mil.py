@@ -115,37 +115,6 @@ def test_mil_train__says_what_is_learnt_and_what_was_assumed(here, bags: Path) -
     assert "the classes are normal, abnormal" in unknown.stderr
 
 
-def test_mil_benchmark__says_what_is_learnt(here, bags: Path) -> None:
-    labels = bags.parent / "labels.csv"
-    rows = [line.rsplit(",", 1)[0] for line in labels.read_text().splitlines()]
-    labels.write_text("\n".join(rows).replace("neg", "normal").replace("pos", "abnormal"))
-    words = ("mil", "benchmark", "--bags", bags, "--labels", labels, "-o", bags.parent / "bench")
-    few = ("--folds", 3, "--seeds", 1, "--epochs", 1, "--method", "mean", "--workers", 1)
-    for more in (["--dry-run"], []):
-        done = here(*words, *few, *more)
-        assert done.returncode == 0, done.stderr
-        said = done.stderr.splitlines()
-        assert "positive class: 'abnormal' ('normal' says that nothing was found)" in said
-        assert "12 slides of 12 groups (every slide taken as a patient)" in said
-        assert any(line.endswith(": encoder not stated, unit tile") for line in said)
-        assert any("every slide is taken as a patient of its own" in line for line in said)
-    assert "recall of 'abnormal'" in done.stderr
-    assert "6 of 12 groups are 'normal'" in done.stderr
-
-
-def test_mil_compare__says_on_how_few_groups_it_rests(here, bags: Path) -> None:
-    runs = []
-    for method in ("mean", "max"):
-        few = ("--folds", 3, "--seeds", 1, "--epochs", 2, "--method", method, "-q")
-        words = ("--bags", bags, "--labels", bags.parent / "labels.csv", "-o", bags.parent / method)
-        assert here("mil", "train", *words, *few).returncode == 0
-        runs.append(bags.parent / method)
-    done = here("mil", "compare", *runs)
-    assert done.returncode == 0, done.stderr
-    assert "positive class: 'pos'" in done.stderr
-    assert "warning: 6 of 6 groups are " in done.stderr
-
-
 def alive_in_session(session: int) -> list[str]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
