@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from cytofm_cli.simulate import truth
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.pyramid import halved, padded
 from cytofm_cli.simulate.render import TILE, Box, Placed, Scene, tiles_of
+from cytofm_cli.work.opencv import opencv
 
 PART: Final = 2048  # px, whole tiles
 _ZLIB: Final = 4
@@ -104,7 +104,7 @@ class PartMaker:
     """
 
     def __init__(self, scene: Scene, *, tiled: bool) -> None:
-        cv2.setNumThreads(1)  # processes share the slide out, not threads
+        opencv()  # on one thread: processes share the slide out
         self._scene, self._preset, self._tiled = scene, scene.preset, tiled
 
     def __call__(self, task: PartTask) -> Part:

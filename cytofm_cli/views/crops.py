@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cytofm_cli.units import Box
 from cytofm_cli.views import draws, pixels
+from cytofm_cli.work.opencv import opencv
 
 MARGIN_SHARE: Final = 0.25  # of a tile's side
 _ATTEMPTS: Final = 10  # as in torchvision's RandomResizedCrop
@@ -121,7 +122,7 @@ def resize_crop(word_HW: Tensor, size: int) -> NDArray[np.uint8]:
     available on a GPU; see `resize_boxes`. Rows come first, then columns: a sixth faster than
     Pillow's order, and both round to whole grey levels in between.
     """
-    import cv2
+    cv2 = opencv()
 
     rgb_HWC = cv2.cvtColor(word_HW.unsqueeze(-1).view(torch.uint8).numpy(), cv2.COLOR_RGBA2RGB)
     # The batch axis goes first, before the permutation, and by a view, or torch misses that this

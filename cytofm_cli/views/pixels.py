@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cytofm_cli.work.opencv import opencv
+
 _TOP: Final = -(1 << 24)  # 0xFF000000 as int32
 
 
@@ -32,7 +34,7 @@ def pack(rgb_BCHW: Tensor) -> Tensor:
 
 
 def _pack_on_host(rgb_BCHW: Tensor) -> Tensor:
-    import cv2
+    cv2 = opencv()
 
     n_tiles, _, height, width = rgb_BCHW.shape
     byte_BHW4 = np.empty((n_tiles, height, width, 4), np.uint8)

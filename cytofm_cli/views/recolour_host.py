@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.views import augment, blur, recolour
+from cytofm_cli.work.opencv import opencv
 
 Picture = NDArray[np.integer[Any] | np.floating[Any]]  # whatever OpenCV says it returns
 
-cv2.setNumThreads(1)  # a view is small, and whoever makes many has a thread or process for each
+opencv()  # on one thread: a view is small, and whoever makes many has a thread for each
 
 _LOG: Final = np.log(np.arange(1, 257)).astype(np.float32)  # of a byte, plus 1
 
