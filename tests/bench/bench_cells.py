@@ -157,7 +157,7 @@ def many(stores: Path, work: Path, plugins: Path, n: int) -> None:
     run(words, HERE, plugins)
     for encoder in ("null", "handcrafted"):
         words = ["embed", folder, "--unit", "cell", "--detector", "import", "--encoder", encoder]
-        cost = run([*words, "--device", "cpu"], HERE, plugins)
+        cost = run([*words, "--device", "cpu", "--overwrite"], HERE, plugins)
         print(f"{encoder}: {n} points, {n / cost.cpu_s:.0f} a CPU s, peak {cost.peak_mb:.0f} MB")
 
 
