@@ -137,7 +137,7 @@ def fit_network(
         config.inner_folds,
         config.seed,
         fit=fit_one,
-        answer=lambda x_MD, of: np.exp(network.log_probabilities(*of, x_MD)),
+        answer=lambda x_MD, of: np.exp(network.log_probabilities(of[0], of[1], x_MD)),
     )
     layout, weights = fit_one(x, y, c, weight_C)
     return NetworkClassifier(layout, mean_D, scale_D, weights, present.astype(np.int64), n_classes)

@@ -206,9 +206,10 @@ def _scale_slopes(z_N2: Floats, t_T: Floats, y_N: Ints, weight_N: Floats) -> tup
     w_N = weight_N * ill_N
     slope_N2[:, 1] = w_N * (upper_N - lower_N)
     gap = np.concatenate([[0.0], 1 / np.expm1(np.diff(t_T)), [0.0]])[grade_N]
-    slope_T = -np.bincount(grade_N, w_N * (upper_N + gap), minlength=last + 1)[:last]
-    slope_T += np.bincount(grade_N, w_N * (lower_N + gap), minlength=last + 1)[1:]
-    return slope_N2, slope_T
+    slope_T = np.zeros(last + 1)
+    np.add.at(slope_T, grade_N, -w_N * (upper_N + gap))
+    np.add.at(slope_T, grade_N - 1, w_N * (lower_N + gap))  # of grade 0 to the end, cut off
+    return slope_N2, slope_T[:last]
 
 
 def _at(values_NT: Floats, column_N: Ints) -> Floats:

@@ -142,7 +142,9 @@ def load_run(run: Path) -> Trained:
 def _read_card(run: Path) -> Card:
     stored = RUN.read_json(run, CARD)
     try:
-        frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+        frozen: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()
+        }
         return Card(**frozen)
     except (TypeError, AttributeError) as error:
         raise RUN.unfinished(run) from error
