@@ -54,6 +54,8 @@ class Count(MilHead):
         self.config = config
         self.by_top = config.by == "top" or n_features == 1
         self.classifier = nn.Linear(n_features, n_classes)
+        nn.init.zeros_(self.classifier.weight)  # convex: random weights are only noise
+        nn.init.zeros_(self.classifier.bias)
 
     def forward(
         self, x_BND: Tensor, mask_BN: Tensor | None = None, seeds: Sequence[int] | None = None
@@ -81,12 +83,13 @@ class Count(MilHead):
         return log_BF - log_BF.mean(1, keepdim=True), weight_BN
 
     def _top(self, x_BNF: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
-        values_BNF = x_BNF if x_BNF.shape[2] == 1 else x_BNF.clamp(_EDGE, 1 - _EDGE)
         k = min(self.config.k, x_BNF.shape[1])
-        top_BKF, where_BKF = values_BNF.masked_fill(~mask_BN[..., None], -torch.inf).topk(k, dim=1)
+        top_BKF, where_BKF = x_BNF.masked_fill(~mask_BN[..., None], -torch.inf).topk(k, dim=1)
         there_BKF = torch.isfinite(top_BKF)  # a bag may have fewer than k cells
+        if x_BNF.shape[2] > 1:
+            top_BKF = top_BKF.clamp(_EDGE, 1 - _EDGE)
         mean_BF = top_BKF.masked_fill(~there_BKF, 0).sum(1) / there_BKF.sum(1)
-        weight_BNF = torch.zeros_like(values_BNF).scatter(1, where_BKF, there_BKF.to(x_BNF.dtype))
+        weight_BNF = torch.zeros_like(x_BNF).scatter(1, where_BKF, there_BKF.to(x_BNF.dtype))
         bag_BF = mean_BF if x_BNF.shape[2] == 1 else torch.logit(mean_BF)
         return bag_BF, weight_BNF.sum(2)
 
