@@ -38,7 +38,7 @@ class CellsConfig(Settings):
     class_weights: Literal["balanced", "none"] = option(
         "balanced", "balanced: classes weigh alike, whatever their frequency."
     )
-    hidden: int = option(64, "Width of the hidden layer of mlp.", low=1, high=4096)
+    hidden: int = option(32, "Width of the hidden layer of mlp.", low=1, high=4096)
     penalty: float | None = option(
         None,
         "Inverse strength of the L2 penalty, scikit-learn's C [default: the best of inner folds].",
