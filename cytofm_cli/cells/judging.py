@@ -34,7 +34,7 @@ class Judged:
         y_N: classes.
         said_N: answers.
         p_NC: probabilities.
-        rank_NC: what orders cells: the probabilities, or of one-class the distance.
+        rank_NC: what orders cells: probabilities before calibration, or of one-class the distance.
         groups: of each cell.
         weight_N: of each cell where probabilities are judged; as it was fitted.
         retrained: see `score_intervals.retraining`.

@@ -183,7 +183,9 @@ def _metrics(
     balanced = config.class_weights == "balanced"
     weight_N = probe.class_weights(task.y_N, len(task.classes), balanced=balanced)[task.y_N]
     score_N = crossed.answer.score_M
-    rank_NC = p_NC if score_N is None else np.stack([-score_N, score_N], 1)
+    # Each fold has a temperature of its own, which would shuffle its cells among the others'.
+    raw_NC = crossed.answer.probabilities()
+    rank_NC = raw_NC if score_N is None else np.stack([-score_N, score_N], 1)
     judged = judging.Judged(
         *(task.y_N, said_N, p_NC, rank_NC, points.groups, weight_N),
         retraining(plan.n_folds),
@@ -206,7 +208,6 @@ def _metrics(
         "notes": [*plan.notes, *cautions(plan.crops, {task.name: plan.fold_N})],
     }
     if not one_class:
-        raw_NC = crossed.answer.probabilities()
         metrics["calibration"] = {
             "temperature": crossed.temperature,
             "classes_weigh_alike": balanced,

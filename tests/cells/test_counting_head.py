@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import cytofm_cli as cytofm
+from cytofm_cli.cli.mil import _heads
 from cytofm_cli.errors import InputError
 from cytofm_cli.mil.bag import Bag, notes
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.mil.base import make_head
+from cytofm_cli.mil.config import BenchmarkConfig
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.store import io
 
@@ -84,6 +86,13 @@ def test_run__tells_a_rare_class_by_its_share_and_is_compared_with_the_mean(tmp_
     config = (tmp_path / "count" / "config.toml").read_text()
     assert 'encoder = "cells:r"' in config
     assert "standardise = false" in config
+
+
+def test_benchmark_of_all_heads__is_of_those_that_read_embeddings() -> None:
+    heads = _heads(BenchmarkConfig(method=("all",)))
+    assert "count" not in heads
+    assert {"abmil", "mean", "max"} <= set(heads)
+    assert _heads(BenchmarkConfig(method=("count", "mean"))) == ("count", "mean")
 
 
 def test_run__refuses_embeddings(tmp_path: Path) -> None:

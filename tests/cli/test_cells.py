@@ -44,6 +44,19 @@ def run(cytofm, nuclei: Path, simulated: Path, tmp_path_factory: pytest.TempPath
     return out
 
 
+def test_dry_run__says_what_would_be_learnt_and_writes_nothing(
+    here, nuclei: Path, simulated: Path, tmp_path: Path
+) -> None:
+    tables = ("--labels", simulated / "points.csv", "--groups", simulated / "labels.csv")
+    words = ("cells", "train", nuclei, *tables, "-o", tmp_path / "out", "--dry-run")
+    done = here(*words, "--model", "one-class")
+    assert done.returncode == 0, done.stderr
+    assert "would learn one-class on " in done.stderr
+    assert "of 4 groups in 4 folds, by cytofm-tiny" in done.stderr
+    assert "task one-class: 'normal' " in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_apply_and_count__of_every_nucleus(
     here, run: Path, nuclei: Path, simulated: Path, tmp_path: Path
 ) -> None:
