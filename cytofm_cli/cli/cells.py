@@ -70,7 +70,7 @@ def train(
     if run.dry_run:
         _say_plan(config, words, labels, encoder, manifest, how)
         return
-    with out.progress_bar("cells train", 1, "runs", "cells") as bar:
+    with out.progress_bar("cells train", 1, "runs", "parts") as bar:
         report = train_cells(
             words,
             labels,
