@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.cells import network, outliers
 from cytofm_cli.cells.classifier import (
+    NOT_LEARNT,
     Answer,
     Classifier,
     NetworkClassifier,
@@ -198,8 +199,11 @@ def _temperatures(
     n_folds = int(fold_N.max()) + 1
     if config.model == "one-class" or not config.calibrate:
         return 1.0, (1.0,) * n_folds
-    of_folds = []
-    for fold in range(n_folds):
-        rows = fold_N != fold
-        of_folds.append(temperature_of(Answer(answer.log_MC[rows]), y_N[rows], weight_N[rows]))
-    return temperature_of(answer, y_N, weight_N), tuple(of_folds)
+    # What a training part lacked is no matter of sureness: no temperature mends it.
+    learnt_N = answer.log_MC[np.arange(len(y_N)), y_N] > NOT_LEARNT
+
+    def without(fold: int) -> float:
+        rows = learnt_N & (fold_N != fold)
+        return temperature_of(Answer(answer.log_MC[rows]), y_N[rows], weight_N[rows])
+
+    return without(-1), tuple(without(fold) for fold in range(n_folds))

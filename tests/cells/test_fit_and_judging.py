@@ -60,6 +60,10 @@ def test_class_that_a_fold_lacks__gets_no_probability_there() -> None:
     assert of.present.tolist() == [0, 1]
     assert crossed.probabilities()[group_N == 0, 2].max() < 1e-3
     assert np.isfinite(crossed.answer.log_MC).all()
+    known = (y_N < 2) | (group_N > 0)  # the others are no matter of sureness
+    weight_N = probe.class_weights(y_N, 3, balanced=True)[y_N]
+    alone = Answer(crossed.answer.log_MC[known])
+    assert crossed.temperature == temperature_of(alone, y_N[known], weight_N[known])
 
 
 def test_one_class__knows_only_normal_cells_and_ranks_the_others_beyond() -> None:
