@@ -20,6 +20,7 @@ __version__ = "0.2.0"
 # Where the public names are. `pretrain`, `evaluate`, `simulate` and `views` are packages of the
 # tree, so the functions of these commands have longer names.
 _NAMES_IN = {
+    "api.cells": ("Counts", "apply_cells", "count_cells", "train_cells"),
     "api.cohort": ("Started",),
     "api.detect": ("detect",),
     "api.embed": ("embed",),
@@ -44,6 +45,7 @@ _NAMES_IN = {
     "api.train": ("train",),
     "api.truth": ("judge_nuclei",),
     "api.views": ("make_views",),
+    "cells.config": ("ApplyConfig", "CellsConfig", "CountConfig"),
     "encoders.config": ("EmbedConfig",),
     "errors": ("CytofmError", "CytofmWarning"),
     "evaluate.config": ("ProbeConfig",),

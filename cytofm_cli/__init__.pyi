@@ -1,4 +1,8 @@
 from cytofm_cli import errors as errors
+from cytofm_cli.api.cells import Counts as Counts
+from cytofm_cli.api.cells import apply_cells as apply_cells
+from cytofm_cli.api.cells import count_cells as count_cells
+from cytofm_cli.api.cells import train_cells as train_cells
 from cytofm_cli.api.cohort import Started as Started
 from cytofm_cli.api.detect import detect as detect
 from cytofm_cli.api.embed import embed as embed
@@ -25,6 +29,9 @@ from cytofm_cli.api.tile import tile as tile
 from cytofm_cli.api.train import train as train
 from cytofm_cli.api.truth import judge_nuclei as judge_nuclei
 from cytofm_cli.api.views import make_views as make_views
+from cytofm_cli.cells.config import ApplyConfig as ApplyConfig
+from cytofm_cli.cells.config import CellsConfig as CellsConfig
+from cytofm_cli.cells.config import CountConfig as CountConfig
 from cytofm_cli.encoders.config import EmbedConfig as EmbedConfig
 from cytofm_cli.errors import CytofmError as CytofmError
 from cytofm_cli.errors import CytofmWarning as CytofmWarning

@@ -177,7 +177,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 # The tables of a configuration file: the sections of all commands.
 SECTIONS = (
     *("run", "simulate", "tile", "detect", "views", "pretrain", "embed", "evaluate", "export"),
-    *("mil", "mil_score", "mil_compare"),
+    *("mil", "mil_score", "mil_compare", "cells", "cells_apply", "cells_count"),
 )
 
 

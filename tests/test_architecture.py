@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "mil": SHARED,
     "evaluate": SHARED | {"slides", "tiles", "nuclei", "views", "encoders"},
     "pretrain": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
+    "cells": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "exporters": SHARED | {"slides", "tiles", "nuclei", "encoders", "mil"},
 }
 STEPS = ALLOWED.keys()

@@ -116,6 +116,10 @@ def _held(store: Store, step: str) -> str:
     if kind == "embeddings":
         bag = store.embedding_record(name, unit)
         return _counted(bag.n, f"embeddings of {bag.dim} numbers")
+    if kind == "classes":
+        of = store.classes_record(name)
+        unsure = f", {of.n_abstained} abstained" if of.n_abstained else ""
+        return _counted(of.n, f"nuclei as {', '.join(of.classes)} by {of.model}{unsure}")
     attention = store.attention_record(name, unit) if kind == "attention" else None
     if attention is None:  # of a newer version
         return "what this version does not know"

@@ -207,14 +207,17 @@ def benchmark(
 
 
 def _heads(config: BenchmarkConfig) -> Sequence[str]:
-    """Name the heads of a benchmark, each once.
+    """Name the heads of a benchmark, each once; all are those that read embeddings.
 
     Raises:
         UsageError: one is not known, or named twice.
     """
     from cytofm_cli.registry import mil_methods
 
-    heads = mil_methods.names() if config.method == ("all",) else config.method
+    heads: Sequence[str] = config.method
+    if heads == ("all",):
+        every = mil_methods.names()
+        heads = [name for name in every if not mil_methods.load(name).make.needs_classes]
     for head in heads:
         mil_methods.load(head)
     if twice := [head for head in heads if heads.count(head) > 1]:

@@ -57,7 +57,7 @@ PANELS: Final[dict[str, dict[str, str]]] = {
     "export": {
         "Files": "to layout",
         "Bags": "encoder unit",
-        "Nuclei": "detector run measure origin",
+        "Nuclei": "detector run classes measure origin",
         FILES: "slides",
     },
     "mil": {
@@ -74,6 +74,19 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         RUNNING: "device",
     },
     "mil_compare": {"Judging": "replicates seed"},
+    "cells": {
+        "Classes": "model ordinal order task normal class_weights hidden penalty",
+        "Crops": "crop_um slide_mpp pooling",
+        "Judging": "folds inner_folds calibrate abstain outlier replicates seed",
+        FILES: "slides",
+        RUNNING: "device batch_size threads",
+    },
+    "cells_apply": {
+        "Classes": "detector groups abstain",
+        FILES: "weights slides",
+        RUNNING: "reuse device batch_size",
+    },
+    "cells_count": {"Counting": "run min_probability top_k"},
 }
 
 # The other headings, in the order in which they stand.

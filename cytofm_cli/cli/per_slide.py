@@ -182,5 +182,6 @@ def _holdings(outcomes: Sequence[Outcome]) -> str:
     if not facts:
         return ""
     kind = str(facts[0]["step"]).partition("/")[0]
-    what = "nuclei" if kind == "nuclei" else f"rows of {facts[0].get('dim', '?')} numbers"
+    rows = f"rows of {facts[0].get('dim', '?')} numbers"
+    what = "nuclei" if kind in ("nuclei", "classes") else rows
     return f"{sum(fact['n'] for fact in facts)} {what} in {facts[0]['step']}"

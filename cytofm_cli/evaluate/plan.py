@@ -67,19 +67,14 @@ def make_plan(
     Raises:
         LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`, `is_judged`.
     """
-    ids = {source.slide_id for source in sources}
-    cells, unknown = read_points(points, ids, groups)
-    used = [source for source in sources if source.slide_id in set(cells.slides)]
-    cells, unread = features.locate(cells, used, mpp=config.slide_mpp, slides=config.slides)
+    located = locate_points(config, sources, points, groups)
+    cells, used = located.points, located.sources
     if config.unit == "tile":
         cells = features.label_tiles(cells, used, rule=config.tile_label, positive=config.positive)
     tasks = make_tasks(cells, config.task, config.positive)
     for task in tasks:
         is_judged(cells, task, config.judged)
-    marks = {
-        "points": digest({"slides": cells.slides, "xy": cells.xy_px0.tolist()}),
-        "sources": digest({source.slide_id: _mark(source) for source in used}),
-    }
+    marks = marks_of(cells, used)
     record = {
         "evaluate": as_record(config, results_only=True),
         "data": {
@@ -99,11 +94,46 @@ def make_plan(
         tasks,
         list(choices),
         record,
-        unread,
-        unknown,
+        located.unread,
+        located.unknown,
         marks,
         _defaults(config, cells, choices),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """Labelled points whose pixels are at hand.
+
+    Attributes:
+        points: these.
+        sources: of their slides.
+        unread: how many others lie in no stored tile.
+        unknown: slides of the table that are not given.
+    """
+
+    points: Points
+    sources: list[Source]
+    unread: int
+    unknown: list[str]
+
+
+def locate_points(
+    config: ProbeConfig, sources: Sequence[Source], points: Path, groups: Path | None
+) -> Located:
+    """Read a table of points and find them on slides or in stores; see `read_points`, `locate`."""
+    cells, unknown = read_points(points, {source.slide_id for source in sources}, groups)
+    used = [source for source in sources if source.slide_id in set(cells.slides)]
+    cells, unread = features.locate(cells, used, mpp=config.slide_mpp, slides=config.slides)
+    return Located(cells, used, unread, unknown)
+
+
+def marks_of(points: Points, sources: Sequence[Source]) -> dict[str, str]:
+    """Return digests of points and pixels, which kept features go by."""
+    return {
+        "points": digest({"slides": points.slides, "xy": points.xy_px0.tolist()}),
+        "sources": digest({source.slide_id: _mark(source) for source in sources}),
+    }
 
 
 def _defaults(config: ProbeConfig, points: Points, choices: Sequence[Choice]) -> dict[str, Any]:

@@ -81,11 +81,17 @@ def out_of_fold(
 
 def standardise(train_ND: Features, test_MD: Features) -> tuple[Floats, Floats]:
     """Scale features to mean 0 and deviation 1 of the training part; constant ones become 0."""
+    mean_D, scale_D = scaling(train_ND)
     x_ND, x_MD = train_ND.astype(np.float64), test_MD.astype(np.float64)
+    return (x_ND - mean_D) * scale_D, (x_MD - mean_D) * scale_D
+
+
+def scaling(train_ND: Features) -> tuple[Floats, Floats]:
+    """Return the mean of each feature, and one by its deviation: 0 for a constant one."""
+    x_ND = train_ND.astype(np.float64)
     mean_D, std_D = x_ND.mean(0), x_ND.std(0)
     constant = std_D <= 1e-6 * np.abs(mean_D) + 1e-12  # float32 features: rounding, no signal
-    scale_D = np.where(constant, 0.0, 1 / np.where(constant, 1.0, std_D))
-    return (x_ND - mean_D) * scale_D, (x_MD - mean_D) * scale_D
+    return mean_D, np.where(constant, 0.0, 1 / np.where(constant, 1.0, std_D))
 
 
 def class_weights(y_N: Ints, n_classes: int, *, balanced: bool) -> Floats:
@@ -199,8 +205,16 @@ def choose_penalty(
     penalties: Sequence[float],
     inner_folds: int,
     seed: int,
+    *,
+    fit: Callable[..., Any] | None = None,
+    answer: Callable[[Floats, Any], Floats] | None = None,
 ) -> float:
-    """Choose C by the macro AUC of inner grouped folds; `penalties` ascend."""
+    """Choose C by the macro AUC of inner grouped folds; `penalties` ascend.
+
+    `fit` and `answer` are other models' than logistic regression: with the arguments of
+    `fit_logistic` and `logistic_probabilities`.
+    """
+    fit, answer = fit or fit_logistic, answer or logistic_probabilities
     if len(np.unique(groups_N)) < 2 or len(penalties) == 1:
         return penalties[len(penalties) // 2]
     n_classes = len(weight_C)
@@ -214,12 +228,9 @@ def choose_penalty(
             continue
         start = None
         for i, c in enumerate(penalties):  # each starts from the stronger penalty's solution
-            start = fit_logistic(
-                x_ND[train], y.astype(np.int64), c, weight_C[present], start, gtol=_COARSE
-            )
-            p_PNC[np.ix_(np.array([i]), np.flatnonzero(test), present)] = logistic_probabilities(
-                x_ND[test], start
-            )
+            start = fit(x_ND[train], y.astype(np.int64), c, weight_C[present], start, gtol=_COARSE)
+            rows = np.ix_(np.array([i]), np.flatnonzero(test), present)
+            p_PNC[rows] = answer(x_ND[test], start)
     aucs = [float(metrics.macro_auc(y_N, p_NC)) for p_NC in p_PNC]
     return penalties[int(np.argmax(np.round(aucs, 6)))]
 

@@ -28,6 +28,11 @@ class ExportConfig(Settings):
     run: str | None = option(
         None, "RUN whose attention of cells goes with the nuclei [default: the only]."
     )
+    classes: str | None = option(
+        None,
+        "RUN of `cells apply` whose classes the nuclei get [default: the only]; detector: those "
+        "that it found.",
+    )
     measure: bool | None = option(
         None,
         "Measure nuclei on pixels [default: where the store keeps no measurements].",

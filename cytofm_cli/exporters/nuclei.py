@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import StoreError
 from cytofm_cli.exporters.base import ExportRequest, Note, Report
+from cytofm_cli.exporters.classes import NucleiClasses, classes_run, read_classes
 from cytofm_cli.exporters.maps import named_columns
 from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.nuclei.features import CELL_RADIUS_UM, Morphometrics, measure, shape_columns
@@ -107,9 +108,15 @@ def _find(request: ExportRequest, detector: str) -> NucleiSource:
     run = _run_of(store, request.config.run, request.note)
     if run is not None:
         steps.append(store.steps[schema.attention_step(run, "cell")])
-    read = functools.cache(lambda: _read(request, detector, run))
-    settings = {"detector": detector, "run": run}
-    return NucleiSource(settings | ({} if wish is None else {"measure": wish}), steps, read)
+    settings: dict[str, Any] = {"detector": detector, "run": run}
+    if wish is not None:
+        settings["measure"] = wish
+    classes = classes_run(store, detector, request.config.classes, request.note)
+    if classes is not None:  # files of stores without classes are what they were
+        steps.append(store.steps[schema.classes_step(classes)])
+        settings["classes"] = classes
+    read = functools.cache(lambda: _read(request, detector, run, classes))
+    return NucleiSource(settings, steps, read)
 
 
 def measure_all(
@@ -159,6 +166,8 @@ def scores_of(store: Store, xy_px0: NDArray[np.float32], run: str) -> Columns:
     record, step = store.attention_record(run, "cell"), schema.attention_step(run, "cell")
     assert record is not None, "asked for after it was found"
     values_NK = store.read(f"{step}/values")
+    if _of_classes(store, step, len(xy_px0)):
+        return named_columns(record.columns, values_NK)
     with np.errstate(invalid="ignore"):  # what is no number is no cell's
         cells_px0 = np.round(xy_px0).astype(np.int32)
     for bag, source in store.embedding_records("cell").items():
@@ -169,6 +178,15 @@ def scores_of(store: Store, xy_px0: NDArray[np.float32], run: str) -> Columns:
     raise StoreError(
         f"{store.path}: the scores of RUN {run} are of other cells than these nuclei.",
         hint="embed the cells and score them again, or name the nuclei with --detector",
+    )
+
+
+def _of_classes(store: Store, step: str, n: int) -> bool:
+    """Tell whether scores are of nuclei whose classes were counted, row by row these."""
+    parents = store.steps[step].made_from or {}
+    return any(
+        name.startswith("classes/") and name in store.steps and store.shape(f"{name}/class") == (n,)
+        for name in parents
     )
 
 
@@ -193,7 +211,7 @@ def _run_of(store: Store, run: str | None, note: Note) -> str | None:
     return run
 
 
-def _read(request: ExportRequest, detector: str, run: str | None) -> Nuclei:
+def _read(request: ExportRequest, detector: str, run: str | None, classes_by: str | None) -> Nuclei:
     store = request.store
     scores: Columns = {}
     if run is not None:
@@ -206,13 +224,15 @@ def _read(request: ExportRequest, detector: str, run: str | None) -> Nuclei:
             request.note(f"warning: {error.one_line()} They are left out.")
     stored = nuclei_columns(store, detector)
     measured = _measured(request, detector, stored)
+    classes = None if classes_by is None else read_classes(store, classes_by)
+    scores |= {} if classes is None else classes.columns
     return Nuclei(
         detector=detector,
-        classes=store.nuclei_record(detector).classes,
+        classes=store.nuclei_record(detector).classes if classes is None else classes.names,
         n=n_nuclei(store, detector),
         shapes=tuple(dict.fromkeys([*SHAPES, *measured, *stored])),
         scores=tuple(scores),
-        parts=lambda: _parts(request, detector, measured, scores),
+        parts=lambda: _parts(request, detector, measured, scores, classes),
     )
 
 
@@ -229,15 +249,20 @@ def _measured(request: ExportRequest, detector: str, stored: Sequence[str]) -> C
 
 
 def _parts(
-    request: ExportRequest, detector: str, measured: Columns, scores: Columns
+    request: ExportRequest,
+    detector: str,
+    measured: Columns,
+    scores: Columns,
+    classes: NucleiClasses | None,
 ) -> Iterator[NucleiPart]:
     store, total = request.store, n_nuclei(request.store, detector)
     for block in nuclei_blocks(store, detector, ROWS):
         rows = slice(block.first, block.first + len(block.table))
         outlines = shape_columns(block.table, store.slide.mpp)
         of_pixels = {name: column[rows] for name, column in measured.items()}
+        table = block.table if classes is None else classes.given(block.table, rows)
         yield NucleiPart(
-            block.table,
+            table,
             {**outlines, **of_pixels, **block.columns},
             {name: column[rows] for name, column in scores.items()},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cytofm_cli.errors import ConfigMismatchError
+from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.artefacts import ModelCard
 from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.score import SlideScore, run_digest
@@ -37,7 +38,7 @@ def write_attention(
         ConfigMismatchError: another RUN of that name has written there.
     """
     step = schema.attention_step(run.name, card.unit)
-    bag_step = schema.embedding_step(bag.encoder, card.unit)
+    bag_step = origins.bag_step(bag.encoder, card.unit)
     mark = steps[bag_step].mark
     facts = {"run": run_digest(run), "method": card.method, "columns": list(result.columns)}
     there = io.open_store(store).attention_record(run.name, card.unit)

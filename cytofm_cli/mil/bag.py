@@ -33,12 +33,14 @@ class Bag:
         features_ND: float16 or float32 (N, D), finite, N ≥ 1; may be mapped from a file.
         xy_px0: int32 (N, 2), level-0 pixels (x, y), or None where the file has none.
         origin: what made the features from what, as far as the file says.
+        basis: of classes of cells: whether what made them had seen the slide; "" for embeddings.
     """
 
     slide_id: str
     features_ND: NDArray[np.float16] | NDArray[np.float32]
     xy_px0: NDArray[np.int32] | None = None
     origin: Origin = UNKNOWN
+    basis: str = ""
 
     @property
     def encoder(self) -> str:
@@ -49,9 +51,9 @@ class Bag:
         """Send a mapped bag to a worker process as the place in its file."""
         features = self.features_ND
         if not isinstance(features, np.memmap):
-            return Bag, (self.slide_id, features, self.xy_px0, self.origin)
+            return Bag, (self.slide_id, features, self.xy_px0, self.origin, self.basis)
         place = (features.filename, features.offset, features.shape, features.dtype.str)
-        return _mapped_bag, (self.slide_id, place, self.xy_px0, self.origin)
+        return _mapped_bag, (self.slide_id, place, self.xy_px0, self.origin, self.basis)
 
 
 def map_features(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> Any:
@@ -59,8 +61,10 @@ def map_features(path: Path, start: int, shape: tuple[int, ...], dtype: str) -> 
     return np.memmap(path, dtype=dtype, mode="c", offset=start, shape=shape)
 
 
-def _mapped_bag(slide_id: str, place: tuple[Any, ...], xy_px0: Any, origin: Origin) -> Bag:
-    return Bag(slide_id, map_features(*place), xy_px0, origin)
+def _mapped_bag(
+    slide_id: str, place: tuple[Any, ...], xy_px0: Any, origin: Origin, basis: str
+) -> Bag:
+    return Bag(slide_id, map_features(*place), xy_px0, origin, basis)
 
 
 def check_bags(bags: Sequence[Bag]) -> None:
@@ -109,11 +113,25 @@ def largest(bag: Bag) -> float:
 
 
 def notes(bags: Iterable[Bag]) -> list[str]:
-    """Say which bags cannot be told from failed embeddings."""
-    alike = [bag.slide_id for bag in bags if _is_constant(bag.features_ND)]
-    if not alike:
-        return []
-    return [f"{len(alike)} slide(s) hold one number everywhere, as failed ones do: {named(alike)}"]
+    """Say which bags cannot be told from failed embeddings, or know too much."""
+    bags = list(bags)
+    lines = []
+    if alike := [bag.slide_id for bag in bags if not bag.basis and _is_constant(bag.features_ND)]:
+        lines.append(
+            f"{len(alike)} slide(s) hold one number everywhere, as failed ones do: {named(alike)}"
+        )
+    if seen := [bag.slide_id for bag in bags if bag.basis == "training"]:
+        lines.append(
+            f"the classifier of cells has learnt from {len(seen)} of these slides or their "
+            f"patients ({named(seen)}): scores on them are too good"
+        )
+    if crossed := [bag.slide_id for bag in bags if bag.basis == "out-of-fold"]:
+        lines.append(
+            f"{len(crossed)} slide(s) were classified by classifiers of cells that had held them "
+            "out, but not the other slides of a test fold: label cells of other patients for a "
+            "score that owes nothing to them"
+        )
+    return lines
 
 
 def _is_constant(x_ND: NDArray[Any]) -> bool:

@@ -17,11 +17,14 @@ from cytofm_cli.mil.bag import Bag, check_bags
 from cytofm_cli.mil.cache import store_bags
 from cytofm_cli.mil.foreign import h5_origin, pt_origin
 from cytofm_cli.mil.origin import Origin
+from cytofm_cli.store import schema
 from cytofm_cli.words import named
 from cytofm_cli.work.unpickle import load_pickle
 
 if TYPE_CHECKING:
     import h5py
+
+    from cytofm_cli.store.io import Store
 
 FEATURE_KEYS = ("features", "feats")  # CLAM and TRIDENT; STAMP
 # What a folder of the other tools holds: CLAM's two, then TRIDENT's `features_<encoder>`.
@@ -115,8 +118,31 @@ def _read_store(path: Path, encoder: str | None, unit: str) -> Bag:
     from cytofm_cli.store.io import open_store
 
     with open_store(path) as store:
+        if origins.is_classes(encoder):
+            return _read_classes(path, store, (encoder or "").partition(":")[2] or None, unit)
         bag = store.embeddings(encoder, unit)
         return _bag(path, bag.values, bag.xy_px0, origins.of_store(store, bag.encoder, unit))
+
+
+def _read_classes(path: Path, store: Store, run: str | None, unit: str) -> Bag:
+    """Read class probabilities; a nucleus of which nothing is said is a row of zeros.
+
+    Of one-class the distance from normal cells is read instead, one column.
+    """
+    if unit != "cell":
+        raise InputError(f"{path}: classes are those of cells, not of tiles.", hint="--unit cell")
+    run = store.which_classes(run)
+    step = schema.classes_step(run)
+    store.require_fresh(step)
+    record = store.classes_record(run)
+    if store.has(f"{step}/score"):
+        values_ND = store.read(f"{step}/score")[:, None]
+    else:
+        values_ND = store.read(f"{step}/probability")
+        values_ND = values_ND * (store.read(f"{step}/abstained")[:, None] == 0)
+    xy_px0 = np.round(store.nuclei_xy_px0(record.detector)).astype(np.int32)
+    bag = _bag(path, values_ND, xy_px0, origins.of_classes(store, run))
+    return replace(bag, basis=record.basis)
 
 
 def _read_h5(path: Path) -> Bag:

@@ -114,6 +114,7 @@ class MilHead(nn.Module):
         CYTOFM: `Recipe` settings of the `cytofm` preset that differ from the defaults.
         CYTOFM_HEAD: head settings of the `cytofm` preset that differ from the defaults.
         order_matters: whether the order of instances changes the result.
+        needs_classes: it reads probabilities of classes of cells, no embeddings.
         gap: what of the official training this project does not follow, for the run record.
     """
 
@@ -122,6 +123,7 @@ class MilHead(nn.Module):
     CYTOFM: ClassVar[Mapping[str, Any]] = {}
     CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {}
     order_matters: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
     gap: ClassVar[str] = ""
 
     @abstractmethod

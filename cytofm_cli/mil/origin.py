@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from cytofm_cli.store.io import Store
 
 SECTION = "origin"  # of a RUN's config.toml
+# What an encoder is called whose rows are probabilities of classes: `cells:RUN`; alone, the only
+# RUN there is.
+CLASSES = "cells"
 # `cytofm tile` reads a level within 5 % of --mpp as it is: two slides of one setting may lie
 # 1.05 / 0.95 apart.
 SCALE_TOLERANCE = 0.11
@@ -103,6 +106,35 @@ def of_store(store: Store, encoder: str, unit: str) -> Origin:
             "detector": nuclei[0].partition("/")[2] if len(nuclei) == 1 else None,
         }
     )
+
+
+def of_classes(store: Store, run: str) -> Origin:
+    """Read the origin of a bag of class probabilities off the records of its store."""
+    record = store.classes_record(run)
+    tile = store.tile if schema.TILE_STEP in store.steps else None
+    return from_record(
+        {
+            "encoder": f"{CLASSES}:{run}",
+            "weights_sha256": record.run_sha256,
+            "unit": "cell",
+            "tile_px": tile and tile.tile_px,
+            "mpp": tile and tile.mpp,
+            "cell_um": record.cell_um,
+            "detector": record.detector,
+        }
+    )
+
+
+def is_classes(encoder: str | None) -> bool:
+    """Tell whether an encoder's name means probabilities of classes of cells."""
+    return (encoder or "").partition(":")[0] == CLASSES
+
+
+def bag_step(encoder: str, unit: str) -> str:
+    """Return the step of a store that holds a bag."""
+    if is_classes(encoder):
+        return schema.classes_step(encoder.partition(":")[2])
+    return schema.embedding_step(encoder, unit)
 
 
 def differences(first: Origin, second: Origin) -> list[tuple[str, str, str]]:

@@ -114,9 +114,12 @@ def _cohort(
 ) -> Cohort:
     table = read_labels(labels, label_column=config.label, group_column=config.group)
     if isinstance(bags, Path):
-        bags = load_bags(bags, config.encoder, config.unit, cache)
+        counts = mil_methods.load(config.method).make.needs_classes
+        encoder = config.encoder or (origins.CLASSES if counts else None)
+        bags = load_bags(bags, encoder, config.unit, cache)
     else:
         check_bags(bags)
+    _refuse_no_classes(config, bags)
     return build_cohort(
         bags,
         table,
@@ -124,6 +127,17 @@ def _cohort(
         positive=config.positive,
         allow_missing=config.allow_missing,
     )
+
+
+def _refuse_no_classes(config: MilConfig, bags: Sequence[Bag]) -> None:
+    """Refuse embeddings for a head that counts classes."""
+    others = [bag.slide_id for bag in bags if not origins.is_classes(bag.encoder)]
+    if others and mil_methods.load(config.method).make.needs_classes:
+        raise InputError(
+            f"--method {config.method} counts classes of cells; {len(others)} slide(s) have "
+            f"embeddings: {named(others)}.",
+            hint="--encoder cells:RUN --unit cell, after `cytofm cells apply`",
+        )
 
 
 def make_folds(config: MilSettings, cohort: Cohort) -> list[Fold]:

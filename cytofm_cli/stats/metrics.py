@@ -136,18 +136,26 @@ def softmax(logits_NC: Floats, temperature: float = 1.0) -> Floats:
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
-def fit_temperature(logits_NC: Floats, y_N: Ints, *, low: float = 0.25, high: float = 8.0) -> float:
+def fit_temperature(
+    logits_NC: Floats,
+    y_N: Ints,
+    *,
+    low: float = 0.25,
+    high: float = 8.0,
+    weight_N: Floats | None = None,
+) -> float:
     """Find the temperature of least log loss (Guo et al. 2017, §4.2), by golden section.
 
     The log loss is convex in 1/T. The bounds keep a handful of validation slides that happen
     to be separable from making every probability 0 or 1.
     """
+    weight = _weights(y_N, weight_N)
 
     def loss(inverse: float) -> float:
         logs = logits_NC * inverse
         peak = logs.max(1)
         total = peak + np.log(np.exp(logs - peak[:, None]).sum(1))
-        return float((total - logs[np.arange(len(y_N)), y_N]).mean())
+        return float(np.average(total - logs[np.arange(len(y_N)), y_N], weights=weight))
 
     ratio = (5**0.5 - 1) / 2
     a, b = 1 / high, 1 / low

@@ -48,9 +48,10 @@ def say_risk(path: Path, steps: Steps, step: str | None, note: Callable[[str], N
 
 def _rows(path: Path, step: str) -> int | None:
     """Return the rows of a step's main array, without reading it; None if it cannot be told."""
-    inner = {schema.TILE_STEP: schema.TILE_XY.path}.get(step, f"{step}/values")
+    names = {"nuclei": "xy_px0", "classes": "class"}
+    inner = f"{step}/{names.get(step.partition('/')[0], 'values')}"
     try:
-        node = path / (f"{step}/xy_px0" if step.startswith("nuclei/") else inner) / "zarr.json"
+        node = path / (schema.TILE_XY.path if step == schema.TILE_STEP else inner) / "zarr.json"
         return int(json.loads(node.read_text(encoding="utf-8"))["shape"][0])
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
@@ -65,6 +66,8 @@ def again(path: Path, slide: SlideRecord, steps: Steps, step: str) -> str:
     elif kind == "embeddings":
         encoder = told.get("encoder") or name
         command = f"embed {path} --encoder {encoder} --unit {unit} --overwrite"
+    elif kind == "classes":
+        command = f"cells apply {told.get('run_folder', name)} {path} --overwrite"
     elif kind == "attention":  # replaces its own
         command = f"mil score {told.get('run_folder', name)} {path}"
     else:

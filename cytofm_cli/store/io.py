@@ -18,6 +18,7 @@ from cytofm_cli.registry import detectors
 from cytofm_cli.store import fresh, schema
 from cytofm_cli.store.records import (
     AttentionRecord,
+    ClassesRecord,
     EmbeddingRecord,
     NucleiRecord,
     SlideRecord,
@@ -106,6 +107,27 @@ class Store(Closes):
         """Return where the attention of a RUN comes from; None if there is none."""
         step = schema.attention_step(run, unit)
         return self._typed(AttentionRecord, step) if step in self.steps else None
+
+    def classes_record(self, run: str | None = None) -> ClassesRecord:
+        """Return where the classes of nuclei come from; None and errors as in `which_classes`."""
+        return self._typed(ClassesRecord, schema.classes_step(self.which_classes(run)))
+
+    def which_classes(self, run: str | None = None) -> str:
+        """Return the key of the RUN whose classes of nuclei are meant.
+
+        Raises:
+            StoreError: not there, or several and none named.
+        """
+        there = sorted(s.partition("/")[2] for s in self.steps if s.startswith("classes/"))
+        if run is None and len(there) == 1:
+            return there[0]
+        if run is None or schema.node_name(run) not in there:
+            what = f"no classes by RUN {run!r}" if run else "no classes of nuclei"
+            if there and run is None:
+                what = f"classes by {len(there)} RUNs ({', '.join(there)})"
+            hint = f"name one: {there[0]}" if there else "make them with `cytofm cells apply`."
+            raise StoreError(f"{self.path}: holds {what}.", hint=hint)
+        return schema.node_name(run)
 
     def which_detector(self, detector: str | None = None) -> str:
         """Return whose nuclei are meant; None means the only ones there are.
@@ -364,7 +386,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 
 
 def _groups(path: Path) -> Iterator[str]:
-    for depth in ("nuclei/*", "embeddings/*/*", "attention/*/*"):
+    for depth in ("nuclei/*", "classes/*", "embeddings/*/*", "attention/*/*"):
         for group in sorted(path.glob(depth)):
             yield group.relative_to(path).as_posix()
 

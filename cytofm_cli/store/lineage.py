@@ -114,7 +114,8 @@ def descendants(steps: Steps, step: str) -> list[str]:
 def rows_from(steps: Steps, step: str) -> str | None:
     """Name the step whose rows a step's rows belong to, one by one; None without one."""
     kind, unit = step.partition("/")[0], step.rpartition("/")[2]
-    whose = {"attention": "embeddings/", "embeddings": "nuclei/"}.get(kind, "none")
+    of_kind = {"attention": "embeddings/", "embeddings": "nuclei/", "classes": "nuclei/"}
+    whose = of_kind.get(kind, "none")
     if (kind, unit) == ("embeddings", "tile"):
         whose = schema.TILE_STEP
     parents = [name for name in parents_of(steps, step) if name.startswith(whose)]

@@ -305,6 +305,36 @@ class EmbeddingRecord(StepRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassesRecord(StepRecord):
+    """Where the classes of nuclei come from.
+
+    Attributes:
+        run_folder: of the RUN.
+        run_sha256: digest of its classifiers.
+        n: nuclei.
+        classes: names of the classes.
+        model: kind of classifier; one-class has scores.
+        detector: whose nuclei they are.
+        encoder: what made the features.
+        cell_um: side of a cell's crop, µm.
+        basis: "new": the RUN does not know the slide; "out-of-fold": the classifier had not seen
+            cells of its patient; "training": it had, so do not judge by it.
+        n_abstained: nuclei that were too unsure.
+    """
+
+    run_folder: str = ""
+    run_sha256: str = ""
+    n: int | None = None
+    classes: tuple[str, ...]
+    model: str = ""
+    detector: str = ""
+    encoder: str = ""
+    cell_um: float | None = None
+    basis: str = "new"
+    n_abstained: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionRecord(StepRecord):
     """Where attention and scores of instances come from.
 

@@ -24,7 +24,7 @@ STORE_SUFFIX: Final = ".zarr"
 TILE_STEP: Final = "tile"
 UNITS: Final = ("tile", "cell")
 # A step of these kinds has a group of its own, so deep in the store; the tile step has the root.
-_GROUP_DEPTH: Final = {"nuclei": 2, "embeddings": 3, "attention": 3}
+_GROUP_DEPTH: Final = {"nuclei": 2, "classes": 2, "embeddings": 3, "attention": 3}
 _PX0: Final = "pixel of level 0, counted from the outer corner of its first pixel"
 
 
@@ -160,6 +160,31 @@ ATTENTION: Final = ArrayKind(
     "attention/<run>/<unit>/values", ("float32",), ("instance", "map"), "", "attention of a head"
 )
 
+CLASSES_ID: Final = ArrayKind(
+    "classes/<run>/class",
+    ("uint8",),
+    ("nucleus",),
+    "index",
+    "most probable class; names in the attributes",
+)
+CLASSES_PROBABILITY: Final = ArrayKind(
+    "classes/<run>/probability",
+    ("float32",),
+    ("nucleus", "class"),
+    "0..1",
+    "probability of each class; rows sum to 1",
+)
+CLASSES_ABSTAINED: Final = ArrayKind(
+    "classes/<run>/abstained", ("uint8",), ("nucleus",), "0 or 1", "1: too unsure to say a class"
+)
+CLASSES_SCORE: Final = ArrayKind(
+    "classes/<run>/score",
+    ("float32",),
+    ("nucleus",),
+    "standard deviations",
+    "distance from normal cells, in standard deviations of theirs",
+)
+
 ARRAYS: Final = (
     THUMBNAIL,
     FOREGROUND,
@@ -178,6 +203,10 @@ ARRAYS: Final = (
     EMBEDDINGS_XY,
     CELL_EMBEDDINGS_XY,
     ATTENTION,
+    CLASSES_ID,
+    CLASSES_PROBABILITY,
+    CLASSES_ABSTAINED,
+    CLASSES_SCORE,
 )
 
 
@@ -233,6 +262,11 @@ def embedding_step(encoder: str, unit: str) -> str:
 def nuclei_step(detector: str) -> str:
     """Return the name of a detection step, which is also the path of its group."""
     return f"nuclei/{node_name(detector)}"
+
+
+def classes_step(run: str) -> str:
+    """Return the name of a step of classes of nuclei, which is also the path of its group."""
+    return f"classes/{node_name(run)}"
 
 
 def attention_step(run: str, unit: str) -> str:

@@ -184,7 +184,7 @@ def it_learns_which_instances_a_bag_holds(case: Case) -> None:
         head = case.thing.build(2).train()
         model = MilModel(head, D)
         optimizer = make_optimizer(model, Recipe(lr=1e-3, weight_decay=0.0))
-        x, y = _telling_bags(24, 12)
+        x, y = _telling_bags(24, 12, classes=head.needs_classes)
         for _ in range(40):  # until it knows the training bags by a margin
             total = 0.0
             for i in torch.randperm(24).tolist():
@@ -197,14 +197,15 @@ def it_learns_which_instances_a_bag_holds(case: Case) -> None:
                 total += float(loss.detach()) / 24
             if total < 0.1:
                 break
-        fresh, y_fresh = _telling_bags(40, 12)
+        fresh, y_fresh = _telling_bags(40, 12, classes=head.needs_classes)
     with torch.no_grad():
         predicted = model.eval()(fresh, seeds=list(range(40))).prob_BC.argmax(1)
     assert (predicted == y_fresh).float().mean() >= 0.9
 
 
-def _telling_bags(count: int, n: int) -> tuple[Tensor, Tensor]:
+def _telling_bags(count: int, n: int, *, classes: bool) -> tuple[Tensor, Tensor]:
+    """Draw bags of embeddings, or of probabilities of classes of cells."""
     x = torch.randn(count, n, D)
     x[::2, :4, 0] -= 5.0
     x[1::2, :4, 0] += 5.0
-    return x, torch.arange(count) % 2
+    return x.softmax(-1) if classes else x, torch.arange(count) % 2

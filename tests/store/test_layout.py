@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from cytofm_cli.cells.apply import Classes, write_classes
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.run import Embedder, EmbedJob
 from cytofm_cli.errors import StoreError
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.nuclei.run import Detection, DetectJob
+from cytofm_cli.runs import provenance
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import arrays, commit, io, schema
-from cytofm_cli.store.records import StepRecord
+from cytofm_cli.store.records import ClassesRecord, StepRecord
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.tiles.run import tile_slide
 
@@ -67,7 +69,22 @@ def finished(picture: Path) -> Path:
         (run / name).touch()
     card = SimpleNamespace(unit="cell", method="abmil")
     write_attention(path, io.open_store(path).steps, run, card, bag, result)  # type: ignore[arg-type]
+    give_classes(path, len(bag.features_ND))
     return path
+
+
+def give_classes(path: Path, n: int) -> None:
+    """Write classes of nuclei as `cells apply` does."""
+    p_NC = np.tile(np.array([0.25, 0.75], np.float32), (n, 1))
+    ids, silent = np.ones(n, np.uint8), np.zeros(n, np.uint8)
+    nuclei = io.open_store(path).steps["nuclei/classical"]
+    record = ClassesRecord(
+        **provenance.stamp({}, input_fingerprint=nuclei.mark), n=n, classes=("a", "b"),
+        detector="classical", made_from={"nuclei/classical": nuclei.identity},
+    )  # fmt: skip
+    with io.staging(path.parent, path.stem, "classes/run") as staged:
+        write_classes(staged, Classes(ids, p_NC, silent, np.zeros(n, np.float32)), ("a", "b"))
+        commit.commit_group(staged, path, "classes/run", record)
 
 
 def stored_arrays(path: Path) -> dict[str, dict]:

@@ -77,6 +77,6 @@ PLUGIN = ExporterPlugin(
     make=products,
     summary="nuclei as CSV, a row a nucleus, with measurements",
     what=("nuclei",),
-    options=("unit", "detector", "run", "measure"),
+    options=("unit", "detector", "run", "classes", "measure"),
     sample=samples({}, {"unit": "cell", "measure": False}),
 )

@@ -49,6 +49,6 @@ PLUGIN = ExporterPlugin(
     make=products,
     summary="nuclei as GeoJSON for QuPath",
     what=("nuclei",),
-    options=("unit", "detector", "run", "measure", "origin"),
+    options=("unit", "detector", "run", "classes", "measure", "origin"),
     sample=samples({}, {"origin": "slide"}, {"unit": "cell", "measure": False}),
 )

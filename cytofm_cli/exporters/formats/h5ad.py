@@ -221,7 +221,7 @@ PLUGIN = ExporterPlugin(
     make=products,
     summary="bags as h5ad: AnnData with embeddings, places and measurements",
     what=("bags", "nuclei"),
-    options=("encoder", "unit", "detector", "run", "measure"),
+    options=("encoder", "unit", "detector", "run", "classes", "measure"),
     needs=("h5py",),
     sample=samples({}, {"unit": "tile"}, {"measure": False}),
 )

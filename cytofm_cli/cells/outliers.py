@@ -1,0 +1,50 @@
+"""One class alone: how far a cell lies from normal cells.
+
+Legend: N cells, D features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def shrunk_covariance(x_ND: Floats) -> tuple[Floats, float]:
+    """Estimate a covariance that can be inverted, of centred rows.
+
+    Ledoit & Wolf (J Multivar Anal 88:365, 2004): (1 − ρ) S + ρ μ I with μ the mean variance and
+    ρ the share of the estimate's spread that is noise.
+
+    Returns:
+        float64 (D, D), and ρ in [0, 1].
+    """
+    n, d = x_ND.shape
+    sample_DD = x_ND.T @ x_ND / n
+    mean = float(np.trace(sample_DD)) / d
+    spread = float(((sample_DD - mean * np.eye(d)) ** 2).sum()) / d
+    # Σ ‖x xᵀ − S‖² = Σ ‖x‖⁴ − n ‖S‖²
+    fourth = float(((x_ND**2).sum(1) ** 2).sum())
+    noise = (fourth / n - float((sample_DD**2).sum())) / (n * d)
+    share = 1.0 if spread <= 0 else min(1.0, max(0.0, noise / spread))
+    return (1 - share) * sample_DD + share * mean * np.eye(d), share
+
+
+def whitening(x_ND: Floats) -> Floats:
+    """Return W, (D, D), so that ‖x W‖ is the Mahalanobis distance of a centred row."""
+    covariance_DD, _ = shrunk_covariance(x_ND)
+    values_D, vectors_DD = np.linalg.eigh(covariance_DD)
+    floor = 1e-9 * max(float(values_D.max()), 1e-12)
+    return np.asarray(vectors_DD / np.sqrt(np.maximum(values_D, floor)))
+
+
+def share_nearer(reference_N: Floats, distance_M: Floats) -> Floats:
+    """Return how large a share of normal cells lies nearer than each distance; equals count half.
+
+    One is added to the normal cells, so that no finite number of them makes a share 1.
+    """
+    ordered = np.sort(reference_N)
+    below = np.searchsorted(ordered, distance_M, "left")
+    below = below + np.searchsorted(ordered, distance_M, "right")
+    return np.asarray(below / 2 / (len(ordered) + 1))

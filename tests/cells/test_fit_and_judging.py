@@ -1,0 +1,152 @@
+"""Cross-fitting, calibration, and what is said of held-out answers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cytofm_cli.cells import judging
+from cytofm_cli.cells.classifier import Answer, NetworkClassifier, classifier_of
+from cytofm_cli.cells.config import ApplyConfig, CellsConfig
+from cytofm_cli.cells.fit import cross_fit, temperature_of
+from cytofm_cli.cells.run import answers_of
+from cytofm_cli.errors import UsageError
+from cytofm_cli.evaluate import probe
+from cytofm_cli.stats import metrics
+
+
+def cohort(n_groups: int = 6, each: int = 12, classes: int = 3, shift: float = 1.5):
+    rng = np.random.default_rng(0)
+    group_N = np.repeat(np.arange(n_groups), each)
+    y_N = np.tile(np.arange(each) % classes, n_groups)
+    x_ND = rng.normal(0, 1, (len(y_N), 5)) + shift * np.eye(5)[y_N]
+    return x_ND.astype(np.float32), y_N, group_N
+
+
+def test_linear__held_out_answers_are_those_of_the_probe() -> None:
+    x_ND, y_N, group_N = cohort()
+    crossed = cross_fit(CellsConfig(), x_ND, y_N, group_N, group_N, 3)
+    theirs = probe.out_of_fold(x_ND, y_N, group_N, group_N, probe.linear())["linear"]
+    assert crossed.answer.probabilities() == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "one-class"])
+def test_classifier__comes_back_from_its_arrays_and_says_the_same_in_any_block(model: str) -> None:
+    x_ND, y_N, group_N = cohort()
+    config = CellsConfig(model=model, penalty=None if model == "one-class" else 0.1)
+    crossed = cross_fit(config, x_ND, y_N, group_N, group_N, 3)
+    again = classifier_of(crossed.whole.arrays())
+    first, second = crossed.whole.answer(x_ND), again.answer(x_ND)
+    assert np.array_equal(first.log_MC, second.log_MC)
+    assert first.probabilities().sum(1) == pytest.approx(np.ones(len(x_ND)))
+    # The classifier of a fold is what comes of the other folds alone.
+    held = group_N == 2
+    without = cross_fit(
+        config, x_ND[~held], y_N[~held], group_N[~held], np.minimum(group_N, 4)[~held], 3
+    ).whole
+    name = "whiten" if model == "one-class" else "output"
+    expected = without.arrays()[name]
+    assert crossed.folds[2].arrays()[name] == pytest.approx(expected, abs=1e-4)
+
+
+def test_class_that_a_fold_lacks__gets_no_probability_there() -> None:
+    x_ND, y_N, group_N = cohort()
+    y_N = np.where((y_N == 2) & (group_N > 0), 0, y_N)  # class 2 is in group 0 alone
+    crossed = cross_fit(CellsConfig(penalty=0.1), x_ND, y_N, group_N, group_N, 3)
+    of = crossed.folds[0]
+    assert isinstance(of, NetworkClassifier)
+    assert of.present.tolist() == [0, 1]
+    assert crossed.probabilities()[group_N == 0, 2].max() < 1e-3
+    assert np.isfinite(crossed.answer.log_MC).all()
+    known = (y_N < 2) | (group_N > 0)  # the others are no matter of sureness
+    weight_N = probe.class_weights(y_N, 3, balanced=True)[y_N]
+    alone = Answer(crossed.answer.log_MC[known])
+    assert crossed.temperature == temperature_of(alone, y_N[known], weight_N[known])
+
+
+def test_one_class__knows_only_normal_cells_and_ranks_the_others_beyond() -> None:
+    x_ND, y_N, group_N = cohort(classes=2, shift=6)
+    x_ND[y_N == 0] -= 6 * np.eye(5)[0]  # normal cells lie around the origin
+    config = CellsConfig(model="one-class")
+    crossed = cross_fit(config, x_ND, y_N, group_N, group_N, 2)
+    others = x_ND.copy()
+    others[y_N == 1] += 100
+    same = cross_fit(config, others, y_N, group_N, group_N, 2)
+    assert np.array_equal(crossed.whole.arrays()["whiten"], same.whole.arrays()["whiten"])
+    assert crossed.answer.score_M is not None
+    assert metrics.auc(y_N, crossed.answer.score_M) > 0.99
+    # Against normal cells of the other folds: about half of the normal ones lie beyond the half.
+    nearer_N = crossed.probabilities()[:, 1]
+    assert 0.3 < (nearer_N[y_N == 0] > 0.5).mean() < 0.7
+    said_N, kept_N = answers_of(0.9, nearer_N[:, None] * [0, 1], 0.0)
+    assert said_N[y_N == 1].all()
+    assert kept_N.all()
+
+
+def test_temperature__is_found_where_the_answers_were_made_too_sure() -> None:
+    rng = np.random.default_rng(0)
+    logits_NC = rng.normal(0, 2, (20_000, 3))
+    p_NC = metrics.softmax(logits_NC)
+    y_N = (rng.random((len(p_NC), 1)) > p_NC.cumsum(1)).sum(1)
+    too_sure = Answer(logits_NC * 2.5)
+    assert temperature_of(too_sure, y_N, np.ones(len(y_N))) == pytest.approx(2.5, rel=0.05)
+    # Three cells of weight 1 count like one of weight 3.
+    few, weight = slice(0, 50), np.where(np.arange(50) < 10, 3.0, 1.0)
+    thrice = np.r_[np.arange(50), np.arange(10), np.arange(10)]
+    weighted = metrics.fit_temperature(logits_NC[few], y_N[few], weight_N=weight)
+    assert weighted == pytest.approx(metrics.fit_temperature(logits_NC[thrice], y_N[thrice]))
+
+
+def test_temperature_of_a_fold__owes_nothing_to_its_own_answers() -> None:
+    x_ND, y_N, group_N = cohort()
+    crossed = cross_fit(CellsConfig(class_weights="none"), x_ND, y_N, group_N, group_N, 3)
+    rest = group_N != 3
+    alone = metrics.fit_temperature(crossed.answer.log_MC[rest], y_N[rest])
+    assert crossed.temperature_F[3] == pytest.approx(alone)
+    raw = cross_fit(CellsConfig(calibrate=False), x_ND, y_N, group_N, group_N, 3)
+    assert raw.temperature_F == (1.0,) * 6
+
+
+def test_coverage__is_counted_by_hand() -> None:
+    p_NC = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.55, 0.45]])
+    y_N, said_N = np.array([0, 0, 1, 1]), p_NC.argmax(1)
+    rows = judging.coverage(y_N, said_N, p_NC, (0.0, 0.7, 0.95))
+    assert rows == [
+        {"threshold": 0.0, "coverage": 1.0, "accuracy": 0.5, "balanced_accuracy": 0.5},
+        {"threshold": 0.7, "coverage": 0.5, "accuracy": 1.0, "balanced_accuracy": 1.0},
+        {"threshold": 0.95, "coverage": 0.0, "accuracy": None, "balanced_accuracy": None},
+    ]
+
+
+def test_judge__counts_by_hand_and_orders_by_the_rank() -> None:
+    y_N, said_N = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])
+    p_NC = np.array([[0.8, 0.2], [0.4, 0.6], [0.1, 0.9], [0.3, 0.7], [0.9, 0.1]])
+    of = judging.Judged(y_N, said_N, p_NC, p_NC, tuple("abcde"), np.ones(5), 0.0)
+    found = judging.judge(of, ("NILM", "HSIL"), ordinal=True)
+    assert found["confusion"] == [[1, 1], [1, 2]]
+    assert found["accuracy"]["value"] == pytest.approx(3 / 5)
+    assert found["balanced_accuracy"]["value"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert found["classes"]["HSIL"]["precision"] == pytest.approx(2 / 3)
+    assert found["auc"]["value"] == pytest.approx(4 / 6)
+    assert found["quadratic_kappa"] == pytest.approx(1 / 6)
+    turned = dataclasses.replace(of, rank_NC=1 - p_NC)
+    assert judging.judge(turned, ("a", "b"), ordinal=False)["auc"]["value"] == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model": "one-class", "ordinal": True}, "ordinal"),
+        ({"model": "one-class", "abstain": 0.5}, "abstain"),
+        ({"model": "one-class", "task": "abnormal"}, "task"),
+        ({"normal": ("NILM",)}, "normal"),
+        ({"order": ("a", "b"), "task": "abnormal"}, "order"),
+        ({"model": "forest"}, "model"),
+    ],
+)
+def test_settings__that_mean_nothing_together_are_refused(settings: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        CellsConfig(**settings)
+    assert ApplyConfig().abstain is None
