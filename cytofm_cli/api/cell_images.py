@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
-from cytofm_cli.api.cohort import Manner, alone, run_cohort
+from cytofm_cli.api.cohort import WARNING, Manner, alone, run_cohort
 from cytofm_cli.api.inputs import take_shard
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.errors import InputError, UsageError
@@ -42,7 +42,7 @@ def tile_cells(
     mpp = config.slide_mpp or config.target_mpp
     table = read_cells(cells, Path(images[0]) if images else None, mpp=mpp)
     for note in (*table.notes, *_about_mpp(table, config)):
-        manner.warn(note)
+        manner.say(note)
     sheet = _sheet(table, config, manner, fill)
     source = "table" if table.stated else "--slide-mpp" if config.slide_mpp else "assumed"
     names = take_shard([*table.of_store], manner.shard, key=lambda name: name)
@@ -119,8 +119,8 @@ def _about_mpp(table: CellTable, config: TileConfig) -> list[str]:
     if config.slide_mpp is not None:
         return [f"{silent} of {n} images taken at --slide-mpp {config.slide_mpp:g} µm/px"]
     return [
-        f"{silent} of {n} images state no resolution: taken as they are, as {config.target_mpp:g} "
-        "µm/px; --slide-mpp or a column mpp says what they have"
+        f"{WARNING}{silent} of {n} images state no resolution: taken as they are, as "
+        f"{config.target_mpp:g} µm/px; --slide-mpp or a column mpp says what they have"
     ]
 
 

@@ -114,7 +114,12 @@ def _cohort(
 ) -> Cohort:
     table = read_labels(labels, label_column=config.label, group_column=config.group)
     if isinstance(bags, Path):
-        bags = load_bags(bags, config.encoder, config.unit, cache)
+        bags = load_bags(bags, config.encoder, config.unit, cache, table=config.bag_table)
+    elif config.bag_table is not None:
+        raise UsageError(
+            "bag_table speaks of cells of stores, and the bags are given as objects.",
+            hint="give the folder of the stores",
+        )
     else:
         check_bags(bags)
     return build_cohort(

@@ -32,7 +32,7 @@ class CellTable:
         of_store: name of the store: its images, in the order of the table.
         classes: names of the classes, in order; () without labels.
         stated: how many images have a resolution of their own.
-        notes: what was assumed, to be shown as warnings.
+        notes: what the user should know; after "warning: ", what was assumed of unclear text.
         source: the table, or the folder or archive of images.
     """
 
@@ -71,7 +71,7 @@ def read_cells(given: Path, images: Path | None, *, mpp: float) -> CellTable:
 
 
 def _of_table(table: Table, images: Path | None, mpp: float) -> CellTable:
-    path, notes = table.path, list(table.notes)
+    path, notes = table.path, [f"warning: {note}" for note in table.notes]
     files = table.columns[table.need(*FILE_NAMES, hint=_HINT)]
     ids = _ids(table, notes)
     _refuse_doubles(table, files, ids)
@@ -136,7 +136,7 @@ def _labels(table: Table, notes: list[str]) -> tuple[list[int | None], tuple[str
         return [None] * len(table), ()
     cells = table.columns[table.label_column()]
     merged, remarks = merge_spellings([c for c in cells if not is_missing(c)], "class")
-    notes += [f"{table.path}: {remark}" for remark in remarks]
+    notes += [f"warning: {table.path}: {remark}" for remark in remarks]
     classes = class_order(list(merged))
     if len(classes) >= MAX_CLASSES:
         raise InputError(
