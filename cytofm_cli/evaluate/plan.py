@@ -22,6 +22,7 @@ from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.points import Points, Task, make_tasks, read_points
+from cytofm_cli.evaluate.stored_points import stored_points
 from cytofm_cli.runs import provenance
 
 
@@ -57,18 +58,28 @@ class Plan:
 def make_plan(
     config: ProbeConfig,
     sources: Sequence[Source],
-    points: Path,
+    points: Path | None,
     choices: Sequence[Choice],
     *,
     groups: Path | None = None,
 ) -> Plan:
     """Read and check everything but pixels.
 
+    Args:
+        config: settings.
+        sources: slides or stores.
+        points: table of labelled points; None: those that stores of cells hold.
+        choices: encoders.
+        groups: table of groups.
+
     Raises:
         LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`, `is_judged`.
     """
     ids = {source.slide_id for source in sources}
-    cells, unknown = read_points(points, ids, groups)
+    if points is None:
+        cells, unknown = stored_points(sources, groups), []
+    else:
+        cells, unknown = read_points(points, ids, groups)
     used = [source for source in sources if source.slide_id in set(cells.slides)]
     cells, unread = features.locate(cells, used, mpp=config.slide_mpp, slides=config.slides)
     if config.unit == "tile":
