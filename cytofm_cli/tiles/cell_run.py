@@ -22,7 +22,6 @@ from cytofm_cli.store.records import LevelRecord, SlideRecord, TileRecord
 from cytofm_cli.tiles import cells, pixels
 from cytofm_cli.tiles.announce import Note, announce_loss
 from cytofm_cli.tiles.cells import READER, CellsJob, CellTile
-from cytofm_cli.tiles.focus import tile_focus
 from cytofm_cli.work.batch import Status
 
 # The thumbnail is for people: a sheet needs none larger.
@@ -122,11 +121,8 @@ class _Sheet:
     def _keep(self, row: int, tile: CellTile) -> None:
         sheet, factor = self.job.sheet, self.factor
         self.point_N2[row] = tile.point
-        self.foreground_N[row] = tile.mask_HW.mean()
-        corner = np.zeros((1, 2), np.int32)
-        self.focus_N[row] = tile_focus(
-            tile.image_HWC, 1.0, sheet.mpp, tile.mask_HW, corner, sheet.side_px
-        )[0]
+        self.foreground_N[row] = np.count_nonzero(tile.mask_HW) / tile.mask_HW.size
+        self.focus_N[row] = tile.focus
         small = -(-sheet.side_px // factor)
         line, column = (at * small for at in divmod(row, cells.columns_of(len(self.job.cells))))
         self.thumbnail[line : line + small, column : column + small] = tile.image_HWC[

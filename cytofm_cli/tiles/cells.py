@@ -23,6 +23,7 @@ from cytofm_cli.errors import InputError
 from cytofm_cli.slides.cell_images import ImagePlace
 from cytofm_cli.slides.cell_pixels import CellPixels, decode, size_of
 from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.tiles.focus import image_focus
 from cytofm_cli.tiles.read import resample
 from cytofm_cli.units import Size
 
@@ -132,13 +133,14 @@ class Survey:
     white: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CellTile:
     """A tile and what is known of it.
 
     Attributes:
         image_HWC: uint8 RGB, square.
         mask_HW: bool, what is not background.
+        focus: score of the image, 0 to 1.
         point: the cell's centre, pixels of the tile.
         is_cut: the image is larger than the tile.
         converted: see `CellPixels`.
@@ -146,6 +148,7 @@ class CellTile:
 
     image_HWC: NDArray[np.uint8]
     mask_HW: NDArray[np.bool_]
+    focus: float
     point: tuple[float, float]
     is_cut: bool
     converted: frozenset[str]
@@ -170,8 +173,8 @@ def survey(cells: Sequence[CellImage], mpp: float, tolerance: float) -> Survey:
     border_N3 = np.concatenate([*borders, np.zeros((0, 3), np.uint8)])
     if not len(border_N3):
         return Survey(largest, 0.0, 0.0)
-    black, white = (border_N3 <= FLAT).all(1), (border_N3 >= 255 - FLAT).all(1)
-    return Survey(largest, float(black.mean()), float(white.mean()))
+    black, white = (1 - float(_off(border_N3[None], grey).mean()) for grey in (0, 255))
+    return Survey(largest, black, white)
 
 
 def side_for(largest_px: int) -> int:
@@ -255,14 +258,22 @@ def _laid(
     y1, x1 = y0 + part_HWC.shape[0], x0 + part_HWC.shape[1]
     tile_HWC[y0:y1, x0:x1] = part_HWC
     mask_HW = np.zeros((side, side), bool)
-    mask_HW[y0:y1, x0:x1] = True
-    if sheet.apart == "cut-out":
-        distance_HWC = np.abs(tile_HWC.astype(np.int16) - sheet.fill)
-        mask_HW &= distance_HWC.max(2) > FLAT
+    mask_HW[y0:y1, x0:x1] = sheet.apart == "border" or _off(part_HWC, sheet.fill)
     inside = tuple(min(max(at, 1.0), side - 1.0) for at in (point[0] + left, point[1] + top))
     return CellTile(
-        tile_HWC, mask_HW, (inside[0], inside[1]), max(height, width) > side, pixels.converted
+        image_HWC=tile_HWC,
+        mask_HW=mask_HW,
+        focus=image_focus(part_HWC, sheet.mpp, mask_HW[y0:y1, x0:x1]),
+        point=(inside[0], inside[1]),
+        is_cut=max(height, width) > side,
+        converted=pixels.converted,
     )
+
+
+def _off(image_HWC: NDArray[np.uint8], grey: int) -> NDArray[np.bool_]:
+    """Tell which pixels are not of a flat grey, bool (H, W)."""
+    off_HWC = (image_HWC > min(grey + FLAT, 255)) | (image_HWC < max(grey - FLAT, 0))
+    return off_HWC[:, :, 0] | off_HWC[:, :, 1] | off_HWC[:, :, 2]
 
 
 def _start(length: int, at: float, side: int) -> int:
