@@ -151,22 +151,27 @@ def _sheet(table: CellTable, config: TileConfig, manner: Manner, fill: str) -> S
             f"{table.source}: none of its {len(cells)} images can be read.",
             hint="`cytofm tile` of one of them alone says why",
         )
-    apart, level = _background(found, fill)
     side = config.tile_px or side_for(found.largest_px)
-    sheet = Sheet(side_px=side, mpp=mpp, tolerance=tolerance, apart=apart, fill=level)
+    around = _background(found, fill)
+    sheet = Sheet(side_px=side, mpp=mpp, tolerance=tolerance, **around)
     _say(sheet, found, config, fill, manner)
     return sheet
 
 
-def _background(found: Survey, fill: str) -> tuple[Any, int]:
-    if fill in _FILLS or fill.isdigit():
-        return "cut-out", _FILLS.get(fill, 0) if fill in _FILLS else int(fill)
-    if fill == "auto" and max(found.black, found.white) >= _CUT_OUT:
-        return "cut-out", 0 if found.black >= found.white else 255
-    return "border", 255
+def _background(found: Survey, fill: str) -> dict[str, Any]:
+    """Settle what surrounds a cell: its own background, another that is painted, or its border."""
+    own = None
+    if max(found.black, found.white) >= _CUT_OUT:
+        own = 0 if found.black >= found.white else 255
+    if fill == "border" or (fill == "auto" and own is None):
+        return {"apart": "border", "fill": 255}
+    level = own if fill == "auto" else _FILLS[fill] if fill in _FILLS else int(fill)
+    repaint = own if own not in (None, level) else None
+    return {"apart": "cut-out", "fill": level, "repaint": repaint}
 
 
 def _say(sheet: Sheet, found: Survey, config: TileConfig, fill: str, manner: Manner) -> None:
+    """Say how large tiles are, and what surrounds a cell."""
     size = f"tiles of {sheet.side_px} px"
     if config.tile_px is None:
         size += f" for the largest image of {found.largest_px} px (--tile-px sets another)"
@@ -175,4 +180,6 @@ def _say(sheet: Sheet, found: Survey, config: TileConfig, fill: str, manner: Man
     if sheet.apart == "cut-out":
         known = "as given" if fill != "auto" else f"as {share:.0%} of the images' borders are"
         around = f"filled with grey level {sheet.fill}, {known}, which is not counted as tissue"
+    if sheet.repaint is not None:
+        around += f"; the images' own background, grey level {sheet.repaint}, is painted over"
     manner.say(f"cells: {size}, {around}")

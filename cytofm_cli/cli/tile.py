@@ -33,7 +33,8 @@ def tile(
         str,
         typer.Option(
             metavar="auto|border|black|white|0..255",
-            help="What surrounds a cell: the background of cut-out cells, or each image's border.",
+            help="What surrounds a cell; another background of cut-out cells is painted over. "
+            "auto: their own, else the colour of each image's border.",
         ),
     ] = "auto",
     preview: Annotated[

@@ -148,7 +148,8 @@ def _in_tiles(xy_N2: NDArray[np.float64], field: TiledField) -> NDArray[np.bool_
     there = np.zeros(len(xy_N2), dtype=bool)
     for start in range(0, len(xy_N2), _POINTS):
         part = xy_N2[start : start + _POINTS, None]
-        there[start : start + _POINTS] = ((part >= low) & (part <= high)).all(2).any(1)
+        in_box = np.all((part >= low) & (part <= high), axis=2)
+        there[start : start + _POINTS] = np.any(in_box, axis=1)
     return there
 
 

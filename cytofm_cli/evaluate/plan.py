@@ -76,8 +76,9 @@ def make_plan(
         LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`, `is_judged`.
     """
     ids = {source.slide_id for source in sources}
+    unknown: list[str] = []
     if points is None:
-        cells, unknown = stored_points(sources, groups), []
+        cells = stored_points(sources, groups)
     else:
         cells, unknown = read_points(points, ids, groups)
     used = [source for source in sources if source.slide_id in set(cells.slides)]

@@ -71,6 +71,7 @@ def settings_of(job: CellsJob) -> dict[str, Any]:
         "foreground": "none",
         "apart": sheet.apart,
         "fill": sheet.fill,
+        "repaint": sheet.repaint,
         "select": "all",
         "pixels": "jpeg" if config.pixels == "jpeg" else "lossless",
     }

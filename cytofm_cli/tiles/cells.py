@@ -24,6 +24,7 @@ from cytofm_cli.slides.cell_images import ImagePlace
 from cytofm_cli.slides.cell_pixels import CellPixels, decode, size_of
 from cytofm_cli.tiles.config import TileConfig
 from cytofm_cli.tiles.focus import image_focus
+from cytofm_cli.tiles.morphology import dilate
 from cytofm_cli.tiles.read import resample
 from cytofm_cli.units import Size
 
@@ -32,6 +33,7 @@ READER: Final = "cells"
 STEP_PX: Final = 16  # sides are multiples of it, as networks with patches want them
 # JPEG moves a flat background by a few grey levels.
 FLAT: Final = 16
+_RIM_PX: Final = 2
 _SAMPLE: Final = 64
 
 
@@ -79,6 +81,8 @@ class Sheet:
         tolerance: relative; an image this close to `mpp` is taken as it is.
         apart: what surrounds an image in its tile.
         fill: grey level of a known background; 255 where none is known.
+        repaint: grey level of the images' own background where it is another one: it is painted
+            over, with the rim that it has left on the cell.
     """
 
     side_px: int
@@ -86,6 +90,7 @@ class Sheet:
     tolerance: float
     apart: Apart
     fill: int
+    repaint: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +246,10 @@ def cut(cell: CellImage, data: bytes, sheet: Sheet) -> CellTile:
     x, y = cell.xy or (width / 2, height / 2)
     if not (0 <= x <= width and 0 <= y <= height):
         raise ValueError(f"has {width} x {height} px, and the cell lies at x {x:g}, y {y:g}")
-    image_HWC = resample(pixels.image_HWC, size.w, size.h)
+    image_HWC = pixels.image_HWC
+    if sheet.repaint is not None:
+        image_HWC = _repainted(image_HWC, sheet.repaint, sheet.fill)
+    image_HWC = resample(image_HWC, size.w, size.h)
     return _laid(image_HWC, pixels, (x * size.w / width, y * size.h / height), sheet)
 
 
@@ -268,6 +276,13 @@ def _laid(
         is_cut=max(height, width) > side,
         converted=pixels.converted,
     )
+
+
+def _repainted(image_HWC: NDArray[np.uint8], grey: int, fill: int) -> NDArray[np.uint8]:
+    """Paint a flat background over, and the rim of two pixels that compression mixes with it."""
+    painted_HWC = image_HWC.copy()
+    painted_HWC[dilate(~_off(image_HWC, grey), _RIM_PX)] = fill
+    return painted_HWC
 
 
 def _off(image_HWC: NDArray[np.uint8], grey: int) -> NDArray[np.bool_]:

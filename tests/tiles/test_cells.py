@@ -243,3 +243,12 @@ def test_fingerprint__knows_names_bytes_and_resolution_but_no_folder(tmp_path: P
     gone = [cell(file=f"{i}.jpg") for i in range(5)]
     with pytest.raises(InputError, match=r"5 of 5 images cannot be used: 0.jpg is missing; 1.jpg"):
         fingerprint(gone)
+
+
+def test_cut__another_background_is_painted_over_with_its_rim() -> None:
+    image = picture(20, 20, rim=4)
+    tile = cut(cell(), png(image), sheet(fill=240, repaint=0))
+    wanted = np.full((32, 32, 3), 240, np.uint8)
+    wanted[12:20, 12:20] = image[6:14, 6:14]
+    np.testing.assert_array_equal(tile.image_HWC, wanted)
+    assert tile.mask_HW.sum() == 8 * 8
