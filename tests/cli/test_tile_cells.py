@@ -19,6 +19,7 @@ import pytest
 import zarr
 from PIL import Image
 
+from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.store.io import open_store
 from cytofm_cli.tiles.field import open_field
 from cytofm_cli.units import Box
@@ -334,3 +335,38 @@ def test_tile_cells__memory_of_a_zip_bomb_is_refused(here, folder: Path) -> None
     done = here("tile", "--cells", folder / "bomb.zip", "-o", folder / "st")
     assert done.returncode == 3
     assert "none of its 1 images can be read" in done.stderr
+
+
+@pytest.mark.parametrize("fill", ["black", "border"])
+def test_tile_cells__crops_larger_than_a_tile_hold_one_cell(here, folder: Path, fill: str) -> None:
+    words = ("--cells", folder / "cells.csv", "-o", folder / "st", "--cell-fill", fill)
+    assert here("tile", *words).returncode == 0
+    store = open_store(folder / "st" / "P2.zarr")
+    tiles = zarr.open_group(store.path, mode="r")["tiles/pixels"][:]
+    with open_cells(store, detector=None, cell_um=22.0) as crops:  # 88 px, tiles have 48
+        mode = {"black": {"mode": "constant"}, "border": {"mode": "symmetric"}}[fill]
+        for row, tile in enumerate(tiles):
+            wanted = np.pad(tile, ((20, 20), (20, 20), (0, 0)), **mode)
+            left = round(float(store.nuclei().xy_px0[row, 0]) - 48 * row) - 24
+            np.testing.assert_array_equal(crops.read(row), np.roll(wanted, -left, 1))
+
+
+def test_tile_cells__later_steps_take_such_stores(here, folder: Path) -> None:
+    words = ("--cells", folder / "cells.csv", "-o", folder / "st", "--cell-fill", 235)
+    done = here("tile", *words)
+    assert "the images' own background, grey level 0, is painted over" in done.stderr
+    done = here("export", folder / "st", "-o", folder / "out", "--to", "csv,geojson")
+    assert done.returncode == 0, done.stderr
+    lines = (folder / "out" / "P2.csv").read_text().splitlines()
+    assert [line.split(",")[:4] for line in lines[1:]] == [
+        ["P2", "24.00", "24.00", "a"],
+        ["P2", "71.50", "24.00", "b"],
+    ]
+    done = here("views", folder / "st", "-o", folder / "views", "--preview", 1)
+    assert done.returncode == 0, done.stderr
+    done = here("info", folder / "st" / "P1.zarr")
+    assert "nuclei/given  3 nuclei of classes a, b" in done.stdout
+    assert "read by cells" in done.stdout
+    done = here("detect", folder / "st")
+    assert done.returncode == 0, done.stderr
+    assert {"nuclei/given", "nuclei/classical"} < set(open_store(folder / "st/P1.zarr").steps)
