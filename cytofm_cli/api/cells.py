@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def train_cells(
     inputs: Paths,
-    labels: PathLike,
+    labels: PathLike | None,
     out: PathLike,
     config: CellsConfig | None = None,
     *,
@@ -44,7 +44,7 @@ def train_cells(
     Args:
         inputs: slides or stores, or folders of them: one or several.
         labels: table slide_id|image,x,y,label[,group]; level-0 pixels. Points need not be
-            nuclei that were detected.
+            nuclei that were detected. None: the labels that stores of images of cells hold.
         out: folder of the RUN to make.
         config: settings as a whole; instead, each may be given by its name (`model="mlp"`).
         encoder: NAME, weight FILE, or NAME=FILE.
@@ -75,7 +75,7 @@ def train_cells(
     return train_run(
         config,
         sources_of(words_of(inputs), path_of(manifest), warn=note),
-        Path(labels),
+        path_of(labels),
         choice,
         Path(out),
         groups=path_of(groups),

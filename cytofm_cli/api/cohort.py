@@ -72,7 +72,11 @@ class Manner:
 
     def warn(self, text: str) -> None:
         """Say something about all slides that the caller should look at."""
-        (self.listen or Warnings())(Note("", WARNING + text))
+        self.say(WARNING + text)
+
+    def say(self, text: str) -> None:
+        """Say something about all slides."""
+        (self.listen or Warnings())(Note("", text))
 
 
 class Job(Protocol):
@@ -126,6 +130,18 @@ def run_cohort(
     order = {task.name: place for place, task in enumerate(tasks)}
     outcomes.sort(key=lambda outcome: order[outcome.slide_id])
     return Outcomes(outcomes, None if manner.dry_run else log.path)
+
+
+def alone(task: Task, work: Work, manner: Manner) -> Outcome:
+    """Do one thing that comes before all slides, where the slides are done.
+
+    Raises:
+        StoppedError: a signal asked to stop.
+    """
+    if manner.workers is None and not manner.fork:
+        return attempt(work, explain, task, lambda event: None)
+    with contextlib.closing(_elsewhere(work, [task], manner, 1)) as events:
+        return next(event for event in events if isinstance(event, Outcome))
 
 
 def _do(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def probe(
     inputs: Paths,
-    points: PathLike,
+    points: PathLike | None,
     out: PathLike,
     config: ProbeConfig | None = None,
     *,
@@ -35,7 +35,8 @@ def probe(
 
     Args:
         inputs: slides or stores, or folders of them: one or several.
-        points: table slide_id|image,x,y,label[,group]; level-0 pixels.
+        points: table slide_id|image,x,y,label[,group]; level-0 pixels. None: the labels that stores
+            of images of cells hold.
         out: folder of the RUN to make.
         config: settings as a whole; instead, each may be given by its name (`unit="tile"`).
         encoders: NAME, weight FILE, or NAME=FILE; one or several.
@@ -70,7 +71,7 @@ def probe(
     return probe_run(
         config,
         sources_of(words_of(inputs), path_of(manifest), warn=note),
-        Path(points),
+        path_of(points),
         choices,
         Path(out),
         groups=path_of(groups),

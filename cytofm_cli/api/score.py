@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cytofm_cli.api.scoring import Scoring
+    from cytofm_cli.mil.bag import Bag
     from cytofm_cli.mil.score import SlideScore
     from cytofm_cli.work.signals import StopFlag
 
@@ -109,6 +110,7 @@ def score(
     out: PathLike | None = None,
     *,
     encoder: str | None = None,
+    bag_table: PathLike | None = None,
     groups: PathLike | None = None,
     allow_mixed: bool = False,
     device: str = "cpu",
@@ -127,6 +129,8 @@ def score(
         stores: stores or folders of stores, or of h5 or pt files: one or several.
         out: table to write; None: none. Each shard has one of its own: `NAME.i-of-n.csv`.
         encoder: whose features they are, for files that do not say.
+        bag_table: table slide_id,file of the cells of each bag, for stores of images of cells;
+            their attention is written nowhere.
         groups: table slide_id,group of patients: models that saw another slide of one are not
             asked.
         allow_mixed: score features of another encoder, tile size or resolution.
@@ -149,7 +153,7 @@ def score(
         OutputError: `out` cannot be written.
         StoppedError: a signal asked to stop; what is scored by then is in `out`.
     """
-    from cytofm_cli.api.scoring import Scoring, encoder_of, find_all
+    from cytofm_cli.api.scoring import Scoring, bags_of_table, encoder_of, find_all, slide_of
     from cytofm_cli.mil.score import load_run
     from cytofm_cli.work.signals import catch_signals
 
@@ -158,11 +162,7 @@ def score(
     encoder = encoder_of(ensemble, encoder)
     paths = find_all(words_of(stores), encoder or ensemble.origin.encoder)
     if attention:
-        _refuse_files(paths)
-    if groups is not None:
-        known = ensemble.known.with_table(Path(groups), [path.stem for path in paths])
-        ensemble = dataclasses.replace(ensemble, known=known)
-    paths = take_shard(paths, shard, key=lambda path: path.stem)
+        _refuse_files(paths, bag_table)
     how = Scoring(
         run=run.absolute(),
         ensemble=ensemble,
@@ -172,15 +172,22 @@ def score(
         attention=attention is not False,
         geojson=path_of(geojson),
     )
+    items: Sequence[Path | Bag] = paths
+    if bag_table is not None:
+        items = bags_of_table(paths, Path(bag_table), how)
+    if groups is not None:
+        known = ensemble.known.with_table(Path(groups), [slide_of(item) for item in items])
+        how = dataclasses.replace(how, ensemble=dataclasses.replace(ensemble, known=known))
+    items = take_shard(items, shard, key=slide_of)
     listen = listen or Warnings()
-    listen(Started(len(paths)))
+    listen(Started(len(items)))
     if dry_run:
         return Scores((), ensemble.card.classes, table=table)
     if table is not None:
         _make_folder(table)
     with catch_signals() as stop:
-        answers = dataclasses.replace(_score_all(paths, how, listen, stop), table=table)
-    _keep(answers, paths, stop)
+        answers = dataclasses.replace(_score_all(items, how, listen, stop), table=table)
+    _keep(answers, len(items), stop)
     _say_basis(answers, how, listen)
     return answers
 
@@ -200,7 +207,12 @@ def table_of(table: Path | None, shard: str | None) -> Path | None:
     return table
 
 
-def _refuse_files(paths: Sequence[Path]) -> None:
+def _refuse_files(paths: Sequence[Path], bag_table: PathLike | None) -> None:
+    if bag_table is not None:
+        raise UsageError(
+            "--attention and --bag-table: a cell may be in several bags, and has one place.",
+            hint="leave --attention out",
+        )
     if files := [path.name for path in paths if path.suffix != STORE_SUFFIX]:
         raise UsageError(
             f"--attention: is written into stores, which {files[0]} is not.",
@@ -215,23 +227,24 @@ def _make_folder(table: Path) -> None:
         table.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _score_all(paths: Sequence[Path], how: Scoring, listen: Listen, stop: StopFlag) -> Scores:
+def _score_all(items: Sequence[Path | Bag], how: Scoring, listen: Listen, stop: StopFlag) -> Scores:
     """Score slides until a signal asks to stop; the slide at hand is finished."""
-    from cytofm_cli.api.scoring import score_one
+    from cytofm_cli.api.scoring import score_one, slide_of
 
     scores: list[SlideScore] = []
     failures: dict[str, CytofmError] = {}
-    for path in paths:
+    for item in items:
         if stop:
             break
-        begun, error, slide_id = time.monotonic(), None, path.stem
+        begun, error, slide_id = time.monotonic(), None, slide_of(item)
         try:
-            scores.append(score_one(path, how, note=_noting(listen, slide_id)))
+            scores.append(score_one(item, how, note=_noting(listen, slide_id)))
         except CytofmError as failure:
             failures[slide_id] = error = failure
         seconds = time.monotonic() - begun
         status: Status = "failed" if error else "done"
-        listen(Outcome(slide_id, str(path), status, seconds, error=error))
+        place = str(item) if isinstance(item, Path) else slide_id
+        listen(Outcome(slide_id, place, status, seconds, error=error))
     return Scores(tuple(scores), how.ensemble.card.classes, failures)
 
 
@@ -239,7 +252,7 @@ def _noting(listen: Listen, slide_id: str) -> Callable[[str], None]:
     return lambda text: listen(Note(slide_id, text))
 
 
-def _keep(answers: Scores, paths: Sequence[Path], stop: StopFlag) -> None:
+def _keep(answers: Scores, n_items: int, stop: StopFlag) -> None:
     """Write the table of the slides that could be scored.
 
     Raises:
@@ -248,14 +261,14 @@ def _keep(answers: Scores, paths: Sequence[Path], stop: StopFlag) -> None:
     from cytofm_cli.work.files import write_text
 
     n, table = len(answers) + len(answers.failures), answers.table
-    if table is not None and (answers.scores or not paths):
+    if table is not None and (answers.scores or not n_items):
         write_text(table, answers.csv())
     if stop and not answers.scores:
         raise stop.error()
-    if stop and n < len(paths):
+    if stop and n < n_items:
         kept = f"; those that are done are in {table}" if table else ""
         raise type(stop.error())(
-            f"stopped by a signal after {n} of {len(paths)} slides{kept}.",
+            f"stopped by a signal after {n} of {n_items} slides{kept}.",
             hint="run the same command again for all of them.",
         )
 

@@ -11,8 +11,9 @@ from cytofm_cli.api.cohort import WARNING
 from cytofm_cli.errors import CytofmError, InputError, UsageError
 from cytofm_cli.exporters.maps import write_geojson
 from cytofm_cli.mil.attention import write_attention
-from cytofm_cli.mil.bag import Bag, notes
-from cytofm_cli.mil.bags import find_bags, load_bags
+from cytofm_cli.mil.bag import Bag, check_bags, notes
+from cytofm_cli.mil.bag_table import table_bags
+from cytofm_cli.mil.bags import find_bags, load_bags, read_bag
 from cytofm_cli.mil.describe import positive_line
 from cytofm_cli.mil.origin import unstated
 from cytofm_cli.mil.score import Ensemble, SlideScore, score_bag
@@ -48,25 +49,31 @@ class Scoring:
     unstated: Counter[str] = field(default_factory=Counter)
 
 
-def score_one(path: Path, how: Scoring, *, note: Say) -> SlideScore:
+def slide_of(item: Path | Bag) -> str:
+    """Return the slide of a store, a bag file or a bag."""
+    return item.slide_id if isinstance(item, Bag) else item.stem
+
+
+def score_one(item: Path | Bag, how: Scoring, *, note: Say) -> SlideScore:
     """Score a slide; attention that cannot be written is no reason to lose the score.
 
     Args:
-        path: a store or a bag file.
+        item: a store, a bag file, or a bag that a table has put together: that has no place in a
+            store, so its attention is written nowhere.
         how: what to ask, and what else to write.
         note: told where a map begins, and, after "warning: ", what the user should look at.
 
     Raises:
         InputError: the bag is missing, or the models cannot read it.
     """
-    is_store, unit = path.suffix == schema.STORE_SUFFIX, how.ensemble.card.unit
+    if isinstance(item, Bag):
+        return _answer(item, how, note)
+    path, unit = item, how.ensemble.card.unit
+    is_store = path.suffix == schema.STORE_SUFFIX
     encoder = how.ensemble.origin.encoder if is_store else None  # chooses; the file itself tells
     steps = io.open_store(path).steps if is_store else {}
     (bag,) = load_bags(path, how.encoder or encoder or None, unit)
-    result = score_bag(how.ensemble, bag, device=how.device, allow_mixed=how.allow_mixed)
-    how.unstated.update(unstated(bag.origin))
-    for line in notes([bag]):
-        note(WARNING + line)
+    result = _answer(bag, how, note)
     if how.attention and is_store:
         try:
             write_attention(path, steps, how.run, how.ensemble.card, bag, result)
@@ -77,6 +84,14 @@ def score_one(path: Path, how: Scoring, *, note: Say) -> SlideScore:
             _write_map(how.geojson, path, unit, bag, result, note)
         except InputError as error:
             note(WARNING + error.one_line())
+    return result
+
+
+def _answer(bag: Bag, how: Scoring, note: Say) -> SlideScore:
+    result = score_bag(how.ensemble, bag, device=how.device, allow_mixed=how.allow_mixed)
+    how.unstated.update(unstated(bag.origin))
+    for line in notes([bag]):
+        note(WARNING + line)
     return result
 
 
@@ -148,3 +163,20 @@ def find_all(words: Sequence[str], encoder: str) -> list[Path]:
                 hint="score them into tables of their own: -o",
             )
     return paths
+
+
+def bags_of_table(paths: Sequence[Path], table: Path, how: Scoring) -> list[Bag]:
+    """Put the bags of a table together.
+
+    Raises:
+        UsageError: attention or maps are asked for, which such bags have no place for.
+        InputError: see `cytofm_cli.mil.bag_table.table_bags`.
+    """
+    if how.geojson is not None:
+        raise UsageError("--geojson and --bag-table: cells of a bag lie nowhere together.")
+    ensemble = how.ensemble
+    encoder = how.encoder or ensemble.origin.encoder or None
+    unit = ensemble.card.unit
+    bags = list(table_bags(paths, table, lambda path: read_bag(path, encoder, unit)))
+    check_bags(bags)
+    return bags

@@ -9,6 +9,7 @@ from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import PathLike, Paths, config_of, path_of, words_of
 from cytofm_cli.api.inputs import check_reader, find_slides, take_shard
 from cytofm_cli.api.outcomes import Outcomes
+from cytofm_cli.errors import UsageError
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.work.batch import Reporter, Status, Task
 
@@ -19,6 +20,8 @@ def tile(
     config: TileConfig | None = None,
     *,
     manifest: PathLike | None = None,
+    cells: PathLike | None = None,
+    cell_fill: str = "auto",
     preview: PathLike | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -38,6 +41,11 @@ def tile(
         out: folder of the stores.
         config: settings as a whole; instead, each may be given by its name (`tile_px=256`).
         manifest: table slide_id,path[,mpp] of slides, instead of `slides` or besides.
+        cells: images of single cells instead of slides: a table file[,slide_id,label,mpp,x,y], or
+            a folder, .tar or .zip of images. Then `slides` may name the folder or archive that
+            holds the table's files, and each slide_id becomes a store with a tile for each image.
+        cell_fill: what surrounds a cell on its tile: "black", "white" or a grey level for cells
+            that are cut out, "border" for the colour of each image's border, "auto" to look.
         preview: folder for pictures of the mask and the chosen tiles.
         overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, listen: see
             `cytofm_cli.api.cohort.Manner`.
@@ -53,7 +61,6 @@ def tile(
         OutputError: `out` cannot be written.
     """
     config = config_of(TileConfig, config, settings, "tile")
-    check_reader(config.reader)
     manner = Manner(
         overwrite=overwrite,
         dry_run=dry_run,
@@ -65,6 +72,18 @@ def tile(
         fork=fork,
         listen=listen,
     )
+    if cells is not None:
+        return _tile_cells(
+            cells,
+            words_of(slides),
+            Path(out),
+            config,
+            manner,
+            cell_fill,
+            manifest=manifest,
+            preview=preview,
+        )
+    check_reader(config.reader)
     refs = find_slides(words_of(slides), path_of(manifest), warn=manner.warn)
     refs = take_shard(refs, shard, key=lambda ref: ref.slide_id)
     n_workers, n_threads = manner.crew(len(refs))
@@ -83,6 +102,23 @@ def tile(
         for ref in refs
     ]
     return run_cohort("tile", jobs, tile_one, Path(out), manner, workers=n_workers)
+
+
+def _tile_cells(
+    cells: PathLike,
+    images: list[str],
+    out: Path,
+    config: TileConfig,
+    manner: Manner,
+    fill: str,
+    **of_slides: PathLike | None,
+) -> Outcomes:
+    from cytofm_cli.api.cell_images import tile_cells
+
+    for name, value in of_slides.items():
+        if value is not None:
+            raise UsageError(f"--{name} means nothing with --cells.", hint="leave it out")
+    return tile_cells(Path(cells), images, out, config, manner, fill=fill)
 
 
 def tile_one(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:

@@ -69,7 +69,7 @@ class Plan:
 def make_plan(
     config: CellsConfig,
     sources: Sequence[Source],
-    labels: Path,
+    labels: Path | None,
     choice: Choice,
     *,
     groups: Path | None = None,

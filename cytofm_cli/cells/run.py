@@ -41,7 +41,7 @@ INTERVAL = "95 %, over groups: score intervals, widened as folds were pooled"
 def train_run(
     config: CellsConfig,
     sources: Sequence[Source],
-    labels: Path,
+    labels: Path | None,
     choice: Choice,
     out: Path,
     *,
@@ -58,7 +58,7 @@ def train_run(
     Args:
         config: settings.
         sources: slides or stores.
-        labels: table of labelled points.
+        labels: table of labelled points; None: what stores of images of cells hold.
         choice: encoder.
         out: RUN folder.
         groups: table of groups.

@@ -35,7 +35,7 @@ PAGES: dict[str, str] = {
     "quickstart": "README.md",
     "simulate": "docs/simulate.md",
     "run": "README.md, docs/settings.md",
-    "tile": "docs/tiles.md, docs/settings.md",
+    "tile": "docs/tiles.md, docs/cell-images.md, docs/settings.md",
     "detect": "docs/nuclei.md",
     "views": "docs/views.md",
     "pretrain": "docs/pretraining.md",

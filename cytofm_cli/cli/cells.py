@@ -29,7 +29,10 @@ def train(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Table slide_id|image,x,y,label[,group]; level-0 pixels."),
+        typer.Option(
+            help="Table slide_id|image,x,y,label[,group]; level-0 pixels [default: the labels "
+            "that stores of `tile --cells` hold]."
+        ),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder of the RUN to make.")
@@ -58,14 +61,16 @@ def train(
       cytofm cells train stores --labels points.csv -o run
 
       cytofm cells train stores --labels points.csv -o run --model mlp --ordinal
+
+      cytofm cells train stores-of-cells --groups patients.csv -o run
     """
     from cytofm_cli.api.cells import train_cells
 
     words = inputs or []
     if not words and manifest is None:
         raise UsageError("no slides are given.", hint="cytofm cells train stores/ --labels …")
-    if labels is None or folder is None:
-        raise UsageError("needs labelled points and a folder.", hint="--labels points.csv -o RUN")
+    if folder is None:
+        raise UsageError("needs a folder for the RUN.", hint="-o RUN")
     how: dict[str, Any] = {"weights": weights, "random_weights": random_weights, "groups": groups}
     if run.dry_run:
         _say_plan(config, words, labels, encoder, manifest, how)
@@ -91,7 +96,7 @@ def train(
 def _say_plan(
     config: CellsConfig,
     words: list[str],
-    labels: Path,
+    labels: Path | None,
     encoder: str,
     manifest: Path | None,
     how: Mapping[str, Any],

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 PointsTable = Annotated[
     Path | None,
-    typer.Option(help="Table slide_id|image,x,y,label[,group]; level-0 pixels."),
+    typer.Option(
+        help="Table slide_id|image,x,y,label[,group]; level-0 pixels [default: the labels that "
+        "stores of `tile --cells` hold]."
+    ),
 ]
 GroupsTable = Annotated[
     Path | None, typer.Option(help="Table slide_id|image,group: what is held out together.")
@@ -64,6 +67,8 @@ def probe(
       cytofm evaluate probe slides --points points.csv -o run --slide-mpp 0.25
 
       cytofm evaluate probe stores --points p.csv -o out --encoder a.safetensors
+
+      cytofm evaluate probe cell-stores --groups patients.csv -o run
     """
     from cytofm_cli.api.probe import probe as judge
     from cytofm_cli.api.probe import sources_of
@@ -73,8 +78,8 @@ def probe(
     words = inputs or []
     if not words and manifest is None:
         raise UsageError("no slides are given.", hint="cytofm evaluate probe slides/ --points …")
-    if points is None or folder is None:
-        raise UsageError("needs labelled points and a folder.", hint="--points points.csv -o RUN")
+    if folder is None:
+        raise UsageError("needs a folder.", hint="--points points.csv -o RUN")
     named = encoder or ["handcrafted"]
     how: dict[str, Any] = {"weights": weights, "random_weights": random_weights}
     if run.dry_run:
@@ -104,7 +109,7 @@ def probe(
 def _say_plan(
     config: ProbeConfig,
     sources: Sequence[Source],
-    points: Path,
+    points: Path | None,
     choices: Sequence[Choice],
     groups: Path | None,
 ) -> None:

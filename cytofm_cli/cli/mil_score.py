@@ -55,6 +55,7 @@ def score(
             scores = score_slides(
                 *(run_folder, stores, table),
                 encoder=config.encoder,
+                bag_table=config.bag_table,
                 groups=config.groups,
                 allow_mixed=config.allow_mixed,
                 device=config.device,

@@ -61,7 +61,7 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         FILES: "slides",
     },
     "mil": {
-        "Data": "encoder unit label group classes positive allow_missing allow_mixed",
+        "Data": "encoder unit bag_table label group classes positive allow_missing allow_mixed",
         "Head and training": "method preset epochs lr weight_decay patience bag_loss vpu seeds "
         "seed retrain",
         "Splits": "protocol folds inner_folds repeats test_fraction splits",
@@ -69,7 +69,7 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         RUNNING: "device workers",
     },
     "mil_score": {
-        "Features": "encoder groups allow_mixed",
+        "Features": "encoder bag_table groups allow_mixed",
         FILES: "attention geojson",
         RUNNING: "device",
     },

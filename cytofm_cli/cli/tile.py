@@ -22,6 +22,21 @@ def tile(
     manifest: Annotated[
         Path | None, typer.Option(help="Table slide_id,path[,mpp] instead of, or besides, inputs.")
     ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images of cells instead of slides: table file[,slide_id,label,mpp,x,y], or a "
+            "folder, .tar or .zip. Inputs then name what holds the table's files."
+        ),
+    ] = None,
+    cell_fill: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|border|black|white|0..255",
+            help="What surrounds a cell; another background of cut-out cells is painted over. "
+            "auto: their own, else the colour of each image's border.",
+        ),
+    ] = "auto",
     preview: Annotated[
         Path | None, typer.Option(help="Folder for pictures of the mask and the chosen tiles.")
     ] = None,
@@ -38,11 +53,18 @@ def tile(
       cytofm tile fields/*.jpg -o stores --slide-mpp 0.25 --tile-px 256
 
       cytofm tile slides/ -o stores --select random --max-tiles 100
+
+      cytofm tile cells.tar --cells cells.csv -o stores
     """
     from cytofm_cli.api.tile import tile as run_tile
 
     step = functools.partial(
-        run_tile, inputs, out_folder, config, manifest=manifest, preview=preview
+        run_tile,
+        *(inputs, out_folder, config),
+        manifest=manifest,
+        cells=cells,
+        cell_fill=cell_fill,
+        preview=preview,
     )
     show("tile", run, step)
 

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[int, int], None]
 WHITE = 255
+_POINTS = 256
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,23 @@ def locate(
                 )
             there = np.ones(len(rows), dtype=bool)
             if isinstance(field, TiledField):
-                boxes = np.array(field.boxes, dtype=np.float64).reshape(-1, 4)
-                low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-                in_box = np.all((xy[:, None] >= low) & (xy[:, None] <= high), axis=2)
-                there = np.any(in_box, axis=1)
+                there = _in_tiles(xy, field)
             kept.extend(rows[there].tolist())
     if not kept:
         raise LabelError("no point lies in a tile that the stores keep.", hint="give the slides")
     return points.take(sorted(kept)), len(points) - len(kept)
+
+
+def _in_tiles(xy_N2: NDArray[np.float64], field: TiledField) -> NDArray[np.bool_]:
+    """Tell which points lie in a tile; some at a time, as a store may have many of both."""
+    boxes = np.array(field.boxes, dtype=np.float64).reshape(-1, 4)
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    there = np.zeros(len(xy_N2), dtype=bool)
+    for start in range(0, len(xy_N2), _POINTS):
+        part = xy_N2[start : start + _POINTS, None]
+        in_box = np.all((part >= low) & (part <= high), axis=2)
+        there[start : start + _POINTS] = np.any(in_box, axis=1)
+    return there
 
 
 def cell_features(
@@ -248,7 +258,7 @@ def label_tiles(
         UsageError: "any" without `positive`; slides instead of stores.
         LabelError: "worst" for labels without an order; no point in any tile.
     """
-    order = _order_of(points.labels, rule, positive)
+    order = _order_of(points.labels, rule, positive) if rule == "any" else None
     slides, corners, labels, groups, numbers = [], [], [], [], []
     for source in sources:
         rows = points.of_slide(source.slide_id)
@@ -263,7 +273,10 @@ def label_tiles(
             if len(inside):
                 slides.append(source.slide_id)
                 corners.append(corner)
-                labels.append(max((points.labels[i] for i in inside), key=order.index))
+                of_tile = {points.labels[i] for i in inside}
+                if len(of_tile) > 1 and order is None:  # one label alone is the worst
+                    order = _order_of(points.labels, rule, positive)
+                labels.append(max(of_tile, key=order.index) if order else min(of_tile))
                 groups.append(points.groups[inside[0]])
                 numbers.append(number)
     if not slides:

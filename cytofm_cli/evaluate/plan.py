@@ -22,6 +22,7 @@ from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.points import Points, Task, make_tasks, read_points
+from cytofm_cli.evaluate.stored_points import stored_points
 from cytofm_cli.runs import provenance
 
 
@@ -57,12 +58,19 @@ class Plan:
 def make_plan(
     config: ProbeConfig,
     sources: Sequence[Source],
-    points: Path,
+    points: Path | None,
     choices: Sequence[Choice],
     *,
     groups: Path | None = None,
 ) -> Plan:
     """Read and check everything but pixels.
+
+    Args:
+        config: settings.
+        sources: slides or stores.
+        points: table of labelled points; None: those that stores of cells hold.
+        choices: encoders.
+        groups: table of groups.
 
     Raises:
         LabelError: see `read_points`, `locate`, `label_tiles`, `make_tasks`, `is_judged`.
@@ -119,10 +127,17 @@ class Located:
 
 
 def locate_points(
-    config: ProbeConfig, sources: Sequence[Source], points: Path, groups: Path | None
+    config: ProbeConfig, sources: Sequence[Source], points: Path | None, groups: Path | None
 ) -> Located:
-    """Read a table of points and find them on slides or in stores; see `read_points`, `locate`."""
-    cells, unknown = read_points(points, {source.slide_id for source in sources}, groups)
+    """Read points and find them on slides or in stores; see `read_points`, `locate`.
+
+    Without a table the labels are those that stores of images of cells hold: `stored_points`.
+    """
+    unknown: list[str] = []
+    if points is None:
+        cells = stored_points(sources, groups)
+    else:
+        cells, unknown = read_points(points, {source.slide_id for source in sources}, groups)
     used = [source for source in sources if source.slide_id in set(cells.slides)]
     cells, unread = features.locate(cells, used, mpp=config.slide_mpp, slides=config.slides)
     return Located(cells, used, unread, unknown)

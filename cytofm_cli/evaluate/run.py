@@ -42,7 +42,7 @@ Answers = dict[tuple[str, str, str], NDArray[np.float64]]
 def probe_run(
     config: ProbeConfig,
     sources: Sequence[Source],
-    points: Path,
+    points: Path | None,
     choices: Sequence[Choice],
     out: Path,
     *,
@@ -59,7 +59,7 @@ def probe_run(
     Args:
         config: settings.
         sources: slides or stores.
-        points: table of labelled points.
+        points: table of labelled points; None: those that stores of cells hold.
         choices: encoders.
         out: RUN folder.
         groups: table of groups.

@@ -5,6 +5,7 @@ Legend: N instances, D features.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import numpy as np
 from cytofm_cli.errors import InputError
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.bag import Bag, check_bags
+from cytofm_cli.mil.bag_table import read_bag_table, table_bags
 from cytofm_cli.mil.cache import store_bags
 from cytofm_cli.mil.foreign import h5_origin, pt_origin
 from cytofm_cli.mil.origin import Origin
@@ -32,7 +34,14 @@ SUBFOLDERS = ("h5_files", "pt_files")
 SUFFIXES = (".zarr", ".h5", ".pt")
 
 
-def load_bags(source: Path, encoder: str | None, unit: str, cache: Path | None = None) -> list[Bag]:
+def load_bags(
+    source: Path,
+    encoder: str | None,
+    unit: str,
+    cache: Path | None = None,
+    *,
+    table: Path | None = None,
+) -> list[Bag]:
     """Load every bag of a folder, sorted by slide id.
 
     Args:
@@ -42,16 +51,25 @@ def load_bags(source: Path, encoder: str | None, unit: str, cache: Path | None =
             do not say whose features they hold, it says so.
         unit: "tile" or "cell"; it says so for files of other tools.
         cache: file to put the features into, see `cytofm_cli.mil.cache`; None: in memory.
+        table: which cells of the stores each bag has; None: each store is a bag.
 
     Raises:
         InputError: nothing there, a file that holds something else than `encoder` and `unit`, or
             what `check_bags` refuses.
     """
     paths = find_bags(source, encoder)
-    read = (_read(path, encoder, unit) for path in paths)
+    read: Iterator[Bag] = (read_bag(path, encoder, unit) for path in paths)
+    if table is not None:
+        read = table_bags(paths, table, lambda path: read_bag(path, encoder, unit))
     bags = list(read) if cache is None else store_bags(read, cache)
     check_bags(bags)
     return bags
+
+
+def bag_names(source: Path, encoder: str | None, table: Path | None) -> list[str]:
+    """List the bags of a folder or table, sorted, without reading features."""
+    paths = find_bags(source, encoder)
+    return [path.stem for path in paths] if table is None else list(read_bag_table(table))
 
 
 def find_bags(source: Path, encoder: str | None = None) -> list[Path]:
@@ -104,7 +122,8 @@ def _inner_folders(source: Path, encoder: str | None) -> list[Path]:
     return inner + trident
 
 
-def _read(path: Path, encoder: str | None, unit: str) -> Bag:
+def read_bag(path: Path, encoder: str | None, unit: str) -> Bag:
+    """Read one store or file; see `load_bags`."""
     if path.suffix == ".zarr":
         return _read_store(path, encoder, unit)
     bag = _read_h5(path) if path.suffix == ".h5" else _read_pt(path)

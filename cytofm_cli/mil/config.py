@@ -27,6 +27,12 @@ class MilSettings(Settings):
     )
     encoder: Any = None
     unit: Any = None
+    bag_table: Path | None = option(
+        None,
+        "table slide_id,file of the cells of each bag, for stores of `tile --cells`; labels then "
+        "are of these bags",
+        affects_result=False,  # the RUN records a digest of the bags themselves
+    )
     label: str = option("label", "column of the labels table to learn")
     group: str | None = option(
         None, "column of the patients, if not `group`, `patient`, `case_id` or the like"
@@ -112,6 +118,9 @@ class ScoreConfig(Settings):
     SECTION: ClassVar[str] = "mil_score"
 
     encoder: str | None = option(None, "whose features they are, for files that do not say")
+    bag_table: Path | None = option(
+        None, "table slide_id,file of the cells of each bag, for stores of `tile --cells`"
+    )
     groups: Path | None = option(
         None,
         "table slide_id,group of the patients: models that saw another slide of one are not asked",

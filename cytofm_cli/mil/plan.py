@@ -116,7 +116,12 @@ def _cohort(
     if isinstance(bags, Path):
         counts = mil_methods.load(config.method).make.needs_classes
         encoder = config.encoder or (origins.CLASSES if counts else None)
-        bags = load_bags(bags, encoder, config.unit, cache)
+        bags = load_bags(bags, encoder, config.unit, cache, table=config.bag_table)
+    elif config.bag_table is not None:
+        raise UsageError(
+            "bag_table speaks of cells of stores, and the bags are given as objects.",
+            hint="give the folder of the stores",
+        )
     else:
         check_bags(bags)
     _refuse_no_classes(config, bags)

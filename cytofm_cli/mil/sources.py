@@ -10,7 +10,7 @@ import numpy as np
 
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.mil.bag import Bag
-from cytofm_cli.mil.bags import find_bags, load_bags
+from cytofm_cli.mil.bags import bag_names, find_bags, load_bags
 from cytofm_cli.mil.config import MilSettings
 from cytofm_cli.mil.describe import bags_text, describe
 from cytofm_cli.mil.labels import Cohort, build_cohort, read_labels
@@ -74,7 +74,7 @@ def cohort_of(config: MilSettings, source: Source, labels: Path) -> Cohort:
     """
     nothing = np.zeros((0, 0), np.float32)
     return build_cohort(
-        [Bag(path.stem, nothing) for path in find_bags(source.bags, source.encoder)],
+        [Bag(name, nothing) for name in bag_names(source.bags, source.encoder, config.bag_table)],
         read_labels(labels, label_column=config.label, group_column=config.group),
         classes=config.classes,
         positive=config.positive,

@@ -148,7 +148,7 @@ class Detection:
             detector, other, notes = settle(self._detector, tiles, store)
             find = partial(_find, detector, tiles)
             block_um = detector.block_um if isinstance(detector, BlockDetector) else 0.0
-            boxes = joined(tiles.boxes, int(block_um / tiles.mpp))
+            boxes = joined(tiles.boxes, 0 if tiles.apart else int(block_um / tiles.mpp))
             area = sum(box.w * box.h for box in boxes)
             n_tiles, parts, seen = len(set(tiles.boxes)), [], 0
             with ThreadPoolExecutor(job.threads) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -236,6 +237,18 @@ class Store(Closes):
         kinds = (schema.TILE_XY, schema.TILE_FOREGROUND, schema.TILE_FOCUS)
         xy_px0, foreground, focus = (self.read(kind.path) for kind in kinds)
         return Tiles(xy_px0=xy_px0, foreground=foreground, focus=focus)
+
+    def files(self) -> tuple[str, ...] | None:
+        """Return the name of the image that each tile was made of; None: tiles of a slide.
+
+        Raises:
+            StoreError: damaged.
+        """
+        if self.tile.apart is None:
+            return None
+        text = self.read(schema.TILE_FILE.path).tobytes()
+        start = self.read(schema.TILE_FILE_START.path).tolist()
+        return tuple(text[a:b].decode("utf-8", "replace") for a, b in itertools.pairwise(start))
 
     def nuclei(self, detector: str | None = None) -> NucleusTable:
         """Read nuclei.

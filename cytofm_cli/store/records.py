@@ -208,6 +208,9 @@ class TileRecord(StepRecord):
         illumination: "bright-field" or "dark-field"; None if nobody looked.
         background_rgb: colour of the empty glass.
         foreground_unsure: why the foreground may be wrong.
+        apart: what surrounds the image of one cell in its tile: "cut-out" (its known background,
+            `fill`) or "border" (the colour of its own border); None: the tiles of a slide, which
+            lie beside each other.
     """
 
     asked: Mapping[str, Any] | None = _if_said()
@@ -229,6 +232,7 @@ class TileRecord(StepRecord):
     illumination: str | None = None
     background_rgb: tuple[int, int, int] | None = None
     foreground_unsure: str | None = None
+    apart: str | None = _if_said()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ ATTRIBUTES_KEY: Final = "cytofm"
 STORE_SUFFIX: Final = ".zarr"
 
 TILE_STEP: Final = "tile"
+# Whose nuclei stand for cells that came as images: one point each, as the user gave it.
+GIVEN: Final = "given"
 UNITS: Final = ("tile", "cell")
 # A step of these kinds has a group of its own, so deep in the store; the tile step has the root.
 _GROUP_DEPTH: Final = {"nuclei": 2, "classes": 2, "embeddings": 3, "attention": 3}
@@ -97,6 +99,20 @@ TILE_FOREGROUND: Final = ArrayKind(
 TILE_FOCUS: Final = ArrayKind("tiles/focus", ("float32",), ("tile",), "0..1", "focus score")
 TILE_PIXELS: Final = ArrayKind(
     "tiles/pixels", ("uint8",), ("tile", "y", "x", "c"), "RGB", "pixels of each tile"
+)
+TILE_FILE: Final = ArrayKind(
+    "tiles/file", ("uint8",), ("byte",), "UTF-8", "names of the images of cells, end to end"
+)
+TILE_FILE_START: Final = ArrayKind(
+    "tiles/file_start", ("int64",), ("tile+1",), "index", "start of each tile's name"
+)
+TILE_POINT: Final = ArrayKind(
+    "tiles/point_px",
+    ("float32",),
+    ("tile", "xy"),
+    "px",
+    "where the cell lies on the tile that was made of its image",
+    "centre",
 )
 NUCLEI_XY: Final = ArrayKind(
     "nuclei/<detector>/xy_px0",
@@ -192,6 +208,9 @@ ARRAYS: Final = (
     TILE_FOREGROUND,
     TILE_FOCUS,
     TILE_PIXELS,
+    TILE_FILE,
+    TILE_FILE_START,
+    TILE_POINT,
     NUCLEI_XY,
     NUCLEI_AREA,
     NUCLEI_PROBABILITY,

@@ -33,7 +33,7 @@ def announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, no
         "none": "no pixels",
     }[job.config.pixels]
     note(
-        f"{job.slide_id}: {n} of {plan.n_grid} tiles of {job.config.tile_px} px at "
+        f"{job.slide_id}: {n} of {plan.n_grid} tiles of {job.config.side_px} px at "
         f"{plan.read.mpp:.4g} µm/px{_by_whom(reader, plan.resolution)} "
         f"({share:.1%} of the slide), {how}{f', about {human_bytes(n_bytes)}' if n_bytes else ''}"
     )

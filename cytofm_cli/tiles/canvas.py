@@ -16,10 +16,10 @@ from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
-from cytofm_cli.tiles.field import SlideAtHand, TiledField, mirrored, overlap
+from cytofm_cli.tiles.field import SlideAtHand, TiledField, mirrored, overlap, tiled_field
 from cytofm_cli.tiles.read import ReadPlan, read_tile
 from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_tiles, plan_of
-from cytofm_cli.units import Box, Size
+from cytofm_cli.units import Box
 
 
 @runtime_checkable
@@ -48,14 +48,12 @@ def open_canvases(store: Store, *, slides: Path | None = None) -> Iterator[Canva
     Raises:
         SlideError: the store holds no pixels and the slide cannot be read.
     """
-    plan, size_px0 = plan_of(store), Size(*store.slide.size_px0)
-    xy_px0, fill = store.tile_xy_px0, store.tile.fill
     if store.has(schema.TILE_PIXELS.path):
         with open_tiles(store) as tiles, SlideAtHand(store, slides) as slide:
-            yield StoredCanvases(TiledField(tiles, plan, size_px0, fill, slide), tiles)
+            yield StoredCanvases(tiled_field(store, tiles, slide), tiles)
         return
     with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
-        yield SlideCanvases(reader, plan, xy_px0, fill)
+        yield SlideCanvases(reader, plan_of(store), store.tile_xy_px0, store.tile.fill)
 
 
 class StoredCanvases:

@@ -11,6 +11,7 @@ from cytofm_cli.errors import UsageError
 
 # 40×, the resolution at which cytology is scanned and read.
 DEFAULT_MPP: Final = 0.25
+DEFAULT_TILE_PX: Final = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,12 @@ class TileConfig(Settings):
 
     SECTION: ClassVar[str] = "tile"
 
-    tile_px: int = option(512, "Side of a tile, px at --mpp.", low=16, high=8192)
+    tile_px: int | None = option(
+        None,
+        "Side of a tile, px at --mpp [default: 512; with --cells, what the largest cell needs].",
+        low=16,
+        high=8192,
+    )
     mpp: float | None = option(
         None, "Resolution of the tiles, µm/px [default: 0.25, 40×].", low=0.05, high=5.0
     )
@@ -70,9 +76,14 @@ class TileConfig(Settings):
         return DEFAULT_MPP if self.mpp is None else self.mpp
 
     @property
+    def side_px(self) -> int:
+        """Side of a tile of a slide, px at the tiles' resolution."""
+        return DEFAULT_TILE_PX if self.tile_px is None else self.tile_px
+
+    @property
     def step_px(self) -> int:
         """Step of the grid, px at the tiles' resolution."""
-        return self.tile_px if self.stride_px is None else self.stride_px
+        return self.side_px if self.stride_px is None else self.stride_px
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,9 @@ store holds pixels the field is put together from its tiles; what they do not co
 the slide if it is at hand, else it is what they do cover, mirrored. Pixels past the edge of the
 slide are mirrored too: glass that nobody saw would draw edges through cells. Where the store
 holds no pixels, the field is a level of the slide.
+
+Images of cells (`tiles.cells`) lie apart: a box shows only the tile under its middle, and past that
+the background of a cut-out cell, or the mirrored tile.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class Field(Protocol):
         mpp: µm/px.
         downsample: level-0 pixels to a pixel.
         strip_px: width of the strips in which many small parts are best read, downwards.
+        apart: no tile is the neighbour of another, and boxes may reach past the image.
     """
 
     size_px: Size
@@ -54,6 +58,7 @@ class Field(Protocol):
     mpp: float
     downsample: float
     strip_px: int
+    apart: bool
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Return (box.h, box.w, 3) uint8 RGB."""
@@ -77,14 +82,20 @@ def open_field(store: Store, *, slides: Path | None = None) -> Iterator[Field]:
         store: a store with the tile step done.
         slides: folder where the slides lie now, if they were moved since.
     """
-    plan, size_px0 = plan_of(store), Size(*store.slide.size_px0)
-    fill = store.tile.fill
     if store.has(schema.TILE_PIXELS.path):
         with open_tiles(store) as tiles, SlideAtHand(store, slides) as slide:
-            yield TiledField(tiles, plan, size_px0, fill, slide)
+            yield tiled_field(store, tiles, slide)
         return
     with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
-        yield SlideField(reader, plan, store.tile_xy_px0, fill)
+        yield SlideField(reader, plan_of(store), store.tile_xy_px0, store.tile.fill)
+
+
+def tiled_field(store: Store, tiles: TileSource | StoredTiles, slide: SlideAtHand) -> TiledField:
+    """Return the stored tiles of a slide, or of cells, as one image."""
+    size_px0, tile = Size(*store.slide.size_px0), store.tile
+    if tile.apart is None:
+        return TiledField(tiles, plan_of(store), size_px0, tile.fill, slide)
+    return TiledField(tiles, plan_of(store), size_px0, tile.fill, apart=tile.apart)
 
 
 class SlideField:
@@ -100,6 +111,7 @@ class SlideField:
         side = max(1, round(plan.tile_px * plan.scale))
         self.boxes = [_box(xy, plan.downsample, side, self.size_px) for xy in xy_px0.tolist()]
         self.strip_px = _STRIP_PX
+        self.apart = False
         self._reader, self._level = reader, plan.level
 
     def read(self, box: Box) -> NDArray[np.uint8]:
@@ -188,6 +200,7 @@ class TiledField:
         size_px0: of level 0.
         fill: grey level where nothing at all is known.
         slide: where pixels past the tiles come from; None: they are mirrored.
+        apart: of images of cells: "cut-out" or "border"; see `TileRecord`.
     """
 
     def __init__(
@@ -197,7 +210,10 @@ class TiledField:
         size_px0: Size,
         fill: int,
         slide: SlideAtHand | None = None,
+        *,
+        apart: str | None = None,
     ) -> None:
+        self.apart, self._is_cut_out = apart is not None, apart == "cut-out"
         step = plan.downsample * plan.scale
         self.mpp, self.downsample, self.fill = plan.mpp, step, fill
         self.size_px = Size(max(1, round(size_px0.w / step)), max(1, round(size_px0.h / step)))
@@ -232,7 +248,7 @@ class TiledField:
         inside = overlap(box, Box(0, 0, *self.size_px))
         if inside is not None and not known.all() and self._slide and self._slide.is_there():
             known[_window(inside, box.x, box.y)] = True
-        return known
+        return known | self._is_cut_out
 
     def corner(self, index: int) -> tuple[int, int]:
         """Return where a tile starts."""
@@ -261,6 +277,8 @@ class TiledField:
         inside = overlap(box, Box(0, 0, *self.size_px))
         if inside is not None and not known.all():
             self._paste_slide(box, inside, pixels, known)
+        if self._is_cut_out:  # what is past a tile is the background, as in it
+            known[:] = True
         if not known.all():
             self._beyond.add("mirror")
             pixels = mirrored(pixels, known)
@@ -294,6 +312,8 @@ class TiledField:
             known[own] = True
 
     def _placed(self, box: Box) -> list[_Placed]:
+        if self.apart:
+            box = Box(box.x + box.w // 2, box.y + box.h // 2, 1, 1)
         placed = {tile for cell in self._cells(box) for tile in self._index.get(cell, ())}
         return sorted(placed, key=lambda tile: tile.index)
 

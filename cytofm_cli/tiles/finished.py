@@ -26,7 +26,7 @@ def read_plan_of(info: SlideInfo, job: TileJob, slide_mpp: float) -> ReadPlan:
         info,
         slide_mpp=slide_mpp,
         target_mpp=job.config.target_mpp,
-        tile_px=job.config.tile_px,
+        tile_px=job.config.side_px,
         tolerance=job.config.mpp_tolerance,
     )
 

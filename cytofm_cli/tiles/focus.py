@@ -129,6 +129,15 @@ def tile_focus(
     return focus_map.score(xy_px0, tile_px0)
 
 
+def image_focus(image_HWC: NDArray[np.uint8], mpp: float, mask_HW: NDArray[np.bool_]) -> float:
+    """Score one whole image, of which `mask_HW` is foreground; see `measure`."""
+    height, width = image_HWC.shape[:2]
+    bands = ((top, image_HWC[top : top + BAND_PX]) for top in range(0, height, BAND_PX))
+    energies = measure(bands, (width, height), (1.0, 1.0), mpp, mask_HW)
+    near, far = float(energies.near_HW.sum()), float(energies.far_HW.sum())
+    return float(_scaled(np.array([near / far if far > 1e-3 else 0.25]))[0])
+
+
 def _scaled(ratio_N: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Bring S(1) / S(2) from 1/4 .. 1 to 0 .. 1."""
     score_N: NDArray[np.float32] = np.clip((4 * ratio_N - 1) / 3, 0, 1).astype(np.float32)

@@ -33,6 +33,7 @@ from cytofm_cli.tiles.damage import Damage, LenientReader
 from cytofm_cli.tiles.read import ReadPlan, ordered_map, read_tile
 from cytofm_cli.units import Box
 
+Layout = tuple[int, list[Codec], str]  # side, codecs and name of the chunks
 _SAMPLE = 12  # tiles that the forecast of the size encodes
 
 
@@ -69,9 +70,9 @@ def find_source_tiles(
         return None, "the tiles are resampled to --mpp"
     if jpeg.tile_px.h != side or abs(align - round(align)) > 1e-6:
         return None, "the file's tiles do not lie on a square grid of level-0 pixels"
-    if config.tile_px % side or config.step_px % side:
+    if config.side_px % side or config.step_px % side:
         return None, f"--tile-px and --stride-px are no multiples of the file's {side} px tiles"
-    if min(reader.info.levels[plan.level].size_px) < config.tile_px:
+    if min(reader.info.levels[plan.level].size_px) < config.side_px:
         return None, "the slide is smaller than one tile"
     if not _decodes_alike(reader, plan.level, jpeg):
         return None, "the file's JPEG tiles decode to other pixels than the reader shows"
@@ -136,10 +137,32 @@ def write_pixels(
         SlideError: more than a tenth of the tiles are damaged.
     """
     damage = Damage()
-    n, side = len(xy_px0), config.tile_px
-    encode, (chunk_side, codecs, codec) = _encoder(
-        reader, plan, xy_px0, config, source, fill, damage
-    )
+    n = len(xy_px0)
+    encode, layout = _encoder(reader, plan, xy_px0, config, source, fill, damage)
+    written = write_tiles(folder, encode, (n, config.side_px), layout, threads, report)
+    damage.refuse_too_much(reader.info.path, n)
+    return layout[2], written, damage.n_tiles
+
+
+def write_tiles(
+    folder: Path,
+    encode: Callable[[int], list[bytes | None]],
+    size: tuple[int, int],
+    layout: Layout,
+    threads: int,
+    report: Callable[[int, int], None],
+) -> int:
+    """Write `tiles/pixels` under `folder`; return how many bytes that took.
+
+    Args:
+        folder: where the step is staged.
+        encode: makes the chunks of a tile, by its row; called by several threads.
+        size: how many tiles there are, and their side.
+        layout: of the chunks.
+        threads: that encode.
+        report: called with (tiles done, of how many).
+    """
+    (n, side), (chunk_side, codecs, _) = size, layout
     writer = arrays.open_shards(
         folder,
         schema.TILE_PIXELS,
@@ -156,8 +179,14 @@ def write_pixels(
                 ordered_map(pool, encode, tiles, window=4 * threads), report, tiles, n
             )
             written += writer.write_shard(shard, chunks)
-    damage.refuse_too_much(reader.info.path, n)
-    return codec, written, damage.n_tiles
+    return written
+
+
+def encode_pixels(pixels: NDArray[np.uint8], config: TileConfig) -> bytes:
+    """Encode a tile of which nothing is copied."""
+    if config.pixels == "jpeg":
+        return jpeg_encode(pixels, config.jpeg_quality)
+    return zstd_encode(pixels.tobytes())
 
 
 def _encoder(
@@ -168,22 +197,23 @@ def _encoder(
     source: SourceTiles | None,
     fill: int,
     damage: Damage,
-) -> tuple[Callable[[int], list[bytes | None]], tuple[int, list[Codec], str]]:
-    """Return what makes the chunks of a tile, and side, codecs and name of the chunks."""
-    layout = _chunking(config, source)
+) -> tuple[Callable[[int], list[bytes | None]], Layout]:
+    """Return what makes the chunks of a tile, and their layout."""
+    layout = layout_of(config, config.side_px, source)
     if source is not None:
-        per_side = config.tile_px // layout[0]
+        per_side = config.side_px // layout[0]
         return partial(_copy_tile, source, plan, xy_px0, per_side, damage, fill), layout
     jpeg = reader.native_jpeg(plan.level)
     return partial(_encode_tile, reader, plan, xy_px0, config, fill, damage, jpeg), layout
 
 
-def _chunking(config: TileConfig, source: SourceTiles | None) -> tuple[int, list[Codec], str]:
+def layout_of(config: TileConfig, side_px: int, source: SourceTiles | None = None) -> Layout:
+    """Return how pixels lie in the store: side, codecs and name of the chunks."""
     if source is not None:
         return source.side_px, [BYTES, JPEG], "source jpeg"
     if config.pixels == "jpeg":
-        return config.tile_px, [BYTES, JPEG], f"jpeg quality {config.jpeg_quality} 4:4:4"
-    return config.tile_px, [BYTES, ZSTD], "zstd (lossless)"
+        return side_px, [BYTES, JPEG], f"jpeg quality {config.jpeg_quality} 4:4:4"
+    return side_px, [BYTES, ZSTD], "zstd (lossless)"
 
 
 def _flatten(
@@ -208,9 +238,7 @@ def _encode_tile(
     pixels = read_tile(lenient, plan, int(xy_px0[row, 0]), int(xy_px0[row, 1]), fill=fill)
     if lenient.has_damage:
         damage.tell(row)
-    if config.pixels == "jpeg":
-        return [jpeg_encode(pixels, config.jpeg_quality)]
-    return [zstd_encode(pixels.tobytes())]
+    return [encode_pixels(pixels, config)]
 
 
 def _copy_tile(

@@ -157,7 +157,7 @@ def _tile_record(
         n_tiles=len(plan.xy_px0),
         n_grid=plan.n_grid,
         n_foreground=plan.n_foreground,
-        tile_px=job.config.tile_px,
+        tile_px=job.config.side_px,
         tile_px0=plan.read.tile_px0,
         mpp=plan.read.mpp,
         level=plan.read.level,

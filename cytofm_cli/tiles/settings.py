@@ -19,7 +19,8 @@ ABOUT_PIXELS = ("pixels", "jpeg_quality")  # which tiles there are does not depe
 
 def asked(config: TileConfig, manifest_mpp: float | None) -> dict[str, Any]:
     """Return the settings as typed; the same words on the same slide need no second look."""
-    return as_record(config, results_only=True) | {"manifest_mpp": manifest_mpp}
+    typed = as_record(config, results_only=True)
+    return typed | {"tile_px": config.side_px, "manifest_mpp": manifest_mpp}
 
 
 def resolved(

@@ -36,6 +36,9 @@ def read_squares(
     for square, (left, top) in zip(squares, corners_px.tolist(), strict=True):
         x0, y0 = max(left, 0), max(top, 0)
         x1, y1 = min(left + side_px, width), min(top + side_px, height)
+        if field.apart:
+            square[:] = field.read(Box(left, top, side_px, side_px))
+            continue
         if (x1 - x0, y1 - y0) == (side_px, side_px):
             square[:] = field.read(Box(x0, y0, side_px, side_px))
             continue

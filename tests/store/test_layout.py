@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import cytofm_cli as cytofm
 from cytofm_cli.cells.apply import Classes, write_classes
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.run import Embedder, EmbedJob
@@ -95,9 +96,14 @@ def stored_arrays(path: Path) -> dict[str, dict]:
     return {name: node for name, node in nodes.items() if node["node_type"] == "array"}
 
 
-def test_finished_store__has_every_kind_of_array_and_no_other(finished: Path) -> None:
+def test_finished_store__has_every_kind_of_array_and_no_other(
+    finished: Path, tmp_path: Path
+) -> None:
+    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(tmp_path / "cell.png")
+    cytofm.tile([], tmp_path, cells=tmp_path, slide_mpp=0.25).raise_failures()
+    of_cells = stored_arrays(tmp_path / f"{tmp_path.name}.zarr")
     kinds: dict[str, list[schema.ArrayKind]] = {}
-    for path, node in stored_arrays(finished).items():
+    for path, node in [*stored_arrays(finished).items(), *of_cells.items()]:
         kinds[path] = [kind for kind in schema.ARRAYS if kind.names(path)]
         assert len(kinds[path]) == 1, path
         assert node["data_type"] in kinds[path][0].dtype, path
