@@ -34,7 +34,7 @@ def pretrain_encoder(
         stores: stores, or folders of stores: one or several.
         out: folder of the RUN.
         config: settings as a whole; instead, each may be given by its name (`method="dino"`).
-        views: the views; None: those of the method.
+        views: the views; None: those of method and encoder.
         method_settings: settings of the method, by name.
         slides: folder where the slides lie now, for stores without pixels.
         overwrite: begin anew instead of resuming.
@@ -54,7 +54,7 @@ def pretrain_encoder(
     config = config_of(PretrainConfig, config, settings, "pretrain_encoder")
     return pretrain(
         config,
-        views_of(config.method, PretrainViews()) if views is None else views,
+        views_of(config.method, PretrainViews(), config.encoder) if views is None else views,
         find_stores(words_of(stores)),
         Path(out),
         settings=plugin_settings(method_settings, "method_settings"),

@@ -37,7 +37,7 @@ def pretrain(
 
       torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run
     """
-    plain = views_of(config.method, views)
+    plain = views_of(config.method, views, config.encoder)
     chosen = parse_settings(settings)
     if run.dry_run:
         _say_plan(config, plain, find_stores(stores), folder, chosen, slides)

@@ -34,6 +34,7 @@ from cytofm_kernels import (
 )
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, blocks, heads
+    "nano": (128, 6, 4),  # for single cells at 64 px: 65 tokens with patches of 8 px
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
@@ -73,7 +74,7 @@ class SrVitConfig:
     """The architecture, as it is stored beside its weights.
 
     Attributes:
-        size: tiny, small or base.
+        size: nano, tiny, small or base.
         patch_px: side of a patch.
         img_px: side of the image that the absolute positions are laid out for; others get
             them resized.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ class Plan:
     index: TileIndex
     length: Length
     record: dict[str, dict[str, Any]]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before the first step, one line each."""
+        return (*self.index.notes, *_kept_whole(self.ncp, self.index))
 
 
 def make_plan(
@@ -70,6 +76,20 @@ def make_plan(
     if index.unit == "tile":  # cells are centred as they are, in every version
         record["data"]["views_version"] = VERSION
     return Plan(config, views, recipe, ncp, method_config, index, length, record)
+
+
+def _kept_whole(ncp: NcpConfig, index: TileIndex) -> Iterator[str]:
+    """Say so where the radius reaches the corners of a tile from its middle: nothing lies outside.
+
+    Such are tiles of single cells: what is kept, 25 µm across, is made for fields.
+    """
+    side_um = index.tile_px * index.mpp
+    if ncp.fill != "none" and ncp.keep != "piece" and ncp.radius_um >= side_um / math.sqrt(2):
+        yield (
+            f"warning: {index.unit}s of {side_um:.3g} µm lie within the radius of "
+            f"{ncp.radius_um:g} µm that is kept around a nucleus in their middle: nothing is "
+            f"perturbed there (--radius-um {side_um / 4:.2g})"
+        )
 
 
 def make_length(config: PretrainConfig, n_tiles: int) -> Length:

@@ -190,7 +190,7 @@ def _train(
     config, length = plan.config, plan.length
     share_of(config, world)
     trainer, trunk = _trainer(plan, out, world, device)
-    for line in (*plan.index.notes, *trunk.notes):
+    for line in (*plan.notes, *trunk.notes):
         note(line)
     if trainer.step:
         note(f"{out}: goes on at step {trainer.step} of {length.n_steps}")
