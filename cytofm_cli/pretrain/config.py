@@ -56,6 +56,9 @@ class PretrainConfig(Settings):
     epochs: float = option(100.0, "Passes over the tiles, without --steps.", low=0)
     batch: int = option(64, "Tiles an update, over all processes.", low=1)
     lr: float | None = option(None, "Learning rate at batch 256 [default: the method's].", low=0)
+    by_length: bool = option(
+        True, "Short runs: teacher's momentum and rate by their length; else as published."
+    )
     seed: int = option(0, "Seed of everything.", low=0)
     accumulate: int = option(1, "Parts into which each process cuts its share of a batch.", low=1)
     amp: Literal["auto", "off", "bf16", "fp16"] = option(

@@ -14,6 +14,7 @@ from cytofm_cli import registry
 from cytofm_cli.config import as_record, resolve
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.pretrain.base import Length, MethodConfig
+from cytofm_cli.pretrain.by_length import by_length
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.data import TileIndex, open_index
 from cytofm_cli.pretrain.distributed import World
@@ -67,6 +68,9 @@ def make_plan(
         slides=slides,
     )
     length = make_length(config, index.n_tiles)
+    if config.by_length:
+        given = {name.replace("-", "_") for name in wanted}
+        method_config = by_length(method_config, length, given)
     record = {
         "pretrain": as_record(config, results_only=True),
         "views": as_record(views),
