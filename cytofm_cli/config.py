@@ -176,8 +176,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 # The tables of a configuration file: the sections of all commands.
 SECTIONS = (
-    *("run", "simulate", "tile", "detect", "views", "pretrain", "embed", "evaluate", "export"),
-    *("mil", "mil_score", "mil_compare"),
+    *("run", "simulate", "tile", "detect", "views", "pack", "pretrain", "embed", "evaluate"),
+    *("export", "mil", "mil_score", "mil_compare"),
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.api.inputs import find_stores
+from cytofm_cli.api.inputs import find_stores_and_packs
 from cytofm_cli.cli.options import CommonOptions, SetWords, SlidesNow, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    stores: Annotated[list[str], typer.Argument(help="Stores, or folders of stores.")],
+    stores: Annotated[list[str], typer.Argument(help="Stores, folders of stores, or packs.")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder of the RUN.")],
     settings: SetWords = None,
     slides: SlidesNow = None,
@@ -40,7 +40,7 @@ def pretrain(
     plain = views_of(config.method, views, config.encoder)
     chosen = parse_settings(settings)
     if run.dry_run:
-        _say_plan(config, plain, find_stores(stores), folder, chosen, slides)
+        _say_plan(config, plain, find_stores_and_packs(stores), folder, chosen, slides)
     else:
         _pretrain(config, plain, stores, folder, chosen, slides, overwrite=run.overwrite)
 

@@ -262,7 +262,7 @@ def _groups_of(
         source, cells = table.path, [table.columns[column][row] for row in rows]
         notes = [] if column == "group" else [f"{table.path}: groups are those of column {column}"]
     else:
-        source, (group_of, notes) = groups, _read_groups(groups, set(slides))
+        source, (group_of, notes) = groups, read_groups(groups, set(slides))
         cells = [group_of.get(slide, "") for slide in slides]
     without = {slide for slide, cell in zip(slides, cells, strict=True) if is_missing(cell)}
     if without:
@@ -271,7 +271,7 @@ def _groups_of(
     return merged, [*notes, *remarks]
 
 
-def _read_groups(path: Path, slide_ids: Collection[str]) -> tuple[dict[str, str], list[str]]:
+def read_groups(path: Path, slide_ids: Collection[str]) -> tuple[dict[str, str], list[str]]:
     table = read_table(path, (*SLIDE_NAMES, *GROUP_NAMES), error=LabelError)
     hint = "the header must be slide_id,group"
     slide_column = table.need(*SLIDE_NAMES, hint=hint)

@@ -99,6 +99,29 @@ class PretrainConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackConfig(Settings):
+    """Settings of `cytofm pack`."""
+
+    SECTION: ClassVar[str] = "pack"
+
+    detector: str | None = option(None, "Whose nuclei [default: the only ones].")
+    nuclei: bool = option(True, "Pack the nuclei too, as NCP needs them.")
+    unit: Literal["tile", "cell"] = option("tile", "Pack tiles, or a square around each nucleus.")
+    cell_um: float = option(40.0, "Side of the square around a nucleus (--unit cell), µm.", low=1)
+    codec: Literal["jpeg", "png"] = option("jpeg", "JPEG (4:4:4), or PNG, which is lossless.")
+    quality: int = option(95, "Quality of the JPEGs.", low=1, high=100)
+    margin: bool = option(
+        True, "Pack what lies around each tile too, as views centred on nuclei need it."
+    )
+    groups: Path | None = option(None, "Table slide_id,group: the patients, kept beside the ids.")
+
+    def check(self) -> None:
+        """Refuse cells without nuclei."""
+        if self.unit == "cell" and not self.nuclei:
+            raise UsageError("cells are cut around nuclei: --unit cell needs --nuclei.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainViews(ViewSettings):
     """The settings of the views, but that method and encoder bring what is left open."""
 

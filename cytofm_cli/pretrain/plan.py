@@ -67,6 +67,8 @@ def make_plan(
         cell_um=config.cell_um if config.unit == "cell" else None,
         slides=slides,
     )
+    if config.probe is not None and any(s.packed_px is not None for s in index.slides):
+        raise UsageError("--probe reads the cells around its points: a pack has no slides.")
     length = make_length(config, index.n_tiles)
     if config.by_length:
         given = {name.replace("-", "_") for name in wanted}
