@@ -12,6 +12,8 @@ from cytofm_cli.api.inputs import find_stores_and_packs
 from cytofm_cli.cli.options import CommonOptions, SetWords, SlidesNow, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
+from cytofm_cli.config import read_toml
+from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of
 from cytofm_cli.views.config import ViewsConfig
 
@@ -31,6 +33,8 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on tiles and nuclei, without labels; resumes by itself.
 
+    In a --config file the settings of the method stand in a table of its name: [dino].
+
     Examples:
 
       cytofm pretrain stores -o run --encoder sr-vit-tiny --steps 20000
@@ -38,11 +42,23 @@ def pretrain(
       torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run
     """
     plain = views_of(config.method, views, config.encoder)
-    chosen = parse_settings(settings)
+    chosen = _of_file(run.config, config.method) | parse_settings(settings)
     if run.dry_run:
         _say_plan(config, plain, find_stores_and_packs(stores), folder, chosen, slides)
     else:
         _pretrain(config, plain, stores, folder, chosen, slides, overwrite=run.overwrite)
+
+
+def _of_file(file: Path | None, method: str) -> dict[str, Any]:
+    """Return the settings of the method that a configuration file states.
+
+    Raises:
+        UsageError: its table is none.
+    """
+    table = {} if file is None else read_toml(file).get(method, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{file}: [{method}] must be a table.")
+    return table
 
 
 def _say_plan(
@@ -50,7 +66,7 @@ def _say_plan(
     views: ViewsConfig,
     paths: Sequence[Path],
     folder: Path,
-    chosen: Mapping[str, str],
+    chosen: Mapping[str, Any],
     slides: Path | None,
 ) -> None:
     """Say what would be trained."""
@@ -66,7 +82,7 @@ def _pretrain(
     views: ViewsConfig,
     stores: Sequence[str],
     folder: Path,
-    chosen: Mapping[str, str],
+    chosen: Mapping[str, Any],
     slides: Path | None,
     *,
     overwrite: bool,

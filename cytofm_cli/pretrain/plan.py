@@ -47,7 +47,7 @@ def make_plan(
     config: PretrainConfig,
     views: ViewsConfig,
     stores: Sequence[Path],
-    settings: Mapping[str, str],
+    settings: Mapping[str, Any],
     *,
     slides: Path | None = None,
 ) -> Plan:

@@ -60,7 +60,7 @@ def pretrain(
     stores: Sequence[Path],
     out: Path,
     *,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     slides: Path | None = None,
     overwrite: bool = False,
     note: Callable[[str], None] = log.info,
