@@ -324,7 +324,7 @@ def test_pretrain__reads_a_pack_and_refuses_one_that_was_cut(here, detected, tmp
     done = here("pack", detected, "-o", pack, "--codec", "png", "--json")
     facts = json.loads(done.stdout)
     assert (facts["file"], facts["bytes"]) == (str(pack), pack.stat().st_size)
-    assert here("pack", detected, "-o", pack).returncode == 1
+    assert here("pack", detected, "-o", pack).returncode == 2
     assert here("pretrain", pack, "-o", run, *TINY).returncode == 0
     assert (run / "encoder.safetensors").is_file()
     pack.write_bytes(pack.read_bytes()[:-100])
