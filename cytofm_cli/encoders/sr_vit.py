@@ -225,8 +225,8 @@ def _dense(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
     if q_BHND.device.type != "cpu" or torch.compiler.is_compiling():
         return functional.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
     with torch.autocast("cpu", enabled=False):
-        wide = (x if x.dtype == torch.float64 else x.float() for x in (q_BHND, k_BHND, v_BHND))
-        return functional.scaled_dot_product_attention(*wide).to(q_BHND.dtype)
+        q, k, v = (x if x.dtype == torch.float64 else x.float() for x in (q_BHND, k_BHND, v_BHND))
+        return functional.scaled_dot_product_attention(q, k, v).to(q_BHND.dtype)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

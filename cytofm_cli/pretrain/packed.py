@@ -81,7 +81,7 @@ class PackedTiles:
             raise UsageError(
                 f"{self._pack.path}: tiles have a margin of {own_px} px, and views centred on "
                 f"nuclei take {margin_px}.",
-                hint="pack with --margin, or pretrain with --no-ncp",
+                hint="--no-ncp, or `cytofm pack` without --no-margin.",
             )
         cut = own_px - margin_px
         return image_HWC[cut : len(image_HWC) - cut, cut : image_HWC.shape[1] - cut]

@@ -135,7 +135,7 @@ class _Tables:
     ) -> None:
         """Add a slide's tiles and nuclei."""
         table = slide.nuclei.table
-        columns = {
+        columns: dict[str, NDArray[Any]] = {
             "tile_xy_px0": slide.nuclei.corner_px0,
             "bare": slide.bare_N.astype(np.uint8),
             "nucleus_xy_px0": table.xy_px0,

@@ -176,7 +176,8 @@ class TeacherMethod(Method):
             return ()
         return (
             f"warning: the teacher will still be {share:.0%} its start after {n_steps} updates "
-            f"at momentum {c.momentum:g} to {c.momentum_end:g}: leave both to --by-length",
+            f"at momentum {c.momentum:.3g} to {c.momentum_end:.3g}: see Short runs in "
+            "docs/pretraining.md",
         )
 
     @functools.cached_property

@@ -139,7 +139,7 @@ class Pack:
         data = self._bytes[start:stop]
         cv2 = opencv()
         pixels = None
-        if zlib.crc32(data) == int(self.arrays[_SUMS][number]):
+        if zlib.crc32(data.data) == int(self.arrays[_SUMS][number]):
             pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
         if pixels is None:
             raise StoreError(f"{self.path}: image {number} is damaged.", hint="copy it again.")
@@ -187,7 +187,7 @@ def _arrays(
         dtype, shape = np.dtype(place["dtype"]), tuple(place["shape"])
         stop = place["start"] + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         part = data[place["start"] : stop]
-        digest.update(part)
+        digest.update(part.data)
         arrays[name] = part.view(dtype).reshape(shape)
     if digest.hexdigest() != header["arrays_sha256"]:
         raise StoreError(f"{path}: its tables are damaged.", hint="copy it again.")
