@@ -34,7 +34,7 @@ from cytofm_cli.pretrain.losses import Centre, Sinkhorn
 
 # A teacher beyond these is said to rest: share of its start's weights, distance from it.
 MOST_START: Final = 0.05
-LEAST_MOVED: Final = 0.01
+LEAST_MOVED: Final = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
