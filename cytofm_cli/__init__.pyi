@@ -19,6 +19,7 @@ from cytofm_cli.api.opening import load_encoder as load_encoder
 from cytofm_cli.api.opening import open_slide as open_slide
 from cytofm_cli.api.opening import open_store as open_store
 from cytofm_cli.api.outcomes import Outcomes as Outcomes
+from cytofm_cli.api.pack import pack as pack
 from cytofm_cli.api.pretrain import pretrain_encoder as pretrain_encoder
 from cytofm_cli.api.probe import probe as probe
 from cytofm_cli.api.run import run as run
@@ -39,6 +40,7 @@ from cytofm_cli.evaluate.config import ProbeConfig as ProbeConfig
 from cytofm_cli.mil.bag import Bag as Bag
 from cytofm_cli.mil.config import MilConfig as MilConfig
 from cytofm_cli.nuclei.config import DetectConfig as DetectConfig
+from cytofm_cli.pretrain.config import PackConfig as PackConfig
 from cytofm_cli.pretrain.config import PretrainConfig as PretrainConfig
 from cytofm_cli.simulate.config import SimulateConfig as SimulateConfig
 from cytofm_cli.tiles.config import TileConfig as TileConfig

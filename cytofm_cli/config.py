@@ -22,7 +22,7 @@ import typing
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TextIO, TypeVar
 
 from cytofm_cli.errors import UsageError
 from cytofm_cli.kinds import Kind, kind_of
@@ -165,7 +165,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a configuration file: one table a step; `-` is standard input."""
     try:
         if path == STDIN:
-            return tomllib.load(sys.stdin.buffer)
+            return tomllib.loads(_read_whole(sys.stdin))
         with path.open("rb") as handle:
             return tomllib.load(handle)
     except OSError as error:
@@ -174,17 +174,28 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML ({error}).") from error
 
 
+@functools.lru_cache(maxsize=1)
+def _read_whole(stream: TextIO) -> str:
+    """Read standard input once, whoever asks for its tables."""
+    return stream.buffer.read().decode()
+
+
 # The tables of a configuration file: the sections of all commands.
 SECTIONS = (
-    *("run", "simulate", "tile", "detect", "views", "pretrain", "embed", "evaluate", "export"),
-    *("mil", "mil_score", "mil_compare", "cells", "cells_apply", "cells_count"),
+    *("run", "simulate", "tile", "detect", "views", "pack", "pretrain", "embed", "evaluate"),
+    *("export", "mil", "mil_score", "mil_compare", "cells", "cells_apply", "cells_count"),
 )
 
 
 def check_sections(tables: Mapping[str, Any], path: Path) -> None:
-    """Refuse a table that belongs to no command: a misspelt one would go unseen."""
+    """Refuse a table that belongs to no command: a misspelt one would go unseen.
+
+    The settings of a method of pretraining stand in a table of its name.
+    """
+    from cytofm_cli.registry import pretrain_methods
+
     for name in tables:
-        if name not in SECTIONS:
+        if name not in SECTIONS and pretrain_methods.key(name) not in pretrain_methods.names():
             close = difflib.get_close_matches(name, SECTIONS, n=1)
             hint = f"did you mean [{close[0]}]?" if close else f"known: {', '.join(SECTIONS)}"
             raise UsageError(f"{path}: no command has a table [{name}].", hint=hint)

@@ -19,6 +19,7 @@ from cytofm_cli.slides import folders
 from cytofm_cli.slides.folders import slide_id_of
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import is_store
+from cytofm_cli.store.pack_file import is_pack
 from cytofm_cli.tables import read_table
 from cytofm_cli.units import is_plausible_mpp
 
@@ -106,6 +107,17 @@ def find_stores(inputs: Sequence[str]) -> list[Path]:
     if not paths:
         raise InputError(f"{', '.join(inputs)}: no stores found.", hint="see `cytofm tile`.")
     return sorted(set(paths))
+
+
+def find_stores_and_packs(inputs: Sequence[str]) -> list[Path]:
+    """List stores as `find_stores` does, and packs, which are named by their files.
+
+    Raises:
+        InputError: nothing found, or a path that is neither.
+    """
+    packs = [Path(word) for word in inputs if word != "-" and is_pack(Path(word))]
+    others = [word for word in inputs if word == "-" or Path(word) not in packs]
+    return [*sorted(set(packs)), *(find_stores(others) if others or not packs else [])]
 
 
 def are_stores(inputs: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.api.given import PathLike, Paths, config_of, path_of, plugin_settings, words_of
-from cytofm_cli.api.inputs import find_stores
+from cytofm_cli.api.inputs import find_stores_and_packs
 from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of
 from cytofm_cli.views.config import ViewsConfig
 
@@ -31,10 +31,10 @@ def pretrain_encoder(
     """Pretrain an encoder on tiles and nuclei, without labels; resumes by itself.
 
     Args:
-        stores: stores, or folders of stores: one or several.
+        stores: stores, folders of stores, or packs: one or several.
         out: folder of the RUN.
         config: settings as a whole; instead, each may be given by its name (`method="dino"`).
-        views: the views; None: those of the method.
+        views: the views; None: those of method and encoder.
         method_settings: settings of the method, by name.
         slides: folder where the slides lie now, for stores without pixels.
         overwrite: begin anew instead of resuming.
@@ -54,8 +54,8 @@ def pretrain_encoder(
     config = config_of(PretrainConfig, config, settings, "pretrain_encoder")
     return pretrain(
         config,
-        views_of(config.method, PretrainViews()) if views is None else views,
-        find_stores(words_of(stores)),
+        views_of(config.method, PretrainViews(), config.encoder) if views is None else views,
+        find_stores_and_packs(words_of(stores)),
         Path(out),
         settings=plugin_settings(method_settings, "method_settings"),
         slides=path_of(slides),

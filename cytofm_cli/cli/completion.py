@@ -61,7 +61,13 @@ def _keys(option: str, kind: registry.Registry[Any], default: str) -> Values:
 
 _VALUES: dict[str, Values] = {
     "encoder": _encoders,
-    "pretrain encoder": lambda _: ["sr-vit-tiny", "sr-vit-small", "sr-vit-base", "timm/"],
+    "pretrain encoder": lambda _: [
+        "sr-vit-nano",
+        "sr-vit-tiny",
+        "sr-vit-small",
+        "sr-vit-base",
+        "timm/",
+    ],
     "detector": _names(registry.detectors),
     "method": _names(registry.mil_methods),
     "benchmark method": _names(registry.mil_methods, "all"),

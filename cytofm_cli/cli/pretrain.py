@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytofm_cli.api.inputs import find_stores
+from cytofm_cli.api.inputs import find_stores_and_packs
 from cytofm_cli.cli.options import CommonOptions, SetWords, SlidesNow, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
+from cytofm_cli.config import read_toml
+from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of
 from cytofm_cli.views.config import ViewsConfig
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    stores: Annotated[list[str], typer.Argument(help="Stores, or folders of stores.")],
+    stores: Annotated[list[str], typer.Argument(help="Stores, folders of stores, or packs.")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder of the RUN.")],
     settings: SetWords = None,
     slides: SlidesNow = None,
@@ -31,18 +33,32 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on tiles and nuclei, without labels; resumes by itself.
 
+    In a --config file the settings of the method stand in a table of its name: [dino].
+
     Examples:
 
       cytofm pretrain stores -o run --encoder sr-vit-tiny --steps 20000
 
       torchrun --nproc-per-node 4 -m cytofm_cli pretrain stores -o run
     """
-    plain = views_of(config.method, views)
-    chosen = parse_settings(settings)
+    plain = views_of(config.method, views, config.encoder)
+    chosen = _of_file(run.config, config.method) | parse_settings(settings)
     if run.dry_run:
-        _say_plan(config, plain, find_stores(stores), folder, chosen, slides)
+        _say_plan(config, plain, find_stores_and_packs(stores), folder, chosen, slides)
     else:
         _pretrain(config, plain, stores, folder, chosen, slides, overwrite=run.overwrite)
+
+
+def _of_file(file: Path | None, method: str) -> dict[str, Any]:
+    """Return the settings of the method that a configuration file states.
+
+    Raises:
+        UsageError: its table is none.
+    """
+    table = {} if file is None else read_toml(file).get(method, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{file}: [{method}] must be a table.")
+    return table
 
 
 def _say_plan(
@@ -50,7 +66,7 @@ def _say_plan(
     views: ViewsConfig,
     paths: Sequence[Path],
     folder: Path,
-    chosen: Mapping[str, str],
+    chosen: Mapping[str, Any],
     slides: Path | None,
 ) -> None:
     """Say what would be trained."""
@@ -66,7 +82,7 @@ def _pretrain(
     views: ViewsConfig,
     stores: Sequence[str],
     folder: Path,
-    chosen: Mapping[str, str],
+    chosen: Mapping[str, Any],
     slides: Path | None,
     *,
     overwrite: bool,

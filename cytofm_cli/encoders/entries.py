@@ -30,6 +30,7 @@ class Entry:
         needs_weights: whether the user must pass a file.
         any_weights: an architecture for weights from anywhere: nothing is known of them.
         shipped: the file of its weights, which describes itself, where they come along.
+        views: settings of [views] that pretraining takes where the user leaves them open.
         (others: see `EncoderSpec`)
     """
 
@@ -50,6 +51,7 @@ class Entry:
     needs_weights: bool = True
     any_weights: bool = False
     shipped: Path | None = None
+    views: Mapping[str, Any] = field(default_factory=dict)
 
     def expects(self) -> dict[str, Any]:
         """Return the fields of `EncoderSpec` that the entry fixes."""

@@ -34,6 +34,7 @@ from cytofm_kernels import (
 )
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, blocks, heads
+    "nano": (128, 6, 4),  # for single cells at 64 px: 65 tokens with patches of 8 px
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
@@ -73,7 +74,7 @@ class SrVitConfig:
     """The architecture, as it is stored beside its weights.
 
     Attributes:
-        size: tiny, small or base.
+        size: nano, tiny, small or base.
         patch_px: side of a patch.
         img_px: side of the image that the absolute positions are laid out for; others get
             them resized.
@@ -183,7 +184,7 @@ class TopHAttention(Attention):  # type: ignore[misc]
         rel = self._positions(attn_mask, n, x_BND.device)
         h = n if self.h is None else min(self.h, n)
         if h == n and rel is None:
-            o_BHND = functional.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+            o_BHND = _dense(q_BHND, k_BHND, v_BHND)
         else:
             o_BHND = top_h_attention(q_BHND, k_BHND, v_BHND, h, rel=rel, ties=self.ties)
         o_BND = self.norm(o_BHND.transpose(1, 2).flatten(2))
@@ -214,6 +215,18 @@ class TopHAttention(Attention):  # type: ignore[misc]
             for letter in _IRPE["on"]
         }
         return RelPos(bucket=_buckets(*grid.hw, grid.n_prefix, device), **tables)
+
+
+def _dense(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+    """Attend to all keys; on a CPU in float32, for torch's backward in half precision is slow.
+
+    With 65 tokens it takes six times as long there, and was nearly half of an update with bf16.
+    """
+    if q_BHND.device.type != "cpu" or torch.compiler.is_compiling():
+        return functional.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+    with torch.autocast("cpu", enabled=False):
+        q, k, v = (x if x.dtype == torch.float64 else x.float() for x in (q_BHND, k_BHND, v_BHND))
+        return functional.scaled_dot_product_attention(q, k, v).to(q_BHND.dtype)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

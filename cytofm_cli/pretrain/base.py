@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -126,7 +126,12 @@ class MethodConfig(Settings):
     """Settings that every method has; a method's own defaults are its published recipe.
 
     A rate is for a batch of 256 and scales with the batch as `lr_scaling` says.
+
+    Attributes:
+        SHORT_RUNS: the defaults are for short runs: `by_length` leaves them.
     """
+
+    SHORT_RUNS: ClassVar[bool] = False
 
     lr: float = option(5e-4, "learning rate at batch 256", low=0)
     lr_scaling: Literal["linear", "sqrt"] = option("linear", "how it follows the batch")
@@ -167,6 +172,14 @@ class Method(nn.Module):
 
     def after_update(self, step: int) -> None:
         """Follow the student."""
+
+    def monitors(self, step: int) -> dict[str, float]:
+        """Return further numbers for the log after so many updates, by name."""
+        return {}
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the user should know of the settings, one line each."""
+        return ()
 
     @abstractmethod
     def encoder(self) -> Backbone:

@@ -81,7 +81,7 @@ class Beside:
         assert config.probe is not None
         cells = CellProbe.load(
             config.probe,
-            {slide.slide_id: slide.store.path for slide in index.slides},
+            {slide.slide_id: slide.path for slide in index.slides},
             crop_um=config.probe_um,
             px=recipe.views[0].size_px,
             mean=_triple(recipe.mean),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
@@ -18,7 +18,9 @@ class PretrainConfig(Settings):
     SECTION: ClassVar[str] = "pretrain"
 
     method: str = option("dino", "Method: see `cytofm methods`.")
-    encoder: str = option("sr-vit-tiny", "Trunk: sr-vit-tiny, timm/NAME, resnet50.")
+    encoder: str = option(
+        "sr-vit-tiny", "Trunk: sr-vit-tiny, sr-vit-nano (cells), timm/NAME, resnet50."
+    )
     name: str | None = option(
         None, "What the encoder is called in stores [default: encoder and method]."
     )
@@ -54,6 +56,9 @@ class PretrainConfig(Settings):
     epochs: float = option(100.0, "Passes over the tiles, without --steps.", low=0)
     batch: int = option(64, "Tiles an update, over all processes.", low=1)
     lr: float | None = option(None, "Learning rate at batch 256 [default: the method's].", low=0)
+    by_length: bool = option(
+        True, "Short runs: teacher's momentum and rate by their length; else as published."
+    )
     seed: int = option(0, "Seed of everything.", low=0)
     accumulate: int = option(1, "Parts into which each process cuts its share of a batch.", low=1)
     amp: Literal["auto", "off", "bf16", "fp16"] = option(
@@ -94,24 +99,63 @@ class PretrainConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackConfig(Settings):
+    """Settings of `cytofm pack`."""
+
+    SECTION: ClassVar[str] = "pack"
+
+    detector: str | None = option(None, "Whose nuclei [default: the only ones].")
+    nuclei: bool = option(True, "Pack the nuclei too, as NCP needs them.")
+    unit: Literal["tile", "cell"] = option("tile", "Pack tiles, or a square around each nucleus.")
+    cell_um: float = option(40.0, "Side of the square around a nucleus (--unit cell), µm.", low=1)
+    codec: Literal["jpeg", "png"] = option("jpeg", "JPEG (4:4:4), or PNG, which is lossless.")
+    quality: int = option(95, "Quality of the JPEGs.", low=1, high=100)
+    margin: bool = option(
+        True, "Pack what lies around each tile too, as views centred on nuclei need it."
+    )
+    groups: Path | None = option(None, "Table slide_id,group: the patients, kept beside the ids.")
+
+    def check(self) -> None:
+        """Refuse cells without nuclei."""
+        if self.unit == "cell" and not self.nuclei:
+            raise UsageError("cells are cut around nuclei: --unit cell needs --nuclei.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainViews(ViewSettings):
-    """The settings of the views, but that the method brings its recipe."""
+    """The settings of the views, but that method and encoder bring what is left open."""
 
     recipe: RecipeName | None = option(None, "set of views [default: the method's]")
+    patch_px: int | None = option(
+        None, "the encoder's patch; views are whole patches [default: the encoder's, or 16]", low=1
+    )
+    global_px: int | None = option(
+        None, "side of a global view [default: the encoder's, or 224]", low=14
+    )
 
 
-def views_of(method: str, views: PretrainViews) -> ViewsConfig:
-    """Return the settings of the views; what the user leaves open is as the method has it.
+def views_of(method: str, views: PretrainViews, encoder: str) -> ViewsConfig:
+    """Return the settings of the views; what is left open is as method and encoder have it.
 
     Raises:
-        UsageError: no such method, or it names settings that have another default.
+        UsageError: no such method, or it or the encoder settles what has another default.
     """
+    from cytofm_cli.encoders import catalogue
     from cytofm_cli.registry import pretrain_methods
 
     given = {field.name: getattr(views, field.name) for field in fields(ViewsConfig)}
-    own = pretrain_methods.load(method).views
-    for name in own:
-        if name not in given or getattr(PretrainViews, name) is not None:
-            raise UsageError(f"method {method!r} cannot settle [views] {name}.")
-    left_open = {name: value for name, value in own.items() if given[name] is None}
-    return ViewsConfig(**given | {"recipe": views.recipe or "dino"} | left_open)
+    _, entry = catalogue.entries().get(encoder, ("", None))
+    owners = {
+        f"encoder {encoder!r}": {} if entry is None else entry.views,
+        f"method {method!r}": pretrain_methods.load(method).views,
+    }
+    own: dict[str, Any] = {}
+    for owner, settled in owners.items():
+        for name in settled:
+            if name not in given or getattr(PretrainViews, name) is not None:
+                raise UsageError(f"{owner} cannot settle [views] {name}.")
+        own |= settled
+    usual = {f.name: f.default for f in fields(ViewsConfig) if f.default is not None}
+    settled = usual | own
+    open_ = {name: settled[name] for name in settled if given[name] is None}
+    return ViewsConfig(**given | open_)

@@ -249,7 +249,7 @@ def _check(index: TileIndex, ncp: NcpConfig, batch: int, shares: int) -> None:
     bare = [slide for slide in index.slides if not slide.nuclei.has_outlines]
     if ncp.region == "boundary" and bare:
         raise StoreError(
-            f"{bare[0].store.path}: --region boundary needs outlines, and {index.detector!r} "
+            f"{bare[0].path}: --region boundary needs outlines, and {index.detector!r} "
             "found points only.",
             hint="--region disk, or a detector with outlines",
         )

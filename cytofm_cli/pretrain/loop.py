@@ -150,8 +150,8 @@ class Trainer:
             self.step += 1
             if self.step % self.config.log_every == 0 or self.step == self.length.n_steps:
                 spread = collapse(distributed.gather(self.features_BD))
-                line = self.meters.take() | spread | clock.read(self.device)
-                self.hooks.log(self.step, line)
+                line = self.meters.take() | spread | self.method.monitors(self.step)
+                self.hooks.log(self.step, line | clock.read(self.device))
             self._beside()
             if distributed.any_process(bool(stop), self.device):
                 self.save()

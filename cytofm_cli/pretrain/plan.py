@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cytofm_cli import registry
 from cytofm_cli.config import as_record, resolve
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.pretrain.base import Length, MethodConfig
+from cytofm_cli.pretrain.by_length import by_length
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.data import TileIndex, open_index
 from cytofm_cli.pretrain.distributed import World
@@ -35,12 +37,17 @@ class Plan:
     length: Length
     record: dict[str, dict[str, Any]]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before the first step, one line each."""
+        return (*self.index.notes, *_kept_whole(self.ncp, self.index))
+
 
 def make_plan(
     config: PretrainConfig,
     views: ViewsConfig,
     stores: Sequence[Path],
-    settings: Mapping[str, str],
+    settings: Mapping[str, Any],
     *,
     slides: Path | None = None,
 ) -> Plan:
@@ -60,7 +67,12 @@ def make_plan(
         cell_um=config.cell_um if config.unit == "cell" else None,
         slides=slides,
     )
+    if config.probe is not None and any(s.packed_px is not None for s in index.slides):
+        raise UsageError("--probe reads the cells around its points: a pack has no slides.")
     length = make_length(config, index.n_tiles)
+    if config.by_length:
+        given = {name.replace("-", "_") for name in wanted}
+        method_config = by_length(method_config, length, given)
     record = {
         "pretrain": as_record(config, results_only=True),
         "views": as_record(views),
@@ -70,6 +82,20 @@ def make_plan(
     if index.unit == "tile":  # cells are centred as they are, in every version
         record["data"]["views_version"] = VERSION
     return Plan(config, views, recipe, ncp, method_config, index, length, record)
+
+
+def _kept_whole(ncp: NcpConfig, index: TileIndex) -> Iterator[str]:
+    """Say so where the radius reaches the corners of a tile from its middle: nothing lies outside.
+
+    Such are tiles of single cells: what is kept, 25 µm across, is made for fields.
+    """
+    side_um = index.tile_px * index.mpp
+    if ncp.fill != "none" and ncp.keep != "piece" and ncp.radius_um >= side_um / math.sqrt(2):
+        yield (
+            f"warning: {index.unit}s of {side_um:.3g} µm lie within the radius of "
+            f"{ncp.radius_um:g} µm that is kept around a nucleus in their middle: nothing is "
+            f"perturbed there (--radius-um {side_um / 4:.2g})"
+        )
 
 
 def make_length(config: PretrainConfig, n_tiles: int) -> Length:

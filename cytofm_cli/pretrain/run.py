@@ -26,6 +26,7 @@ from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, make_plan, own_device, share_of
+from cytofm_cli.pretrain.teacher import LEAST_MOVED, MOST_START
 from cytofm_cli.runs import folder
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.work.files import output_errors, write_text
@@ -59,7 +60,7 @@ def pretrain(
     stores: Sequence[Path],
     out: Path,
     *,
-    settings: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     slides: Path | None = None,
     overwrite: bool = False,
     note: Callable[[str], None] = log.info,
@@ -190,7 +191,7 @@ def _train(
     config, length = plan.config, plan.length
     share_of(config, world)
     trainer, trunk = _trainer(plan, out, world, device)
-    for line in (*plan.index.notes, *trunk.notes):
+    for line in (*plan.notes, *trunk.notes, *trainer.method.notes()):
         note(line)
     if trainer.step:
         note(f"{out}: goes on at step {trainer.step} of {length.n_steps}")
@@ -205,6 +206,8 @@ def _train(
             trainer.train(batches, stop)
         state = parallel.whole_state(trainer.method.encoder())
         summary = _finish(plan, trainer, trunk, state) if world.is_main else {}
+        for line in _resting(summary):
+            note(line)
     distributed.barrier()
     return summary
 
@@ -280,6 +283,8 @@ def _finish(
         "pooling": config.pooling,
         "licence": config.licence,
     }
+    moved = trainer.method.monitors(trainer.step)
+    monitors = {name: value if math.isfinite(value) else None for name, value in moved.items()}
     with output_errors(out):
         export(out / run_folder.ENCODER, encoder, state=state, **how)
         if best.best_step >= 0:
@@ -298,6 +303,7 @@ def _finish(
             "parameters": trunk.n_parameters,
             "trained": trunk.n_trained,
             "init_sha256": trunk.init_sha256,
+            "monitors": monitors,
             "best_step": None if best.best_step < 0 else best.best_step,
             "best_score": None if best.best_step < 0 else best.best_score,
             "exported": _exported(config),
@@ -305,6 +311,18 @@ def _finish(
         }
         write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _resting(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Say so where the exported teacher is mostly what it started from."""
+    monitors = summary.get("monitors", {})
+    share, moved = monitors.get("teacher_start"), monitors.get("teacher_moved")
+    if (share is not None and share > MOST_START) or (moved is not None and moved < LEAST_MOVED):
+        distance = "unknown" if moved is None else f"{moved:.2g} of its length"
+        yield (
+            f"warning: the exported teacher has hardly moved: {share:.0%} of its weights are its "
+            f"start's, its distance from there is {distance}"
+        )
 
 
 def _seen_um(plan: Plan) -> float | None:

@@ -108,7 +108,7 @@ def forget_false_start(out: Path) -> None:
 def _unsettled(former: Record, wanted: Record) -> list[dict[str, dict[str, Any]]]:
     """Return two records without the words that cannot differ in what they come to."""
     pair = [{n: dict(of) for n, of in record.items() if n != "made"} for record in (former, wanted)]
-    drop = []
+    drop = ["by_length"]  # what it settles stands in the method's section
     if all("n_steps" in record.get("data", {}) for record in pair):
         drop += ["steps", "epochs"]  # which of the two was typed
     if all(record["pretrain"].get("unit") == "tile" for record in pair):

@@ -6,16 +6,21 @@ Letters: B tiles, V views, D features, K prototypes, N patches.
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from cytofm_cli.config import option
 from cytofm_cli.errors import UsageError
-from cytofm_cli.pretrain import ema, schedules
+from cytofm_cli.pretrain import ema, parallel, schedules
 from cytofm_cli.pretrain.base import (
     Backbone,
     Backbones,
@@ -27,6 +32,10 @@ from cytofm_cli.pretrain.base import (
 )
 from cytofm_cli.pretrain.losses import Centre, Sinkhorn
 
+# A teacher beyond these is said to rest: share of its start's weights, distance from it.
+MOST_START: Final = 0.05
+LEAST_MOVED: Final = 0.001
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(MethodConfig):
@@ -36,6 +45,10 @@ class TeacherConfig(MethodConfig):
         0.996, "share of itself the teacher keeps, at the start", low=0, high=1
     )
     momentum_end: float = option(1.0, "the same at the end (cosine)", low=0, high=1)
+
+    def momentum_at(self, step: int, length: Length) -> float:
+        """Return the share of itself that the teacher keeps at an update."""
+        return schedules.cosine(step, length.n_steps, self.momentum, self.momentum_end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +135,7 @@ class TeacherMethod(Method):
     """
 
     config: TeacherConfig
+    start_P: Tensor  # what the teacher's trunk started from
 
     def __init__(
         self, backbones: Backbones, config: TeacherConfig, length: Length, *, masks: bool = False
@@ -134,6 +148,8 @@ class TeacherMethod(Method):
         self.teacher_net = Network(backbones(role="teacher"), copy.deepcopy(heads))
         ema.copy_weights(self.teacher_net, self.student_net)
         self.teacher_net.requires_grad_(requires_grad=False)
+        start = parameters_to_vector(self.teacher_net.trunk.parameters()).detach()
+        self.register_buffer("start_P", start, persistent=False)
 
     def make_heads(self, dim: int) -> dict[str, nn.Module]:
         """Return the heads for features of this width, by name."""
@@ -141,9 +157,42 @@ class TeacherMethod(Method):
 
     def after_update(self, step: int) -> None:
         """Move the teacher; its momentum follows a cosine."""
-        start, end = self.config.momentum, self.config.momentum_end
-        momentum = schedules.cosine(step, self.length.n_steps, start, end)
+        momentum = self.config.momentum_at(step, self.length)
         ema.follow(self.teacher_net, self.student_net, momentum)
+
+    def monitors(self, step: int) -> dict[str, float]:
+        """Return how far the teacher has come from its start after so many updates.
+
+        teacher_start: the share of the start's weights in it, the product of its momenta.
+        teacher_moved: the distance of its trunk from the start, over the length of that; NaN of
+        sharded weights.
+        """
+        return {"teacher_start": self._start_shares[step], "teacher_moved": self._moved()}
+
+    def notes(self) -> tuple[str, ...]:
+        """Say so where the teacher will keep much of its start."""
+        share, n_steps, c = self._start_shares[-1], self.length.n_steps, self.config
+        if share <= MOST_START:
+            return ()
+        return (
+            f"warning: the teacher will still be {share:.0%} its start after {n_steps} updates "
+            f"at momentum {c.momentum:.3g} to {c.momentum_end:.3g}: see Short runs in "
+            "docs/pretraining.md",
+        )
+
+    @functools.cached_property
+    def _start_shares(self) -> list[float]:
+        """Return the product of the momenta before every update and after the last."""
+        momenta = (self.config.momentum_at(s, self.length) for s in range(self.length.n_steps))
+        return list(itertools.accumulate(momenta, operator.mul, initial=1.0))
+
+    @torch.no_grad()
+    def _moved(self) -> float:
+        now = list(self.teacher_net.trunk.parameters())
+        if any(parallel.is_sharded(p) for p in now):
+            return math.nan
+        distance = (parameters_to_vector(now) - self.start_P).norm()
+        return float(distance / self.start_P.norm())
 
     def encoder(self) -> Backbone:
         """Return the teacher's trunk."""

@@ -8,25 +8,25 @@ Letters: B tiles, M nuclei, C H W an image.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cytofm_cli.config import digest
 from cytofm_cli.errors import InputError
 from cytofm_cli.nuclei.base import make_table
 from cytofm_cli.pretrain.cells import CellNuclei, open_squares
+from cytofm_cli.pretrain.indexed import IndexedSlide, Pixels, Sources
+from cytofm_cli.pretrain.packed import read_packed
 from cytofm_cli.pretrain.sampling import Schedule
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, open_store
-from cytofm_cli.tiles.canvas import Canvases, open_canvases
+from cytofm_cli.store.pack_file import is_pack
+from cytofm_cli.tiles.canvas import open_canvases
 from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views import stored
 from cytofm_cli.views.make import pad_nuclei
@@ -34,36 +34,7 @@ from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.stored import TileNuclei, open_nuclei
 
 _SAME_MPP: Final = 0.12  # relative; two levels that `cytofm tile` both takes for its target
-_MOST_OPEN: Final = 256  # stores
-_MOST_OPEN_SLIDES: Final = 64  # a reader holds a cache of pixels
-_FILES_A_STORE: Final = schema.MOST_SHARDS
 _REPEATS_NOTED: Final = 10
-
-
-@dataclass(frozen=True, eq=False)
-class IndexedSlide:
-    """The tiles of one slide, with their nuclei.
-
-    Attributes:
-        nuclei: of each tile; `CellNuclei` where the tiles are cells.
-        bare_N: bool, the tiles in which no nucleus lies; none where nuclei are not used.
-        mark: changes with the tiles and the nuclei.
-    """
-
-    store: Store
-    nuclei: TileNuclei
-    bare_N: NDArray[np.bool_]
-    mark: str
-
-    @property
-    def slide_id(self) -> str:
-        """Name of the slide."""
-        return self.store.slide_id
-
-    @property
-    def n_tiles(self) -> int:
-        """Number of tiles."""
-        return len(self.bare_N)
 
 
 class TileIndex:
@@ -89,12 +60,12 @@ class TileIndex:
     ) -> None:
         self.slides, self.detector = tuple(slides), detector
         self.unit = "tile" if cell_px is None else "cell"
-        self.tile_px = cell_px or plan_of(slides[0].store).tile_px
-        self.mpp = float(np.median([plan_of(slide.store).mpp for slide in slides]))
+        self.tile_px = cell_px or slides[0].plan.tile_px
+        self.mpp = float(np.median([slide.plan.mpp for slide in slides]))
         self.n_tiles = sum(slide.n_tiles for slide in slides)
         self.n_without_nuclei = sum(int(slide.bare_N.sum()) for slide in slides)
         self._first = np.cumsum([0, *(slide.n_tiles for slide in slides)])
-        self._sources = _Sources(slides, self.tile_px, folder)
+        self._sources = Sources(slides, folder)
         self.notes = tuple(self._notes())
 
     def facts(self) -> dict[str, Any]:
@@ -122,19 +93,22 @@ class TileIndex:
         return slide, tile - int(self._first[slide])
 
     def read(self, tiles: Sequence[int], ncp: NcpConfig) -> stored.Batch:
-        """Read tiles of any slides, with their nuclei and their margins; any thread may.
-
-        A tile's margin is what its views may show around it (`stored.margin_for`); cells are
-        centred as they are and have none.
-        """
-        margin_px = stored.margin_for(ncp, self.tile_px) if self.unit == "tile" else 0
-        parts = []
+        """Read tiles of any slides, with their nuclei and their margins; any thread may."""
+        margin_px, parts = self.margin_px(ncp), []
         for tile in tiles:
             slide, within = self.locate(tile)
             with self._sources.use(slide) as source:
                 nuclei = self.slides[slide].nuclei
                 parts.append(stored.read_batch(source, nuclei, [within], ncp, margin_px))
         return join(parts)
+
+    def margin_px(self, ncp: NcpConfig) -> int:
+        """Return how much around a tile its views may show; cells are centred and have none."""
+        return stored.margin_for(ncp, self.tile_px) if self.unit == "tile" else 0
+
+    def pixels(self, slide: int) -> contextlib.AbstractContextManager[Pixels]:
+        """Open the pixels of a slide, for reading all of them."""
+        return self._sources.use(slide)
 
     def close(self) -> None:
         """Close all stores; those in use stay open until they are not."""
@@ -162,10 +136,10 @@ def open_index(
     cell_um: float | None = None,
     slides: Path | None = None,
 ) -> TileIndex:
-    """Open stores for pretraining and count their tiles.
+    """Open stores and packs for pretraining and count their tiles.
 
     Args:
-        stores: with tiles; their order does not matter.
+        stores: with tiles, or packs; their order does not matter.
         detector: whose nuclei; None takes the only ones there are.
         need_nuclei: False leaves the nuclei out.
         cell_um: side of a square around each nucleus, µm: these are the tiles then.
@@ -174,18 +148,26 @@ def open_index(
     Raises:
         InputError: no stores, two of one slide, tiles that do not go together, or no nuclei
             where cells are wanted.
-        StoreError: a store without tiles or without nuclei.
+        StoreError: a store without tiles or without nuclei, a damaged pack.
     """
-    by_slide, name = _read_all(stores, detector, need_nuclei=need_nuclei)
-    if not by_slide:
+    found, name = _read_all(stores, detector, cell_um, need_nuclei=need_nuclei)
+    by_slide: dict[str, IndexedSlide] = {}
+    for slide in found:
+        other = by_slide.setdefault(slide.slide_id, slide)
+        if other is not slide:
+            raise InputError(
+                f"two stores of slide {slide.slide_id}: {other.path} and {slide.path}.",
+                hint="name one of them",
+            )
+    with_tiles = [by_slide[slide_id] for slide_id in sorted(by_slide) if by_slide[slide_id].n_tiles]
+    if not with_tiles:
         raise InputError("the stores hold no tiles.", hint="make some with `cytofm tile`.")
-    ordered = [by_slide[slide_id] for slide_id in sorted(by_slide)]
-    _check_alike(ordered)
+    _check_alike(with_tiles)
     if cell_um is None:
-        return TileIndex(ordered, name, slides)
-    mpp = float(np.median([plan_of(slide.store).mpp for slide in ordered]))
+        return TileIndex(with_tiles, name, slides)
+    mpp = float(np.median([slide.plan.mpp for slide in with_tiles]))
     side_px = max(1, round(cell_um / mpp))
-    cells = [_cells(slide, side_px) for slide in ordered if len(slide.nuclei.table)]
+    cells = [_cells(slide, side_px) for slide in with_tiles if len(slide.nuclei.table)]
     if not cells:
         raise InputError(
             f"{name} found no nuclei in the stores, so there are no cells.", hint="--unit tile"
@@ -194,44 +176,55 @@ def open_index(
 
 
 def _read_all(
-    stores: Sequence[Path], detector: str | None, *, need_nuclei: bool
-) -> tuple[dict[str, IndexedSlide], str | None]:
-    """Return the slides that have tiles, by name, and whose nuclei they are given."""
-    by_slide: dict[str, IndexedSlide] = {}
-    store_of_detector: dict[str, Path] = {}
-    for path in stores:
-        store = open_store(path)
-        if store.slide_id in by_slide:
-            raise InputError(
-                f"two stores of slide {store.slide_id}: {by_slide[store.slide_id].store.path} "
-                f"and {path}.",
-                hint="name one of them",
-            )
-        name, slide = _index(store, detector, need_nuclei=need_nuclei)
+    paths: Sequence[Path], detector: str | None, cell_um: float | None, *, need_nuclei: bool
+) -> tuple[list[IndexedSlide], str | None]:
+    """Return the slides of stores and packs, and whose nuclei they are given."""
+    slides: list[IndexedSlide] = []
+    place_of_detector: dict[str, Path] = {}
+    for path in paths:
+        if is_pack(path):
+            name, some = read_packed(path, detector, cell_um, need_nuclei=need_nuclei)
+        else:
+            name, slide = _index(open_store(path), detector, need_nuclei=need_nuclei)
+            some = [slide]
         if name is not None:
-            store_of_detector.setdefault(name, path)
-        if slide.n_tiles:
-            by_slide[store.slide_id] = slide
-    if by_slide and len(store_of_detector) > 1:
-        (first, path), (second, other) = list(store_of_detector.items())[:2]
+            place_of_detector.setdefault(name, path)
+        slides += some
+    if any(slide.n_tiles for slide in slides) and len(place_of_detector) > 1:
+        (first, path), (second, other) = list(place_of_detector.items())[:2]
         raise InputError(
             f"nuclei of several detectors: {first!r} in {path}, {second!r} in {other}.",
             hint=f"--detector {first}, after `cytofm detect` with it on all",
         )
-    return by_slide, next(iter(store_of_detector), None)
+    return slides, next(iter(place_of_detector), None)
 
 
 def _cells(slide: IndexedSlide, side_px: int) -> IndexedSlide:
     """Return the cells of a slide as its tiles."""
     table = slide.nuclei.table
-    nuclei = CellNuclei(table, plan_of(slide.store), side_px)
-    return IndexedSlide(slide.store, nuclei, np.zeros(len(table), bool), slide.mark)
+    nuclei = CellNuclei(table, slide.plan, side_px)
+    bare_N = np.zeros(len(table), bool)
+    if slide.packed_px is not None:  # a pack holds the very squares
+        if slide.packed_px != side_px:
+            raise InputError(
+                f"{slide.path}: holds squares of {slide.packed_px} px, beside which those of the "
+                f"others have {side_px}.",
+                hint="pack all stores together",
+            )
+        return replace(slide, nuclei=nuclei, bare_N=bare_N)
+    store = open_store(slide.path)
+    return replace(
+        slide,
+        nuclei=nuclei,
+        bare_N=bare_N,
+        opened=lambda folder: open_squares(store, nuclei, side_px, slides=folder),
+    )
 
 
 def _index(
     store: Store, detector: str | None, *, need_nuclei: bool
 ) -> tuple[str | None, IndexedSlide]:
-    n_tiles = store.tile.n_tiles
+    n_tiles, plan = store.tile.n_tiles, plan_of(store)
     steps, name, bare_N = [schema.TILE_STEP], None, np.zeros(n_tiles, bool)
     if need_nuclei:
         name, nuclei = open_nuclei(store, detector)
@@ -239,14 +232,23 @@ def _index(
         bare_N = np.array([not len(nuclei.rows(tile)) for tile in range(n_tiles)], bool)
     else:
         none = make_table(np.zeros((0, 2)), np.zeros(0))
-        nuclei = TileNuclei(none, store.tile_xy_px0, plan_of(store))
-    mark = "-".join(store.steps[step].identity for step in steps)
-    return name, IndexedSlide(store, nuclei, bare_N, mark)
+        nuclei = TileNuclei(none, store.tile_xy_px0, plan)
+    slide = IndexedSlide(
+        slide_id=store.slide_id,
+        path=store.path,
+        plan=plan,
+        nuclei=nuclei,
+        bare_N=bare_N,
+        marks=tuple(store.steps[step].identity for step in steps),
+        opened=lambda folder: open_canvases(store, slides=folder),
+        reads_slide=not store.has(schema.TILE_PIXELS.path),
+    )
+    return name, slide
 
 
 def _check_alike(slides: Sequence[IndexedSlide]) -> None:
     """Refuse tiles of several sizes or resolutions."""
-    plans = [(plan_of(slide.store), slide.store.path) for slide in slides]
+    plans = [(slide.plan, slide.path) for slide in slides]
     first, path = plans[0]
     for plan, other in plans[1:]:
         if plan.tile_px != first.tile_px:
@@ -273,76 +275,3 @@ def join(parts: Sequence[stored.Batch]) -> stored.Batch:
         label = torch.cat([blank if p.label_BHW is None else p.label_BHW for p in parts])
     rows = [row for part in parts for row in part.rows]
     return stored.Batch(tile_BCHW, *pad_nuclei(points), label, rows, parts[0].margin_px)
-
-
-@dataclass
-class _Open:
-    """An open store and how many threads read it."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    source: stored.Readable | Canvases | None = None
-    users: int = 0
-
-
-class _Sources:
-    """The pixels of many slides, opened when needed; those longest unused are closed again."""
-
-    def __init__(self, indexed: Sequence[IndexedSlide], side_px: int, folder: Path | None) -> None:
-        self._indexed, self._side_px, self._folder = indexed, side_px, folder
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, _Open] = OrderedDict()
-        stored_pixels = all(slide.store.has(schema.TILE_PIXELS.path) for slide in indexed)
-        self._most = min(
-            _MOST_OPEN if stored_pixels else _MOST_OPEN_SLIDES, _files() // (2 * _FILES_A_STORE)
-        )
-
-    @contextlib.contextmanager
-    def use(self, number: int) -> Iterator[stored.Readable | Canvases]:
-        """Give the tiles of one store."""
-        with self._lock:
-            opened = self._open.setdefault(number, _Open())
-            self._open.move_to_end(number)
-            opened.users += 1
-        try:
-            with opened.lock:
-                if opened.source is None:
-                    opened.source = opened.stack.enter_context(self._opened(number))
-            yield opened.source
-        finally:
-            with self._lock:
-                opened.users -= 1
-            self._close(keep=self._most)
-
-    def _opened(self, number: int) -> contextlib.AbstractContextManager[stored.Readable | Canvases]:
-        store, nuclei = self._indexed[number].store, self._indexed[number].nuclei
-        if isinstance(nuclei, CellNuclei):
-            return open_squares(store, nuclei, self._side_px, slides=self._folder)
-        return open_canvases(store, slides=self._folder)
-
-    def close(self) -> None:
-        """Close what nobody reads."""
-        self._close(keep=0)
-
-    def _close(self, keep: int) -> None:
-        with self._lock:
-            idle = [number for number, opened in self._open.items() if not opened.users]
-            surplus = idle[: max(0, len(self._open) - keep)]
-            closing = [self._open.pop(number) for number in surplus]
-        for opened in closing:
-            opened.stack.close()
-
-
-def _files() -> int:
-    """Return how many files may be open, after asking for as many as the system allows."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_OPEN * _FILES_A_STORE * 2
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    return soft if soft != resource.RLIM_INFINITY else wanted

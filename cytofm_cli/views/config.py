@@ -27,7 +27,7 @@ class ViewSettings(Settings):
 
     SECTION: ClassVar[str] = "views"
 
-    # The subclasses say. It is declared here for its place in help and records.
+    # What is `Any` the subclasses say. It is declared here for its place in help and records.
     recipe: Any = None
     preset: Literal["paper", "safe", "none"] = option(
         "safe", "Algorithm 1 as printed, made safe, or no nuclei"
@@ -39,8 +39,8 @@ class ViewSettings(Settings):
     aspect: tuple[float, ...] | None = option(
         None, "range of a view's width / height before it is made square (default: 0.75,1.333)"
     )
-    patch_px: int = option(16, "the encoder's patch; views are whole patches", low=1)
-    global_px: int = option(224, "side of a global view", low=14)
+    patch_px: Any = None
+    global_px: Any = None
     global_scale: tuple[float, ...] | None = option(
         None, "range of a global view's area, share of the tile (default: the recipe's)"
     )
@@ -75,3 +75,5 @@ class ViewsConfig(ViewSettings):
     """Settings of `cytofm views`: a set of views and what happens to them."""
 
     recipe: RecipeName = option("dino", "set of views")
+    patch_px: int = option(16, "the encoder's patch; views are whole patches", low=1)
+    global_px: int = option(224, "side of a global view", low=14)

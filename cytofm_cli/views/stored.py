@@ -46,7 +46,7 @@ class TileNuclei:
 
     def __init__(self, table: NucleusTable, corner_px0: NDArray[np.int32], plan: ReadPlan) -> None:
         self.table, self.has_outlines = table, len(table.contour_px0) > 0
-        self._corner_px0, self._side_px = corner_px0, plan.tile_px
+        self.corner_px0, self._side_px = corner_px0, plan.tile_px
         self._px0, self._mpp = plan.px0(1.0), plan.mpp
         self._by_y = np.argsort(table.xy_px0[:, 1], kind="stable")
         self._y_px0 = table.xy_px0[self._by_y, 1].astype(np.float64)
@@ -60,7 +60,7 @@ class TileNuclei:
         return np.setdiff1d(self._within(tile, margin_px), self.rows(tile), assume_unique=True)
 
     def _within(self, tile: int, margin_px: int) -> NDArray[np.intp]:
-        top, low, high = float(self._corner_px0[tile, 1]), -margin_px, self._side_px + margin_px
+        top, low, high = float(self.corner_px0[tile, 1]), -margin_px, self._side_px + margin_px
         reach = np.array([top + (low - 1) * self._px0, top + (high + 1) * self._px0])
         first, last = np.searchsorted(self._y_px0, reach)
         near = self._by_y[first:last]
@@ -71,7 +71,7 @@ class TileNuclei:
 
     def to_px(self, tile: int, xy_px0: NDArray[np.floating]) -> NDArray[np.float64]:
         """Map points (p, 2) of the slide to pixels of a tile."""
-        corner = self._corner_px0[tile].astype(np.float64)
+        corner = self.corner_px0[tile].astype(np.float64)
         xy: NDArray[np.float64] = (xy_px0.astype(np.float64) - corner) / self._px0 - 0.5
         return xy
 

@@ -31,13 +31,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cytofm_cli.api.inputs import find_stores_and_packs
 from cytofm_cli.pretrain import plan as plans
 from cytofm_cli.pretrain import run as runs
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.distributed import World
-from cytofm_cli.store.io import list_stores
-from cytofm_cli.tiles.source import open_tiles
+from cytofm_cli.pretrain.tile_index import open_index
 from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.views.ncp import PRESETS
 
 ARCH = "vit_tiny_patch16_224"
 
@@ -129,18 +130,13 @@ def pil_batches(stores: list[Path], a: argparse.Namespace) -> Iterator[list[Tens
 
     makers = [chain(a.global_px, (0.4, 1), 1.0, 0), chain(a.global_px, (0.4, 1), 0.1, 0.2)]
     makers += [chain(a.local_px, (0.05, 0.4), 0.5, 0)] * 8
-    from contextlib import ExitStack
-
-    from cytofm_cli.store.io import open_store
-
-    with ExitStack() as stack:
-        sources = [stack.enter_context(open_tiles(open_store(path))) for path in stores]
-        where = [(s, i) for s, source in enumerate(sources) for i in range(len(source.xy_px0))]
-        rng = np.random.default_rng(0)
-        while True:
-            chosen = rng.choice(len(where), a.batch, replace=False)
-            images = [Image.fromarray(sources[where[c][0]].read(where[c][1])) for c in chosen]
-            yield [torch.stack([make(image) for image in images]) for make in makers]
+    index = open_index(stores, need_nuclei=False)
+    rng = np.random.default_rng(0)
+    while True:
+        chosen = rng.choice(index.n_tiles, a.batch, replace=False).tolist()
+        pixels_BHWC = index.read(chosen, PRESETS["none"]).tile_BCHW.movedim(1, -1).numpy()
+        images = [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in pixels_BHWC]
+        yield [torch.stack([make(image) for image in images]) for make in makers]
 
 
 def ours(
@@ -184,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("stores", type=Path, help="folder of stores with tiles and nuclei")
+    parser.add_argument("stores", type=Path, help="folder of stores with nuclei, or a pack")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
@@ -196,7 +192,7 @@ def main() -> None:
     a = parser.parse_args()
     if a.device == "cpu":
         torch.set_num_threads(1)
-    stores = list_stores(a.stores)
+    stores = find_stores_and_packs([str(a.stores)])
     with tempfile.TemporaryDirectory() as folder:
         sides: dict[str, Any] = {
             "published": published(stores, a),

@@ -195,7 +195,7 @@ def test_count__takes_the_classes_of_the_cells_of_a_table(
     run = tmp_path / "run"
     train = here(
         "cells", "train", stores, "-o", run, "--encoder", "handcrafted", "--penalty", 0.01,
-        "--replicates", 50, "--threads", 1,
+        "--replicates", 100, "--threads", 1,
     )  # fmt: skip
     assert train.returncode == 0, train.stderr
     assert here("cells", "apply", run, stores).returncode == 0

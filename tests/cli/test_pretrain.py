@@ -298,3 +298,37 @@ def test_pretrain__cells__embed_cuts_the_crops_that_were_seen(here, detected, tm
             pixels = np.stack([cells.read(0), cells.read(1)])
         values = store.embeddings("small", "cell").values
         np.testing.assert_allclose(values[:2], encoder.encode(encoder.prepare(pixels)), atol=1e-4)
+
+
+def test_pretrain__a_file_states_the_settings_of_the_method_too(here, detected, tmp_path):
+    file = tmp_path / "arm.toml"
+    file.write_text(
+        '[pretrain]\nmethod = "dino"\nencoder = "sr-vit-nano"\nbatch = 4\nsteps = 8\n'
+        "[views]\nn_local = 2\n[dino]\nprototypes = 64\nteacher_temp = 0.05\n[byol]\nout = 8\n"
+    )
+    words = ("pretrain", detected, "-o", tmp_path / "run", "--dry-run", "--json", "--config", file)
+    done = here(*words, "--set", "prototypes=32")
+    record = json.loads(done.stdout)
+    assert (record["dino"]["prototypes"], record["dino"]["teacher_temp"]) == (32, 0.05)
+    assert (record["views"]["n_local"], record["views"]["patch_px"]) == (2, 8)
+    file.write_text("[dinno]\nprototypes = 64\n")
+    done = here(*words)
+    assert (done.returncode, "no command has a table [dinno]" in done.stderr) == (2, True)
+    file.write_text("[dino]\nprototype = 64\n")
+    done = here(*words)
+    assert (done.returncode, "did you mean prototypes?" in done.stderr) == (2, True)
+
+
+def test_pretrain__reads_a_pack_and_refuses_one_that_was_cut(here, detected, tmp_path):
+    pack, run = tmp_path / "tiles.pack", tmp_path / "run"
+    done = here("pack", detected, "-o", pack, "--codec", "png", "--json")
+    facts = json.loads(done.stdout)
+    assert (facts["file"], facts["bytes"]) == (str(pack), pack.stat().st_size)
+    assert here("pack", detected, "-o", pack).returncode == 2
+    assert here("pretrain", pack, "-o", run, *TINY).returncode == 0
+    assert (run / "encoder.safetensors").is_file()
+    pack.write_bytes(pack.read_bytes()[:-100])
+    done = here("pretrain", pack, "-o", tmp_path / "other", *TINY)
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)
+    assert "is cut or was changed" in done.stderr
+    assert here("pack", tmp_path, "-o", tmp_path / "none.pack").returncode == 3

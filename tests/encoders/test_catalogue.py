@@ -75,7 +75,7 @@ def test_describe__lists_everything_without_torch():
 
 
 def test_describe__dimensions_of_our_own_are_true():
-    for name in ("handcrafted", "sr-vit-tiny", "sr-vit-tiny-p14"):
+    for name in ("handcrafted", "sr-vit-nano", "sr-vit-tiny", "sr-vit-tiny-p14"):
         options = {} if name == "handcrafted" else {"random_weights": True}
         encoder = load_encoder(name, device="cpu", **options)
         entry = catalogue.entries()[name][1]

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from cytofm_cli.encoders import sr_vit
 from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sr_vit import (
     SrVit,
@@ -319,3 +320,20 @@ def test_encode__is_the_same_to_the_bit_with_any_number_of_threads(name):
     finally:
         torch.set_num_threads(own)
     assert all(np.array_equal(values, found[0]) for values in found)
+
+
+def test_dense_attention__in_half_precision_is_that_of_float32_on_a_cpu():
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(2, 4, 17, 32, generator=generator).bfloat16() for _ in range(3)]
+    leaves = [x.clone().requires_grad_() for x in qkv]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = sr_vit._dense(*leaves)
+    assert out.dtype == torch.bfloat16
+    weights = torch.softmax(qkv[0].double() @ qkv[1].double().mT / 32**0.5, -1)
+    expected = weights @ qkv[2].double()
+    # nothing is rounded to bf16 but the output: half a unit in its last place
+    assert ((out.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-6).all()
+    out.sum().backward()
+    # of a sum of outputs the gradient of a value is the sum of its weights over all queries
+    share = weights.sum(-2)[..., None].expand_as(qkv[2])
+    assert (leaves[2].grad.double() - share).abs().max() < 2**-7

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cytofm_cli.errors import InputError, StoreError, UsageError
 from cytofm_cli.pretrain import data
 from cytofm_cli.pretrain.data import Batches, Schedule, open_index
-from cytofm_cli.pretrain.tile_index import _Sources
+from cytofm_cli.pretrain.indexed import Sources
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.make import make_views
 from cytofm_cli.views.ncp import PRESETS, NcpConfig
@@ -340,7 +340,7 @@ def test_batches__add_up_what_next_had_to_wait(index, monkeypatch):
 
 def test_sources__close_what_was_unused_longest(make_store):
     slides = open_index([make_store(name, 1) for name in "abc"]).slides
-    pool = _Sources(slides, 64, None)
+    pool = Sources(slides, None)
     pool._most = 2
     with pool.use(0) as held:
         for number in (1, 2, 1):

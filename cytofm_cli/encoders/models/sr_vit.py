@@ -104,6 +104,18 @@ def _entries() -> Iterable[Entry]:
         needs_weights=False,
         shipped=SHIPPED / "cytofm-tiny.safetensors",
     )
+    yield Entry(
+        name="sr-vit-nano",
+        model="nano",
+        dim=128,
+        builder={"size": "nano", "patch_px": 8, "img_px": 64},
+        input_px=64,
+        mpp=None,
+        licence="that of the weights",
+        source="cytofm pretrain; for single cells",
+        any_weights=True,
+        views={"patch_px": 8, "global_px": 64, "local_px": 32},
+    )
     for size, dim in (("tiny", 192), ("small", 384), ("base", 768)):
         for patch_px, suffix in ((16, ""), (14, "-p14")):
             yield Entry(

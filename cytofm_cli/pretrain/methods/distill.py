@@ -13,7 +13,7 @@ Letters: B tiles, D features of the student, E features of the teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
 @dataclass(frozen=True, kw_only=True)
 class Config(MethodConfig):
     """Settings of the distillation."""
+
+    SHORT_RUNS: ClassVar[bool] = True
 
     lr: float = option(2e-3, "learning rate at batch 256", low=0)
     min_lr: float = option(0.0, "learning rate at the end", low=0)
