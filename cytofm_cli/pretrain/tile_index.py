@@ -162,7 +162,7 @@ def open_index(
     with_tiles = [by_slide[slide_id] for slide_id in sorted(by_slide) if by_slide[slide_id].n_tiles]
     if not with_tiles:
         raise InputError("the stores hold no tiles.", hint="make some with `cytofm tile`.")
-    _check_alike(with_tiles)
+    _check_alike(with_tiles, unit="tile" if cell_um is None else "cell")
     if cell_um is None:
         return TileIndex(with_tiles, name, slides)
     mpp = float(np.median([slide.plan.mpp for slide in with_tiles]))
@@ -190,6 +190,9 @@ def _read_all(
         if name is not None:
             place_of_detector.setdefault(name, path)
         slides += some
+    # Cells that came ready cut were found by nobody: they go with the nuclei of any detector.
+    if len(place_of_detector) > 1:
+        place_of_detector.pop(schema.GIVEN, None)
     if any(slide.n_tiles for slide in slides) and len(place_of_detector) > 1:
         (first, path), (second, other) = list(place_of_detector.items())[:2]
         raise InputError(
@@ -246,11 +249,11 @@ def _index(
     return name, slide
 
 
-def _check_alike(slides: Sequence[IndexedSlide]) -> None:
-    """Refuse tiles of several sizes or resolutions."""
+def _check_alike(slides: Sequence[IndexedSlide], unit: str) -> None:
+    """Refuse tiles of several sizes, where views are cut from tiles, or resolutions."""
     plans = [(slide.plan, slide.path) for slide in slides]
     first, path = plans[0]
-    for plan, other in plans[1:]:
+    for plan, other in plans[1:] if unit == "tile" else []:
         if plan.tile_px != first.tile_px:
             raise InputError(
                 f"tiles of {first.tile_px} px in {path} and of {plan.tile_px} px in {other}.",

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pyvips
+from PIL import Image
 
+import cytofm_cli as cytofm
 from cytofm_cli.errors import InputError
 from cytofm_cli.pretrain.data import Schedule, open_index
 from cytofm_cli.views.ncp import PRESETS, NcpConfig
@@ -88,6 +90,22 @@ def test_cells__slides_without_nuclei_are_left_out_and_none_at_all_is_an_error(m
     with pytest.raises(InputError, match="found no nuclei") as found:
         open_index([empty], cell_um=8.0)
     assert "--unit tile" in str(found.value.hint)
+
+
+def test_cells__images_of_cells_go_with_the_nuclei_of_one_detector(make_store, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "cells").mkdir()
+    for name in ("one", "two"):
+        picture = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "cells" / f"{name}.png")
+    cytofm.tile([], tmp_path / "stores", cells=tmp_path / "cells", slide_mpp=0.5, mpp=0.5)
+    given = tmp_path / "stores" / "cells.zarr"
+    found = make_store("a", 3, nuclei=[(32, 32), (64, 30)])  # tiles of 64 px, not of 48
+    index = open_index([found, given], cell_um=10.0)
+    assert [slide.n_tiles for slide in index.slides] == [2, 2]
+    assert index.detector != "given"
+    with pytest.raises(InputError, match="tiles of 64 px in"):
+        open_index([found, given])
 
 
 def test_per_slide__slots_of_one_slide_come_in_a_row():
