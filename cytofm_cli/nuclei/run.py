@@ -30,6 +30,7 @@ from cytofm_cli.nuclei.stitch import (
     without_cut,
 )
 from cytofm_cli.nuclei.survey import doubts, settle
+from cytofm_cli.nuclei.weights import existing_file
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
@@ -189,6 +190,17 @@ def settings_of(job: DetectJob) -> dict[str, Any]:
     version = registry.detectors.load(job.detector).version
     made_by = {"version": version} if version > 1 else {}
     return {"detector": job.detector, "weights_sha256": job.weights_sha256, **made_by, **own}
+
+
+def check_weights(job: DetectJob) -> None:
+    """Refuse a detector without the weight file that it needs, before anything is loaded.
+
+    Raises:
+        WeightsError: none was given, or there is none.
+    """
+    needs = registry.detectors.load(job.detector).weights
+    if needs:
+        existing_file(getattr(_own_config(job), "weights", None), job.detector, needs)
 
 
 def _own_config(job: DetectJob) -> Any:
