@@ -149,11 +149,18 @@ def _fold(
     size = float(np.sqrt(ground.height * ground.width))
     lines = []
     for _ in range(number):
-        # Creases run around the middle, like the wrinkles of a cloth that shrank.
-        radius, turn = size * rng.uniform(0.1, 0.4), rng.uniform(0, 2 * np.pi)
-        angles = turn + np.linspace(0, rng.uniform(0.5, 1.6), 12)
-        wander = radius * (1 + 0.06 * np.cumsum(rng.standard_normal(12)))
-        lines.append(middle + wander[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+        # Like the wrinkles of a cloth that shrank: around the middle, or from the border inwards.
+        turn = rng.uniform(0, 2 * np.pi)
+        if rng.random() < 0.4:
+            sweep, first = rng.uniform(0.5, 1.6), rng.uniform(0.1, 0.4)
+            last = first
+        else:
+            sweep, first = rng.normal(0, 0.25), rng.uniform(0.05, 0.3)
+            last = first + rng.uniform(0.1, 0.35)
+        angles = turn + np.linspace(0, sweep, 12)
+        wander = np.linspace(first, last, 12) * (1 + 0.06 * np.cumsum(rng.standard_normal(12)))
+        unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        lines.append(middle + size * wander[:, None] * unit)
     creases = canvas.strokes(lines, ground.height, ground.width, max(1, round(0.5 / ground.mpp)))
     soft = canvas.blurred(creases, 0.9 / ground.mpp, math.ceil(2.7 / ground.mpp))
     near = canvas.blurred(creases, 0.25 / ground.mpp, math.ceil(0.75 / ground.mpp))

@@ -1,10 +1,13 @@
 """How real do simulated fields look, in numbers: two folders of fields, figure by figure.
 
     python tests/bench/bench_realism.py SIMULATED REAL [--points CSV CSV] [--mpp 0.25] [--json OUT]
+        [--images CSV --groups g1 g3]
 
 Both folders hold fields that cytofm reads (JPEG, PNG, TIFF, OME-TIFF). `--points` names the marked
-nuclei of the simulated and of the real fields: columns `image` or `slide_id`, `x`, `y`; rows with
-`marked` = 0 are left out.
+nuclei of the simulated and of the real fields: columns `image` or `slide_id`, and `x_nucleus`,
+`y_nucleus` or `x`, `y`; rows with `marked` = 0 are left out. `--groups` takes only real fields of
+these groups, as the column `group` of `--images` has them: what was tuned on some is judged on
+others.
 
 The last column is the floor: every other real field against the rest. What is written there is
 what two halves of reality differ by. Distances are Wasserstein's (optical density, µm²); a
@@ -42,13 +45,26 @@ def read_points(path: Path | None) -> Points:
             for row in csv.DictReader(handle):
                 if row.get("marked", "1") != "0":
                     name = Path(row.get("image") or row["slide_id"]).name
-                    points[name.split(".")[0]].append((float(row["x"]), float(row["y"])))
+                    end = "_nucleus" if row.get("x_nucleus") else ""
+                    xy = float(row[f"x{end}"]), float(row[f"y{end}"])
+                    points[name.split(".")[0]].append(xy)
     return points
 
 
-def read_fields(folder: Path, points: Points, mpp: float, limit: int) -> list[Field]:
+def of_groups(images: Path | None, groups: list[str]) -> set[str] | None:
+    """Return the names of the images of some groups; None: no group is asked for."""
+    if images is None or not groups:
+        return None
+    with images.open(newline="") as handle:
+        return {row["image"] for row in csv.DictReader(handle) if row["group"] in groups}
+
+
+def read_fields(
+    folder: Path, points: Points, mpp: float, limit: int, only: set[str] | None = None
+) -> list[Field]:
     """Measure the fields of a folder, the largest 2048 px square of each from its corner."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = [path for path in paths if only is None or path.name in only]
     fields = []
     for path in paths[:limit]:
         with open_slide(str(path)) as slide:
@@ -143,11 +159,20 @@ def main() -> None:
     parser.add_argument("--points", type=Path, nargs=2, default=(None, None))
     parser.add_argument("--mpp", type=float, default=0.25)
     parser.add_argument("--limit", type=int, default=1000, help="fields a folder")
+    parser.add_argument("--images", type=Path, help="table of the real fields: image, group")
+    parser.add_argument("--groups", nargs="+", default=[], help="of the real fields")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if bool(args.images) != bool(args.groups):
+        parser.error("--images and --groups go together")
     first, second = (
-        read_fields(folder, read_points(points), args.mpp, args.limit)
-        for folder, points in zip((args.simulated, args.real), args.points, strict=True)
+        read_fields(folder, read_points(points), args.mpp, args.limit, only)
+        for folder, points, only in zip(
+            (args.simulated, args.real),
+            args.points,
+            (None, of_groups(args.images, args.groups)),
+            strict=True,
+        )
     )
     halves = second[::2], second[1::2]
     distances, figures = rows(first, second, halves), numbers(first, second, halves)
