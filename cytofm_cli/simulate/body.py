@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.random import Generator
@@ -14,6 +15,8 @@ from cytofm_cli.simulate.canvas import Bytes, Mask
 from cytofm_cli.simulate.noise import Field
 from cytofm_cli.simulate.preset import Cytoplasm
 from cytofm_cli.simulate.shapes import Shape
+
+_MOTTLED: Final = 0.7  # of the grain: how unevenly a single dye has taken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,10 +88,8 @@ def add_cytoplasm(
         inner = outer if centre is None else centre[dye] * tint[1, dye]
         if outer == inner == 0:
             continue
-        if weight is None:
-            amounts[dye] += outer * thickness
-        else:
-            amounts[dye] += (outer + (inner - outer) * weight) * thickness
+        taken = outer if weight is None else outer + (inner - outer) * weight
+        amounts[dye] += taken * thickness * _mottled(rng, ground, cytoplasm)
     if cytoplasm.granules > 0:
         _granulate(rng, ground, cytoplasm, depth, granule, amounts)
 
@@ -132,6 +133,15 @@ def _texture(rng: Generator, ground: Ground, cytoplasm: Cytoplasm) -> Mask:
     texture += ground.window(rng, "grain") * (0.5 * grain)
     texture += ground.window(rng, "cloud") * np.float32(rng.uniform(0.15, 0.65) * grain)
     return texture
+
+
+def _mottled(rng: Generator, ground: Ground, cytoplasm: Cytoplasm) -> Mask | np.float32:
+    """Return how evenly one dye has taken: each in spots of its own."""
+    if cytoplasm.grain <= 0:
+        return np.float32(1)
+    spots = ground.window(rng, "clump") * np.float32(_MOTTLED * cytoplasm.grain)
+    spots += ground.window(rng, "cloud") * np.float32(_MOTTLED * cytoplasm.grain)
+    return np.maximum(spots + np.float32(1), np.float32(0))
 
 
 def _fold(

@@ -178,8 +178,8 @@ def expose(
         noise = _window(_bank(_SMEAR_PX, _COMMON), part, seed, row, column)
         for channel in range(3):
             white = np.float32(look.white[channel])
-            light = _emit if dark else _pass
-            grey = light(None if density is None else density[channel], white)
+            here = None if density is None else density[channel]
+            grey = _emit(here, white) if dark else _pass(here, white, preset.optics.glare)
             rough = noise[channel] * np.float32(preset.optics.noise * look.noise[channel])
             lit = np.clip((rough * _photons(grey) if dark else rough) + grey, 0, 255)
             picture[ys, xs, channel] = lit + np.float32(0.5)
@@ -207,19 +207,19 @@ def _density(
     return total
 
 
-def _pass(density: Plane | None, white: np.float32) -> Plane | np.float32:
+def _pass(density: Plane | None, white: np.float32, glare: float) -> Plane | np.float32:
     if density is None:
         return white
     at = (density - np.float32(_RANGE[0] - 0.5 / _STEPS)) * np.float32(_STEPS)  # to the nearest
     at = np.clip(at, 0, (_RANGE[1] - _RANGE[0]) * _STEPS)
-    return np.asarray(np.take(_table(), at.astype(np.uint16)) * white)
+    return np.asarray(np.take(_table(glare), at.astype(np.uint16)) * white)
 
 
 @cache
-def _table() -> Plane:
-    """Return exp(-density) at each step, exactly 1 at 0: the same on every machine."""
+def _table(glare: float) -> Plane:
+    """Return the light that passes at each step, exactly 1 at 0: the same on every machine."""
     steps = np.arange(int((_RANGE[1] - _RANGE[0]) * _STEPS) + 1)
-    return np.exp(-(steps / _STEPS + _RANGE[0])).astype(np.float32)
+    return (glare + (1 - glare) * np.exp(-(steps / _STEPS + _RANGE[0]))).astype(np.float32)
 
 
 def _emit(light: Plane | None, black: np.float32) -> Plane | np.float32:

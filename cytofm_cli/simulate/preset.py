@@ -231,6 +231,8 @@ class Optics:
         white_sd: its standard deviation over patients, each channel.
         noise: standard deviation of the sensor's noise, grey levels at white.
         grain: how unevenly each dye has taken, in grains of 1.4 px, share of its density.
+        glare: share of the white light that is scattered all over the picture: no nucleus is
+            darker (bright field).
         sharpen: how strongly the camera sharpens: share of a detail's contrast that is added.
         fringe: lateral colour: the red picture is larger than the green one by this share, the
             blue one smaller by 1.6 times it. Of fields of view; scanners correct it.
@@ -247,6 +249,7 @@ class Optics:
     white_sd: float = 2.0
     noise: float = 1.5
     grain: float = 0.0
+    glare: float = 0.0
     sharpen: float = 0.0
     fringe: float = 0.0
     stain_sd: float = 0.15
