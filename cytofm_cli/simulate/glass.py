@@ -27,7 +27,7 @@ from cytofm_cli.simulate.preset import Preset
 from cytofm_cli.simulate.strands import strand
 from cytofm_cli.units import Box, Size
 
-_FILM_SD: Final = 0.6  # of the log of the film's density, over slides
+_FILM_SD: Final = 0.5  # of the log of the film's density, over slides
 _FILM_UM: Final = (45.0, 160.0)  # its patches
 _FILM_FROM: Final = 0.1  # clouds below this are clear glass
 _HAZE: Final = 0.35  # share of the film without grain

@@ -27,7 +27,7 @@ _COMMON: Final = 0.35
 _GRAIN_PX: Final = 1.4  # size of the grain of stain
 # Noise of each channel, and sd of the log of blue's over batches: blue sees the least light, and
 # white balance makes up for it (1.2 to 2.9 times green's noise in photographs of Pap smears).
-_CHANNEL_SD: Final = (1.0, 0.9, 1.5)
+_CHANNEL_SD: Final = (1.9, 0.9, 1.5)
 _BLUE_SD: Final = 0.35
 # Photons are counted: their noise has a variance that grows with the light, with dark field from
 # this share on. Cameras of bright field write gamma 1/2.2, after which it is nearly constant.
