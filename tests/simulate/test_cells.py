@@ -196,7 +196,7 @@ def test_paint__out_of_focus_keeps_the_mass_and_widens() -> None:
 
 def test_paint__sharpened_keeps_the_mass_and_brightens_what_surrounds_a_nucleus() -> None:
     bare = Kind(group="g", nucleus=NUCLEUS)
-    soft = plain(bare=bare)
+    soft = dataclasses.replace(plain(bare=bare), mpp=0.25, optics=Optics(psf_um=0.25))
     sharp = dataclasses.replace(soft, optics=dataclasses.replace(soft.optics, sharpen=0.6))
     (shape, before), (_, after) = (painted(preset, cell("bare")) for preset in (soft, sharp))
     assert after.amounts.sum() == pytest.approx(before.amounts.sum(), rel=1e-3)
