@@ -7,10 +7,10 @@ Both folders hold fields that cytofm reads (JPEG, PNG, TIFF, OME-TIFF). `--point
 nuclei of the simulated and of the real fields: columns `image` or `slide_id`, and `x_nucleus`,
 `y_nucleus` or `x`, `y`; rows with `marked` = 0 are left out. `--groups` takes only real fields of
 these groups, as the column `group` of `--images` has them: what was tuned on some is judged on
-others.
+others, and the floor is those others against these.
 
-The last column is the floor: every other real field against the rest. What is written there is
-what two halves of reality differ by. Distances are Wasserstein's (optical density, µm²); a
+The last column is the floor: real fields against real ones, every other one against the rest. What
+is written there is what two halves of reality differ by. Distances are Wasserstein's (optical density, µm²); a
 difference is set against the spread over real fields (sd). The classifier is logistic regression
 on hand-made features of 64-px tiles, folds by field; 0.5 is indistinguishable to it.
 """
@@ -51,12 +51,12 @@ def read_points(path: Path | None) -> Points:
     return points
 
 
-def of_groups(images: Path | None, groups: list[str]) -> set[str] | None:
-    """Return the names of the images of some groups; None: no group is asked for."""
-    if images is None or not groups:
-        return None
+def by_groups(images: Path, groups: list[str]) -> tuple[set[str], set[str]]:
+    """Return the names of the images of some groups, and of all others."""
     with images.open(newline="") as handle:
-        return {row["image"] for row in csv.DictReader(handle) if row["group"] in groups}
+        rows = list(csv.DictReader(handle))
+    chosen = {row["image"] for row in rows if row["group"] in groups}
+    return chosen, {row["image"] for row in rows} - chosen
 
 
 def read_fields(
@@ -165,23 +165,20 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.images) != bool(args.groups):
         parser.error("--images and --groups go together")
-    first, second = (
-        read_fields(folder, read_points(points), args.mpp, args.limit, only)
-        for folder, points, only in zip(
-            (args.simulated, args.real),
-            args.points,
-            (None, of_groups(args.images, args.groups)),
-            strict=True,
-        )
-    )
+    first = read_fields(args.simulated, read_points(args.points[0]), args.mpp, args.limit)
+    chosen, others = by_groups(args.images, args.groups) if args.groups else (None, None)
+    real_points = read_points(args.points[1])
+    second = read_fields(args.real, real_points, args.mpp, args.limit, chosen)
     halves = second[::2], second[1::2]
+    if others:
+        halves = read_fields(args.real, real_points, args.mpp, args.limit, others), second
     distances, figures = rows(first, second, halves), numbers(first, second, halves)
     print(f"{len(first)} simulated fields, {len(second)} real ones")
     show("distributions (mean or median)", "distance", distances)
     show("figures a field", "difference, sd", figures)
     auc, by_weight, by_auc = realism.classify(first, second)
     floor = realism.classify(*halves)[0]
-    print(f"\nClassifier of 64-px tiles: AUC {auc:.3f}; real half against real half {floor:.3f}.")
+    print(f"\nClassifier of 64-px tiles: AUC {auc:.3f}; real against real {floor:.3f}.")
     print("Largest weights: " + "; ".join(f"{n} {w:+.2f}" for n, w in by_weight) + ".")
     print("AUC alone: " + "; ".join(f"{n} {a:.2f}" for n, a in by_auc) + ".")
     if args.json:
