@@ -141,7 +141,7 @@ def _mottled(rng: Generator, ground: Ground, cytoplasm: Cytoplasm) -> Mask | np.
         return np.float32(1)
     spots = ground.window(rng, "clump") * np.float32(_MOTTLED * cytoplasm.grain)
     spots += ground.window(rng, "cloud") * np.float32(_MOTTLED * cytoplasm.grain)
-    return np.maximum(spots + np.float32(1), np.float32(0))
+    return np.asarray(np.maximum(spots + np.float32(1), np.float32(0)), np.float32)
 
 
 def _fold(

@@ -10,9 +10,10 @@ these groups, as the column `group` of `--images` has them: what was tuned on so
 others, and the floor is those others against these.
 
 The last column is the floor: real fields against real ones, every other one against the rest. What
-is written there is what two halves of reality differ by. Distances are Wasserstein's (optical density, µm²); a
-difference is set against the spread over real fields (sd). The classifier is logistic regression
-on hand-made features of 64-px tiles, folds by field; 0.5 is indistinguishable to it.
+is written there is what two halves of reality differ by. Distances are Wasserstein's (optical
+density, µm²); a difference is set against the spread over real fields (sd). The classifier is
+logistic regression on hand-made features of 64-px tiles, folds by field; 0.5 is indistinguishable
+to it.
 """
 
 from __future__ import annotations
