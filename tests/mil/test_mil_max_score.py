@@ -1,0 +1,87 @@
+"""The maximum over instance scores: hand-worked pooling, and a needle that `max` cannot see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cytofm_cli.mil.bag import Bag
+from cytofm_cli.mil.base import MilHead, Recipe, make_head, preset_settings
+from cytofm_cli.mil.train import Labelled, fit, predict_logits
+
+
+def head_that_scores_the_feature(k: int) -> MilHead:
+    head = make_head("max_score", 1, 2, {"k": k})[0].double().eval()
+    with torch.no_grad():
+        head.score.weight.fill_(2.0)
+        head.score.bias.fill_(-1.0)
+    return head
+
+
+def bag_of(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1)
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1, 5.0), (2, 4.0), (3, 8 / 3), (9, 7 / 4)])
+def test_max_score__mean_of_the_k_highest_scores(k: int, expected: float) -> None:
+    out = head_that_scores_the_feature(k)(bag_of(0.0, 3.0, 0.5, 2.0))  # scores -1, 5, 0, 3
+    assert out.logits_BC[0].tolist() == pytest.approx([0.0, expected])
+    part = 1 / min(k, 4)
+    highest = {1: [1], 2: [1, 3], 3: [1, 3, 2], 9: [0, 1, 2, 3]}[k]
+    assert out.attention_BKN[0, 0].tolist() == [part if i in highest else 0.0 for i in range(4)]
+    assert out.score_BCN[0].tolist() == [[0.0] * 4, [-1.0, 5.0, 0.0, 3.0]]
+
+
+@given(st.lists(st.floats(-30, 30), min_size=1, max_size=20), st.integers(1, 20))
+def test_max_score__more_instances_never_raise_the_mean_of_the_highest(
+    values: list[float], k: int
+) -> None:
+    z, wider = (
+        head_that_scores_the_feature(i)(bag_of(*values)).logits_BC[0, 1] for i in (k, k + 1)
+    )
+    assert 2 * min(values) - 1 - 1e-9 <= wider <= z + 1e-9
+    assert z <= 2 * max(values) - 1 + 1e-9
+
+
+def test_max_score__map_is_the_gradient_of_the_bags_score() -> None:
+    for k in (1, 2):
+        head = make_head("max_score", 3, 3, {"k": k})[0].double()
+        torch.nn.init.normal_(head.score.weight)
+        scores = head.score(torch.randn(1, 7, 3, dtype=torch.float64)).detach().requires_grad_()
+        head.project, head.score = torch.nn.Identity(), torch.nn.Identity()
+        out = head(scores)
+        (gradient,) = torch.autograd.grad(out.logits_BC[0, 2], scores)
+        torch.testing.assert_close(out.attention_BKN[0, 1], gradient[0, :, 1])
+
+
+def test_max_score__prefers_no_instance_at_the_start() -> None:
+    out = make_head("max_score", 4, 3)[0](torch.randn(2, 9, 4))
+    assert out.score_BCN.abs().max() == 0
+    assert out.prob_BC.tolist() == [pytest.approx([1 / 3] * 3)] * 2
+
+
+def needles(patients: int, seed: int) -> Labelled:
+    """One instance in every other bag is 6 off, along all features alike."""
+    rng = np.random.default_rng(seed)
+    bags = []
+    for i in range(2 * patients):
+        x_ND = rng.normal(size=(24, 16))
+        x_ND[0] += (i % 2) * 6 / 4
+        bags.append(Bag(f"{seed}_{i}", x_ND.astype(np.float32)))
+    return Labelled(bags, np.arange(2 * patients) % 2)
+
+
+def test_max_score__finds_the_needle_that_no_single_feature_shows() -> None:
+    train, validation, test = (needles(n, seed) for seed, n in enumerate((30, 8, 40)))
+    found = {}
+    for method in ("max_score", "max"):
+        own, settings = preset_settings(method, "cytofm")
+        model = fit(method, settings, Recipe(**own), train, validation, 2, seeds=[0]).model
+        z = predict_logits(model, test.bags)[:, 1] - predict_logits(model, test.bags)[:, 0]
+        found[method] = (z[1::2, None] > z[None, ::2]).mean()
+    assert found["max_score"] >= 0.95
+    assert found["max"] <= 0.85
