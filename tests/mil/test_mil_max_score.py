@@ -55,7 +55,7 @@ def test_max_score__map_is_the_gradient_of_the_bags_score() -> None:
         torch.testing.assert_close(out.attention_BKN[0, 1], gradient[0, :, 1])
 
 
-def test_max_score__prefers_no_instance_at_the_start() -> None:
+def test_max_score__prefers_hardly_any_instance_at_the_start() -> None:
     out = make_head("max_score", 4, 3)[0](torch.randn(2, 9, 4))
-    assert out.score_BCN.abs().max() == 0
-    assert out.prob_BC.tolist() == [pytest.approx([1 / 3] * 3)] * 2
+    assert 0 < out.score_BCN.abs().max() < 0.2
+    torch.testing.assert_close(out.prob_BC, torch.full((2, 3), 1 / 3), atol=0.05, rtol=0)

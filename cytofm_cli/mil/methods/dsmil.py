@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import BagLoss, MilHead, MilOutput
-from cytofm_cli.mil.layers import masked_softmax
+from cytofm_cli.mil.layers import SMALL, masked_softmax
 from cytofm_cli.registry import Plugin, samples
 
 
@@ -24,10 +24,10 @@ class DsmilConfig(Settings):
 
     query: int = option(128, "width of the queries", low=1)
     non_linear: bool = option(True, "two layers with tanh make the queries; else one linear layer")
-    init: Literal["orthogonal", "zero", "default"] = option(
+    init: Literal["orthogonal", "small", "default"] = option(
         "orthogonal",
-        "initial weights; orthogonal: as published; zero: the same, but both classifiers start at "
-        "0 and prefer no instance",
+        "initial weights; orthogonal: as published; small: the same, but both classifiers start at "
+        "a hundredth of it and prefer hardly any instance",
     )
 
 
@@ -55,7 +55,7 @@ class Dsmil(MilHead):
     # Orthogonal, a classifier of one output is a random direction of length 1, in which instances
     # of standardised features differ by 1. It, not the labels, then picks the critical instance of
     # each bag, and both streams learn these by heart: docs/mil-benchmark.md.
-    CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {"init": "zero"}
+    CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {"init": "small"}
     gap: ClassVar[str] = (
         "selection on validation (official default: on the test fold), by accuracy of the most "
         "probable class (official: at the best threshold of the fold it is judged on)"
@@ -82,9 +82,10 @@ class Dsmil(MilHead):
                 if isinstance(module, nn.Linear | nn.Conv1d):
                     nn.init.orthogonal_(module.weight)
                     nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        if config.init == "zero":
-            for module in (self.instance, self.bag):
-                nn.init.zeros_(module.weight)
+        if config.init == "small":
+            with torch.no_grad():
+                for module in (self.instance, self.bag):
+                    module.weight.mul_(SMALL)
 
     def forward(
         self, x_BND: Tensor, mask_BN: Tensor | None = None, seeds: Sequence[int] | None = None

@@ -1,4 +1,4 @@
-"""Max over instance scores: the worst instances, as one direction ranks them, decide the bag.
+"""Max over instance scores: the worst instance, as one score ranks them, decides the bag.
 
 Instance-level pooling (mi-Net of Wang et al., Pattern Recognition 2018; trained by its highest
 instance as in Campanella et al., Nat. Med. 2019).
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import MilHead, MilOutput
-from cytofm_cli.mil.layers import FastDropout, Projection
+from cytofm_cli.mil.layers import SMALL, FastDropout, Projection
 from cytofm_cli.registry import Plugin, samples
 
 
@@ -34,15 +34,14 @@ class MaxScoreConfig(Settings):
 class MaxScore(MilHead):
     """Score every instance, and pool the scores: unlike `max`, which pools the features.
 
-    One score a positive class; the first class is "none of them": logits (0, z_1, …). The preset
-    takes the mean of three, not the maximum: only the chosen instances have a gradient, and with
-    few bags the one that chance put in front is learnt by heart before the right one is met. For
-    the same reason the scores start at 0, where no direction is preferred.
+    One score a positive class; the first class is "none of them": logits (0, z_1, …). Only the
+    highest instances have a gradient. So the scores start close to 0, where hardly any direction
+    is preferred: what a wide start puts in front is learnt by heart where bags are few.
     """
 
     OFFICIAL: ClassVar[Mapping[str, Any]] = {"standardise": True, "balance": "weights"}
     CYTOFM: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
-    CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {"k": 3}
+    CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {"hidden": 64, "dropout": 0.5}
 
     def __init__(self, n_features: int, n_classes: int, config: MaxScoreConfig) -> None:
         super().__init__()
@@ -53,7 +52,7 @@ class MaxScore(MilHead):
             else FastDropout(config.dropout)
         )
         self.score = nn.Linear(config.hidden or n_features, n_classes - 1)
-        nn.init.zeros_(self.score.weight)
+        nn.init.normal_(self.score.weight, std=SMALL)
         nn.init.zeros_(self.score.bias)
 
     def forward(
@@ -91,5 +90,5 @@ PLUGIN = Plugin(
     make=MaxScore,
     config=MaxScoreConfig,
     summary="highest instance scores",
-    sample=samples({}, {"hidden": 16, "k": 1}),
+    sample=samples({}, {"hidden": 0, "dropout": 0.0, "k": 3}),
 )
