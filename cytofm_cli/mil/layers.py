@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Of the usual size of initial weights: for scores that choose instances, which is to be up to
+# the labels. Not 0, which would leave the choice among equals to the order of instances.
+SMALL = 0.01
+
 
 class Projection(nn.Sequential):
     """Linear layer, ReLU and dropout, with the gradient of one bag written out.

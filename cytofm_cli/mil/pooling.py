@@ -73,7 +73,13 @@ class MeanPool(_Pool):
 
 
 class MaxPool(_Pool):
-    """Take each feature's maximum; the map is the share of features an instance gives."""
+    """Take each feature's maximum; the map is the share of features an instance gives.
+
+    Without a hidden layer it sees only what stands out in one feature. The preset has one, whose
+    units can point anywhere.
+    """
+
+    CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {"hidden": 64, "dropout": 0.5}
 
     def _pool(self, h_BNH: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
         best_BH, where_BH = h_BNH.masked_fill(~mask_BN[..., None], -torch.inf).max(1)

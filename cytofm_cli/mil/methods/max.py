@@ -8,6 +8,6 @@ from cytofm_cli.registry import Plugin, samples
 PLUGIN = Plugin(
     make=MaxPool,
     config=PoolConfig,
-    summary="maximum over instances, linear layer",
-    sample=samples({}, {"hidden": 16}),
+    summary="maximum of each feature over instances, linear layer",
+    sample=samples({}, {"hidden": 0, "dropout": 0.0}),
 )
