@@ -106,9 +106,12 @@ class DetectorPlugin(Plugin):
     Attributes:
         from_files: it gives a `nuclei.base.NucleusSource`, which reads the file of each slide
             (`--nuclei`, the setting `nuclei` of its `config`) and looks at no pixels.
+        weights: the weight file that it needs (the setting `weights` of its `config`), in words;
+            "": none.
     """
 
     from_files: bool = False
+    weights: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,12 +133,14 @@ def check_detector(config: DetectConfig, own: Layer) -> None:
 
     Raises:
         UsageError: it is not known, not installed, not there, or of a wrong value.
-        WeightsError: its file of weights is not there.
+        WeightsError: its file of weights is not there, or none was given.
     """
-    from cytofm_cli.nuclei.run import DetectJob, settings_of
+    from cytofm_cli.nuclei.run import DetectJob, check_weights, settings_of
 
-    settings_of(DetectJob(slide_id="", path="", config=config, own=own))
+    job = DetectJob(slide_id="", path="", config=config, own=own)
+    settings_of(job)
     check_device(config.device)
+    check_weights(job)
     if config.weights is not None and not config.weights.is_file():
         raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
 

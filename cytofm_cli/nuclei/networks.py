@@ -1,4 +1,4 @@
-"""What detectors that run networks share: their weight files, and too little memory."""
+"""What detectors that run networks share: reading weight files, and too little memory."""
 
 from __future__ import annotations
 
@@ -11,24 +11,6 @@ import torch
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.work.memory import out_of_memory
 from cytofm_cli.work.unpickle import load_pickle
-
-
-def existing_file(path: Path | None, detector: str, what: str) -> Path:
-    """Return the path of a weight file that is there.
-
-    Raises:
-        WeightsError: none was given, or there is none. Nothing is ever downloaded.
-    """
-    if path is None:
-        raise WeightsError(
-            f"detector {detector!r} needs a weight file: {what}.", hint="pass --weights FILE"
-        )
-    if not path.is_file():
-        raise WeightsError(
-            f"{path}: no such file; detector {detector!r} downloads nothing.",
-            hint=f"pass --weights with {what}",
-        )
-    return path
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

@@ -171,6 +171,23 @@ def contrast(map_HWC: Floats, outlines: Outlines) -> Floats:
     return difference
 
 
+def profile(map_HWC: Floats, outlines: Outlines) -> tuple[Floats, Floats, Floats]:
+    """Describe a map from the centre of each outline outwards.
+
+    Args:
+        map_HWC: float32.
+        outlines: M of them.
+
+    Returns:
+        Means at 0.2, 0.5 and 0.8 of the way to the outline (M, 3, C), the mean in a ring around
+        it (M, C), and the standard deviation along each of the inner three, their mean (M, C).
+    """
+    rows = np.arange(len(outlines))
+    values = _sample(map_HWC, *_points_on_rays(outlines, rows, CONTRAST_AT))
+    inside = values[:, :, :3]
+    return inside.mean(1), values[:, :, 3:].mean((1, 2)), inside.std(1).mean(1)
+
+
 def sample_rays(map_HWC: Floats, outlines: Outlines, reach_MAK: Floats) -> Floats:
     """Interpolate a map at distances from the seeds along every ray, (M, A, K) or (M, A, K, C)."""
     x = outlines.seed_M2[:, :1, None] + reach_MAK * DIRECTIONS_A2[:, :1]

@@ -28,7 +28,9 @@ Floats = NDArray[np.float32]
 FULL_EDGE: Final = 0.1  # optical density; a drop of this or more is a full edge
 HALF_BLOB: Final = 0.15  # optical density at which a blob's contrast counts half
 TYPICAL_RADIUS_UM: Final = 3.5
-MIN_STRENGTH: Final = 0.06
+LARGE_RADIUS_UM: Final = 7.0  # from which on size counts anew: chromatin is coarse, edges vary
+LARGE_SIZE: Final = float(np.log(LARGE_RADIUS_UM / TYPICAL_RADIUS_UM))
+MIN_STRENGTH: Final = 0.015
 FEATURES: Final = (
     "edge_share",
     "weak_quarter",
@@ -54,43 +56,55 @@ FEATURES: Final = (
     "ellipse",
     "lobes",
     "ripples",
+    "large",
+    "large_soft_edge",
+    "large_weak_quarter",
+    "large_evenness",
+    "large_edge_spread",
+    "large_contrast",
 )
 SCORE: Final = np.array(
     [
-        -1.055,  # edge_share
-        -0.5695,  # weak_quarter
-        3.291,  # soft_edge
-        -0.1032,  # contrast
-        0.9912,  # inside
-        4.597,  # evenness
-        1.439,  # size
-        -24.65,  # roughness
-        -3.188,  # edge_spread
-        -0.4332,  # off_centre
-        -0.2812,  # fill
-        -0.1211,  # blob
-        -2.624,  # size_size
-        -0.8155,  # size_contrast
-        0.8106,  # size_weak_quarter
-        1.679,  # size_evenness
-        -0.2296,  # size_soft_edge
-        2.143,  # size_edge_spread
-        0.1989,  # weakest
-        0.0444,  # mean_edge
-        5.858,  # shift
-        -0.4443,  # ellipse
-        -10.37,  # lobes
-        0.7098,  # ripples
+        -0.8473,  # edge_share
+        -0.1933,  # weak_quarter
+        1.543,  # soft_edge
+        0.1193,  # contrast
+        1.023,  # inside
+        1.312,  # evenness
+        1.322,  # size
+        -32.98,  # roughness
+        -6.633,  # edge_spread
+        1.157,  # off_centre
+        0.08811,  # fill
+        0.2232,  # blob
+        -2.766,  # size_size
+        0.5559,  # size_contrast
+        0.02952,  # size_weak_quarter
+        -0.2694,  # size_evenness
+        -1.583,  # size_soft_edge
+        -0.2951,  # size_edge_spread
+        0.02787,  # weakest
+        0.6654,  # mean_edge
+        -1.125,  # shift
+        -6.641,  # ellipse
+        -12.47,  # lobes
+        5.569,  # ripples
+        -5.479,  # large
+        -10.43,  # large_soft_edge
+        1.562,  # large_weak_quarter
+        2.97,  # large_evenness
+        9.627,  # large_edge_spread
+        2.688,  # large_contrast
     ],
     np.float32,
 )
 PROBABILITY: Final = np.array(
     [
-        3.919,
-        0.3194,
-        5.521,
-        -0.114,
-        1.2,
+        3.962,
+        -0.2897,
+        6.232,
+        -2.295,
+        0.8264,
     ],
     np.float32,
 )
@@ -146,6 +160,7 @@ def features(evidence: Evidence) -> Floats:
     spread_M = np.minimum(edge_MA.std(1) / np.maximum(mean_edge_M, 0.01), 3)
     beside_MA = (np.roll(radius_MA, 1, axis=1) + np.roll(radius_MA, -1, axis=1)) / 2
     size_M = _log(evidence.radius_um_M / np.float32(TYPICAL_RADIUS_UM), 0.14)
+    large_M = np.maximum(_log(evidence.radius_um_M / np.float32(LARGE_RADIUS_UM), 0.14), 0)
     off_M = np.linalg.norm(outlines.centroid() - outlines.seed_M2, axis=1) / mean_M
     return np.stack(
         [
@@ -161,7 +176,7 @@ def features(evidence: Evidence) -> Floats:
             off_M,
             _log(mean_M / evidence.seed_radius_M, 0.1),
             _log(evidence.blob_M, 0.02),
-            size_M * size_M,
+            np.minimum(size_M, np.float32(LARGE_SIZE)) ** 2,
             size_M * contrast_M,
             size_M * weak_M,
             size_M * even_M,
@@ -170,6 +185,12 @@ def features(evidence: Evidence) -> Floats:
             _log(sorted_MA[:, :3].mean(1), 0.005),
             _log(mean_edge_M, 0.02),
             *_harmonics(radius_MA / mean_M[:, None]),
+            large_M,
+            large_M * soft_M,
+            large_M * weak_M,
+            large_M * even_M,
+            large_M * spread_M,
+            large_M * contrast_M,
         ],
         axis=1,
     ).astype(np.float32)

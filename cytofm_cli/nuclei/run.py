@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
@@ -30,6 +30,7 @@ from cytofm_cli.nuclei.stitch import (
     without_cut,
 )
 from cytofm_cli.nuclei.survey import doubts, settle
+from cytofm_cli.nuclei.weights import existing_file
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
@@ -41,6 +42,8 @@ from cytofm_cli.work.batch import Status
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
+
+LARGE_NUCLEUS_UM: Final = 30.0  # hardly any is wider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +168,14 @@ class Detection:
             n_cut = sum(part.n_cut for part in parts)
             facts: dict[str, Any] = {"n_quartered": n_quartered, "n_cut": n_cut}
             facts |= {"beyond_tiles": tuple(tiles.beyond), "other": other}
+        n_narrow = sum(part.is_narrow for part in parts)
+        if n_narrow:
+            notes.append(
+                f"{n_narrow} of {len(boxes)} groups of tiles are narrower than a large nucleus "
+                f"({LARGE_NUCLEUS_UM:g} µm), and the store does not hold what lies around them: "
+                "nuclei there may be missed or in pieces; --slides DIR, where the slide is, "
+                "completes them"
+            )
         if n_quartered:
             notes.append(f"too little memory; {n_quartered} parts quartered")
         if n_cut:
@@ -189,6 +200,17 @@ def settings_of(job: DetectJob) -> dict[str, Any]:
     version = registry.detectors.load(job.detector).version
     made_by = {"version": version} if version > 1 else {}
     return {"detector": job.detector, "weights_sha256": job.weights_sha256, **made_by, **own}
+
+
+def check_weights(job: DetectJob) -> None:
+    """Refuse a detector without the weight file that it needs, before anything is loaded.
+
+    Raises:
+        WeightsError: none was given, or there is none.
+    """
+    needs = registry.detectors.load(job.detector).weights
+    if needs:
+        existing_file(getattr(_own_config(job), "weights", None), job.detector, needs)
 
 
 def _own_config(job: DetectJob) -> Any:
@@ -243,11 +265,15 @@ def _from_file(source: NucleusSource, job: DetectJob, store: io.Store, note: Not
 
 @dataclass(frozen=True)
 class _Found:
-    """The nuclei of a tile, and how many boxes were quartered and nuclei left out."""
+    """The nuclei of a tile, and how many boxes were quartered and nuclei left out.
+
+    `is_narrow`: a large nucleus has no room in it, and what lies around it is not at hand.
+    """
 
     table: NucleusTable
     n_quartered: int
     n_cut: int
+    is_narrow: bool
 
 
 def _find(detector: NucleusDetector, tiles: Field, box: Box) -> _Found:
@@ -255,8 +281,10 @@ def _find(detector: NucleusDetector, tiles: Field, box: Box) -> _Found:
         detector, tiles.read, box, size_px=tiles.size_px, mpp=tiles.mpp
     )
     outer = with_halo(box, round(detector.halo_um / tiles.mpp), tiles.size_px)
-    whole = without_cut(table, tiles.known(outer), outer)
-    return _Found(whole, n_quartered, len(table) - len(whole))
+    known = tiles.known(outer)
+    whole = without_cut(table, known, outer)
+    is_narrow = min(box.w, box.h) * tiles.mpp < LARGE_NUCLEUS_UM and not known.all()
+    return _Found(whole, n_quartered, len(table) - len(whole), bool(is_narrow))
 
 
 def write_nuclei(folder: Path, table: NucleusTable) -> None:

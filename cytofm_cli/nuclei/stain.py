@@ -15,6 +15,7 @@ Letters: M blobs, C colours, H rows, W columns.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -44,6 +45,10 @@ FEWEST: Final = 3
 BLOB_SHARE: Final = 0.75  # what a blob filter answers to a disk of contrast 1, at most
 DARK_LIGHT: Final = 70  # grey level; glass in transmitted light is brighter
 DARK_SHARE: Final = 0.25  # of the pixels: bright nuclei on black cover less
+CHANNELS: Final = ("red", "green", "blue")
+GLOW: Final = 12.0  # grey levels of the brightest thousandth above the median; less is noise
+GLOW_SHARE: Final = 0.3  # of the brightest channel's; less is bleed-through
+SAME: Final = 0.9  # correlation of channels from which they show one thing in grey
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,27 @@ class Stain:
         axis: density in red, green and blue, relative to the largest.
         level: contrast of the darkest nuclei along the axis, optical density; None: not measured.
         doubt: why it could not be told from the slide; None: it could, or was set.
+        several: names of the channels of fluorescence that show different things.
     """
 
     name: str
     axis: tuple[float, float, float]
     level: float | None = None
     doubt: str | None = field(default=None, compare=False)
+    several: tuple[str, ...] = field(default=(), compare=False)
 
     def darkness(self, density_HWC: Floats) -> Floats:
-        """Return the most of the stain that each pixel can hold, float32 (H, W)."""
+        """Return the most of the stain that each pixel can hold, float32 (H, W).
+
+        In fluorescence, of which the density is that of the inverted image, it is the light, 0 to
+        1: dyes emit in proportion to what there is of them.
+        """
+        if self.name == "fluorescence":
+            light: Floats = 1 - np.exp(-density_HWC[..., 0])
+            return light
         used = [c for c in range(3) if self.axis[c] >= USED]
         parts = [density_HWC[..., c] / np.float32(self.axis[c]) for c in used]
-        darkness: Floats = np.minimum.reduce(parts)
+        darkness: Floats = functools.reduce(np.minimum, parts)
         return darkness
 
     def facts(self) -> dict[str, Any]:
@@ -81,6 +95,46 @@ PAP: Final = Stain("pap", (1.0, 1.0, 0.0))
 HE: Final = Stain("he", (1.0, 1.0, 0.0))
 MGG: Final = Stain("mgg", (0.35, 1.0, 0.2), 0.8)
 FLUORESCENCE: Final = Stain("fluorescence", (1.0, 1.0, 1.0))
+
+
+def fluorescence(images: Sequence[NDArray[np.uint8]], channel: str = "auto") -> Stain:
+    """Return where nuclei are bright: in the brightest channel of each pixel, or in one of them.
+
+    Channels that show different things are different dyes, of which one is that of nuclei: blue, as
+    DAPI and Hoechst are shown by custom.
+
+    Args:
+        images: uint8 (H, W, 3), of one slide.
+        channel: "red", "green", "blue" or "brightest"; "auto": told from the images.
+    """
+    if channel in CHANNELS:
+        return _in_channel(CHANNELS.index(channel))
+    if channel == "brightest" or not images:
+        return FLUORESCENCE
+    light_NC = np.concatenate([image[::4, ::4].reshape(-1, 3) for image in images])
+    median_C, top_C = np.percentile(light_NC, (50, 99.9), axis=0)
+    glow_C = top_C - median_C
+    used = [c for c in range(3) if glow_C[c] >= max(GLOW, GLOW_SHARE * glow_C.max())]
+    lit_N = (light_NC > median_C + glow_C / 5)[:, used].any(1)
+    if len(used) < 2 or lit_N.sum() < FEWEST:
+        return FLUORESCENCE
+    alike = np.corrcoef(light_NC[lit_N][:, used].astype(np.float64), rowvar=False)
+    if np.nan_to_num(alike, nan=1.0).min() >= SAME:
+        return FLUORESCENCE
+    names = tuple(CHANNELS[c] for c in used)
+    return replace(_in_channel(2) if 2 in used else FLUORESCENCE, several=names)
+
+
+def _in_channel(channel: int) -> Stain:
+    red, green, blue = (float(c == channel) for c in range(3))
+    return replace(FLUORESCENCE, axis=(red, green, blue))
+
+
+def lightest(rgb_HWC: NDArray[np.uint8], of: Stain) -> NDArray[np.uint8]:
+    """Return the brightest of the channels in which nuclei are bright, uint8 (H, W)."""
+    used = [rgb_HWC[..., c] for c in range(3) if of.axis[c] > 0]
+    brightest: NDArray[np.uint8] = functools.reduce(np.maximum, used)
+    return brightest
 
 
 def looks_dark(images: Sequence[NDArray[np.uint8]]) -> bool:

@@ -39,7 +39,7 @@ def doubts(n_nuclei: int, store: Store) -> list[str]:
     area = foreground_mm2(store)
     look = "look at them: `cytofm views STORE -o sheets --preview 4`"
     if n_nuclei == 0:
-        return ["no nuclei found" + (f" in {area:.2g} mm² of foreground" if area else "")]
+        return ["no nuclei found" + (f" in {area:.2g} mm² of foreground; {look}" if area else "")]
     if area >= SOME_MM2 and n_nuclei < FEW * area:
         return [
             f"hardly any nuclei found: {n_nuclei} in {area:.2g} mm² of foreground; {look}, then "

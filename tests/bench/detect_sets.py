@@ -1,6 +1,6 @@
 """What the classical detector finds on every labelled set: one table a set.
 
-    python tests/bench/detect_sets.py [cric wbc malaria blood]
+    python tests/bench/detect_sets.py [cric wbc malaria blood chula simulated]
 
 cric: recall of marked nuclei (one to one within 3.75 µm), detections a field, fragments (marks
 with two or more detections within 7.5 µm) and the median area of what was matched, by class.
@@ -10,27 +10,40 @@ to that of the mask; detections a cell, and outside of it. One stain for each hu
 malaria (malaria_iml): boxed red cells and parasites that got a detection; red cells are no nuclei.
 blood (blood_boxes): white cells found, red cells marked, and the share of detections that lie
 in a white cell. Each field counts as a slide of its own.
+chula (chula_rbc12): detections a field of red cells, at 0.1 µm/px (nominal) and at 0.18 µm/px,
+where red cells measure their 7.5 µm.
+simulated: slides of every preset and of giant nuclei (`simulated_nuclei.py`), with their outlines:
+recall of the nuclei of marked cells and precision over all nuclei (one to one within 3.75 µm, as
+`cytofm_cli.api.truth.judge_nuclei` counts), fragments (whole nuclei of marked cells with two or
+more detections in the outline), overlap (IoU) with the best detection, and both by width.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import simulated_nuclei
 from PIL import Image
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.optimize import linear_sum_assignment
+from shapely import Point as ShapelyPoint
+from shapely import Polygon as ShapelyPolygon
+from shapely import STRtree
 
 from cytofm_cli.nuclei import polygons
 from cytofm_cli.nuclei.detectors.classical import ClassicalDetector
+from cytofm_cli.stats.matching import match_points
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 CRIC_MPP, MATCH_UM, NEAR_UM = 0.25, 3.75, 7.5
 WBC_MPP = 0.18  # white cells of 75 px are about 13.5 µm
 MALARIA_MPP = 0.12
+WIDTHS_UM = (4, 6, 9, 12, 15, 18, 22, 26, 30, 40)
 BLOOD_MPP = {"pbc": 0.106, "raabin": 0.061}  # red cells of 71 and 123 px are 7.5 µm
 
 
@@ -186,7 +199,70 @@ def blood() -> None:
     boxed("blood_boxes", BLOOD_MPP, lambda n: DATA / "blood_boxes/images" / n, ("wbc",))
 
 
-SETS = {"cric": cric, "wbc": wbc, "malaria": malaria, "blood": blood}
+def chula() -> None:
+    for mpp in (0.1, 0.18):
+        paths = sorted((DATA / "chula_rbc12" / "Dataset").iterdir())
+        counts = [len(ClassicalDetector().detect(rgb(path), mpp)) for path in paths]
+        print(f"chula_rbc12: {len(counts)} fields, {np.mean(counts):.1f} a field at {mpp} µm/px")
+
+
+def simulated() -> None:
+    for preset in simulated_nuclei.PRESETS:
+        n_marked = n_hit = n_found = n_correct = 0
+        nuclei: list[tuple[float, int, float]] = []
+        names = set()
+        for slide in simulated_nuclei.slides(preset):
+            detector, facts, _ = ClassicalDetector().for_slide([slide.image], slide.mpp, None)
+            names.add(facts["stain"]["name"])
+            table = detector.detect(slide.image, slide.mpp)
+            centre = np.array([polygons.centroid(ring) for ring in slide.rings]).reshape(-1, 2)
+            inside = ((centre >= 0) & (centre < slide.image.shape[1::-1])).all(1)
+            pairs = match_points(centre[inside], table.xy_px0.astype(float), MATCH_UM / slide.mpp)
+            n_found += len(table)
+            n_correct += len(pairs)
+            n_marked += int(slide.marked[inside].sum())
+            n_hit += int(slide.marked[inside][pairs[:, 0]].sum())
+            nuclei += whole_nuclei(slide, table)
+        print(
+            f"simulated {preset:12s} ({', '.join(sorted(names))}): recall {n_hit / n_marked:.3f} "
+            f"of {n_marked}, precision {n_correct / max(1, n_found):.3f} of {n_found}"
+        )
+        width, pieces, overlap = np.array(nuclei).T
+        for low, high in itertools.pairwise(WIDTHS_UM):
+            own = (width >= low) & (width < high)
+            if own.sum() >= 5:
+                print(
+                    f"    {low:2.0f} to {high:2.0f} µm wide: {own.sum():4d}, in pieces "
+                    f"{(pieces[own] >= 2).mean():.3f}, none {(pieces[own] == 0).mean():.3f}, "
+                    f"IoU {np.mean(overlap[own]):.3f}, above 0.5: {np.mean(overlap[own] > 0.5):.3f}"
+                )
+
+
+def whole_nuclei(slide, table) -> list[tuple[float, int, float]]:
+    """Return width in µm, detections inside, and the best IoU, of marked nuclei off the border."""
+    size = np.array(slide.image.shape[1::-1])
+    found = [ShapelyPolygon(table.polygon(i)).buffer(0) for i in range(len(table))]
+    tree = STRtree(found)
+    nuclei = []
+    for ring, marked in zip(slide.rings, slide.marked, strict=True):
+        if not marked or (ring < 0).any() or (ring > size).any():
+            continue
+        shape = ShapelyPolygon(ring).buffer(0)
+        near = tree.query(shape)
+        ious = [shape.intersection(found[i]).area / shape.union(found[i]).area for i in near]
+        n = sum(shape.contains(ShapelyPoint(table.xy_px0[i])) for i in near)
+        nuclei.append((2 * np.sqrt(shape.area / np.pi) * slide.mpp, n, max(ious, default=0.0)))
+    return nuclei
+
+
+SETS = {
+    "cric": cric,
+    "wbc": wbc,
+    "malaria": malaria,
+    "blood": blood,
+    "chula": chula,
+    "simulated": simulated,
+}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@
 Marks: the CRIC fields. Score: pairs of rival outlines (`classical.rivals`) near a mark, of which
 one has its centroid within 2 µm of it and the other lies 1.25 µm or more farther off; logistic
 regression on the difference of their features, each mark with the same weight, one of an
-abnormal nucleus (not NILM) with four times that, for there are five times fewer. Probability:
+abnormal nucleus (not NILM) with four times that, for there are five times fewer; and pairs of
+rival outlines of simulated nuclei (`simulated_nuclei.py`, seed 1) of which one overlaps the
+nucleus (IoU) by 0.15 or more above the other, all of these together with the share `SIMULATED` of
+the weight: there are hardly any large nuclei among the marks. Probability:
 logistic regression of "is the detection of a mark" (one to one within 3.75 µm) on the terms of
 `ranking.terms`, over all strong outlines that win against their rivals. Leukocytes are not
 marked in the collection, so it is the probability of a nucleus that a cytologist marked.
@@ -21,6 +24,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import shapely
+import simulated_nuclei
 from detect_sets import CRIC_MPP, DATA, MATCH_UM, NEAR_UM, cric_marks, matches, rgb, rows
 from scipy.optimize import minimize
 
@@ -32,6 +37,9 @@ from cytofm_cli.nuclei.stain import PAP, optical_density
 
 CENTRED_UM, APART_UM = 2.0, 1.25
 ABNORMAL_WEIGHT = 4.0
+SIMULATED = 0.7  # of the weight of all pairs
+SIMULATED_FROM = (("giant", 1), ("pap", 1), ("giemsa", 1))  # preset, seed
+LEAST_IOU, IOU_APART = 0.5, 0.15
 DETECTIONS = (130, 150)  # a field, on average
 
 
@@ -78,11 +86,58 @@ class Field:
         self.is_marked[[j for _, j in pairs]] = 1
 
 
-def fit_score(fields: list[Field]) -> np.ndarray:
+def simulated_pairs() -> tuple[np.ndarray, np.ndarray]:
+    """Return differences of features, better minus worse, and weights, of simulated nuclei."""
+    parts = []
+    for preset, seed in SIMULATED_FROM:
+        of = [slide_pairs(slide) for slide in simulated_nuclei.slides(preset, seed)]
+        x, weight = (np.concatenate(column) for column in zip(*of, strict=True))
+        parts.append((x, weight / weight.sum()))
+    x, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return x, weight
+
+
+def slide_pairs(slide: simulated_nuclei.Slide) -> tuple[np.ndarray, np.ndarray]:
+    factor = classical.WORKING_MPP / slide.mpp
+    found = classical.choose_stain(ClassicalConfig(), [slide.image], slide.mpp, None)
+    density = optical_density(resample_area(slide.image, factor))
+    evidence = classical.candidates(found.darkness(density), ClassicalConfig().min_radius_um)
+    x = ranking.features(evidence).astype(np.float64)
+    i, j = classical.rivals(evidence.outlines)
+    nuclei = [ring for ring, own in zip(slide.rings, slide.marked, strict=True) if own]
+    own, iou = best_overlap(evidence.outlines.points() * factor, nuclei)
+    tells = (own[i] == own[j]) & (own[i] >= 0) & (np.maximum(iou[i], iou[j]) > LEAST_IOU)
+    tells &= abs(iou[i] - iou[j]) > IOU_APART
+    i, j = i[tells], j[tells]
+    better, worse = np.where(iou[i] > iou[j], i, j), np.where(iou[i] > iou[j], j, i)
+    count = np.bincount(own[i], minlength=len(nuclei))[own[i]]
+    area = np.array([shapely.Polygon(ring).area for ring in nuclei])[own[i]] * slide.mpp**2
+    return x[better] - x[worse], area / count
+
+
+def best_overlap(points: np.ndarray, nuclei: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nucleus that each outline shares most with, -1 for none, and their IoU."""
+    outlines = shapely.make_valid(shapely.polygons(points))
+    shapes = shapely.make_valid(np.array([shapely.Polygon(ring) for ring in nuclei]))
+    row, nucleus = shapely.STRtree(shapes).query(outlines)
+    both = shapely.area(shapely.intersection(outlines[row], shapes[nucleus]))
+    own, iou = np.full(len(points), -1), np.zeros(len(points))
+    order = np.argsort(both, kind="stable")  # the last that is written is the largest
+    row, nucleus, both = row[order], nucleus[order], both[order]
+    own[row] = nucleus
+    iou[row] = both / (shapely.area(outlines[row]) + shapely.area(shapes[nucleus]) - both)
+    return own, iou
+
+
+def fit_score(fields: list[Field], simulated: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     parts = [field.pairs() for field in fields]
     x, weight = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     scale = np.concatenate([field.features for field in fields]).std(0)
-    x, weight = x / scale, weight / weight.sum()
+    share = np.array([1 - SIMULATED, SIMULATED])
+    weight = np.concatenate(
+        [w / w.sum() * part for w, part in zip((weight, simulated[1]), share, strict=True)]
+    )
+    x = np.concatenate([x, simulated[0]]) / scale
 
     def loss(b: np.ndarray) -> tuple[float, np.ndarray]:
         z = x @ b
@@ -111,11 +166,11 @@ def chance(field: Field, weights: np.ndarray) -> np.ndarray:
     return ranking.probability(field.terms, field.colour[field.kept], weights)
 
 
-def held_out(fields: list[Field]) -> None:
+def held_out(fields: list[Field], simulated: tuple[np.ndarray, np.ndarray]) -> None:
     every: list[tuple[Field, np.ndarray]] = []
     for group in sorted({field.group for field in fields}):
         others = [field for field in fields if field.group != group]
-        score = fit_score(others)
+        score = fit_score(others, simulated)
         for field in fields:
             field.settle(score)
         weights = fit_probability(others)
@@ -127,7 +182,8 @@ def held_out(fields: list[Field]) -> None:
     p = np.concatenate([chance for _, chance in every])
     y = np.concatenate([field.own[1] for field, _ in every])
     for most in DETECTIONS:
-        report(every, float(np.sort(p)[::-1][most * len(fields)]), most)
+        ranked = np.append(np.sort(p)[::-1], 0)  # there may be fewer
+        report(every, float(ranked[min(most * len(fields), len(p))]), most)
     edges = [0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.001]
     for low, high in itertools.pairwise(edges):
         here = (p >= low) & (p < high)
@@ -184,8 +240,9 @@ def main() -> None:
     args = parser.parse_args()
     group_of = {row["image"]: row["group"] for row in rows(DATA / "cric" / "images.csv")}
     fields = [Field(name, group_of[name], marks) for name, marks in cric_marks().items()]
-    held_out(fields)
-    score = fit_score(fields)
+    simulated = simulated_pairs()
+    held_out(fields, simulated)
+    score = fit_score(fields, simulated)
     for field in fields:
         field.settle(score)
     lines = {

@@ -120,7 +120,10 @@ def test_dry_run__writes_nothing(here, two: Path, tmp_path: Path) -> None:
     [
         (("--unit", "tiles"), 2, "choose tile, cell, both. Hint: did you mean tile?"),
         (("--encoder", "uni"), 3, "encoder 'uni' needs weights."),
-        (("--detector", "cellvit", "--encoder", "nobody"), 2, "nobody"),
+        (("--detector", "cellvit"), 3, "detector 'cellvit' needs a weight file: a CellViT"),
+        (("--detector", "instanseg", "--set", "weights=none.pt"), 3, "none.pt: no such file"),
+        (("--detector", "import", "--encoder", "nobody"), 2, "import"),
+        (("--encoder", "nobody"), 2, "nobody"),
         (("--set", "min_probability=2"), 2, "--set min_probability=2 must be at most 1"),
         (("--to", "docx"), 2, "--to docx: choose"),
         (("--model", "nowhere"), 3, "nowhere"),

@@ -56,7 +56,10 @@ def test_no_nuclei__is_done_with_none_and_said(stores):
     store = stores / "stores" / "bare.zarr"
     status, facts, notes = detect(store)
     assert (status, facts["n"]) == ("done", 0)
-    assert notes == ["warning: bare: no nuclei found in 0.033 mm² of foreground"]
+    assert notes == [
+        "warning: bare: no nuclei found in 0.033 mm² of foreground; look at them: `cytofm views "
+        "STORE -o sheets --preview 4`"
+    ]
     assert len(open_store(store).nuclei()) == 0
 
 
@@ -83,8 +86,8 @@ def test_too_little_memory__is_quartered_counted_and_the_same(stores, monkeypatc
     plain = ClassicalDetector.detect
 
     def small(self, image, mpp):
-        # Both tiles are one block; a quarter of it with its halo has 245 760 pixels.
-        if image.shape[0] * image.shape[1] > 250_000:
+        # Both tiles are one block; a quarter of it with its halo has 297 216 pixels.
+        if image.shape[0] * image.shape[1] > 300_000:
             raise OutOfMemoryError("too little memory")
         return plain(self, image, mpp)
 
@@ -158,6 +161,44 @@ def test_isolated_tiles__find_what_the_whole_field_has_and_nothing_else(tmp_path
     assert f"{record.n_cut} nuclei at the ends of tiles left out" in notes[0]
 
 
+@pytest.mark.parametrize("stride", [64, 240])
+def test_nucleus__larger_than_its_tile_is_completed_from_the_slide_or_that_is_said(
+    tmp_path, stride
+):
+    # Nuclei 24 µm wide with coarse chromatin; tiles of 16 µm, side by side, or apart, of
+    # which four lie in the middle of a nucleus each.
+    rng = np.random.default_rng(0)
+    image = np.full((660, 660, 3), (243, 242, 240), np.float64)
+    yy, xx = np.mgrid[:660, :660]
+    centres = [(x, y) for y in (272, 512) for x in (272, 512)]
+    for x, y in centres:
+        inside = np.clip((48 - np.hypot(xx - x, yy - y)) / 2 + 0.5, 0, 1)[..., None]
+        image += inside * (np.array([110, 80, 150]) - image)
+        for cx, cy in np.array([x, y]) + rng.uniform(-30, 30, (12, 2)):
+            clump = np.clip(4 - np.hypot(xx - cx, yy - cy) + 0.5, 0, 1)[..., None]
+            image += 0.5 * clump * inside * (np.array([60, 40, 110]) - image)
+    path = tmp_path / "giant.png"
+    noisy = image + rng.normal(0, 2, image.shape)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path)
+    words = ("--tile-px", 64, "--stride-px", stride, "--foreground", "none")
+    store = tiled(path, "stores", *words)
+
+    _, facts, notes = detect(store)
+    assert facts["n"] == 4 and not any("narrower" in note for note in notes)
+    table = open_store(store).nuclei()
+    gap = np.linalg.norm(table.xy_px0[:, None] - np.array(centres) - 0.5, axis=2)
+    assert gap.min(0).max() < 3
+    np.testing.assert_allclose(table.area_um2, np.pi * 12**2, rtol=0.08)
+
+    path.unlink()
+    _, facts, notes = detect(store)
+    if stride == 64:  # together the tiles hold everything
+        assert facts["n"] == 4 and not any("narrower" in note for note in notes)
+    else:
+        said = "16 of 16 groups of tiles are narrower than a large nucleus (30 µm)"
+        assert any(said in note for note in notes)
+
+
 def test_dark_field__is_known_from_the_tiles(tmp_path):
     smear(tmp_path / "dapi.png", n=40, glass=(2, 2, 4), nucleus=(10, 10, 230))
     store = tiled(tmp_path / "dapi.png", "stores", "--tile-px", 240, "--min-foreground", 0.001)
@@ -173,14 +214,14 @@ def test_magenta__stain_is_recorded(tmp_path):
     assert detect(store)[1]["n"] == 40
     record = open_store(store).nuclei_record()
     assert record.other["stain"]["name"] == "mgg" and record.other["stain"]["axis"][1] == 1
-    assert record.config["version"] == 3 and record.config["stain"] == "auto"
+    assert record.config["version"] == 4 and record.config["stain"] == "auto"
 
 
 @pytest.mark.parametrize(
     ("n", "area", "said"),
     [
         (0, 0.0, "no nuclei found"),
-        (0, 0.02, "no nuclei found in 0.02 mm²"),
+        (0, 0.02, "no nuclei found in 0.02 mm² of foreground; look at them: `cytofm views"),
         (4, 0.5, "hardly any nuclei found: 4 in 0.5 mm²"),
         (5, 0.5, ""),
         (1, 0.04, ""),  # too little to say
@@ -211,5 +252,5 @@ def test_nuclei__of_the_former_version_are_recognised_and_stay_readable(stores, 
     assert "version" not in open_store(store).steps["nuclei/classical"].config
     assert len(open_store(store).nuclei()) == 8
     job = DetectJob(slide_id="full", path=str(store), config=DetectConfig())
-    with pytest.raises(ConfigMismatchError, match="version: 1 → 3"):
+    with pytest.raises(ConfigMismatchError, match="version: 1 → 4"):
         Detection().detect(job, lambda *_: None, print)

@@ -99,7 +99,7 @@ def test_best_of_overlapping__the_better_wins_and_frees_the_rivals_of_the_worse(
     assert kept.tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("radius_um", [3.5, 6.0, 9.0])
+@pytest.mark.parametrize("radius_um", [3.5, 6.0, 9.0, 12.0, 15.0])
 def test_large_nucleus__with_coarse_chromatin_is_one(radius_um):
     rng = np.random.default_rng(4)
     side, radius = 400, radius_um / 0.25

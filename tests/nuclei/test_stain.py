@@ -85,6 +85,13 @@ def test_darkness__is_the_least_that_any_channel_allows():
     np.testing.assert_allclose(Stain("own", (0.1, 1, 0.2)).darkness(density), [[0.9, 0.1]])
 
 
+def test_darkness__of_fluorescence_is_the_light():
+    inverted = np.full((1, 3, 3), 255, np.float32) - np.array([0, 64, 255])[None, :, None]
+    density = stain.optical_density(inverted.astype(np.float32))
+    light = stain.FLUORESCENCE.darkness(density)
+    np.testing.assert_allclose(light, [[0, 64 / 256, 255 / 256]], atol=1e-6)
+
+
 def test_stain__red_cells_alone_are_not_taken_for_nuclei():
     image = field((225, 150, 160), None, radius=15)  # densities 0.1, 0.5, 0.45
     assert stain.find_stain(stain.contrasts(image, 0.25)) == PAP
@@ -139,3 +146,50 @@ def test_for_slide__follows_the_record_and_says_what_contradicts_it():
     _, facts, notes = against.for_slide([image], 0.25, "dark-field")
     assert facts["nuclei"] == "dark"
     assert len(notes) == 1 and "recorded as dark-field" in notes[0]
+
+
+def two_dyes(nucleus, cell) -> np.ndarray:
+    """Draw nuclei in wide cells of another dye on black, light added up."""
+    dark = field(None, None, (2, 2, 4)).astype(int)
+    nuclei, cells = field(nucleus, None, (0, 0, 0)), field(cell, None, (0, 0, 0), radius=40)
+    return (dark + nuclei + cells).clip(0, 255).astype(np.uint8)
+
+
+def test_fluorescence__of_several_dyes_is_looked_at_in_blue_and_that_is_said():
+    # The cell's green is brighter than the nucleus: the brightest channel has no nuclei.
+    image = two_dyes((0, 0, 150), (0, 220, 0))
+    detector, facts, notes = ClassicalDetector().for_slide([image], 0.25, "dark-field")
+    assert facts["stain"]["axis"] == [0, 0, 1]
+    assert len(notes) == 1 and "several channels (green, blue)" in notes[0] and "blue" in notes[0]
+    assert found_at(detector.detect(image, 0.25)) == sorted(CENTRES)
+    table = detector.detect(image, 0.25)
+    np.testing.assert_allclose(table.area_um2, np.pi * 4.5**2, rtol=0.08)
+
+    given = ClassicalDetector(ClassicalConfig(channel="green"))
+    detector, facts, notes = given.for_slide([image], 0.25, "dark-field")
+    assert facts["stain"]["axis"] == [0, 1, 0] and not notes
+    np.testing.assert_allclose(detector.detect(image, 0.25).area_um2, np.pi * 10**2, rtol=0.08)
+
+
+@pytest.mark.parametrize(
+    ("nucleus", "cell"),
+    [((200, 200, 200), (0, 0, 0)), ((10, 10, 230), (4, 4, 20)), ((0, 30, 180), (0, 9, 0))],
+)
+def test_fluorescence__of_one_dye_is_the_brightest_channel(nucleus, cell):
+    found = choose_stain(ClassicalConfig(), [two_dyes(nucleus, cell)], 0.25, "dark-field")
+    assert found == stain.FLUORESCENCE and not found.several
+
+
+def test_fluorescence__without_blue_is_the_brightest_channel_and_that_is_said():
+    _, facts, notes = ClassicalDetector().for_slide(
+        [two_dyes((150, 0, 0), (0, 220, 0))], 0.25, "dark-field"
+    )
+    assert facts["stain"]["axis"] == [1, 1, 1]
+    assert "several channels (red, green)" in notes[0] and "the brightest" in notes[0]
+
+
+def test_channel__is_refused_for_dark_nuclei():
+    for other in ({"nuclei": "dark"}, {"stain": "pap"}):
+        with pytest.raises(UsageError, match="is for bright nuclei"):
+            ClassicalDetector(ClassicalConfig(channel="blue", **other))
+    ClassicalConfig(channel="blue", nuclei="bright")

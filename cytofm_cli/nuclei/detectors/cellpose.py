@@ -18,11 +18,13 @@ from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp
 from cytofm_cli.nuclei.polygons import label_table
+from cytofm_cli.nuclei.weights import existing_file
 from cytofm_cli.registry import DetectorPlugin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+NEEDS: Final = "a Cellpose-SAM file (cpsam_v2)"
 MPP_RANGE: Final = (0.05, 2.1)
 MIN_PIXELS: Final = 15
 # What every Cellpose-SAM file has beside its transformer blocks.
@@ -53,9 +55,7 @@ class CellposeDetector:
         from cytofm_cli.work.device import find_device
 
         self.config = config or CellposeConfig()
-        path = networks.existing_file(
-            self.config.weights, "cellpose", "a Cellpose-SAM file (cpsam_v2)"
-        ).resolve()
+        path = existing_file(self.config.weights, "cellpose", NEEDS).resolve()
         self.device = find_device(self.config.device)
         state = networks.load_tensors(path)
         check_keys(path, state, EXPECTED_KEYS)
@@ -110,6 +110,7 @@ def _open_model(path: Path, device: Any) -> Any:
 PLUGIN = DetectorPlugin(
     make=CellposeDetector,
     config=CellposeConfig,
+    weights=NEEDS,
     summary="Cellpose-SAM with your weight file",
     needs=("cellpose",),
     extra="cellpose",

@@ -23,6 +23,7 @@ from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, emp
 from cytofm_cli.nuclei.hover import SEPARATIONS, majority_class, separate
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.nuclei.resample import resample_area
+from cytofm_cli.nuclei.weights import existing_file
 from cytofm_cli.registry import DetectorPlugin
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ Floats = NDArray[np.float32]
 # Names of PanNuke's classes; 0 is the background and also stands for "no class".
 PANNUKE: Final = (NUCLEUS, "neoplastic", "inflammatory", "connective", "dead", "epithelial")
 MPP_OF: Final = {40: 0.25, 20: 0.5}
+NEEDS: Final = "a CellViT checkpoint, e.g. CellViT-256-x40-AMP.pth"
 MPP_RANGE: Final = (0.05, 1.05)
 MPP_TOLERANCE: Final = 0.035  # closer than this, the network sees the pixels as they are
 SIDE_MULTIPLE: Final = 32  # what the networks were trained with
@@ -70,13 +72,10 @@ class CellvitDetector:
     halo_um: float = 16.0  # 64 px at 40×, the overlap of the published pipeline
 
     def __init__(self, config: CellvitConfig | None = None) -> None:
-        from cytofm_cli.nuclei import networks
         from cytofm_cli.work.device import find_device
 
         self.config = config or CellvitConfig()
-        path = networks.existing_file(
-            self.config.weights, "cellvit", "a CellViT checkpoint, e.g. CellViT-256-x40-AMP.pth"
-        )
+        path = existing_file(self.config.weights, "cellvit", NEEDS)
         self.device = find_device(self.config.device)
         self.file = read_checkpoint(path, self.config.magnification)
         self.file.network.eval().to(self.device)
@@ -248,6 +247,7 @@ def _magnification(asked: int, config: Mapping[str, Any], path: Path) -> int:
 PLUGIN = DetectorPlugin(
     make=CellvitDetector,
     config=CellvitConfig,
+    weights=NEEDS,
     summary="CellViT-256 or CellViT-SAM with your weight file; nuclei with PanNuke classes",
     sample="cytofm_cli.testing.samples.detectors:cellvit",
 )

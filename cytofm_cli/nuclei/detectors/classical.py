@@ -3,7 +3,7 @@
 1. Darkness: how much of the nuclear stain a pixel can hold (`cytofm_cli.nuclei.stain`). With
    most stains that is the optical density in red or in green, whichever is smaller; which
    stain it is, is told from the slide.
-2. Blobs: maxima of the scale-normalised Laplacian of Gaussian over radii of 2.5 to 12 µm
+2. Blobs: maxima of the scale-normalised Laplacian of Gaussian over radii of 2.5 to 16.5 µm
    (Lindeberg, IJCV 30:79, 1998).
 3. Outlines: the closed path of the steepest drop around each blob (`cytofm_cli.nuclei.outline`).
 4. Of outlines that lie in each other the better one stays: a whole nucleus rather than a clump of
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
-from cytofm_cli.nuclei import measures, outline, ranking, stain
+from cytofm_cli.nuclei import measures, outline, ranking, red_cells, stain
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, make_table
 from cytofm_cli.nuclei.blobs import find_blobs
 from cytofm_cli.nuclei.outline import Outlines
@@ -39,16 +39,19 @@ Floats = NDArray[np.float32]
 
 WORKING_MPP: Final = 0.5  # a nucleus of 2.5 µm radius still spans ten pixels
 MPP_RANGE: Final = (0.05, 1.05)
-# 2.5 to 12 µm in steps of 1.37: an outline may be 0.3 to 1.8 times as large as its blob.
-RADII_UM: Final = tuple(2.5 * 1.37**i for i in range(6))
+# 2.5 to 16.5 µm in steps of 1.37: an outline may be 0.3 to 1.8 times as large as its blob.
+RADII_UM: Final = tuple(2.5 * 1.37**i for i in range(7))
 MIN_BLOB: Final = 0.06  # optical density; fainter blobs are noise in 8-bit images
 MIN_EDGE_SHARE: Final = 0.2
-FULL_RED: Final = 0.5  # optical density; red cells measured 0.2 or less in nine of ten
+RED: Final = red_cells.FEATURES.index("red")
+GREEN: Final = red_cells.FEATURES.index("green")
+DENSITY: Final = red_cells.FEATURES.index("density")
 MAX_OVERLAP: Final = 0.4  # share of the smaller outline
 # Contrast, as a share of that of the slide's nuclei, from which and to which confidence rises
 # where colour cannot tell nuclei from red cells (Romanowsky: 0.3 to 0.45 of a nucleus).
 FAINT_SHARE: Final = (0.35, 0.65)
 DARK_ENOUGH: Final = 1.2  # optical density; no red cell, however dark the darkest nuclei
+ANY_HUE: Final = 1.5  # optical density of a nucleus whatever its hue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class ClassicalConfig(Settings):
     """Settings of the classical detector."""
 
     min_probability: float = option(
-        0.003,
+        0.001,
         "probability below which a nucleus is dropped; lower finds more, and more that is none",
         low=0.0,
         high=1.0,
@@ -72,6 +75,11 @@ class ClassicalConfig(Settings):
     stain: Literal["auto", "pap", "mgg", "he", "fluorescence"] = option(
         "auto", "what nuclei are stained with; auto: told from the slide, pap where it cannot be"
     )
+    channel: Literal["auto", "brightest", "red", "green", "blue"] = option(
+        "auto",
+        "where nuclei are bright in fluorescence; auto: blue where channels show different things, "
+        "else the brightest",
+    )
 
     def check(self) -> None:
         """Refuse a stain that contradicts what nuclei look like."""
@@ -79,6 +87,12 @@ class ClassicalConfig(Settings):
             raise UsageError(
                 f"{self.said('stain')} means bright nuclei, and nuclei=dark dark ones.",
                 hint="leave one of them out",
+            )
+        is_dark = self.nuclei == "dark" or self.stain in ("pap", "mgg", "he")
+        if self.channel != "auto" and is_dark and self.nuclei != "bright":
+            raise UsageError(
+                f"{self.said('channel')} is for bright nuclei, and dark ones are looked for.",
+                hint="leave it out, or --set stain=fluorescence",
             )
 
 
@@ -91,8 +105,8 @@ class ClassicalDetector:
     """
 
     classes: tuple[str, ...] = (NUCLEUS,)
-    # The largest blob filter reaches 27 µm (3 σ of 13 / √2 µm), a large nucleus 5 µm more.
-    halo_um: float = 32.0
+    # The largest blob filter reaches 35 µm (3 σ of 16.5 / √2 µm), a large nucleus 9 µm more.
+    halo_um: float = 44.0
     block_um: float = 384.0  # 1536 px at 0.25 µm/px: memory grows with it, time hardly falls
 
     def __init__(
@@ -119,6 +133,12 @@ class ClassicalDetector:
                 f"the stain cannot be told: {found.doubt}; it is taken for Papanicolaou's. "
                 "--set stain=pap, he or mgg says what it is"
             )
+        if found.several:
+            where = "blue, as DAPI is shown," if found.axis[2] > found.axis[0] else "the brightest"
+            notes.append(
+                f"fluorescence in several channels ({', '.join(found.several)}): nuclei are "
+                f"looked for in {where}; --set channel=… says where they are"
+            )
         facts = {"stain": found.facts(), "nuclei": "bright" if bright else "dark"}
         return ClassicalDetector(self.config, known=found), facts, notes
 
@@ -128,9 +148,8 @@ class ClassicalDetector:
         check_mpp(mpp, *MPP_RANGE, "classical")
         found = self._known or choose_stain(self.config, [rgb_HWC], mpp, None)
         if found.name == "fluorescence":
-            # The brightest channel, inverted: blue DAPI and grey dark field look alike then.
-            lightest_HW = np.maximum.reduce([rgb_HWC[..., c] for c in range(3)])
-            rgb_HWC = np.repeat(255 - lightest_HW[..., None], 3, axis=-1)
+            # One channel, inverted: blue DAPI and grey dark field look alike then.
+            rgb_HWC = np.repeat(255 - stain.lightest(rgb_HWC, found)[..., None], 3, axis=-1)
         factor = WORKING_MPP / mpp
         density_HWC = optical_density(resample_area(rgb_HWC, factor))
         outlines, probability = find_outlines(density_HWC, self.config, found)
@@ -157,7 +176,7 @@ def choose_stain(
         is_dark = stain.looks_dark(images) if illumination is None else illumination == "dark-field"
         bright = is_dark
     if bright:
-        return stain.FLUORESCENCE
+        return stain.fluorescence(images, config.channel)
     if config.stain in ("pap", "he") or not images:
         return stain.HE if config.stain == "he" else PAP
     contrast_M3 = np.concatenate([stain.contrasts(image, mpp) for image in images])
@@ -181,6 +200,8 @@ def find_outlines(
     evidence = candidates(darkness_HW, config.min_radius_um)
     score_M = ranking.score(evidence)
     rows = ranking.best_of_overlapping(evidence.outlines, score_M, rivals(evidence.outlines))
+    # What is too weak in the best colour need not be looked at in its own.
+    rows = rows[ranking.is_strong(evidence.take(rows), np.ones(len(rows), np.float32))]
     colour_M = colours(density_HWC, darkness_HW, evidence.outlines.take(rows), found_in)
     strong = ranking.is_strong(evidence.take(rows), colour_M)
     rows, colour_M = rows[strong], colour_M[strong]
@@ -226,8 +247,10 @@ def colours(
 ) -> Floats:
     """Return 1 for the colour of nuclei, towards 0 for that of red cells, float32 (M,).
 
-    Where both have one hue, their darkness tells them apart.
+    Where both have one hue, their darkness tells them apart. In fluorescence all is grey.
     """
+    if found_in.name == "fluorescence":
+        return np.ones(len(outlines), np.float32)
     if found_in.level is None:
         return _nuclear_colour(density_HWC, outlines, found_in)
     return _nuclear_darkness(darkness_HW, outlines, found_in.level)
@@ -236,16 +259,16 @@ def colours(
 def _nuclear_colour(density_HWC: Floats, outlines: Outlines, found_in: Stain) -> Floats:
     """Return 1 for the colour of nuclei, towards 0 for that of red cells, float32 (M,).
 
-    Haemoglobin and eosin hardly absorb red. What does absorb red strongly is a nucleus even
-    where it absorbs green far more, as with Giemsa. What absorbs red alone is mostly cytoplasm
-    stained with light green; purely blue nuclei exist, so this only halves the confidence, and
-    not at all with haematoxylin and eosin, which have no green.
+    What absorbs red alone is mostly cytoplasm stained with light green; purely blue nuclei exist,
+    so this only halves the confidence, and not at all with haematoxylin and eosin, which have no
+    green.
     """
-    red, green, _ = outline.contrast(density_HWC, outlines).T
-    ratio = red / np.maximum(green, 0.03)
-    not_pink = np.clip(np.maximum((ratio - 0.3) / 0.3, red / FULL_RED), 0, 1)
+    features_MF = red_cells.features(density_HWC, outlines, WORKING_MPP)
+    ratio = features_MF[:, RED] / np.maximum(features_MF[:, GREEN], 0.1)
     not_cyan = 1.0 if found_in.name == "he" else np.clip(2 - ratio, 0.5, 1)
-    colour: Floats = not_pink * not_cyan
+    dark = (np.exp(features_MF[:, DENSITY]) - DARK_ENOUGH) / (ANY_HUE - DARK_ENOUGH)
+    not_red = np.maximum(red_cells.nucleus_share(features_MF), np.clip(dark, 0, 1))
+    colour: Floats = (not_red * not_cyan).astype(np.float32)
     return colour
 
 
@@ -279,8 +302,9 @@ PLUGIN = DetectorPlugin(
     make=ClassicalDetector,
     config=ClassicalConfig,
     # 2: stain and illumination are told from the slide; 3: outlines are ranked by a score that was
-    # fitted on marks, and probabilities are probabilities
-    version=3,
+    # fitted on marks, and probabilities are probabilities; 4: large nuclei are whole, red cells are
+    # told by more than hue, fluorescence is looked at in the channel of nuclei
+    version=4,
     summary="no weights: darkness, scale-space blobs, outlines; stained or fluorescent nuclei",
     sample="cytofm_cli.testing.samples.detectors:classical",
 )

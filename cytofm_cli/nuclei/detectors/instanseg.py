@@ -24,12 +24,14 @@ from cytofm_cli.errors import InputError, WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, empty_table
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.nuclei.resample import resample_area
+from cytofm_cli.nuclei.weights import existing_file
 from cytofm_cli.registry import DetectorPlugin
 from cytofm_cli.units import is_plausible_mpp
 
 if TYPE_CHECKING:
     import torch
 
+NEEDS: Final = "an InstanSeg TorchScript file (instanseg.pt)"
 MPP_RANGE: Final = (0.05, 2.1)
 SIDE_MULTIPLE: Final = 32
 MIN_RANGE: Final = 4.0  # grey levels; below this, scaling a tile to 0..1 only shows its noise
@@ -55,13 +57,10 @@ class InstansegDetector:
     halo_um: float = 20.0
 
     def __init__(self, config: InstansegConfig | None = None) -> None:
-        from cytofm_cli.nuclei import networks
         from cytofm_cli.work.device import find_device
 
         self.config = config or InstansegConfig()
-        path = networks.existing_file(
-            self.config.weights, "instanseg", "an InstanSeg TorchScript file (instanseg.pt)"
-        )
+        path = existing_file(self.config.weights, "instanseg", NEEDS)
         self.path = path
         self.device = find_device(self.config.device)
         self.module = load_torchscript(path, self.device)
@@ -173,6 +172,7 @@ def _pixel_size(module: Any, path: Path) -> float:
 PLUGIN = DetectorPlugin(
     make=InstansegDetector,
     config=InstansegConfig,
+    weights=NEEDS,
     summary="InstanSeg with your TorchScript file, at the model's own resolution",
     sample="cytofm_cli.testing.samples.detectors:instanseg",
 )
