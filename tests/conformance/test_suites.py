@@ -17,7 +17,8 @@ OURS = {
     "encoder": {"handcrafted", "sr_vit", "timm"},
     "pretraining method": {"byol", "dino", "dinov2", "distill", "ibot", "moco", "simclr"},
     "MIL method": {
-        "abmil", "clam_mb", "clam_sb", "count", "dsmil", "dtfd", "less", "max", "mean", "transmil",
+        "abmil", "clam_mb", "clam_sb", "count", "dsmil", "dtfd", "less", "max", "max_score",
+        "mean", "transmil",
     },
     "exporter": {"csv", "geojson", "h5", "pt"},
 }  # fmt: skip

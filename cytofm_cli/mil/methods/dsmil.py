@@ -24,8 +24,10 @@ class DsmilConfig(Settings):
 
     query: int = option(128, "width of the queries", low=1)
     non_linear: bool = option(True, "two layers with tanh make the queries; else one linear layer")
-    init: Literal["orthogonal", "default"] = option(
-        "orthogonal", "initial weights; orthogonal avoids stuck training"
+    init: Literal["orthogonal", "zero", "default"] = option(
+        "orthogonal",
+        "initial weights; orthogonal: as published; zero: the same, but both classifiers start at "
+        "0 and prefer no instance",
     )
 
 
@@ -50,6 +52,10 @@ class Dsmil(MilHead):
         "ties": "first",
         "shuffle_instances": True,
     }
+    # Orthogonal, a classifier of one output is a random direction of length 1, in which instances
+    # of standardised features differ by 1. It, not the labels, then picks the critical instance of
+    # each bag, and both streams learn these by heart: docs/mil-benchmark.md.
+    CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {"init": "zero"}
     gap: ClassVar[str] = (
         "selection on validation (official default: on the test fold), by accuracy of the most "
         "probable class (official: at the best threshold of the fold it is judged on)"
@@ -71,11 +77,14 @@ class Dsmil(MilHead):
         )
         # A kernel as long as the features: every output sees the bag vectors of all classes.
         self.bag = nn.Conv1d(outputs, outputs, n_features)
-        if config.init == "orthogonal":
+        if config.init != "default":
             for module in self.modules():
                 if isinstance(module, nn.Linear | nn.Conv1d):
                     nn.init.orthogonal_(module.weight)
                     nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        if config.init == "zero":
+            for module in (self.instance, self.bag):
+                nn.init.zeros_(module.weight)
 
     def forward(
         self, x_BND: Tensor, mask_BN: Tensor | None = None, seeds: Sequence[int] | None = None
@@ -123,5 +132,5 @@ PLUGIN = Plugin(
     make=Dsmil,
     config=DsmilConfig,
     summary="dual-stream MIL (Li 2021)",
-    sample=samples({}, {"non_linear": False}),
+    sample=samples({}, {"non_linear": False, "init": "orthogonal"}),
 )

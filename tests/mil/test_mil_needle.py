@@ -1,0 +1,56 @@
+"""One marked instance in a bag, along a direction that no single feature shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cytofm_cli.mil.bag import Bag
+from cytofm_cli.mil.base import Recipe, make_head, preset_settings
+from cytofm_cli.mil.train import Labelled, fit, predict_logits
+
+WIDTH = 36
+
+
+def needles(patients: int, seed: int) -> Labelled:
+    """One instance of every other bag is 6 off, along all features alike."""
+    rng = np.random.default_rng(seed)
+    bags = []
+    for i in range(2 * patients):
+        x_ND = rng.normal(size=(24, WIDTH)) + 0.3 * rng.normal(size=WIDTH)
+        x_ND[0] += (i % 2) * 6 / WIDTH**0.5
+        bags.append(Bag(f"{seed}_{i}", x_ND.astype(np.float32)))
+    return Labelled(bags, np.arange(2 * patients) % 2)
+
+
+def auc_of(method: str, preset: str) -> float:
+    """Train on 50 patients, choose the pass on 10, judge 60 others."""
+    recipe, settings = preset_settings(method, preset)
+    train, validation, test = (needles(n, seed) for seed, n in enumerate((50, 10, 60)))
+    model = fit(method, settings, Recipe(**recipe), train, validation, 2, seeds=[0]).model
+    logits_SC = predict_logits(model, test.bags)
+    z = logits_SC[:, 1] - logits_SC[:, 0]
+    return float((z[1::2, None] > z[None, ::2]).mean())
+
+
+@pytest.mark.parametrize("method", ["max_score", "dsmil"])
+def test_needle__is_found_by_heads_that_score_instances(method: str) -> None:
+    assert auc_of(method, "cytofm") >= 0.9
+
+
+def test_needle__is_not_seen_by_the_maximum_of_single_features() -> None:
+    assert auc_of("max", "cytofm") <= 0.75
+
+
+@pytest.mark.parametrize(("preset", "norm"), [("cytofm", 0.0), ("official", 1.0)])
+def test_dsmil__published_start_is_a_random_direction_and_the_presets_is_none(
+    preset: str, norm: float
+) -> None:
+    head, _ = make_head("dsmil", 12, 2, preset_settings("dsmil", preset)[1])
+    for layer in (head.instance, head.bag):
+        assert layer.weight.norm().item() == pytest.approx(norm, abs=1e-6)
+        assert layer.bias.abs().max() == 0
+    # The queries, which pick by likeness to the critical instance, are orthogonal in both.
+    weight = head.query[2].weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), atol=1e-5, rtol=0)
