@@ -120,7 +120,7 @@ def bags(encoder: Encoder, folder: Path) -> dict[str, Any]:
                      "--method", head, "--seeds", STUDY["judge"]["seeds"], "-o", out,
                      "--quiet"]  # fmt: skip
             cytofm(words, folder / "log")
-            pooled = json.loads((out / "metrics.json").read_text())["pooled"]["auc"]
+            pooled = json.loads((out / "metrics.json").read_text())["auc"]
             judged[task][head] = {
                 **{key: pooled[key] for key in ("value", "low", "high")},
                 "patients": by_patient(out / "predictions.csv", labels),
