@@ -22,6 +22,7 @@ class NucleiFound:
         n_found: detections.
         n_correct: those that are matched to a true nucleus, be it of a marked cell or not.
         by_class: class of marked cells to (n_true, n_hit).
+        others: what the detections that are matched to no nucleus lie on, and how many do.
     """
 
     n_true: int
@@ -29,6 +30,7 @@ class NucleiFound:
     n_found: int
     n_correct: int
     by_class: dict[str, tuple[int, int]] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
 
     @property
     def recall(self) -> float | None:
@@ -52,6 +54,7 @@ class NucleiFound:
             "n_correct": self.n_correct,
             "match_um": MATCH_UM,
             "classes": classes,
+            "others": self.others,
         }
 
 
@@ -72,6 +75,7 @@ def judge_nuclei(
     """
     import numpy as np
 
+    from cytofm_cli.simulate.ground import GROUNDS, grounds
     from cytofm_cli.simulate.nuclei import read_nuclei
     from cytofm_cli.simulate.tables import read_summary
     from cytofm_cli.stats.classes import class_order
@@ -82,6 +86,7 @@ def judge_nuclei(
     match_px = match_um / (read_summary(Path(cohort)) or {"mpp": 0.25})["mpp"]
     total: Counter[str] = Counter()
     hit: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     n_found = n_correct = 0
     for slide, nuclei in truth.items():
         table = open_store(Path(stores) / f"{slide}.zarr").nuclei(detector)
@@ -89,7 +94,9 @@ def judge_nuclei(
         pairs = match_points(nuclei.xy_px0, xy_px0, match_px)
         n_found += len(xy_px0)
         n_correct += len(pairs)
+        others.update(grounds(Path(cohort), slide, np.delete(xy_px0, pairs[:, 1], axis=0)))
         total.update(nuclei.classes[i] for i in range(len(nuclei)) if nuclei.marked[i])
         hit.update(nuclei.classes[i] for i in pairs[:, 0] if nuclei.marked[i])
     classes = {name: (total[name], hit[name]) for name in class_order(list(total))}
-    return NucleiFound(total.total(), hit.total(), n_found, n_correct, classes)
+    elsewhere = {name: others[name] for name in GROUNDS}
+    return NucleiFound(total.total(), hit.total(), n_found, n_correct, classes, elsewhere)

@@ -75,11 +75,22 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
         f"precision {_share(nuclei['precision'])} of {nuclei['n_found']} detections",
         f"                  (matched one to one within {nuclei['match_um']} µm; recall of marked "
         "cells, precision of all nuclei)",
+        *_others(nuclei),
         "",
         f"{'cells by':<18}AUC, abnormal against NILM (linear probe, whole patients held out)",
     ]
     lines += [f"{name:<18}{_interval(value)}" for name, value in found["probe"].items()]
     return [*lines, ""]
+
+
+def _others(nuclei: Mapping[str, Any]) -> list[str]:
+    """Say what the detections are that are no nuclei."""
+    others = nuclei["others"]
+    total = sum(others.values())
+    if not total:
+        return []
+    parts = ", ".join(f"{name} {n / total:.0%}" for name, n in others.items())
+    return [f"                  the other {total}: {parts}"]
 
 
 def _share(value: float | None) -> str:

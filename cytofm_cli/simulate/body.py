@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.random import Generator
@@ -14,6 +15,8 @@ from cytofm_cli.simulate.canvas import Bytes, Mask
 from cytofm_cli.simulate.noise import Field
 from cytofm_cli.simulate.preset import Cytoplasm
 from cytofm_cli.simulate.shapes import Shape
+
+_MOTTLED: Final = 0.7  # of the grain: how unevenly a single dye has taken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,10 +88,8 @@ def add_cytoplasm(
         inner = outer if centre is None else centre[dye] * tint[1, dye]
         if outer == inner == 0:
             continue
-        if weight is None:
-            amounts[dye] += outer * thickness
-        else:
-            amounts[dye] += (outer + (inner - outer) * weight) * thickness
+        taken = outer if weight is None else outer + (inner - outer) * weight
+        amounts[dye] += taken * thickness * _mottled(rng, ground, cytoplasm)
     if cytoplasm.granules > 0:
         _granulate(rng, ground, cytoplasm, depth, granule, amounts)
 
@@ -134,6 +135,15 @@ def _texture(rng: Generator, ground: Ground, cytoplasm: Cytoplasm) -> Mask:
     return texture
 
 
+def _mottled(rng: Generator, ground: Ground, cytoplasm: Cytoplasm) -> Mask | np.float32:
+    """Return how evenly one dye has taken: each in spots of its own."""
+    if cytoplasm.grain <= 0:
+        return np.float32(1)
+    spots = ground.window(rng, "clump") * np.float32(_MOTTLED * cytoplasm.grain)
+    spots += ground.window(rng, "cloud") * np.float32(_MOTTLED * cytoplasm.grain)
+    return np.asarray(np.maximum(spots + np.float32(1), np.float32(0)), np.float32)
+
+
 def _fold(
     rng: Generator, ground: Ground, shape: Shape, cytoplasm: Cytoplasm, thickness: Mask
 ) -> None:
@@ -149,11 +159,18 @@ def _fold(
     size = float(np.sqrt(ground.height * ground.width))
     lines = []
     for _ in range(number):
-        # Creases run around the middle, like the wrinkles of a cloth that shrank.
-        radius, turn = size * rng.uniform(0.1, 0.4), rng.uniform(0, 2 * np.pi)
-        angles = turn + np.linspace(0, rng.uniform(0.5, 1.6), 12)
-        wander = radius * (1 + 0.06 * np.cumsum(rng.standard_normal(12)))
-        lines.append(middle + wander[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+        # Like the wrinkles of a cloth that shrank: around the middle, or from the border inwards.
+        turn = rng.uniform(0, 2 * np.pi)
+        if rng.random() < 0.4:
+            sweep, first = rng.uniform(0.5, 1.6), rng.uniform(0.1, 0.4)
+            last = first
+        else:
+            sweep, first = rng.normal(0, 0.25), rng.uniform(0.05, 0.3)
+            last = first + rng.uniform(0.1, 0.35)
+        angles = turn + np.linspace(0, sweep, 12)
+        wander = np.linspace(first, last, 12) * (1 + 0.06 * np.cumsum(rng.standard_normal(12)))
+        unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        lines.append(middle + size * wander[:, None] * unit)
     creases = canvas.strokes(lines, ground.height, ground.width, max(1, round(0.5 / ground.mpp)))
     soft = canvas.blurred(creases, 0.9 / ground.mpp, math.ceil(2.7 / ground.mpp))
     near = canvas.blurred(creases, 0.25 / ground.mpp, math.ceil(0.75 / ground.mpp))

@@ -62,6 +62,8 @@ def _wrong_kinds(preset: Preset) -> Iterator[str]:
         is_whole = wanted and where != "layout.atypical"
         if is_whole and table and abs(total - 1) > _ROUNDING:
             yield f"{where}: shares add up to {total:g}, not to 1"
+    if unknown := sorted(set(preset.dirt.dyes) - set(preset.dyes)):
+        yield f"dirt.dyes: no such dye: {', '.join(unknown)}"
     for name, kind in preset.kinds.items():
         parts = [part for part in (kind.nucleus, kind.cytoplasm) if part is not None]
         dyes = {dye for part in parts for dye in part.density}

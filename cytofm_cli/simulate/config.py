@@ -9,7 +9,7 @@ from typing import ClassVar, Final, Literal
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 
-VERSION: Final = 1  # goes up when equal settings give other slides
+VERSION: Final = 2  # goes up when equal settings give other slides
 FIELD_PX: Final = 4096  # up to here a picture is a field of view, above it a slide
 COVERED: Final = 0.3  # of the glass of a slide, where not stated
 PICTURE_PX: Final = 8192  # the largest side of a picture that is encoded in one piece
@@ -20,6 +20,7 @@ SUFFIXES: Final[dict[str, str]] = {
     "svs-like": ".svs",
     "jpeg": ".jpg",
     "png": ".png",
+    "dicom": "",  # a folder with a file of each level
 }
 
 
@@ -53,11 +54,6 @@ class SimulateConfig(Settings):
 
     def check(self) -> None:
         """Refuse what a kind of file cannot hold."""
-        if self.format == "dicom":
-            raise UsageError(
-                f"{self.said('format')}: cytofm writes no DICOM.",
-                hint="simulate --format ome-tiff and convert the slides with wsidicomizer",
-            )
         if self.planes > 1 and self.format != "ome-tiff":
             raise UsageError(
                 f"{self.said('planes')}: {self.format} holds one plane.", hint="--format ome-tiff"

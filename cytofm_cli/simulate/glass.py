@@ -27,11 +27,12 @@ from cytofm_cli.simulate.preset import Preset
 from cytofm_cli.simulate.strands import strand
 from cytofm_cli.units import Box, Size
 
-_FILM_SD: Final = 0.6  # of the log of the film's density, over slides
+_FILM_SD: Final = 0.5  # of the log of the film's density, over slides
 _FILM_UM: Final = (45.0, 160.0)  # its patches
 _FILM_FROM: Final = 0.1  # clouds below this are clear glass
 _HAZE: Final = 0.35  # share of the film without grain
 _GRAIN_PX: Final = 1024  # the film's grain repeats
+_BRIGHTEST: Final = -0.4  # however many crystals lie together, they gather no more light
 
 
 def soil(
@@ -118,6 +119,8 @@ def _add_litter(canvas: Plane, slide: Glass, box: Box) -> bool:
                 shown = picture[cut(part, whole)]
             canvas[(slice(None), *cut(part, box))] += items.densities[i][:, None, None] * shown
             any_there = True
+    if any_there:
+        np.maximum(canvas, np.float32(_BRIGHTEST), out=canvas)
     return any_there
 
 
@@ -131,10 +134,9 @@ def _add_film(canvas: Plane, preset: Preset, seed: int, box: Box, amount: float)
     rng = np.random.default_rng([seed, 8])
     colour = stained(preset, rng) * preset.dirt.film * amount
     colour = colour * np.exp(rng.normal(0, _FILM_SD))
-    grain = _grain()
     rows = np.arange(box.y, box.y + box.h) % _GRAIN_PX
     columns = np.arange(box.x, box.x + box.w) % _GRAIN_PX
-    film *= np.float32(_HAZE) + np.float32(1 - _HAZE) * grain[rows[:, None], columns]
+    film *= np.take(np.take(_grain(), rows, axis=0), columns, axis=1)
     for channel in range(3):
         canvas[channel] += film * np.float32(colour[channel])
     return True
@@ -152,7 +154,7 @@ def _film(preset: Preset, seed: int, box: Box) -> Plane:
 
 @cache
 def _grain() -> Plane:
-    """Return the film's grain, mean about 1, periodic: crumbs of 1 to 10 px with gaps."""
+    """Return the film's grain, mean 1, periodic: haze, and crumbs of 1 to 10 px with gaps."""
     import cv2
 
     rng = np.random.default_rng(6)
@@ -164,7 +166,7 @@ def _grain() -> Plane:
         inner = np.asarray(blurred)[pad:-pad, pad:-pad]
         total += weight * inner / inner.std()
     crumbs = np.maximum(total + 0.5, 0)
-    return np.asarray(crumbs / crumbs.mean(), np.float32)
+    return np.asarray(_HAZE + (1 - _HAZE) * crumbs / crumbs.mean(), np.float32)
 
 
 def _shade(change: float, seed: int, size: Size, box: Box) -> Plane:

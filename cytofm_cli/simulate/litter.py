@@ -77,7 +77,9 @@ def glass(preset: Preset, seed: int, amount: float) -> Glass:
 def stained(preset: Preset, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return the colour (3,) that dirt takes up from the dyes; its largest channel is 1."""
     dyes = np.array([dye.od for dye in preset.dyes.values()], np.float64)
-    colour: NDArray[np.float64] = rng.dirichlet(np.full(len(dyes), 0.7)) @ dyes
+    taken = [preset.dirt.dyes.get(name, 0.0) for name in preset.dyes] if preset.dirt.dyes else 1.0
+    share = np.maximum(0.7 * np.broadcast_to(taken, len(dyes)), 1e-3)
+    colour: NDArray[np.float64] = rng.dirichlet(share) @ dyes
     return colour / max(float(colour.max()), 1e-6)
 
 
@@ -106,18 +108,18 @@ def litter(slide: Glass, row: int, column: int) -> Litter:
     rng = np.random.default_rng([slide.seed, 4, row & 0xFFFFFFFF, column & 0xFFFFFFFF])
     dirt, colours = slide.dirt, dict(slide.colours)
     corner = np.array([row, column]) * BLOCK_PX
-    boxes: list[tuple[int, int, int, int]] = []
+    boxes: list[NDArray[np.int64]] = []
     pictures: list[Plane | NDArray[np.uint8] | tuple[Strand, int]] = []
     densities: list[NDArray[np.float64]] = []
 
     def put(at: NDArray[np.int64], bank: sprites.Bank, name: str, sd: float) -> None:
-        for y, x in at:
-            picture = bank[int(rng.integers(len(bank)))]
-            h, w = picture.shape
-            boxes.append((x - w // 2, y - h // 2, x - w // 2 + w, y - h // 2 + h))
-            pictures.append(picture)
-            tone = np.exp(rng.normal(0, sd) + rng.normal(0, 0.08, 3))
-            densities.append(np.array(colours[name]) * tone)
+        chosen = [bank[i] for i in rng.integers(len(bank), size=len(at)).tolist()]
+        size = np.array([picture.shape for picture in chosen], np.int64).reshape(-1, 2)
+        first = (at - size // 2)[:, ::-1]
+        boxes.append(np.concatenate([first, first + size[:, ::-1]], axis=1))
+        pictures.extend(chosen)
+        tone = rng.normal(0, sd, (len(at), 1)) + rng.normal(0, 0.08, (len(at), 3))
+        densities.append(np.array(colours[name]) * np.exp(tone))
 
     for name, rate in zip(
         _STRANDS, (dirt.mucus_per_mm2, dirt.streaks_per_mm2, dirt.fibres_per_mm2), strict=True
@@ -126,9 +128,9 @@ def litter(slide: Glass, row: int, column: int) -> Litter:
             shape_seed = int(rng.integers(1 << 62))
             left, top, drawn = strand(name, shape_seed, slide.angle, slide.mpp)
             h, w = drawn.shape
-            boxes.append((x + left, y + top, x + left + w, y + top + h))
+            boxes.append(np.array([[x + left, y + top, x + left + w, y + top + h]], np.int64))
             pictures.append((name, shape_seed))
-            densities.append(np.array(colours[name]) * np.exp(rng.normal(0, 0.4)))
+            densities.append(np.array([colours[name]]) * np.exp(rng.normal(0, 0.4)))
     debris = _gathered(rng, corner + _places(rng, 3 * dirt.debris_per_mm2, slide), slide, 5)
     sort = rng.choice(4, size=len(debris), p=(0.12, 0.78, 0.03, 0.07))
     put(debris[sort == 0], sprites.specks(slide.mpp), "speck", 0.7)
@@ -139,9 +141,9 @@ def litter(slide: Glass, row: int, column: int) -> Litter:
     put(rods, sprites.rods(slide.mpp), "bacteria", 0.35)
     put(corner + _places(rng, dirt.dust_per_mm2, slide), sprites.dust(slide.mpp), "dust", 0.6)
     return Litter(
-        np.array(boxes, np.int64).reshape(-1, 4),
+        np.concatenate(boxes),
         tuple(pictures),
-        np.array(densities, np.float32).reshape(-1, 3),
+        np.concatenate(densities).astype(np.float32),
     )
 
 

@@ -78,11 +78,11 @@ def ellipse(rng: Generator, eccentricity: float, roughness: float, n: int = 64) 
 def polygon(rng: Generator, roughness: float, n: int = 144) -> Points:
     """Return a squame: a polygon of 5 to 8 blunt corners with an uneven border."""
     corners = int(rng.integers(5, 9))
-    angles = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) / corners
-    radii = 1 + np.clip(rng.normal(0, 0.13, corners), -0.3, 0.3)
+    angles = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.38, 0.38, corners)) / corners
+    radii = 1 + np.clip(rng.normal(0, 0.16, corners), -0.35, 0.35)
     points = radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     points[:, 0] *= np.exp(abs(rng.normal(0, 0.26)))
-    points = _smoothed(_along(points, n), int(n * rng.uniform(0.05, 0.16)))
+    points = _smoothed(_along(points, n), int(n * rng.uniform(0.03, 0.12)))
     rough = 0.5 * harmonics(rng, n, 3, 9) + 0.5 * harmonics(rng, n, 10, n // 3, 0.6)
     return points * (1 + roughness * np.clip(rough, -2.5, 2.5))[:, None]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from cytofm_cli.simulate.cell import Cell
 from cytofm_cli.simulate.chromatin import add_nucleus
 from cytofm_cli.simulate.preset import Cytoplasm, Optics, Preset
 from cytofm_cli.simulate.shapes import MARGIN, MAX_BLUR_UM, Shape, blur_margin, box_of
+
+SHARPEN_UM: Final = 0.6  # standard deviation of the surroundings of a detail
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +49,7 @@ def paint(cell: Cell, shape: Shape, preset: Preset, *, focus_um: float) -> Patch
     # Painted without the room of the blur: its size would say which noise a cell takes, and a
     # cell must look the same in every plane.
     sigma = blur_px(preset.optics, preset.mpp, cell.z_um - focus_um)
-    margin = blur_margin(sigma)
+    margin = _margin(sigma, preset)
     size = (ground.height + 2 * margin, ground.width + 2 * margin)
     blurred = np.zeros((len(preset.dyes), *size), np.float32)
     amounts = blurred[:, margin:-margin, margin:-margin]
@@ -60,7 +63,7 @@ def paint(cell: Cell, shape: Shape, preset: Preset, *, focus_um: float) -> Patch
             add_nucleus(rng, ground, outline, kind.nucleus, units, amounts)
     for dye, plane in enumerate(blurred):
         if amounts[dye].any():
-            blurred[dye] = canvas.blurred(plane, sigma, margin)
+            blurred[dye] = _sharpened(canvas.blurred(plane, sigma, blur_margin(sigma)), preset)
     return Patch(x0 - margin, y0 - margin, blurred)
 
 
@@ -68,6 +71,27 @@ def blur_px(optics: Optics, mpp: float, defocus_um: float) -> float:
     """Return the standard deviation of the point spread of what is out of focus, px."""
     wide = optics.psf_um * math.hypot(1, defocus_um / optics.depth_um)
     return min(wide, MAX_BLUR_UM) / mpp
+
+
+def _margin(sigma: float, preset: Preset) -> int:
+    """Return how far a cell reaches beyond its outlines, px, within what its box holds."""
+    margin = blur_margin(sigma)
+    if preset.optics.sharpen > 0:
+        margin += math.ceil(3 * SHARPEN_UM / preset.mpp)
+    return min(margin, blur_margin(MAX_BLUR_UM / preset.mpp))
+
+
+def _sharpened(plane: NDArray[np.float32], preset: Preset) -> NDArray[np.float32]:
+    """Return what a camera makes of a plane: less of its surroundings (unsharp mask).
+
+    In density, not in light: so a cell still adds the same wherever it lies.
+    """
+    share = preset.optics.sharpen
+    if share <= 0:
+        return plane
+    sigma = SHARPEN_UM / preset.mpp
+    around = canvas.blurred(plane, sigma, math.ceil(3 * sigma))
+    return plane * np.float32(1 + share) - around * np.float32(share)
 
 
 def _dyes(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.simulate import truth
 from cytofm_cli.simulate.cohort import Slide
+from cytofm_cli.simulate.preset import Optics
 from cytofm_cli.simulate.pyramid import halved, padded
 from cytofm_cli.simulate.render import TILE, Box, Placed, Scene, tiles_of
 from cytofm_cli.work.opencv import opencv
@@ -70,21 +71,21 @@ def tasks_of(slide: Slide) -> list[PartTask]:
     ]
 
 
-def encode_jpeg(tile: NDArray[np.uint8], quality: int, *, small: bool = False) -> bytes:
-    """Encode a tile, (H, W, 3), as YCbCr with half the colour resolution.
+def encode_jpeg(tile: NDArray[np.uint8], optics: Optics, *, small: bool = False) -> bytes:
+    """Encode a tile, (H, W, 3), as YCbCr.
 
     Args:
         tile: RGB.
-        quality: of libjpeg, 0 to 100.
+        optics: quality and resolution of colour.
         small: find the best Huffman code, in twice the time.
     """
     return bytes(
         imagecodecs.jpeg8_encode(
             tile,
-            level=quality,
+            level=optics.jpeg_quality,
             colorspace="rgb",
             outcolorspace="ycbcr",
-            subsampling="420",
+            subsampling=optics.jpeg_colour.replace(":", ""),
             optimize=small,
         )
     )
@@ -138,7 +139,7 @@ class PartMaker:
                 yield None
             else:
                 pixels = _cut(image, tile, box)
-                yield encode_jpeg(padded(pixels), self._preset.optics.jpeg_quality)
+                yield encode_jpeg(padded(pixels), self._preset.optics)
 
 
 def _labels(cells: list[Placed], box: Box) -> dict[str, list[bytes | None]]:

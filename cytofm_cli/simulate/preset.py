@@ -203,6 +203,7 @@ class Dirt:
         film: optical density of the pale granular film that dried between cells, where it lies.
         dust_per_mm2: blurred dust above the coverslip.
         gradient: uneven illumination, largest relative change over the slide.
+        dyes: how readily film, mucus and debris take up each dye, by its name (empty: alike).
     """
 
     debris_per_mm2: float = 0.0
@@ -216,6 +217,7 @@ class Dirt:
     film: float = 0.0
     dust_per_mm2: float = 0.0
     gradient: float = 0.0
+    dyes: dict[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +231,16 @@ class Optics:
         white_sd: its standard deviation over patients, each channel.
         noise: standard deviation of the sensor's noise, grey levels at white.
         grain: how unevenly each dye has taken, in grains of 1.4 px, share of its density.
+        glare: share of the white light that is scattered all over the picture: no nucleus is
+            darker (bright field).
+        sharpen: how strongly the camera sharpens: share of a detail's contrast that is added.
+        fringe: lateral colour: the red picture is larger than the green one by this share, the
+            blue one smaller by 1.6 times it. Of fields of view; scanners correct it.
         stain_sd: how much the amount of each dye varies over patients, sd of the log.
         batch_sd: the same over batches of eight patients.
         hue_sd: how much a dye's colour turns over batches, sd of the log of its channels.
         jpeg_quality: quality of the files written.
+        jpeg_colour: resolution of their colour: 4:4:4 full, 4:2:2 half across, 4:2:0 half.
     """
 
     psf_um: float = 0.25
@@ -241,10 +249,14 @@ class Optics:
     white_sd: float = 2.0
     noise: float = 1.5
     grain: float = 0.0
+    glare: float = 0.0
+    sharpen: float = 0.0
+    fringe: float = 0.0
     stain_sd: float = 0.15
     batch_sd: float = 0.1
     hue_sd: float = 0.05
     jpeg_quality: int = 92
+    jpeg_colour: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:2:0"
 
 
 @dataclass(frozen=True, kw_only=True)

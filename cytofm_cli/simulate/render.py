@@ -18,7 +18,7 @@ from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.glass import soil
 from cytofm_cli.simulate.layout import BLOCK, MOST, REACH, Block, Placement
 from cytofm_cli.simulate.marks import Mark, density, marks
-from cytofm_cli.simulate.optics import Look, expose, look
+from cytofm_cli.simulate.optics import Lens, Look, expose, look
 from cytofm_cli.simulate.paint import paint
 from cytofm_cli.simulate.preset import Preset
 from cytofm_cli.simulate.shapes import Shape, grow, reach_px
@@ -109,11 +109,17 @@ class Scene:
         """Return the pixels of a region, uint8 (H, W, 3); arguments as of `render`."""
         x0, y0, x1, y1 = box
         image = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-        cells = self.cells(box)
-        amounts = self._amounts(cells, box, plane) if cells else None
+        edge = self._lens.edge
+        wide = _widened(box, edge)
+        cells = self.cells(wide)
+        amounts = self._amounts(cells, wide, plane) if cells else None
         for part in tiles_of(box):
             rows, columns = _within(part, box)
-            here = None if amounts is None else amounts[:, rows, columns]
+            here = None
+            if amounts is not None:
+                here = amounts[
+                    :, rows.start : rows.stop + 2 * edge, columns.start : columns.stop + 2 * edge
+                ]
             shown = self._shown(part, here)
             image[rows, columns] = self.blank if shown is None else shown
         return image
@@ -166,11 +172,17 @@ class Scene:
         if self.is_blank(_tile_around(part, self.slide.size_px)):
             return None
         size = (self.slide.size_px, self.slide.size_px)
-        dirt = soil(self.preset, self._glass_seed, size, part, self.slide.dirt)
+        x0, y0, x1, y1 = wide = _widened(part, self._lens.edge)
+        dirt = soil(self.preset, self._glass_seed, size, wide, self.slide.dirt)
         if amounts is None:
-            shape = (len(self.preset.dyes), part[3] - part[1], part[2] - part[0])
-            amounts = np.zeros(shape, np.float32)
-        return expose(amounts, dirt, self.look, self.preset, part, self._glass_seed)
+            amounts = np.zeros((len(self.preset.dyes), y1 - y0, x1 - x0), np.float32)
+        return expose(amounts, dirt, self.look, self.preset, part, self._glass_seed, self._lens)
+
+    @cached_property
+    def _lens(self) -> Lens:
+        """The microscope's: scanners correct theirs."""
+        slide = self.slide
+        return Lens(self.preset.optics.fringe, slide.size_px) if slide.is_field else Lens()
 
     @cached_property
     def _glass_seed(self) -> int:
@@ -215,6 +227,10 @@ def _tile_around(part: Box, size_px: int) -> Box:
 
 def _within(part: Box, box: Box) -> tuple[slice, slice]:
     return slice(part[1] - box[1], part[3] - box[1]), slice(part[0] - box[0], part[2] - box[0])
+
+
+def _widened(box: Box, by: int) -> Box:
+    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
 def _touches(one: Box, other: Box) -> bool:

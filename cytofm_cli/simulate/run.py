@@ -10,15 +10,17 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.config import SimulateConfig
+from cytofm_cli.simulate.dicom import COLOUR, level_name, write_dicom
 from cytofm_cli.simulate.layout import Placement
 from cytofm_cli.simulate.parts import LABELS, Part, PartMaker, PartTask, tasks_of
 from cytofm_cli.simulate.preset import Preset
+from cytofm_cli.simulate.pyramid import level_sizes
 from cytofm_cli.simulate.render import Scene
 from cytofm_cli.simulate.space import forecast_bytes
 from cytofm_cli.simulate.truth import FOOT, HEAD
@@ -35,7 +37,7 @@ from cytofm_cli.simulate.write import (
 )
 from cytofm_cli.work.batch import Status
 from cytofm_cli.work.claim import claim
-from cytofm_cli.work.files import output_errors, replacing, write_json
+from cytofm_cli.work.files import output_errors, remove_partials, replacing, write_json
 from cytofm_cli.work.pool import in_processes
 from cytofm_cli.work.signals import catch_signals
 
@@ -46,6 +48,7 @@ _WRITERS: Final = {
     "svs-like": write_svs,
     "jpeg": write_jpeg,
     "png": write_png,
+    "dicom": write_dicom,
 }
 
 Report = Callable[[int, int], None]
@@ -80,6 +83,15 @@ class SimulateJob:
     def path(self) -> str:
         """Its file."""
         return str(self.config.slide_path(self.folder, self.slide_id))
+
+    @property
+    def files(self) -> list[Path]:
+        """Files that hold the pixels: of DICOM one a level."""
+        path = Path(self.path)
+        if self.config.format != "dicom":
+            return [path]
+        levels = range(len(level_sizes(self.slide.size_px)))
+        return [path / level_name(level) for level in levels]
 
     def truth(self, end: str) -> Path:
         """Return a file of its truth."""
@@ -117,18 +129,20 @@ def done(job: SimulateJob) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     ends = (".geojson", ".csv", *(f".{of}.tif" for of in LABELS))
-    files = [Path(job.path), *(job.truth(end) for end in ends)]
+    files = [*job.files, *(job.truth(end) for end in ends)]
     return facts if isinstance(facts, dict) and all(file.exists() for file in files) else None
 
 
 def _write(job: SimulateJob, report: Report) -> dict[str, Any]:
     """Write all files of a slide but the last; they appear when all of them are whole."""
     slide, preset, config = job.slide, job.preset, job.config
+    if config.format == "dicom":
+        preset = replace(preset, optics=replace(preset.optics, jpeg_colour=COLOUR))
     scene = Scene(slide, preset)
-    film = Film(mpp=preset.mpp, blank=scene.blank, quality=preset.optics.jpeg_quality)
+    film = Film(mpp=preset.mpp, blank=scene.blank, optics=preset.optics)
     tasks = tasks_of(slide)
     with contextlib.ExitStack() as stack:
-        pixels = stack.enter_context(replacing(Path(job.path)))
+        pixels = stack.enter_context(_place(Path(job.path), config))
         truth = stack.enter_context(_Truth.open(job))
         parts = stack.enter_context(
             contextlib.closing(
@@ -138,7 +152,22 @@ def _write(job: SimulateJob, report: Report) -> dict[str, Any]:
         rows = truth.passing(rows_of(parts, slide.size_px))
         _WRITERS[config.format](pixels, rows, slide, film)
         truth.finish(film.mpp)
-    return {**_facts(job, scene.placement, truth), "bytes": Path(job.path).stat().st_size}
+    return {
+        **_facts(job, scene.placement, truth),
+        "bytes": sum(file.stat().st_size for file in job.files),
+    }
+
+
+@contextlib.contextmanager
+def _place(path: Path, config: SimulateConfig) -> Generator[Path, None, None]:
+    """Give where the pixels are written: a file that appears when it is whole, or a folder."""
+    if config.format != "dicom":
+        with replacing(path) as partial:
+            yield partial
+        return
+    path.mkdir(exist_ok=True)
+    remove_partials(path)
+    yield path  # its files appear one by one
 
 
 def _facts(job: SimulateJob, placement: Placement, truth: _Truth) -> dict[str, Any]:

@@ -11,11 +11,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from cytofm_cli.simulate.outlines import centroid
 from cytofm_cli.simulate.preset import Preset
 from cytofm_cli.simulate.render import Box, Placed
 
 COLUMNS: Final = (
     "slide_id", "x", "y", "class", "kind", "radius_um", "plane", "z_um", "marked", "cell", "sheet",
+    "x_nucleus", "y_nucleus",
 )  # fmt: skip
 HEAD: Final = b'{"type":"FeatureCollection","features":['
 FOOT: Final = b"\n]}\n"
@@ -47,9 +49,19 @@ def rows(cells: Iterable[Placed], preset: Preset, slide_id: str, focus_um: Seque
         plane = int(np.abs(heights - cell.z_um).argmin())
         lines.append(
             f"{slide_id},{cell.x:.2f},{cell.y:.2f},{kind.group},{cell.kind},{radius:.2f},{plane},"
-            f"{cell.z_um:.2f},{int(kind.marked)},{placed.number},{placed.sheet}\n"
+            f"{cell.z_um:.2f},{int(kind.marked)},{placed.number},{placed.sheet},"
+            f"{_middle_of_nucleus(placed)}\n"
         )
     return "".join(lines)
+
+
+def _middle_of_nucleus(placed: Placed) -> str:
+    """Return x,y of the first nucleus: it may lie far from the middle of its cell."""
+    nuclei = placed.shape.nuclei
+    if not nuclei:
+        return ","
+    x, y = centroid(nuclei[0].astype(np.float64))
+    return f"{x:.2f},{y:.2f}"
 
 
 def radius_um(placed: Placed, mpp: float) -> float:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cytofm_cli import __version__
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.parts import PART, Part, encode_jpeg, encode_labels
+from cytofm_cli.simulate.preset import Optics
 from cytofm_cli.simulate.pyramid import Level, level_sizes
 from cytofm_cli.simulate.render import TILE
 from cytofm_cli.units import UM_PX_AT_1X
@@ -32,10 +33,10 @@ Image = NDArray[np.uint8]
 _BIG: Final = 2**31  # px; classic TIFF ends at 4 GiB
 _THUMBNAIL_PX: Final = 512
 _APERIO: Final = "Aperio Image Library v12.0.15 \r\n"
+_SAMPLING: Final = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 _JPEG: Final[dict[str, Any]] = {
     "compression": "jpeg",
     "photometric": "rgb",
-    "subsampling": (2, 2),
     "tile": (TILE, TILE),
     "dtype": np.uint8,
 }
@@ -48,16 +49,21 @@ class Film:
     Attributes:
         mpp: µm/px of the finest level.
         blank: colour (3,) of what is left out.
-        quality: of JPEG.
+        optics: how JPEG is encoded.
     """
 
     mpp: float
     blank: Image
-    quality: int
+    optics: Optics
 
     def encode(self, tile: Image) -> bytes:
         """Encode a whole tile."""
-        return encode_jpeg(tile, self.quality)
+        return encode_jpeg(tile, self.optics)
+
+    @property
+    def jpeg(self) -> dict[str, Any]:
+        """What tifffile is told of the tiles."""
+        return {**_JPEG, "subsampling": _SAMPLING[self.optics.jpeg_colour]}
 
 
 def rows_of(parts: Iterator[Part], size_px: int) -> Iterator[list[Part]]:
@@ -84,7 +90,7 @@ def write_ome(path: Path, rows: Iterator[list[Part]], slide: Slide, film: Film) 
     """Write an OME-TIFF: a pyramid of JPEG tiles, one a focal plane."""
     sizes = level_sizes(slide.size_px)
     text = ome_xml(slide, film.mpp).encode()
-    with _Tiles(sizes, path.parent, film) as tiles, _writer(path, slide) as out:
+    with Tiles(sizes, path.parent, film) as tiles, _writer(path, slide) as out:
         for level, size in enumerate(sizes):
             out.write(
                 tiles.finest(rows, slide) if not level else tiles.below[level - 1].tiles(),
@@ -95,7 +101,7 @@ def write_ome(path: Path, rows: Iterator[list[Part]], slide: Slide, film: Film) 
                 metadata=None,
                 resolution=_per_cm(film.mpp * slide.size_px / size),
                 resolutionunit="CENTIMETER",
-                **_JPEG,
+                **film.jpeg,
             )
 
 
@@ -125,8 +131,8 @@ def write_svs(path: Path, rows: Iterator[list[Part]], slide: Slide, film: Film) 
     tail = f"|AppMag = {power}|MPP = {film.mpp:.6g}|Simulated = cytofm"
     side = slide.size_px
     whole = f"{_APERIO}{side}x{side} [0,0 {side}x{side}] ({TILE}x{TILE})"
-    codec = f"JPEG/RGB Q={film.quality}"
-    with _Tiles(sizes, path.parent, film) as tiles, _writer(path, slide) as out:
+    codec = f"JPEG/RGB Q={film.optics.jpeg_quality}"
+    with Tiles(sizes, path.parent, film) as tiles, _writer(path, slide) as out:
         for level, size in enumerate(sizes[::2]):
             out.write(
                 tiles.below[2 * level - 1].tiles() if level else tiles.finest(rows, slide),
@@ -135,7 +141,7 @@ def write_svs(path: Path, rows: Iterator[list[Part]], slide: Slide, film: Film) 
                 metadata=None,
                 resolution=_per_cm(film.mpp * side / size),
                 resolutionunit="CENTIMETER",
-                **_JPEG,
+                **film.jpeg,
             )
             if not level:
                 small = tiles.thumbnail
@@ -188,17 +194,17 @@ def write_labels(path: Path, tiles: Iterator[bytes], slide: Slide, mpp: float) -
         )
 
 
-class _Tiles:
+class Tiles:
     """The tiles of a slide: the finest ones as they come, the others in files that wait."""
 
     def __init__(self, sizes: list[int], folder: Path, film: Film) -> None:
         self._film = film
         blank = np.full((TILE, TILE, 3), film.blank, np.uint8)
-        self._blank = encode_jpeg(blank, film.quality, small=True)
+        self._blank = encode_jpeg(blank, film.optics, small=True)
         self._top = Level(sizes[1:], film.encode, folder) if len(sizes) > 1 else None
         self.thumbnail: Image = np.zeros((1, 1, 3), np.uint8)
 
-    def __enter__(self) -> _Tiles:
+    def __enter__(self) -> Tiles:
         return self
 
     def __exit__(self, *_: object) -> None:

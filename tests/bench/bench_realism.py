@@ -1,15 +1,19 @@
 """How real do simulated fields look, in numbers: two folders of fields, figure by figure.
 
     python tests/bench/bench_realism.py SIMULATED REAL [--points CSV CSV] [--mpp 0.25] [--json OUT]
+        [--images CSV --groups g1 g3]
 
 Both folders hold fields that cytofm reads (JPEG, PNG, TIFF, OME-TIFF). `--points` names the marked
-nuclei of the simulated and of the real fields: columns `image` or `slide_id`, `x`, `y`; rows with
-`marked` = 0 are left out.
+nuclei of the simulated and of the real fields: columns `image` or `slide_id`, and `x_nucleus`,
+`y_nucleus` or `x`, `y`; rows with `marked` = 0 are left out. `--groups` takes only real fields of
+these groups, as the column `group` of `--images` has them: what was tuned on some is judged on
+others, and the floor is those others against these.
 
-The last column is the floor: every other real field against the rest. What is written there is
-what two halves of reality differ by. Distances are Wasserstein's (optical density, µm²); a
-difference is set against the spread over real fields (sd). The classifier is logistic regression
-on hand-made features of 64-px tiles, folds by field; 0.5 is indistinguishable to it.
+The last column is the floor: real fields against real ones, every other one against the rest. What
+is written there is what two halves of reality differ by. Distances are Wasserstein's (optical
+density, µm²); a difference is set against the spread over real fields (sd). The classifier is
+logistic regression on hand-made features of 64-px tiles, folds by field; 0.5 is indistinguishable
+to it.
 """
 
 from __future__ import annotations
@@ -42,13 +46,26 @@ def read_points(path: Path | None) -> Points:
             for row in csv.DictReader(handle):
                 if row.get("marked", "1") != "0":
                     name = Path(row.get("image") or row["slide_id"]).name
-                    points[name.split(".")[0]].append((float(row["x"]), float(row["y"])))
+                    end = "_nucleus" if row.get("x_nucleus") else ""
+                    xy = float(row[f"x{end}"]), float(row[f"y{end}"])
+                    points[name.split(".")[0]].append(xy)
     return points
 
 
-def read_fields(folder: Path, points: Points, mpp: float, limit: int) -> list[Field]:
+def by_groups(images: Path, groups: list[str]) -> tuple[set[str], set[str]]:
+    """Return the names of the images of some groups, and of all others."""
+    with images.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    chosen = {row["image"] for row in rows if row["group"] in groups}
+    return chosen, {row["image"] for row in rows} - chosen
+
+
+def read_fields(
+    folder: Path, points: Points, mpp: float, limit: int, only: set[str] | None = None
+) -> list[Field]:
     """Measure the fields of a folder, the largest 2048 px square of each from its corner."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = [path for path in paths if only is None or path.name in only]
     fields = []
     for path in paths[:limit]:
         with open_slide(str(path)) as slide:
@@ -143,20 +160,26 @@ def main() -> None:
     parser.add_argument("--points", type=Path, nargs=2, default=(None, None))
     parser.add_argument("--mpp", type=float, default=0.25)
     parser.add_argument("--limit", type=int, default=1000, help="fields a folder")
+    parser.add_argument("--images", type=Path, help="table of the real fields: image, group")
+    parser.add_argument("--groups", nargs="+", default=[], help="of the real fields")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    first, second = (
-        read_fields(folder, read_points(points), args.mpp, args.limit)
-        for folder, points in zip((args.simulated, args.real), args.points, strict=True)
-    )
+    if bool(args.images) != bool(args.groups):
+        parser.error("--images and --groups go together")
+    first = read_fields(args.simulated, read_points(args.points[0]), args.mpp, args.limit)
+    chosen, others = by_groups(args.images, args.groups) if args.groups else (None, None)
+    real_points = read_points(args.points[1])
+    second = read_fields(args.real, real_points, args.mpp, args.limit, chosen)
     halves = second[::2], second[1::2]
+    if others:
+        halves = read_fields(args.real, real_points, args.mpp, args.limit, others), second
     distances, figures = rows(first, second, halves), numbers(first, second, halves)
     print(f"{len(first)} simulated fields, {len(second)} real ones")
     show("distributions (mean or median)", "distance", distances)
     show("figures a field", "difference, sd", figures)
     auc, by_weight, by_auc = realism.classify(first, second)
     floor = realism.classify(*halves)[0]
-    print(f"\nClassifier of 64-px tiles: AUC {auc:.3f}; real half against real half {floor:.3f}.")
+    print(f"\nClassifier of 64-px tiles: AUC {auc:.3f}; real against real {floor:.3f}.")
     print("Largest weights: " + "; ".join(f"{n} {w:+.2f}" for n, w in by_weight) + ".")
     print("AUC alone: " + "; ".join(f"{n} {a:.2f}" for n, a in by_auc) + ".")
     if args.json:

@@ -35,7 +35,14 @@ def interval(value: float) -> dict[str, float]:
 
 METRICS = {"abmil, cell bags": {n: interval(0.75) for n in ("auc", "accuracy", "recall")}}
 TRUTH = {
-    "nuclei": {"recall": 0.9, "precision": 0.5, "n_true": 200, "n_found": 400, "match_um": 3.75},
+    "nuclei": {
+        "recall": 0.9,
+        "precision": 0.5,
+        "n_true": 200,
+        "n_found": 400,
+        "match_um": 3.75,
+        "others": {"pieces of nuclei": 20, "dirt and film on glass": 180},
+    },
     "probe": {"handcrafted": interval(0.8), "few": {"value": None, "low": None, "high": None}},
     "bayes_auc": 0.983,
 }
@@ -44,6 +51,7 @@ TRUTH = {
 def test_table__numbers_stand_beside_the_truth_and_say_what_they_are() -> None:
     lines = table(METRICS, TRUTH).splitlines()
     assert "recall 0.900 of 200 true ones, precision 0.500 of 400 detections" in lines[0]
+    assert lines[2].endswith("the other 200: pieces of nuclei 10%, dirt and film on glass 90%")
     assert "handcrafted       0.800 [0.700, 0.900]" in lines
     assert "few               –" in lines
     slides = lines.index("abmil, cell bags  " + "  ".join(["0.750 [0.650, 0.850]"] * 3))

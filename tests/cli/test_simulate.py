@@ -166,7 +166,7 @@ def test_simulate__what_is_no_cohort_is_left_alone(here, tmp_path) -> None:
         (("--planes", 0), 2, "--planes 0 must be at least 1"),
         (("--planes", 3, "--format", "jpeg"), 2, "--planes 3: jpeg holds one plane"),
         (("--format", "png", "--size-px", 20000), 2, "png is for fields of at most 8192 px"),
-        (("--format", "dicom"), 2, "--format dicom: cytofm writes no DICOM"),
+        (("--planes", 3, "--format", "dicom"), 2, "--planes 3: dicom holds one plane"),
         (("--patients", 90000, "--size-px", 200000), 75, "slides need about"),
     ],
 )
@@ -179,7 +179,7 @@ def test_simulate__impossible_settings_leave_nothing(here, tmp_path, words, code
 
 
 @pytest.mark.parametrize(
-    ("kind", "suffix"), [("svs-like", ".svs"), ("jpeg", ".jpg"), ("png", ".png")]
+    ("kind", "suffix"), [("svs-like", ".svs"), ("jpeg", ".jpg"), ("png", ".png"), ("dicom", "")]
 )
 def test_simulate__formats_can_be_tiled(here, tmp_path, kind, suffix) -> None:
     out, words = tmp_path / "out", ("--patients", 1, "--slides-per-patient", 1, "--size-px", 600)

@@ -194,6 +194,22 @@ def test_paint__out_of_focus_keeps_the_mass_and_widens() -> None:
     np.testing.assert_array_equal(moved.amounts, far.amounts)
 
 
+def test_paint__sharpened_keeps_the_mass_and_brightens_what_surrounds_a_nucleus() -> None:
+    bare = Kind(group="g", nucleus=NUCLEUS)
+    soft = dataclasses.replace(plain(bare=bare), mpp=0.25, optics=Optics(psf_um=0.25))
+    sharp = dataclasses.replace(soft, optics=dataclasses.replace(soft.optics, sharpen=0.6))
+    (shape, before), (_, after) = (painted(preset, cell("bare")) for preset in (soft, sharp))
+    assert after.amounts.sum() == pytest.approx(before.amounts.sum(), rel=1e-3)
+    assert before.amounts.min() >= 0 > after.amounts.min() > -0.6 * after.amounts.max()
+    inside = [
+        patch.amounts[0][
+            canvas.filled(shape.nuclei[0], patch.x0, patch.y0, *patch.amounts.shape[1:]) > 127
+        ].mean()
+        for patch in (before, after)
+    ]
+    assert inside[1] > 1.01 * inside[0]
+
+
 def test_blur_px__widens_by_root_two_at_the_depth() -> None:
     optics = Optics(psf_um=0.25, depth_um=1.5)
     assert blur_px(optics, 0.25, 0) == 1

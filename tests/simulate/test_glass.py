@@ -54,7 +54,8 @@ def test_soil__a_part_is_the_whole_s_part(illumination: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [field.name for field in dataclasses.fields(Dirt) if field.name != "gradient"]
+    "name",
+    [field.name for field in dataclasses.fields(Dirt) if field.name not in {"gradient", "dyes"}],
 )
 def test_soil__each_sort_of_dirt_darkens_the_glass_alone(name: str) -> None:
     only = preset(dataclasses.replace(Dirt(), **{name: getattr(FILTHY, name)}))
@@ -62,6 +63,13 @@ def test_soil__each_sort_of_dirt_darkens_the_glass_alone(name: str) -> None:
     assert od.max() > 0.02  # visible: 5 of 255 grey levels
     assert od.min() >= -0.5  # what refracts is bright, within the table of the exposure
     assert np.median(od) < 0.5 * od.max()
+
+
+def test_soil__film_takes_up_the_dyes_that_the_preset_names() -> None:
+    for name, dye in preset(Dirt()).dyes.items():
+        soiled = preset(Dirt(film=0.3, dyes={name: 50.0}))
+        od = soil(soiled, 1, (900, 800), (0, 0, 900, 800)).reshape(3, -1).mean(axis=1)
+        np.testing.assert_allclose(od / od.max(), np.array(dye.od) / max(dye.od), atol=0.01)
 
 
 def test_soil__nothing_costs_nothing() -> None:

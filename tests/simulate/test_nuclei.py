@@ -11,6 +11,7 @@ import tifffile
 
 from cytofm_cli.api.truth import NucleiFound, judge_nuclei
 from cytofm_cli.errors import InputError
+from cytofm_cli.simulate.ground import ANUCLEATE, CYTOPLASM, GLASS, GROUNDS, NUCLEUS, grounds
 from cytofm_cli.simulate.nuclei import points_table, read_nuclei
 from cytofm_cli.stats.classes import is_bethesda
 
@@ -64,6 +65,43 @@ def test_judge__the_true_nuclei_themselves_are_all_found(simulated: Path, tmp_pa
     # What lies across the edge of the field is cut off by the import, and may move.
     assert found.recall == pytest.approx(1, abs=0.03)
     assert found.precision == pytest.approx(1, abs=0.03)
+
+
+def test_grounds__are_those_of_the_label_images(simulated: Path) -> None:
+    for slide in list(read_nuclei(simulated))[:2]:
+        places = np.random.default_rng(1).uniform(0, SIDE_PX, (400, 2))
+        x, y = np.floor(places).astype(int).T
+        nuclei, cells = (
+            tifffile.imread(simulated / "truth" / f"{slide}.{of}.tif")[y, x]
+            for of in ("nuclei", "cytoplasm")
+        )
+        kinds = {
+            int(row["cell"]): row["kind"]
+            for row in csv.DictReader((simulated / "cells.csv").read_text().splitlines())
+            if row["slide_id"] == slide
+        }
+        for ground, nucleus, cell in zip(
+            grounds(simulated, slide, places), nuclei, cells, strict=True
+        ):
+            if nucleus:
+                assert ground == NUCLEUS
+            elif not cell:
+                assert ground == GLASS
+            elif int(cell) in kinds:  # else its middle lies beyond the edge
+                assert ground == (ANUCLEATE if kinds[int(cell)] == "red" else CYTOPLASM)
+
+
+def test_judge__says_what_lies_at_detections_that_are_no_nuclei(
+    simulated: Path, tmp_path: Path
+) -> None:
+    import cytofm_cli as cytofm
+
+    stores = cytofm.tile(simulated / "slides", tmp_path, slide_mpp=0.25, foreground="none")
+    cytofm.detect(stores.stores).raise_failures()
+    found = judge_nuclei(tmp_path, simulated)
+    assert list(found.others) == list(GROUNDS)
+    assert sum(found.others.values()) == found.n_found - found.n_correct > 0
+    assert found.record()["others"] == found.others
 
 
 def test_judge__shares_are_of_what_they_say() -> None:

@@ -37,6 +37,9 @@ def test_pap__nuclei_stand_to_each_other_as_bethesda_says() -> None:
     assert nucleus("superficial") < 0.7 * normal
     assert 2.5 <= nucleus("ascus") / normal <= 3
     assert min(nucleus("lsil"), nucleus("koilocyte")) > 3 * normal
+    dark = {name: kinds[name].nucleus.density["haematoxylin"] for name in kinds if name != "red"}
+    lesions = ("lsil", "koilocyte", "asch", "hsil", "scc", "scc-round")
+    assert min(dark[name] for name in lesions) > dark["intermediate"]  # hyperchromasia
     assert share("hsil") > 0.5 > share("asch") > share("lsil") > share("intermediate")
 
 

@@ -77,8 +77,15 @@ def test_rows__say_what_a_cell_is() -> None:
     assert row == {
         "slide_id": "p1_s1", "x": "20.00", "y": "30.00", "class": "NILM", "kind": "squame",
         "radius_um": f"{radius:.2f}", "plane": "2", "z_um": "1.60", "marked": "1", "cell": "9",
-        "sheet": "1",
+        "sheet": "1", "x_nucleus": "20.00", "y_nucleus": "30.00",
     }  # fmt: skip
+
+
+def test_rows__leave_out_the_nucleus_of_what_has_none_and_take_the_first_of_several() -> None:
+    text = truth.rows([placed(1, (), SQUARE), placed(2, (SQUARE + 5, SQUARE))], PRESET, "a", [0.0])
+    rows = list(csv.DictReader([",".join(truth.COLUMNS), *text.splitlines()]))
+    nuclei = [(row["x_nucleus"], row["y_nucleus"]) for row in rows]
+    assert nuclei == [("", ""), ("25.00", "35.00")]
 
 
 def test_geojson__is_read_as_nuclei(tmp_path) -> None:

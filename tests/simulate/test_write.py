@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 import openslide
+import pydicom
 import pytest
 import pyvips
 import tifffile
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cytofm_cli.simulate.dicom import write_dicom
 from cytofm_cli.simulate.parts import PART, Part, PartMaker, encode_jpeg, tasks_of
-from cytofm_cli.simulate.preset import Dirt
+from cytofm_cli.simulate.preset import Dirt, Optics
 from cytofm_cli.simulate.pyramid import Level, halved, level_sizes, padded
 from cytofm_cli.simulate.render import Scene, render, tiles_of
 from cytofm_cli.simulate.write import (
@@ -46,7 +48,7 @@ def slide(**more):
 def write(path, one, preset, *, how=write_ome):
     scene = Scene(one, preset)
     make = PartMaker(scene, tiled=True)
-    film = Film(mpp=preset.mpp, blank=scene.blank, quality=92)
+    film = Film(mpp=preset.mpp, blank=scene.blank, optics=preset.optics)
     how(path, rows_of(map(make, tasks_of(one)), one.size_px), one, film)
     return scene
 
@@ -58,6 +60,48 @@ def test_region__alone_is_that_of_the_whole(corner, side) -> None:
     (x, y), whole = corner, render(one, PRESET, (0, 0, 1200, 1200))
     box = (x, y, min(x + side, 1200), min(y + side, 1200))
     assert (render(one, PRESET, box) == whole[y : box[3], x : box[2]]).all()
+
+
+def test_region__alone_is_that_of_the_whole_with_all_that_a_camera_does() -> None:
+    optics = Optics(grain=0.1, sharpen=0.6, fringe=0.004)
+    preset = dataclasses.replace(
+        PRESET, optics=optics, dirt=Dirt(debris_per_mm2=400, film=0.3, gradient=0.1)
+    )
+    one = slide(size_px=1200, seed=3)
+    whole = render(one, preset, (0, 0, 1200, 1200))
+    for x, y, w, h in ((0, 0, 31, 1200), (255, 511, 2, 3), (1100, 900, 100, 300)):
+        part = render(one, preset, (x, y, x + w, y + h))
+        assert (part == whole[y : y + h, x : x + w]).all()
+
+
+def test_fringe__moves_red_outwards_and_blue_inwards_of_fields_alone() -> None:
+    sharp = dataclasses.replace(PRESET, optics=Optics(noise=0.0))
+    wide = dataclasses.replace(PRESET, optics=Optics(noise=0.0, fringe=0.005))
+    one, box = slide(size_px=1200, seed=1), (1000, 540, 1200, 660)
+    plain, moved = (render(one, preset, box).astype(float) for preset in (sharp, wide))
+    np.testing.assert_array_equal(plain[..., 1], moved[..., 1])
+    assert np.ptp(plain) > 50
+    for channel, px in ((0, 2.5), (2, -4)):  # 0.005 and -0.008 times 500 px from the middle
+
+        def apart(by: int, channel=channel) -> float:
+            return float(np.abs(np.roll(plain, by, 1) - moved)[:, 20:-20, channel].mean())
+
+        assert min(range(-6, 7), key=apart) in {int(np.floor(px)), int(np.ceil(px))}
+    scanned = slide(size_px=4200, seed=3)
+    assert (render(scanned, wide, box) == render(scanned, sharp, box)).all()
+
+
+@pytest.mark.parametrize(("colour", "sides"), [("4:4:4", (1, 1)), ("4:2:2", (2, 1))])
+def test_ome__colour_is_as_fine_as_the_preset_says(tmp_path, colour: str, sides) -> None:
+    preset = dataclasses.replace(PRESET, optics=Optics(jpeg_colour=colour))
+    path, one = tmp_path / "a.ome.tiff", slide(size_px=700)
+    write(path, one, preset)
+    pixels = render(one, preset, (0, 0, 700, 700)).astype(int)
+    with tifffile.TiffFile(path) as file:
+        assert file.pages[0].tags["YCbCrSubSampling"].value == sides
+        assert np.abs(file.asarray() - pixels).mean() < 2
+    with open_slide(path) as reader:
+        assert np.abs(reader.read(0, Box(0, 0, 700, 700)) - pixels).mean() < 2
 
 
 def test_dirt__is_a_factor_and_moves_no_cell() -> None:
@@ -172,6 +216,40 @@ def test_svs__is_what_openslide_takes_for_an_aperio_slide(tmp_path) -> None:
         assert (reader.info.format, reader.info.mpp) == ("aperio", pytest.approx(0.25))
 
 
+def test_dicom__is_read_as_written(tmp_path) -> None:
+    folder, one = tmp_path / "a", slide(size_px=1300, seed=2)
+    folder.mkdir()
+    preset = dataclasses.replace(PRESET, optics=Optics(jpeg_colour="4:2:2"))
+    write(folder, one, preset, how=write_dicom)
+    pixels = render(one, preset, (0, 0, 1300, 1300))
+    names = [f"level-{level}.dcm" for level in range(3)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    parts = [pydicom.dcmread(folder / name) for name in names]
+    assert [part.TotalPixelMatrixRows for part in parts] == [1300, 650, 325]
+    assert [part.NumberOfFrames for part in parts] == [9, 4, 1]
+    assert len({part.SeriesInstanceUID for part in parts}) == 1
+    assert len({part.SOPInstanceUID for part in parts}) == 3
+    for part in parts:
+        tags = [element.tag for element in part]
+        assert tags == sorted(tags)
+        for element in part:
+            if element.VR in {"CS", "SH", "LO", "UI", "DA", "TM", "DT", "DS", "IS"}:
+                for value in element.value if element.VM > 1 else [element.value]:
+                    pydicom.valuerep.validate_value(element.VR, str(value), pydicom.config.RAISE)
+    frames = list(pydicom.encaps.generate_frames(parts[0].PixelData, number_of_frames=9))
+    tile = np.asarray(Image.open(io.BytesIO(frames[4]))).astype(int)
+    assert np.abs(tile - pixels[512:1024, 512:1024]).mean() < 2
+    with openslide.OpenSlide(folder / names[1]) as file:
+        assert file.level_dimensions == ((1300, 1300), (650, 650), (325, 325))
+        assert float(file.properties["openslide.mpp-x"]) == pytest.approx(0.25)
+        read = np.asarray(file.read_region((600, 600), 0, (300, 300)).convert("RGB")).astype(int)
+        assert np.abs(read - pixels[600:900, 600:900]).mean() < 2
+    with open_slide(folder) as reader:
+        assert (reader.info.format, reader.info.mpp) == ("dicom", pytest.approx(0.25))
+        below = reader.read(1, Box(0, 0, 650, 650)).astype(int)
+        assert np.abs(below - halved(pixels)).mean() < 2
+
+
 def test_slide__leaves_empty_glass_out(tmp_path) -> None:
     path, one = tmp_path / "a.ome.tiff", slide(size_px=4200, covered=0.2, seed=1)
     scene = write(path, one, SPARSE)
@@ -187,10 +265,11 @@ def test_slide__leaves_empty_glass_out(tmp_path) -> None:
 
 def test_density__of_pictures_is_read_back() -> None:
     tile = np.full((16, 16, 3), 200, np.uint8)
-    jpeg = with_jpeg_density(encode_jpeg(tile, 90), 0.25)
+    plain = encode_jpeg(tile, PRESET.optics)
+    jpeg = with_jpeg_density(plain, 0.25)
     image = pyvips.Image.new_from_buffer(jpeg, "")
     assert 1e3 / image.xres == pytest.approx(0.25)
-    assert with_jpeg_density(encode_jpeg(tile, 90), 0.1) == encode_jpeg(tile, 90)  # does not fit
+    assert with_jpeg_density(plain, 0.1) == plain  # does not fit
     buffer = io.BytesIO()
     Image.fromarray(tile).save(buffer, "png")
     image = pyvips.Image.new_from_buffer(with_png_density(buffer.getvalue(), 0.1), "")
