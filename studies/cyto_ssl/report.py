@@ -45,6 +45,7 @@ def main() -> None:
     parts = [arm for arm in STUDY["parts"]["arms"] if chosen(results, arm)]
     shown = [arm for arm in BASELINES if chosen(results, arm)] + parts
     sections = [
+        f"![Primary outcomes by arm]({PICTURE.name})\n",
         "### a. The parts\n",
         primary_table(results, shown, "dino"),
         "### b. The methods\n",
