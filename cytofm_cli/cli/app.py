@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tile": ("tile", "Tile slides into one Zarr store a slide."),
     "detect": ("detect", "Find the nuclei of every tile."),
     "views": ("views", "Make nuclei-centred views: a contact sheet, or a Zarr dump."),
-    "pack": ("pack", "Pack tiles or cells into one file that pretraining reads anywhere."),
+    "pack": ("pack", "Pack tiles or cells into one file for pretraining."),
     "pretrain": ("pretrain", "Pretrain an encoder on tiles and nuclei, without labels."),
     "embed": ("embed", "Turn tiles into embeddings: one bag a slide."),
     "evaluate": ("evaluate", "Judge frozen encoders on labelled cells and tiles."),

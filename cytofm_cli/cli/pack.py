@@ -22,7 +22,7 @@ def pack(
     config: PackConfig,
     run: CommonOptions,
 ) -> None:
-    """Pack tiles or cells, with their nuclei, into one file that `pretrain` reads anywhere.
+    """Pack tiles or cells into one file that `pretrain` reads anywhere.
 
     Examples:
 

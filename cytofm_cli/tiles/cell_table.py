@@ -125,7 +125,7 @@ def _refuse_doubles(table: Table, files: Sequence[str], ids: Sequence[str]) -> N
     if apart:
         raise InputError(
             f"{table.path}: {len(apart)} cells are of two slides: {named(apart.values())}.",
-            hint="a cell is of one patient; bags that share cells go into `mil train --bag-table`.",
+            hint="bags that share cells are for `cytofm mil train --bag-table`.",
         )
     if twice:
         raise InputError(f"{table.path}: {len(set(twice))} cells come twice: {named(set(twice))}.")

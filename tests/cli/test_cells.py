@@ -99,7 +99,8 @@ def test_count__of_stores_without_classes_says_so_and_counts_the_others(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("cells", "train", "STORES"), 2, "labelled points"),
+        (("cells", "train", "STORES"), 2, "-o RUN"),
+        (("cells", "train", "STORES", "-o", "OUT"), 2, "labelled points"),
         (("cells", "train", "STORES", "--labels", "none.csv", "-o", "OUT"), 3, "none.csv"),
         (("cells", "apply", "none", "STORES"), 3, "not a finished RUN"),
         (("cells", "apply", "RUN", "none"), 3, "none"),

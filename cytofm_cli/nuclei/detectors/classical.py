@@ -47,6 +47,7 @@ RED: Final = red_cells.FEATURES.index("red")
 GREEN: Final = red_cells.FEATURES.index("green")
 DENSITY: Final = red_cells.FEATURES.index("density")
 MAX_OVERLAP: Final = 0.4  # share of the smaller outline
+MAX_RADIUS_UM: Final = 18.0  # of a disk of the same area; beyond it are cytoplasms and folds
 # Contrast, as a share of that of the slide's nuclei, from which and to which confidence rises
 # where colour cannot tell nuclei from red cells (Romanowsky: 0.3 to 0.45 of a nucleus).
 FAINT_SHARE: Final = (0.35, 0.65)
@@ -232,7 +233,8 @@ def candidates(darkness_HW: Floats, min_radius_um: float) -> Evidence:
         seed_radius_M=radius_M,
         blob_M=blob_M,
     )
-    return everything.take((share_M > MIN_EDGE_SHARE) & (radius_um_M > min_radius_um))
+    of_a_nucleus = (radius_um_M > min_radius_um) & (radius_um_M < MAX_RADIUS_UM)
+    return everything.take((share_M > MIN_EDGE_SHARE) & of_a_nucleus)
 
 
 def rivals(outlines: Outlines) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
