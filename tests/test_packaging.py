@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import cytofm_cli
 
@@ -156,6 +159,24 @@ def test_help__is_quick_because_it_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "quickstart" in done.stdout
     assert "heavy: []" in done.stderr
+
+
+@pytest.mark.parametrize(("stated", "threads"), [(None, 1), ("2", 2)])
+def test_matrix_products_of_a_command__have_one_thread_unless_stated(
+    stated: str | None, threads: int
+) -> None:
+    code = (
+        "import cytofm_cli.__main__, numpy, threadpoolctl\n"
+        "pools = threadpoolctl.threadpool_info()\n"
+        "print({p['num_threads'] for p in pools if p['internal_api'] == 'openblas'})\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    if stated is not None:
+        environment["OPENBLAS_NUM_THREADS"] = stated
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() in (f"{{{threads}}}", "set()")  # another BLAS
 
 
 def test_tile__imports_neither_torch_nor_zarr() -> None:

@@ -231,7 +231,9 @@ def probability(
         colour_M: 1 for the colour of nuclei, 0 for that of what is none.
         weights: one a term.
     """
-    chance: Floats = colour_M / (1 + np.exp(-(terms_MT @ weights)))
+    # A product of so few columns in BLAS reads beyond them, which warns of what is not there.
+    logit_M = (terms_MT * weights).sum(axis=1)
+    chance: Floats = colour_M / (1 + np.exp(-logit_M))
     return chance
 
 
