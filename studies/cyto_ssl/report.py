@@ -159,6 +159,8 @@ def difference(gap: Gap, p: float) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table in Markdown."""
+    if not rows:
+        return "Not run yet.\n"
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 

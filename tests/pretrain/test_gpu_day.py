@@ -103,7 +103,7 @@ def test_gpu_day__what_is_stopped_keeps_its_checkpoint_and_is_gone_on_with(
         while child.poll() is None and not (log.exists() and log.stat().st_size):
             time.sleep(0.5)
         cut.stop()
-        assert child.wait(120) == 75, (first / "gpu_day.log").read_text()
+        assert child.wait(120) == 143, (first / "gpu_day.log").read_text()
         assert len(list((run / "checkpoints").glob("step-*"))) == 1
         cut.children.clear()
     with tarfile.open(tmp_path / "runs.tar", "w") as tar:
