@@ -69,7 +69,7 @@ def test_arms__of_one_seed_differ_in_their_parts_alone(study) -> None:
 
 @pytest.mark.parametrize(("name", "arm"), [("best", "dino+all"), ("plain", "dino")])
 def test_arms_of_the_gpu_day__are_those_of_the_study(study, name: str, arm: str) -> None:
-    written = (STUDY / "arms" / f"{name}.toml").read_text()
+    written = (STUDY / "gpu_day" / f"{name}.toml").read_text()
     assert written == study.arms.as_toml(study.arms.settings(study.arms.Run(arm, 0)))
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-ARMS = ROOT / "studies" / "cyto_ssl" / "arms"
+ARMS = ROOT / "studies" / "cyto_ssl" / "gpu_day"
 _LEAVE_S = 15  # for packing up at the end
 
 # How much each part may do: of a GPU, and of the rehearsal on a CPU.
@@ -160,7 +160,9 @@ def kernels(day: Day) -> None:
 
 def pretrain_words(day: Day, pack: Path, arm: Path, run: Path, *more: object) -> list[object]:
     """Return the command of a run of an arm."""
-    own = ["--device", day.limits["device"], "--no-progress"]
+    # The arms of a study on two cores have one thread; here two runs share all cores.
+    threads = max(1, (os.cpu_count() or 2) // 2)
+    own = ["--device", day.limits["device"], "--threads", threads, "--no-progress"]
     return ["-m", "cytofm_cli", "pretrain", pack, "-o", run, "--config", arm, *own, *more]
 
 
