@@ -19,6 +19,7 @@ from cytofm_cli.mil.origin import unstated
 from cytofm_cli.mil.score import Ensemble, SlideScore, score_bag
 from cytofm_cli.nuclei.place import BOUNDS, place_of
 from cytofm_cli.store import io, schema
+from cytofm_cli.store.records import TRAINING
 from cytofm_cli.words import named
 
 Say = Callable[[str], None]
@@ -125,7 +126,7 @@ def remarks(scores: Sequence[SlideScore], how: Scoring) -> Iterator[str]:
             f"patients of {len(lacking)} slide(s) are not known ({named(lacking)}): if the RUN was "
             "trained on other slides of theirs, they are not out-of-fold; --groups TABLE tells"
         )
-    trained = [score.slide_id for score in scores if score.basis.startswith("training")]
+    trained = [score.slide_id for score in scores if score.basis.startswith(TRAINING)]
     if trained:
         yield (
             f"{WARNING}all models were trained on {len(trained)} slide(s) or on their patients: "

@@ -26,12 +26,11 @@ from cytofm_cli.runs import provenance
 from cytofm_cli.stats.classes import spelling_key
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
-from cytofm_cli.store.records import ClassesRecord, EmbeddingRecord
+from cytofm_cli.store.records import NEW, OUT_OF_FOLD, TRAINING, ClassesRecord, EmbeddingRecord
 from cytofm_cli.work.batch import Status
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
-NEW, OUT_OF_FOLD, TRAINING = "new", "out-of-fold", "training"
 _SEEN_AS = ("input_px", "resize_px", "mean", "std", "interpolation", "pooling")
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.mil.origin import UNKNOWN, Origin
+from cytofm_cli.store.records import OUT_OF_FOLD, TRAINING
 from cytofm_cli.words import named
 
 # A head multiplies features, the gradient of a product of two grows with the third power, and
@@ -120,12 +121,12 @@ def notes(bags: Iterable[Bag]) -> list[str]:
         lines.append(
             f"{len(alike)} slide(s) hold one number everywhere, as failed ones do: {named(alike)}"
         )
-    if seen := [bag.slide_id for bag in bags if bag.basis == "training"]:
+    if seen := [bag.slide_id for bag in bags if bag.basis == TRAINING]:
         lines.append(
             f"the classifier of cells has learnt from {len(seen)} of these slides or their "
             f"patients ({named(seen)}): scores on them are too good"
         )
-    if crossed := [bag.slide_id for bag in bags if bag.basis == "out-of-fold"]:
+    if crossed := [bag.slide_id for bag in bags if bag.basis == OUT_OF_FOLD]:
         lines.append(
             f"{len(crossed)} slide(s) were classified by classifiers of cells that had held them "
             "out, but not the other slides of a test fold: label cells of other patients for a "

@@ -20,8 +20,8 @@ import numpy as np
 from cytofm_cli.errors import InputError
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.bag import Bag
-from cytofm_cli.mil.unseen import NEW, OUT_OF_FOLD, TRAINING
 from cytofm_cli.store import io, schema
+from cytofm_cli.store.records import NEW, OUT_OF_FOLD, TRAINING
 from cytofm_cli.tables import read_table
 from cytofm_cli.words import named
 

@@ -31,9 +31,10 @@ from cytofm_cli.mil.run_folder import (
     refuse_exchanged,
 )
 from cytofm_cli.mil.train import bag_tensor, one_thread, slide_seed
-from cytofm_cli.mil.unseen import OUT_OF_FOLD, TRAINING, Known, read_splits
+from cytofm_cli.mil.unseen import Known, read_splits
 from cytofm_cli.runs.folder import CONFIG
 from cytofm_cli.stats.judge import Decision, decide
+from cytofm_cli.store.records import OUT_OF_FOLD, TRAINING
 from cytofm_cli.words import named
 from cytofm_cli.work.device import find_device
 

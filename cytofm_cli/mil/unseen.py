@@ -10,10 +10,9 @@ from pathlib import Path
 from cytofm_cli.errors import LabelError
 from cytofm_cli.mil.run_folder import RUN, read_rows
 from cytofm_cli.stats.classes import spelling_key
+from cytofm_cli.store.records import NEW, OUT_OF_FOLD, TRAINING
 from cytofm_cli.tables import GROUP_NAMES, SLIDE_NAMES, match_slide, read_table
 from cytofm_cli.words import is_missing
-
-NEW, OUT_OF_FOLD, TRAINING = "new", "out-of-fold", "training"
 
 
 @dataclass(frozen=True)

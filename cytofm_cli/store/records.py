@@ -308,6 +308,11 @@ class EmbeddingRecord(StepRecord):
     seed: int = 0
 
 
+# What a model knew of a slide that it judged: nothing; other slides of the same cross-validation,
+# but never it or its patient; the slide or its patient itself.
+NEW, OUT_OF_FOLD, TRAINING = "new", "out-of-fold", "training"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassesRecord(StepRecord):
     """Where the classes of nuclei come from.
