@@ -4,7 +4,7 @@ Haemoglobin absorbs violet and green and lets red pass; nuclear dyes absorb red 
 least of all blue. A red cell is flat inside or paler in the middle, 5 to 9 µm wide, and never as
 dark as a nucleus; a nucleus has chromatin. `nucleus_share` is a logistic function of these, fitted
 on marked nuclei of Pap smears, white cells and simulated nuclei against red cells of blood smears;
-the constants are those that `python tests/bench/fit_red_cells.py` prints.
+the constants were fitted by `python tests/bench/fit_red_cells.py` on simulated slides of version 1.
 
 Letters: M outlines, F features.
 """

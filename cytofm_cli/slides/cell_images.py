@@ -99,7 +99,7 @@ def find_images(place: Path) -> dict[str, ImagePlace]:
     """
     if not place.exists():
         raise InputError(f"{place}: no such file or folder.", hint="check the path.")
-    try:
+    try:  # zipfile raises NotImplementedError for zips of later versions than it knows
         members = dict(_members(place))
     except (OSError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as error:
         if isinstance(error, tarfile.ReadError) or place.suffix.lower() in (".gz", ".tgz"):

@@ -22,10 +22,8 @@ from cytofm_cli.store.records import LevelRecord, SlideRecord, TileRecord
 from cytofm_cli.tiles import cells, pixels
 from cytofm_cli.tiles.announce import Note, announce_loss
 from cytofm_cli.tiles.cells import READER, CellsJob, CellTile
+from cytofm_cli.tiles.run import MOST_THUMBNAIL_PX
 from cytofm_cli.work.batch import Status
-
-# The thumbnail is for people: a sheet needs none larger.
-_MOST_THUMBNAIL_PX = 4096
 
 Report = Callable[[int, int], None]
 
@@ -139,7 +137,7 @@ def _empty_sheet(job: CellsJob) -> _Sheet:
     n, side = len(job.cells), job.sheet.side_px
     columns = cells.columns_of(n)
     lines = -(-n // columns)
-    factor = max(1, -(-columns * side // _MOST_THUMBNAIL_PX))
+    factor = max(1, -(-columns * side // MOST_THUMBNAIL_PX))
     small = -(-side // factor)
     return _Sheet(
         job=job,
