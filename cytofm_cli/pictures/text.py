@@ -37,7 +37,7 @@ def printable(text: str) -> str:
 
 def width_of(text: str, size: int = LARGE) -> int:
     """Return how many pixels wide a line of text becomes."""
-    return ink(text, size).shape[1]
+    return len(ink(text, size)[0])
 
 
 def ink(text: str, size: int = LARGE, edge: int = 0) -> NDArray[np.uint8]:
