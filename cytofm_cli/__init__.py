@@ -45,6 +45,7 @@ _NAMES_IN = {
     "api.tile": ("tile",),
     "api.train": ("train",),
     "api.truth": ("judge_nuclei",),
+    "api.view": ("export_marks", "view"),
     "api.views": ("make_views",),
     "cells.config": ("ApplyConfig", "CellsConfig", "CountConfig"),
     "encoders.config": ("EmbedConfig",),

@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "cells": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "exporters": SHARED | {"slides", "tiles", "nuclei", "encoders", "mil"},
+    "viewer": SHARED | {"pictures", "slides", "tiles", "nuclei", "exporters"},
 }
 STEPS = ALLOWED.keys()
 ALLOWED |= {

@@ -30,6 +30,7 @@ UNSEEN = {
     "openslide-bin": "the library that openslide-python loads",
     "pyvips-binary": "the library that pyvips loads",
     "tensorboard": "torch.utils.tensorboard loads it",
+    "xstatic-leaflet": "the page loads its files",
 }
 # Imported, and not declared: it comes with torch where torch has GPU kernels, and its absence is
 # a case that `cytofm_kernels.explain` names.

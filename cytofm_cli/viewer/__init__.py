@@ -1,0 +1,1 @@
+"""The viewer: slides and what stores hold of them, in a browser on this machine."""
