@@ -7,6 +7,7 @@ their numbers in the slide's facts. No path comes from a request, so none can le
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class _Answers:
         self._kept = Kept()
         # Few: each keeps a region of every level that it has read.
         self._pool = ThreadPoolExecutor(max(2, min(4, cpu_count())), "cytofm-view")
+        self._pool.submit(self._open_first)
 
     async def page(self, _request: Request) -> Response:
         """Return the page."""
@@ -251,6 +253,12 @@ class _Answers:
             return _download(text, "application/geo+json", "marks.geojson")
 
         return await self._run(answer)
+
+    def _open_first(self) -> None:
+        """Open the first slide while the browser gets the page: it is what will be asked for."""
+        with contextlib.suppress(CytofmError), self._viewer.shelf.use(0) as view:
+            jpeg_bytes(view.square(0, 0, 0), _QUALITY)
+            view.facts()
 
     def _slide(self, request: Request) -> Any:
         return self._viewer.shelf.use(request.path_params["slide"])

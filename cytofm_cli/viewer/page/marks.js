@@ -56,7 +56,8 @@ export class Marks {
     input.maxLength = 100;
     input.setAttribute("aria-label", `Class of key ${key}`);
     input.addEventListener("change", async () => {
-      const answer = await trying(() => tell("name", { key, name: input.value.trim() }));
+      const wanted = input.value.trim();
+      const answer = wanted && (await trying(() => tell("name", { key, name: wanted })));
       if (answer) say(`Key ${key} is ${answer.name}; saved.`);
       if (answer) this.names[key] = answer.name;
       input.value = this.names[key];

@@ -38,9 +38,13 @@ export class Pane {
     this.map.setMaxBounds(this.bounds.pad(0.6));
     this.fit();
     if (this.section.hidden) this.map.setView(this.bounds.getCenter(), 0, { animate: false });
-    else this.map.fitBounds(this.bounds, { animate: false });
+    else this.whole();
     this.section.classList.toggle("dark", facts.dark);
     this.#put("slide", `slides/${number}/square/{z}/{x}/{y}.jpg`, 1, 100);
+  }
+
+  whole() {
+    if (this.facts) this.map.fitBounds(this.bounds, { animate: false });
   }
 
   // Takes the size that it has on the page now; its middle stays.

@@ -29,13 +29,16 @@ async function begin() {
   const showSecond = tie(...panes);
   for (const pane of panes) listen(pane);
   of("compare").addEventListener("click", () => compare(panes[1].section.hidden));
-  document.addEventListener("keydown", pressed);
+  document.addEventListener("keydown", pressed, true); // before Leaflet, which takes + for three steps
   if (start.runs.length) of("show-map").checked = true;
 
   await slides.list(0);
   const place = new URLSearchParams(location.hash.slice(1));
   await open(Number(place.get("slide") ?? 0));
-  if (start.runs.length > 1) compare(true);
+  if (start.runs.length > 1) {
+    compare(true);
+    panes[0].whole();
+  }
   if (place.has("z") && facts) {
     panes[0].map.setView(panes[0].at(+place.get("x"), +place.get("y")), +place.get("z"), { animate: false });
   }
@@ -85,10 +88,13 @@ async function begin() {
     if (undoes || event.key === "u") marks.undo();
     else if (/^[0-9]$/.test(event.key)) mark(Number(event.key));
     else if (event.key in LAYERS) layers.toggle(LAYERS[event.key]);
+    else if (event.key === "+" || event.key === "=") active.map.zoomIn(1);
+    else if (event.key === "-") active.map.zoomOut(1);
     else if (event.key === "c") of("compare").click();
     else if (event.key === "[" || event.key === "]") slides.step(event.key === "]" ? 1 : -1);
     else return;
     event.preventDefault();
+    event.stopPropagation();
   }
 
   function mark(key) {
