@@ -6,7 +6,7 @@ not grow with the slide. Colours are RGB; (N, 3) gives each row its own. Legend:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -112,26 +112,40 @@ def discs(
     return canvas
 
 
+@dataclass(frozen=True, eq=False)
+class Rings:
+    """Polygons of level-0 pixels, one after the other.
+
+    Attributes:
+        xy_px0: (p, 2), the points of all of them.
+        start: (N + 1,), where each begins; none is empty.
+    """
+
+    xy_px0: NDArray[np.floating]
+    start: NDArray[np.int64]
+
+
 def outlines(
-    canvas: Canvas,
-    region: Region,
-    polygons: Iterable[NDArray[np.floating]],
-    rgb_N3: NDArray[np.uint8],
-    *,
-    thickness: int = 2,
-    filled: bool = False,
+    canvas: Canvas, region: Region, rings: Rings, rgb_N3: NDArray[np.uint8], *, thickness: int = 2
 ) -> Canvas:
-    """Draw closed polygons (k, 2) of level-0 pixels over a square; return it."""
+    """Draw closed polygons over a square; return it. Those of one colour are drawn at once."""
+    if len(rings.start) < 2:
+        return canvas
     cv2 = opencv()
-    for polygon, rgb in zip(polygons, rgb_N3.tolist(), strict=True):
-        # OpenCV counts from the middle of the first pixel.
-        placed = (_placed(region, polygon) - 0.5) * (1 << _FRACTION_BITS)
-        ring = np.round(placed).astype(np.int32)
+    # OpenCV counts from the middle of the first pixel.
+    placed = (_placed(region, rings.xy_px0) - 0.5) * (1 << _FRACTION_BITS)
+    points = np.round(placed).astype(np.int32)
+    reach = (region.side_px + thickness) << _FRACTION_BITS
+    low = np.minimum.reduceat(points, rings.start[:-1])
+    high = np.maximum.reduceat(points, rings.start[:-1])
+    seen_N = ((low <= reach) & (high >= -(thickness << _FRACTION_BITS))).all(1)
+    ring_N = np.split(points, rings.start[1:-1])
+    colours, colour_N = np.unique(rgb_N3, axis=0, return_inverse=True)
+    for number, rgb in enumerate(colours.tolist()):
+        mine = np.flatnonzero(seen_N & (colour_N.reshape(-1) == number)).tolist()
+        drawn = [ring_N[row] for row in mine]
         colour = (*rgb, 255)
-        if filled:
-            cv2.fillPoly(canvas, [ring], colour, cv2.LINE_8, _FRACTION_BITS)
-        else:
-            cv2.polylines(canvas, [ring], True, colour, thickness, cv2.LINE_AA, _FRACTION_BITS)
+        cv2.polylines(canvas, drawn, True, colour, thickness, cv2.LINE_AA, _FRACTION_BITS)
     return _undarkened(canvas)
 
 

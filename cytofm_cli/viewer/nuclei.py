@@ -6,7 +6,6 @@ Legend: N nuclei.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +22,8 @@ from cytofm_cli.viewer.places import Places, find_places
 from cytofm_cli.viewer.zoom import Region
 
 _ROWS: Final = 1 << 20  # points copied at a time
-_MARGIN_PX0: Final = 160  # of a square: nuclei whose outline may reach into it
+_ELONGATED: Final = 2.0  # an outline reaches so many radii of its area from its centre
+_BOLD_PX: Final = 12.0  # radius on the screen from which lines are two pixels wide
 _OUTLINED_PX: Final = 9  # on the screen; smaller nuclei are dots
 _DOT_PX: Final = (1.0, 3.0)
 _USUAL_RADIUS_UM: Final = 4.5  # where no area is known
@@ -38,17 +38,22 @@ class Shapes:
         contour_px0: float32 (p, 2), all outlines, one after the other, on the disk.
         contour_start: int64 (N + 1,).
         radius_px0: of a usual nucleus.
+        reach_px0: how far an outline may reach from its centre.
     """
 
     places: Places
     contour_px0: NDArray[np.float32]
     contour_start: NDArray[np.int64]
     radius_px0: float
+    reach_px0: float
 
-    def outlines(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-        """Yield the outline of each row, (k, 2)."""
-        for row in rows.tolist():
-            yield self.contour_px0[self.contour_start[row] : self.contour_start[row + 1]]
+    def outlines(self, rows: NDArray[np.int64]) -> draw.Rings:
+        """Return the outlines of some rows that have one."""
+        begin, length = self.contour_start[rows], np.diff(self.contour_start)[rows]
+        start = np.concatenate([[0], np.cumsum(length)])
+        # Point i comes from the row that owns it: one gather, no loop.
+        index = np.repeat(begin - start[:-1], length) + np.arange(start[-1])
+        return draw.Rings(np.asarray(self.contour_px0[index]), start)
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,14 @@ def read_shapes(store: Store, detector: str) -> Shapes:
     step = schema.nuclei_step(detector)
     area_um2 = store.read(f"{step}/area_um2")
     known = area_um2[np.isfinite(area_um2) & (area_um2 > 0)]
+    largest_um = float(np.sqrt(np.max(known) / np.pi)) if len(known) else 3 * _USUAL_RADIUS_UM
     radius_um = float(np.sqrt(np.median(known) / np.pi)) if len(known) else _USUAL_RADIUS_UM
     return Shapes(
         places=find_places(store.read(f"{step}/xy_px0"), Size(*store.slide.size_px0)),
         contour_px0=_mapped(store, f"{step}/contour_px0"),
         contour_start=store.read(f"{step}/contour_start"),
         radius_px0=radius_um / store.slide.mpp,
+        reach_px0=_ELONGATED * largest_um / store.slide.mpp,
     )
 
 
@@ -128,18 +135,15 @@ def read_class_names(store: Store, kind: NucleiKind) -> tuple[tuple[str, ...], N
     return record.classes, class_N
 
 
-def draw_nuclei(
-    region: Region, shapes: Shapes, rgb_N3: NDArray[np.uint8], *, filled: bool = False
-) -> draw.Canvas:
+def draw_nuclei(region: Region, shapes: Shapes, rgb_N3: NDArray[np.uint8]) -> draw.Canvas:
     """Draw the nuclei of a square: outlines when near, dots when far, or where there is no outline.
 
     Args:
         region: the square.
         shapes: of all nuclei of the slide.
         rgb_N3: the colour of each of them.
-        filled: fill the outlines.
     """
-    margin = max(_MARGIN_PX0, 4 * region.scale)
+    margin = shapes.reach_px0 + 4 * region.scale
     rows = shapes.places.inside(
         region.x_px0 - margin,
         region.y_px0 - margin,
@@ -153,7 +157,9 @@ def draw_nuclei(
     dots, rings = rows[~outlined], rows[outlined]
     size = min(max(radius_px * 0.7, _DOT_PX[0]), _DOT_PX[1])
     canvas = draw.points(region, shapes.places.xy_px0[dots], size, rgb_N3[dots])
-    return draw.outlines(canvas, region, shapes.outlines(rings), rgb_N3[rings], filled=filled)
+    thickness = 2 if radius_px >= _BOLD_PX else 1
+    outlines = shapes.outlines(rings)
+    return draw.outlines(canvas, region, outlines, rgb_N3[rings], thickness=thickness)
 
 
 def colours_of(class_N: NDArray[np.uint8]) -> NDArray[np.uint8]:

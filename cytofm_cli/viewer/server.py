@@ -156,7 +156,8 @@ class _Answers:
             def make() -> bytes:
                 with self._slide(request) as view:
                     region = view.zooms.region(where["zoom"], where["column"], where["row"])
-                    return png_bytes(view.layer(where["name"], region, number, column))
+                    canvas = view.layer(where["name"], region, number, column)
+                    return png_bytes(canvas, effort=1)
 
             return self._picture(("layer", number, column, *where.values()), make)
 

@@ -63,11 +63,13 @@ def test_discs__of_any_size_cover_their_area() -> None:
 
 def test_outlines__follow_the_polygon_in_its_own_colour() -> None:
     square = np.array([[110, 210], [150, 210], [150, 250], [110, 250]], np.float32)
-    canvas = draw.outlines(draw.blank(32), REGION, [square], rgb(RED))
+    far = square + 900
+    rings = draw.Rings(np.concatenate([far, square]), np.array([0, 4, 8]))
+    canvas = draw.outlines(draw.blank(32), REGION, rings, rgb(BLUE, RED))
     assert (canvas[5, 8:22] == (*RED, 255)).all() or (canvas[4, 8:22] == (*RED, 255)).all()
     assert canvas[15, 15, 3] == 0
     seen = canvas[canvas[..., 3] > 0]
     assert (seen[:, 0] >= 250).all()  # half-covered pixels are no darker
     assert (seen[:, 1:3] == 0).all()
-    full = draw.outlines(draw.blank(32), REGION, [square], rgb(RED), filled=True)
-    assert (full[6:24, 6:24] == (*RED, 255)).all()
+    none = draw.Rings(np.zeros((0, 2)), np.zeros(1, np.int64))
+    assert not draw.outlines(draw.blank(32), REGION, none, rgb()).any()
