@@ -11,7 +11,6 @@ from cytofm_cli.errors import InputError, MissingPackageError, UsageError
 from cytofm_cli.runs.folder import CONFIG
 
 MOST_RUNS = 2
-_HINT = "pip install 'cytofm[view]'"
 
 
 def view(
@@ -41,16 +40,11 @@ def view(
     """
     folders = check_runs(words_of(runs))
     paths = find_stores(words_of(stores))
-    try:
-        from cytofm_cli.viewer import guard, pages, serve, server
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"the viewer needs the package {error.name}.", hint=_HINT
-        ) from error
+    _need_packages()
+    from cytofm_cli.viewer import guard, serve, server
     from cytofm_cli.viewer.marks import MarksFile
     from cytofm_cli.viewer.shelf import Shelf
 
-    pages.read("leaflet.js")
     token = guard.new_token()
     with (
         Shelf(paths, path_of(slides)) as shelf,
@@ -103,6 +97,23 @@ def export_marks(
             written.append(out / f"{slide.slide_id}.geojson")
             write_text(written[-1], geojson_text(book, slide.slide_id, corner))
     return written
+
+
+def _need_packages() -> None:
+    """Refuse to begin where the extra `view` is not installed.
+
+    Raises:
+        MissingPackageError: names what is missing.
+    """
+    from cytofm_cli.viewer import pages
+
+    try:
+        import starlette.applications  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        what = f"the viewer needs the package {error.name}."
+        raise MissingPackageError(what, hint=pages.HINT) from error
+    pages.read("leaflet.js")
 
 
 def marks_path(stores: Sequence[Path], runs: Sequence[Path] = ()) -> Path:

@@ -9,10 +9,11 @@ sent may not be shown within other pages, nor load or run anything from elsewher
 from __future__ import annotations
 
 import secrets
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+if TYPE_CHECKING:
+    from starlette.responses import PlainTextResponse
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK: Final = "127.0.0.1"
 _NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -68,6 +69,8 @@ class Guard:
         await self._app(inner, receive, careful)
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+        from starlette.responses import PlainTextResponse
+
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         if host.rpartition(":")[0] not in _NAMES and host not in _NAMES:

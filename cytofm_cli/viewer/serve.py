@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-
-import uvicorn
-from starlette.types import ASGIApp
+from typing import TYPE_CHECKING
 
 from cytofm_cli.errors import UsageError
 from cytofm_cli.viewer.guard import LOOPBACK
-from cytofm_cli.work.signals import StopFlag, catch_signals
+from cytofm_cli.work.signals import catch_signals
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 _PARTING_S = 2  # for requests that are being answered when it ends
 
@@ -51,6 +52,22 @@ def serve(app: ASGIApp, sock: socket.socket, started: Callable[[], None]) -> Non
         sock: of `listen`; it is closed.
         started: called once before the first request is answered.
     """
+    import asyncio
+
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Leaves signals to cytofm: uvicorn would raise them again when it has ended."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            """Begin, and say so."""
+            await super().startup(sockets=sockets)
+            started()
+
+        async def on_tick(self, counter: int) -> bool:
+            """Tell, ten times a second, whether to end."""
+            return bool(stop) or await super().on_tick(counter)
+
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -62,27 +79,4 @@ def serve(app: ASGIApp, sock: socket.socket, started: Callable[[], None]) -> Non
         timeout_graceful_shutdown=_PARTING_S,
     )
     with sock, catch_signals() as stop:
-        _Server(config, stop, started).run(sockets=[sock])
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to cytofm: uvicorn would raise them again when it has ended."""
-
-    def __init__(self, config: uvicorn.Config, stop: StopFlag, started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._stop, self._tell = stop, started
-
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve."""
-        import asyncio
-
-        asyncio.run(self._serve(sockets))
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin, and say so."""
-        await super().startup(sockets=sockets)
-        self._tell()
-
-    async def on_tick(self, counter: int) -> bool:
-        """Tell, ten times a second, whether to end."""
-        return bool(self._stop) or await super().on_tick(counter)
+        asyncio.run(Server(config)._serve([sock]))

@@ -10,15 +10,10 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
-
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from typing import TYPE_CHECKING, Any, Final
 
 from cytofm_cli.errors import CytofmError, StoreError, UsageError
 from cytofm_cli.pictures.files import jpeg_bytes, png_bytes
@@ -28,6 +23,10 @@ from cytofm_cli.viewer.kept import Kept
 from cytofm_cli.viewer.marks import MarksFile
 from cytofm_cli.viewer.shelf import Shelf
 from cytofm_cli.work.cpus import cpu_count
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 _MOST_NAMES: Final = 200
 _MOST_RANKED: Final = 500
@@ -55,6 +54,9 @@ class Viewer:
 
 def make_app(viewer: Viewer, token: str) -> Guard:
     """Return the ASGI application."""
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+
     answers = _Answers(viewer)
     routes = [
         Route("/", answers.page),
@@ -87,7 +89,7 @@ class _Answers:
 
     async def page(self, _request: Request) -> Response:
         """Return the page."""
-        return Response(pages.read("index.html"), media_type="text/html", headers=_DO_NOT_KEEP)
+        return _response(pages.read("index.html"), "text/html", _DO_NOT_KEEP)
 
     async def static(self, request: Request) -> Response:
         """Return a script or style sheet."""
@@ -95,7 +97,7 @@ class _Answers:
         kind = pages.KINDS.get(name)
         if kind is None:
             return _told(404, "No such file.")
-        return Response(pages.read(name), media_type=kind, headers=_KEEP)
+        return _response(pages.read(name), kind, _KEEP)
 
     async def start(self, _request: Request) -> Response:
         """Return what the page needs before any slide."""
@@ -267,7 +269,7 @@ class _Answers:
     def _picture(self, key: tuple[Any, ...], make: Callable[[], bytes]) -> Response:
         data = self._kept.get(key, make)
         kind = "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
-        return Response(data, media_type=kind, headers=_KEEP)
+        return _response(data, kind, _KEEP)
 
     async def _run(self, answer: Callable[[], Response]) -> Response:
         """Answer in a thread of the pool; an error becomes one line that the page shows."""
@@ -284,21 +286,25 @@ class _Answers:
             return _told(400, f"not understood: {type(error).__name__} {error}")
 
 
-def _json(value: Any) -> Response:
+def _response(content: bytes, kind: str, headers: Mapping[str, str], status: int = 200) -> Response:
+    from starlette.responses import Response
+
+    return Response(content, status, dict(headers), kind)
+
+
+def _json(value: Any, status: int = 200) -> Response:
     # ASCII: names of files may hold what is no UTF-8.
-    text = json.dumps(value, allow_nan=False)
-    return Response(text, media_type="application/json", headers=_DO_NOT_KEEP)
+    text = json.dumps(value, allow_nan=False).encode("ascii")
+    return _response(text, "application/json", _DO_NOT_KEEP, status)
 
 
 def _told(status: int, text: str) -> Response:
-    response = _json({"error": text})
-    response.status_code = status
-    return response
+    return _json({"error": text}, status)
 
 
 def _download(text: str, kind: str, name: str) -> Response:
     headers = {**_DO_NOT_KEEP, "content-disposition": f'attachment; filename="{name}"'}
-    return Response(text.encode("utf-8", "backslashreplace"), media_type=kind, headers=headers)
+    return _response(text.encode("utf-8", "backslashreplace"), kind, headers)
 
 
 def _key_colour(key: int) -> str:
