@@ -28,8 +28,8 @@ from tests.browser import Browser, start  # noqa: E402
 
 WIDTH, HEIGHT = 1400, 880
 SETTLED = (
-    "[...document.querySelectorAll('.pane:not([hidden]) .leaflet-tile, #gallery img')].every("
-    "t => t.complete && (t.naturalWidth || t.loading === 'lazy')) && "
+    "[...document.querySelectorAll('.pane:not([hidden]) .leaflet-tile')].every("
+    "t => t.complete && t.naturalWidth) && "
     "[...document.querySelectorAll('#gallery img')].slice(0, 6).every(i => i.naturalWidth)"
 )
 
@@ -80,8 +80,10 @@ def viewing(work: Path, *runs: str) -> Iterator[str]:
     command = [sys.executable, "-m", "cytofm_cli", "view", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         assert process.stdout is not None
-        yield str(json.loads(process.stdout.readline())["url"])
-        process.terminate()
+        try:
+            yield str(json.loads(process.stdout.readline())["url"])
+        finally:
+            process.terminate()
 
 
 def show(browser: Browser, url: str) -> None:

@@ -322,3 +322,18 @@ def test_place__is_kept_in_the_address(browser: Browser, serve: Serve, work: Pat
     assert centre(browser) == [700, 500, 2]
     browser.js("const p = window.cytofm.panes[0]; p.map.setView(p.at(640, 512), 1);")
     assert browser.js("return location.hash;") == "#slide=1&z=1&x=640&y=512"
+
+
+def test_page__axe_finds_nothing(browser: Browser, serve: Serve, work: Path) -> None:
+    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
+    shown(browser, serve(work / "stores", "--run", work / "model"))
+    browser.until("document.querySelector('#gallery button')")
+    script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    browser.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": script})
+    for two in (False, True):
+        if two:
+            browser.keys("c")
+        found = browser.driver.execute_async_script(
+            "const done = arguments[arguments.length - 1]; axe.run().then(r => done(r.violations))"
+        )
+        assert {each["id"]: [n["target"] for n in each["nodes"]] for each in found} == {}
