@@ -48,6 +48,7 @@ def main() -> None:
             save(browser, work, HERE / "viewer.jpg")
         with viewing(work, "cells", "tiles") as url:
             show(browser, url)
+            browser.js("window.cytofm.panes[0].map.zoomIn(1);")
             save(browser, work, HERE / "viewer-two-runs.jpg")
     finally:
         driver.quit()
