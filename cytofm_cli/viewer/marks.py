@@ -13,10 +13,10 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.pictures import colours
@@ -25,6 +25,8 @@ from cytofm_cli.stats.classes import BETHESDA
 from cytofm_cli.work.claim import claim
 from cytofm_cli.work.closing import Closes
 from cytofm_cli.work.files import output_errors
+
+T = TypeVar("T")
 
 KEYS: Final = range(1, 10)
 ERASE: Final = 0
@@ -144,6 +146,11 @@ class MarksFile(Closes):
             _refuse_nonsense(action)
             self._write({**action, "utc": utc_now()})
             return self.book.apply(action)
+
+    def ask(self, question: Callable[[Book], T]) -> T:
+        """Answer a question about the marks while nothing is done to them."""
+        with self._lock:
+            return question(self.book)
 
     def close(self) -> None:
         """Let others write to the file."""

@@ -101,18 +101,22 @@ class _Answers:
 
     async def start(self, _request: Request) -> Response:
         """Return what the page needs before any slide."""
-        shelf, book = self._viewer.shelf, self._viewer.marks.book
-        return _json(
-            {
-                "n_slides": len(shelf.names),
-                "runs": self._viewer.runs,
-                "marks_file": str(self._viewer.marks.path),
-                "keys": [
-                    {"key": key, "name": book.legend.get(key, ""), "colour": _key_colour(key)}
-                    for key in marks.KEYS
-                ],
-            }
-        )
+
+        def answer() -> Response:
+            legend = self._viewer.marks.ask(lambda book: dict(book.legend))
+            return _json(
+                {
+                    "n_slides": len(self._viewer.shelf.names),
+                    "runs": self._viewer.runs,
+                    "marks_file": str(self._viewer.marks.path),
+                    "keys": [
+                        {"key": key, "name": legend.get(key, ""), "colour": _key_colour(key)}
+                        for key in marks.KEYS
+                    ],
+                }
+            )
+
+        return await self._run(answer)
 
     async def slides(self, request: Request) -> Response:
         """Return the names of some slides."""
@@ -132,8 +136,7 @@ class _Answers:
 
         def answer() -> Response:
             with self._slide(request) as view:
-                of = self._viewer.marks.book.marks(view.store.slide_id)
-                return _json({**view.facts(), "marks": marks.as_json(of)})
+                return _json({**view.facts(), "marks": self._marks_of(view.store.slide_id)})
 
         return await self._run(answer)
 
@@ -205,9 +208,8 @@ class _Answers:
                 slide_id = view.store.slide_id
             done = {"do": "mark", "slide_id": slide_id, "x": x, "y": y, "key": body["key"]}
             mark = self._viewer.marks.do(done)
-            of = self._viewer.marks.book.marks(slide_id)
             assert mark is not None, "what `mark` does"
-            return _json({"mark": marks.as_json([mark])[0], "marks": marks.as_json(of)})
+            return _json({"mark": marks.as_json([mark])[0], "marks": self._marks_of(slide_id)})
 
         return await self._run(answer)
 
@@ -219,12 +221,11 @@ class _Answers:
             if undone is None:
                 return _json({"undone": None})
             names = self._viewer.shelf.names
-            of = self._viewer.marks.book.marks(undone.slide_id)
             return _json(
                 {
                     "undone": marks.as_json([undone])[0],
                     "slide": names.index(undone.slide_id) if undone.slide_id in names else None,
-                    "marks": marks.as_json(of),
+                    "marks": self._marks_of(undone.slide_id),
                 }
             )
 
@@ -242,17 +243,19 @@ class _Answers:
 
     async def csv(self, _request: Request) -> Response:
         """Return all marks as a table."""
-        text = marks.csv_text(self._viewer.marks.book)
-        return _download(text, "text/csv", "marks.csv")
+
+        def answer() -> Response:
+            return _download(self._viewer.marks.ask(marks.csv_text), "text/csv", "marks.csv")
+
+        return await self._run(answer)
 
     async def geojson(self, request: Request) -> Response:
         """Return the marks of a slide as GeoJSON."""
 
         def answer() -> Response:
             with self._slide(request) as view:
-                text = marks.geojson_text(
-                    self._viewer.marks.book, view.store.slide_id, view.origin_px0()
-                )
+                slide_id, corner = view.store.slide_id, view.origin_px0()
+            text = self._viewer.marks.ask(lambda of: marks.geojson_text(of, slide_id, corner))
             return _download(text, "application/geo+json", "marks.geojson")
 
         return await self._run(answer)
@@ -262,6 +265,9 @@ class _Answers:
         with contextlib.suppress(CytofmError), self._viewer.shelf.use(0) as view:
             jpeg_bytes(view.square(0, 0, 0), _QUALITY)
             view.facts()
+
+    def _marks_of(self, slide_id: str) -> list[dict[str, Any]]:
+        return self._viewer.marks.ask(lambda book: marks.as_json(book.marks(slide_id)))
 
     def _slide(self, request: Request) -> Any:
         return self._viewer.shelf.use(request.path_params["slide"])

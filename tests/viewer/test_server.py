@@ -408,3 +408,19 @@ def test_twenty_at_once__are_all_answered_and_equal(asking: Asking) -> None:
         answers = list(pool.map(asking.get, paths))
     assert [answer.status_code for answer in answers] == [200] * 20
     assert [asking.get(path).content for path in paths] == [a.content for a in answers]
+
+
+def test_marks__are_set_and_read_at_once_and_none_is_lost(asking: Asking) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def set_and_read(number: int) -> list[int]:
+        body = {"x": number, "y": 1, "key": 1 + number % 9, "snap": False}
+        answers = [
+            asking.post("slides/1/mark", body), asking.get("marks.csv"), asking.get("slides/1"),
+            asking.get("slides/1/marks.geojson"), asking.get("start"),
+        ]  # fmt: skip
+        return [answer.status_code for answer in answers]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(set_and_read, range(24))) == [[200] * 5] * 24
+    assert {mark["x"] for mark in asking.json("slides/1")["marks"]} == set(range(24))
