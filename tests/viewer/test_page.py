@@ -307,6 +307,9 @@ def test_list__of_many_slides_has_pages_and_a_filter_and_tells_what_cannot_be_sh
     browser.find("#slide-list button").click()
     browser.until("document.getElementById('status').textContent.includes('store schema 99')")
     assert browser.find("#slide-name").text == "x240"
+    assert sources(browser, "/square/") == len(browser.find_all("#gallery button")) == 0
+    browser.keys("5")  # marks nothing, least of all the slide before
+    assert not (work / "stores.marks.jsonl").exists()
     browser.find("#words").clear()
     browser.find("#words").send_keys("p1")
     browser.until("document.getElementById('slide-count').textContent === '1 found'")

@@ -26,7 +26,13 @@ export class Gallery {
     return this.fill();
   }
 
+  clear() {
+    this.facts = this.asked = null;
+    of("gallery").replaceChildren();
+  }
+
   async fill() {
+    if (!this.facts) return;
     const list = of("gallery");
     const ranking = this.facts.rankings[of("ranking").value];
     if (!ranking) {

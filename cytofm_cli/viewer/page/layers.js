@@ -45,6 +45,12 @@ export class Layers {
     this.apply();
   }
 
+  clear() {
+    this.facts = null;
+    of("notes").replaceChildren();
+    of("classes").replaceChildren();
+  }
+
   apply() {
     if (!this.facts) return;
     const two = !this.panes[1].section.hidden;

@@ -26,12 +26,10 @@ export class Pane {
 
   // Shows a slide from the beginning, as a whole.
   show(number, facts, colours) {
+    this.clear();
     this.facts = facts;
     this.number = number;
     this.colours = colours;
-    for (const layer of Object.values(this.layers)) layer.remove();
-    this.layers = {};
-    this.spot.clearLayers();
     const [width, height] = facts.size_px0;
     this.bounds = L.latLngBounds(this.at(0, height), this.at(width, 0));
     this.map.setMinZoom(-1).setMaxZoom(facts.deepest + 3);
@@ -41,6 +39,16 @@ export class Pane {
     else this.whole();
     this.section.classList.toggle("dark", facts.dark);
     this.#put("slide", `slides/${number}/square/{z}/{x}/{y}.jpg`, 1, 100);
+  }
+
+  // Shows nothing: the slide cannot be opened.
+  clear() {
+    for (const layer of Object.values(this.layers)) layer.remove();
+    this.layers = {};
+    this.facts = null;
+    this.said.textContent = this.bar.textContent = "";
+    this.spot.clearLayers();
+    this.marks.clearLayers();
   }
 
   whole() {

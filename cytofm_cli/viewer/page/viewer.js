@@ -15,6 +15,7 @@ let active = panes[0];
 let pointer = null; // {x, y} of level 0 under the mouse, or of the cell in the gallery
 let facts = null;
 let number = null;
+let asked = null;
 
 const start = await trying(() => ask("start"));
 if (start) await begin();
@@ -46,9 +47,13 @@ async function begin() {
 
   async function open(wanted) {
     say("");
+    asked = wanted;
     const answer = await trying(() => ask(`slides/${wanted}`));
+    if (asked !== wanted) return; // another one was asked for meanwhile
     slides.current(wanted);
     if (!answer) {
+      facts = number = null; // keys must not mark what was shown before
+      for (const each of [...panes, layers, gallery]) each.clear();
       const named = (slides.names ?? []).find((slide) => slide.number === wanted);
       of("slide-name").textContent = named?.name ?? "";
       of("slide-facts").textContent = "cannot be shown; see below";
@@ -74,7 +79,7 @@ async function begin() {
   }
 
   function compare(two) {
-    if (!facts) return;
+    if (!facts) return say("There is no slide to show.", true);
     showSecond(two);
     of("compare").setAttribute("aria-pressed", String(two));
     if (!two) active = panes[0];
