@@ -30,7 +30,7 @@ from cytofm_cli.nuclei.stitch import (
     without_cut,
 )
 from cytofm_cli.nuclei.survey import doubts, settle
-from cytofm_cli.nuclei.weights import existing_file
+from cytofm_cli.nuclei.weights import check_whole, existing_file
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
@@ -83,6 +83,15 @@ class Detection:
 
     def __init__(self) -> None:
         self._detector: NucleusDetector | NucleusSource | None = None
+
+    def prepare(self, job: DetectJob) -> None:
+        """Load a detector with weights, for a slide that is still to be tiled.
+
+        Raises:
+            CytofmError: it cannot be loaded, for any slide.
+        """
+        if self._detector is None and registry.detectors.load(job.detector).weights:
+            self._detector = _make(job)
 
     def detect(self, job: DetectJob, report: Report, note: Note) -> tuple[Status, dict[str, Any]]:
         """Find the nuclei of one slide.
@@ -206,11 +215,12 @@ def check_weights(job: DetectJob) -> None:
     """Refuse a detector without the weight file that it needs, before anything is loaded.
 
     Raises:
-        WeightsError: none was given, or there is none.
+        WeightsError: none was given, there is none, or it is damaged.
     """
     needs = registry.detectors.load(job.detector).weights
     if needs:
-        existing_file(getattr(_own_config(job), "weights", None), job.detector, needs)
+        path = getattr(_own_config(job), "weights", None)
+        check_whole(existing_file(path, job.detector, needs))
 
 
 def _own_config(job: DetectJob) -> Any:
