@@ -158,7 +158,7 @@ class Detection:
             return _from_file(self._detector, job, store, note), {"n_quartered": 0}, []
         with open_field(store, slides=job.config.slides) as tiles:
             detector, other, notes = settle(self._detector, tiles, store)
-            find = partial(_find, detector, tiles)
+            find = partial(_find, detector, tiles, store.path)
             block_um = detector.block_um if isinstance(detector, BlockDetector) else 0.0
             boxes = joined(tiles.boxes, 0 if tiles.apart else int(block_um / tiles.mpp))
             area = sum(box.w * box.h for box in boxes)
@@ -286,10 +286,15 @@ class _Found:
     is_narrow: bool
 
 
-def _find(detector: NucleusDetector, tiles: Field, box: Box) -> _Found:
-    table, n_quartered = detect_tile_in_parts(
-        detector, tiles.read, box, size_px=tiles.size_px, mpp=tiles.mpp
-    )
+def _find(detector: NucleusDetector, tiles: Field, store: Path, box: Box) -> _Found:
+    try:
+        table, n_quartered = detect_tile_in_parts(
+            detector, tiles.read, box, size_px=tiles.size_px, mpp=tiles.mpp
+        )
+    except InputError as error:  # a detector does not know of which slide its pixels are
+        error.message = f"{store}: {error.message}"
+        error.args = (error.message,)
+        raise
     outer = with_halo(box, round(detector.halo_um / tiles.mpp), tiles.size_px)
     known = tiles.known(outer)
     whole = without_cut(table, known, outer)

@@ -135,7 +135,7 @@ class ClassicalDetector:
                 "--set stain=pap, he or mgg says what it is"
             )
         if found.several:
-            where = "blue, as DAPI is shown," if found.axis[2] > found.axis[0] else "the brightest"
+            where = "blue, as DAPI is shown" if found.axis[2] > found.axis[0] else "the brightest"
             notes.append(
                 f"fluorescence in several channels ({', '.join(found.several)}): nuclei are "
                 f"looked for in {where}; --set channel=… says where they are"
