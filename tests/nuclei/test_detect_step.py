@@ -216,7 +216,7 @@ def test_magenta__stain_is_recorded(tmp_path):
     assert detect(store)[1]["n"] == 40
     record = open_store(store).nuclei_record()
     assert record.other["stain"]["name"] == "mgg" and record.other["stain"]["axis"][1] == 1
-    assert record.config["version"] == 4 and record.config["stain"] == "auto"
+    assert record.config["version"] == 5 and record.config["stain"] == "auto"
 
 
 @pytest.mark.parametrize(
@@ -255,5 +255,5 @@ def test_nuclei__of_the_former_version_are_recognised_and_stay_readable(stores, 
     assert "version" not in open_store(store).steps["nuclei/classical"].config
     assert len(open_store(store).nuclei()) == 8
     job = DetectJob(slide_id="full", path=str(store), config=DetectConfig())
-    with pytest.raises(ConfigMismatchError, match="version: 1 → 4"):
+    with pytest.raises(ConfigMismatchError, match="version: 1 → 5"):
         Detection().detect(job, lambda *_: None, print)
