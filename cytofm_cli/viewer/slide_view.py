@@ -194,7 +194,6 @@ class SlideView(Closes):
             "tile_px0": self.tile_px0,
             "cell_px0": self.shown_px0("cell"),
             "has_foreground": self.store.has(schema.FOREGROUND.path),
-            "n_planes": 1,  # readers give one plane
             "dark": record.fill < 128,
             "nuclei": [self._nuclei_facts(kind) for kind in self.nuclei_kinds],
             "maps": [

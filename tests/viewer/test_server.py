@@ -325,6 +325,17 @@ def test_slide__that_is_gone_shows_the_thumbnail_and_says_so(work: Path, tmp_pat
     asking.close()
 
 
+def test_slide__of_several_focal_planes_says_which_one_is_shown(work: Path, tmp_path: Path) -> None:
+    root = stores_of(work)[0] / "zarr.json"
+    content = json.loads(root.read_text())
+    content["attributes"]["cytofm"]["slide"] |= {"n_focal_planes": 5, "focal_plane": 2}
+    root.write_text(json.dumps(content))
+    asking = Asking(stores_of(work), tmp_path / "marks.jsonl")
+    told = "The slide has 5 focal planes; number 2 is shown."
+    assert [told in asking.json(f"slides/{number}")["notes"] for number in (0, 1)] == [True, False]
+    asking.close()
+
+
 def test_store__of_another_version_or_damaged_is_told_and_the_others_are_shown(
     work: Path, tmp_path: Path
 ) -> None:

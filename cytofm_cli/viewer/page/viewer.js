@@ -70,11 +70,9 @@ async function begin() {
     await gallery.offer(number, facts, start.runs);
   }
 
-  function tellOf({ slide_id: name, size_px0: [width, height], mpp, n_tiles: n, n_planes: planes }) {
+  function tellOf({ slide_id: name, size_px0: [width, height], mpp, n_tiles: n }) {
     of("slide-name").textContent = of("slide-name").title = name;
     of("slide-facts").textContent = `${width} × ${height} px · ${+mpp.toPrecision(4)} µm/px · ${n} tiles`;
-    of("planes").hidden = planes < 2;
-    of("plane").max = planes - 1;
     document.title = `${name} · cytofm view`;
   }
 
