@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from .browser import browser  # noqa: F401 - a fixture of all
+
 # Two workers share the processors: each test, and each process it starts, takes one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
