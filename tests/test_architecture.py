@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "cells": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "exporters": SHARED | {"slides", "tiles", "nuclei", "encoders", "mil"},
+    "report": SHARED | {"slides", "tiles", "cells", "mil"},
 }
 STEPS = ALLOWED.keys()
 ALLOWED |= {
