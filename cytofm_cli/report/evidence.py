@@ -17,7 +17,7 @@ from cytofm_cli.report.crops import CellPicture, cell_pictures, outlines_of, til
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.io import Store
 
-_QUALITY: Final = 80
+_QUALITY: Final = 74  # of JPEG: 100 slides of ten cells are to stay within one page
 
 
 @dataclass(frozen=True)

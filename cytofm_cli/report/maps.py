@@ -13,7 +13,7 @@ from cytofm_cli.report.crops import resized
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 
-LONG_SIDE_PX: Final = 288
+LONG_SIDE_PX: Final = 256
 COLOURS: Final = "inferno"
 _PALE: Final = 0.45  # how far the slide below a map is on its way to white
 _MANY: Final = 1500  # points, from which on each is one pixel
