@@ -25,6 +25,7 @@ _NAMES_IN = {
     "api.detect": ("detect",),
     "api.embed": ("embed",),
     "api.export": ("export",),
+    "api.gallery": ("MadeGallery", "make_gallery"),
     "api.frames": ("embeddings_frame", "nuclei_frame", "tiles_frame", "to_anndata"),
     "api.opening": (
         "ImageEncoder",
@@ -39,6 +40,7 @@ _NAMES_IN = {
     "api.pack": ("pack",),
     "api.pretrain": ("pretrain_encoder",),
     "api.probe": ("probe",),
+    "api.report": ("Report", "make_report"),
     "api.run": ("run",),
     "api.score": ("Scores", "score"),
     "api.simulate": ("simulate_slides",),
@@ -55,6 +57,7 @@ _NAMES_IN = {
     "mil.config": ("MilConfig",),
     "nuclei.config": ("DetectConfig",),
     "pretrain.config": ("PackConfig", "PretrainConfig"),
+    "report.config": ("GalleryConfig", "ReportConfig"),
     "simulate.config": ("SimulateConfig",),
     "tiles.config": ("TileConfig",),
     "views.config": ("ViewsConfig",),

@@ -11,6 +11,8 @@ from cytofm_cli.api.frames import embeddings_frame as embeddings_frame
 from cytofm_cli.api.frames import nuclei_frame as nuclei_frame
 from cytofm_cli.api.frames import tiles_frame as tiles_frame
 from cytofm_cli.api.frames import to_anndata as to_anndata
+from cytofm_cli.api.gallery import MadeGallery as MadeGallery
+from cytofm_cli.api.gallery import make_gallery as make_gallery
 from cytofm_cli.api.opening import ImageEncoder as ImageEncoder
 from cytofm_cli.api.opening import list_detectors as list_detectors
 from cytofm_cli.api.opening import list_encoders as list_encoders
@@ -22,6 +24,8 @@ from cytofm_cli.api.outcomes import Outcomes as Outcomes
 from cytofm_cli.api.pack import pack as pack
 from cytofm_cli.api.pretrain import pretrain_encoder as pretrain_encoder
 from cytofm_cli.api.probe import probe as probe
+from cytofm_cli.api.report import Report as Report
+from cytofm_cli.api.report import make_report as make_report
 from cytofm_cli.api.run import run as run
 from cytofm_cli.api.score import Scores as Scores
 from cytofm_cli.api.score import score as score
@@ -44,6 +48,8 @@ from cytofm_cli.mil.config import MilConfig as MilConfig
 from cytofm_cli.nuclei.config import DetectConfig as DetectConfig
 from cytofm_cli.pretrain.config import PackConfig as PackConfig
 from cytofm_cli.pretrain.config import PretrainConfig as PretrainConfig
+from cytofm_cli.report.config import GalleryConfig as GalleryConfig
+from cytofm_cli.report.config import ReportConfig as ReportConfig
 from cytofm_cli.simulate.config import SimulateConfig as SimulateConfig
 from cytofm_cli.tiles.config import TileConfig as TileConfig
 from cytofm_cli.views.config import ViewsConfig as ViewsConfig

@@ -41,7 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "cells": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "exporters": SHARED | {"slides", "tiles", "nuclei", "encoders", "mil"},
-    "viewer": SHARED | {"pictures", "slides", "tiles", "nuclei", "exporters"},
+    "viewer": SHARED | {"slides", "tiles", "nuclei", "exporters"},
+    "report": SHARED | {"slides", "tiles", "cells", "mil"},
 }
 STEPS = ALLOWED.keys()
 ALLOWED |= {

@@ -107,6 +107,23 @@ class CommonOptions(DryRun, ConfigOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawingOptions(ConfigOptions):
+    """Settings of commands that read many stores into one page."""
+
+    overwrite: bool = option(False, "Replace what is there.")
+    workers: int | None = option(None, "Slides at a time [default: as fits].", low=1)
+    threads: int | None = option(None, "Processors to use [default: all allowed].", low=1)
+    timeout_s: float = option(
+        300.0, "Give a slide up after so many seconds without progress.", low=1.0
+    )
+
+    def flags(self) -> dict[str, Any]:
+        """Return what `cytofm_cli.api.cohort.Manner` needs; this process has no threads yet."""
+        names = ("overwrite", "workers", "threads", "timeout_s")
+        return {**{name: getattr(self, name) for name in names}, "fork": True}
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(Sharded, CommonOptions):
     """Settings of commands that work on many slides: all of the table [run]."""
 

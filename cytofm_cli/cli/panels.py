@@ -54,6 +54,12 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         FILES: "slides",
         RUNNING: "device batch_size threads",
     },
+    "report": {"Page": "title cells cell_um pictures", FILES: "slides"},
+    "gallery": {
+        "Which cells": "by top per_slide min_probability lowest",
+        "Of what": "detector encoder run cell_um",
+        FILES: "slides",
+    },
     "export": {
         "Files": "to layout",
         "Bags": "encoder unit",

@@ -112,6 +112,23 @@ class _Screen:
         )
 
 
+class Counting:
+    """Shows how far the slides of a step are; what they lack is told at the end, by its caller."""
+
+    def __init__(self, label: str, stack: contextlib.ExitStack) -> None:
+        self._label, self._stack = label, stack
+        self._bar = Bar(label, 0)
+
+    def __call__(self, event: Event | Started) -> None:
+        """Show an event."""
+        if isinstance(event, Started):
+            self._stack.close()
+            bar = out.progress_bar(self._label, event.n_slides)
+            self._bar = self._stack.enter_context(bar)
+        elif isinstance(event, Outcome):
+            self._bar.finish(event.slide_id)
+
+
 def _report(outcome: Outcome, run: RunOptions, said: set[str], line: Line, *, alone: bool) -> None:
     record = {
         "slide_id": outcome.slide_id,

@@ -64,7 +64,7 @@ def quickstart(
     *,
     run: OutputOptions,
 ) -> None:
-    """Simulate a cohort, tile, detect, embed, train, score: the whole pipeline, in minutes.
+    """Simulate a cohort, tile, detect, embed, train, score, report: the whole way, in minutes.
 
     The cells are simulated, so everything found is judged against the truth. Nothing is fetched.
     With --data and --labels the same runs on your own slides.
@@ -130,7 +130,12 @@ def _run_all(cohort: _Cohort, folder: Path, flags: list[str]) -> dict[str, Path]
             *("mil", "train", "--bags", stores, "--labels", cohort.labels, "--method", head),
             *("--unit", unit, "--seeds", 1, "-o", path, *flags),
         )
-    _run("mil", "score", folder / "run-abmil-cell", stores, "-o", folder / "scores.csv", *flags)
+    best = folder / "run-abmil-cell"
+    _run("mil", "score", best, stores, "-o", folder / "scores.csv", *flags)
+    page, pictures = folder / "report.html", folder / "gallery"
+    others = [path for path in runs.values() if path != best]
+    _run("report", best, *others, stores, "-o", page, "--overwrite", *flags)
+    _run("gallery", stores, "-o", pictures, "--overwrite", *flags)
     return runs
 
 

@@ -109,7 +109,11 @@ def where(folder: Path, seconds: float, *, simulated: bool) -> str:
     """Return where everything lies, and what to do next."""
     truth = f"  {folder}/cohort/       slides, labels and the truth, as simulated\n" * simulated
     return f"""
-Done in {seconds:.0f} s. Look at:
+Done in {seconds:.0f} s. Open in a browser:
+  {folder}/report.html          metrics, curves, every slide, and the cells that decided
+  {folder}/gallery/index.html   the cells most unlike the rest, the largest, the darkest
+
+What else there is:
 {truth}  {folder}/preview/      foreground and chosen tiles of every slide, as pictures
   {folder}/stores/       one Zarr store a slide: tiles, nuclei, embeddings, attention
   {folder}/run-*/        splits, predictions, metrics, models, settings
@@ -125,4 +129,5 @@ On your own slides:
   cytofm embed stores --encoder timm/vit_small_patch16_224 --weights FILE
   cytofm mil train --bags stores --labels labels.csv -o run
   cytofm mil score run stores -o scores.csv
+  cytofm report run stores -o report.html
 """

@@ -8,7 +8,8 @@ from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.artefacts import ModelCard
 from cytofm_cli.mil.bag import Bag
-from cytofm_cli.mil.score import SlideScore, run_digest
+from cytofm_cli.mil.run_folder import run_digest
+from cytofm_cli.mil.score import SlideScore
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.lineage import Steps

@@ -28,8 +28,8 @@ from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.mil.config import MilConfig
 from cytofm_cli.mil.labels import Cohort, build_cohort, read_labels
 from cytofm_cli.mil.plan import Plan, make_plan
-from cytofm_cli.mil.run_folder import LOG, read_metrics
-from cytofm_cli.mil.score import load_run, run_digest, score_bag
+from cytofm_cli.mil.run_folder import LOG, read_metrics, run_digest
+from cytofm_cli.mil.score import load_run, score_bag
 from cytofm_cli.mil.train import Labelled, fit, predict_logits
 from cytofm_cli.mil.tune import with_candidate
 from cytofm_cli.stats.compare import Answers, Comparison, compare_runs

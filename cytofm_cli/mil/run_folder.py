@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Collection
@@ -145,6 +146,14 @@ def models_of(run: Path) -> list[str]:
         for fold in range(folds)
         for turn in range(seeds)
     ]
+
+
+def run_digest(run: Path) -> str:
+    """Identify a finished RUN by what was learnt from what, whatever its folder is called."""
+    state = hashlib.sha256()
+    for path in (run / CONFIG, run / DECISIONS):
+        state.update(path.read_bytes())
+    return state.hexdigest()[:16]
 
 
 def _says_settings(run: Path) -> bool:

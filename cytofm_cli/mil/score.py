@@ -6,7 +6,6 @@ Legend: N instances, C classes, M models, K columns.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from cytofm_cli.mil.run_folder import (
 )
 from cytofm_cli.mil.train import bag_tensor, one_thread, slide_seed
 from cytofm_cli.mil.unseen import Known, read_splits
-from cytofm_cli.runs.folder import CONFIG
 from cytofm_cli.stats.judge import Decision, decide
 from cytofm_cli.store.records import OUT_OF_FOLD, TRAINING
 from cytofm_cli.words import named
@@ -126,14 +124,6 @@ def load_run(run: Path) -> Ensemble:
     plain = Origin(encoder=cards[0].encoder, unit=cards[0].unit)  # what older RUNs remember
     origin = plain if record is None else origins.from_record(record)
     return Ensemble(tuple(model for model, _ in loaded), cards, decisions, known, origin)
-
-
-def run_digest(run: Path) -> str:
-    """Identify a finished RUN by what was learnt from what, whatever its folder is called."""
-    state = hashlib.sha256()
-    for path in (run / CONFIG, run / DECISIONS):
-        state.update(path.read_bytes())
-    return state.hexdigest()[:16]
 
 
 def check_bag(ensemble: Ensemble, bag: Bag, *, allow_mixed: bool = False) -> list[str]:

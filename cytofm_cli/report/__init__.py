@@ -1,0 +1,1 @@
+"""Pages to look at: the report of RUNs, and galleries of cells."""
