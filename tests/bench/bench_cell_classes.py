@@ -1,0 +1,200 @@
+"""Classes of cells of patients held out: encoders × linear, hidden layer, k-NN, low-rank updates.
+
+    python tests/bench/bench_cell_classes.py WORK --data JUDGED
+
+JUDGED holds, for each set, stores `<set>/*.zarr` and `<set>.csv` (slide_id,x,y,label,group), as
+`studies/cyto_ssl/data.py` makes them by `cytofm tile --cells`. WORK/<set>/<encoder>-<model> are
+RUNs of `cytofm cells train`: what is finished is not done again. The table is printed, and
+written to WORK/table.md, of all that is finished.
+
+The same cells, groups and folds for all. Cells are subsampled (`--most` of a class in a group),
+and so are those of an epoch of low-rank updates (`--epoch-cells`), which is what costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cytofm_cli as cytofm
+from cytofm_cli.cells.config import CellsConfig
+from cytofm_cli.cells.plan import make_plan
+from cytofm_cli.evaluate import probe
+from cytofm_cli.evaluate.choice import choose
+from cytofm_cli.evaluate.features import Source
+from cytofm_cli.evaluate.run import features_of
+from cytofm_cli.stats.score_intervals import macro_auc_interval, recall_interval, retraining
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Cells that are judged.
+
+    Attributes:
+        name: of stores and table.
+        folds: of whole groups.
+        settings: of `cells train`, beside.
+    """
+
+    name: str
+    folds: int
+    settings: dict[str, Any]
+
+
+SETS = (
+    Collection("malaria_nih", 3, {}),
+    Collection("sipakmed", 3, {}),
+    Collection("cric", 4, {"task": "abnormal"}),
+)
+ENCODERS = ("handcrafted", "cytofm-tiny", "random")
+MODELS = ("linear", "mlp", "knn", "lora")
+K = 20
+
+
+def some_points(data: Path, work: Path, name: str, most: int) -> Path:
+    """Write a table of the first cells of each class in each group."""
+    seen: Counter[tuple[str, str]] = Counter()
+    with (data / f"{name}.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    kept = []
+    for row in rows:
+        seen[row["group"], row["label"]] += 1
+        if seen[row["group"], row["label"]] <= most:
+            kept.append(row)
+    path = work / name / "points.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    return path
+
+
+def judge(of: Collection, encoder: str, model: str, points: Path, args: Any) -> dict[str, Any]:
+    """Train and judge one; return its line of the table."""
+    out = args.work / of.name / f"{encoder}-{model}"
+    kept = out / "line.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    stores, began = args.data / of.name, time.process_time()
+    settings: dict[str, Any] = {"folds": of.folds, "device": args.device, **of.settings}
+    name = "cytofm-tiny" if encoder == "cytofm-tiny" else encoder
+    name = "sr-vit-tiny" if encoder == "random" else name
+    if model == "knn":
+        line = nearest(of, name, points, stores, settings, args)
+    else:
+        more = {"lora": {"epochs": args.epochs, "epoch_cells": args.epoch_cells, "threads": 1}}
+        report = cytofm.train_cells(
+            stores,
+            points,
+            out,
+            encoder=name,
+            random_weights=encoder == "random",
+            model=model,
+            **settings,
+            **more.get(model, {}),
+        )
+        line = {key: report.metrics[key] for key in ("auc", "balanced_accuracy", "instances")}
+        line |= {"groups": report.metrics["groups"], "epochs": report.metrics.get("epochs")}
+    line["cpu_s"] = round(time.process_time() - began, 1)
+    out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(line))
+    return line
+
+
+def nearest(
+    of: Collection,
+    name: str,
+    points: Path,
+    stores: Path,
+    settings: dict[str, Any],
+    args: Any,
+) -> dict[str, Any]:
+    """Judge k nearest neighbours on the features and folds of the linear classifier."""
+    random = name == "sr-vit-tiny"
+    (choice,) = choose([name], weights=None, random_weights=random, seed=0)
+    sources = [Source(path.stem, str(path)) for path in sorted(stores.glob("*.zarr"))]
+    plan = make_plan(CellsConfig(**settings), sources, points, choice)
+    encoder = "random" if random else name
+    kept = args.work / of.name / f"{encoder}-linear" / "features"
+    kept.mkdir(parents=True, exist_ok=True)
+    x_ND, _ = features_of(plan.crops, choice, kept, lambda *_: None, lambda _: None)
+    x_ND, y_N = x_ND[plan.task.rows_N], plan.task.y_N
+    said = probe.out_of_fold(x_ND, y_N, plan.group_N, plan.fold_N, probe.knn((K,)))
+    (p_NC,) = said.values()
+    how: dict[str, Any] = {"retrained": retraining(plan.n_folds)}
+    groups, n_classes = plan.points.groups, len(plan.task.classes)
+    hit = recall_interval(y_N, p_NC.argmax(1), groups, n_classes, **how)
+    return {
+        "auc": macro_auc_interval(y_N, p_NC, groups, **how).record(),
+        "balanced_accuracy": hit.record(),
+        "instances": len(y_N),
+        "groups": len(np.unique(plan.group_N)),
+        "epochs": None,
+    }
+
+
+def table(args: Any) -> str:
+    """Return the lines of all that is finished, as Markdown."""
+    rows = [
+        "| set | encoder | model | AUC | balanced accuracy | CPU s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for of in SETS:
+        for encoder in ENCODERS:
+            for model in MODELS:
+                kept = args.work / of.name / f"{encoder}-{model}" / "line.json"
+                if not kept.is_file():
+                    continue
+                line = json.loads(kept.read_text())
+                where = f"{of.name}: {line['instances']} cells, {line['groups']} groups"
+                words = [model, *(text(line[key]) for key in ("auc", "balanced_accuracy"))]
+                if line["epochs"]:
+                    words[0] += f" ({', '.join(map(str, line['epochs'][:-1]))} epochs)"
+                rows.append(f"| {where} | {encoder} | {' | '.join(words)} | {line['cpu_s']:.0f} |")
+    return "\n".join(rows) + "\n"
+
+
+def text(of: dict[str, float | None]) -> str:
+    """Write an estimate with its interval."""
+    return f"{of['value']:.3f} [{of['low']:.3f}, {of['high']:.3f}]"
+
+
+def main() -> None:
+    """Train and judge all that is not done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=[of.name for of in SETS])
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--most", type=int, default=12, help="cells of a class in a group, malaria")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epoch-cells", type=int, default=500)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    for of in SETS:
+        if of.name not in args.sets:
+            continue
+        most = args.most if of.name == "malaria_nih" else 10**9
+        points = some_points(args.data, args.work, of.name, most)
+        for model in args.models:
+            for encoder in args.encoders:
+                if model != "lora" or encoder == "cytofm-tiny":
+                    line = judge(of, encoder, model, points, args)
+                    print(of.name, encoder, model, text(line["auc"]), line["cpu_s"], flush=True)
+    done = table(args)
+    (args.work / "table.md").write_text(done)
+    print(done)
+
+
+if __name__ == "__main__":
+    main()
