@@ -36,6 +36,11 @@ class CellsConfig(Settings):
     normal: tuple[str, ...] | None = option(
         None, "Labels of normal cells for one-class [default: the first class, as NILM]."
     )
+    distance: Literal["mahalanobis", "knn"] | None = option(
+        None,
+        "What is far from normal, for one-class: mahalanobis: from the mean of normal cells, in "
+        "units of their spread; knn: from the 5th nearest of them [default: mahalanobis].",
+    )
     class_weights: Literal["balanced", "none"] = option(
         "balanced", "balanced: classes weigh alike, whatever their frequency."
     )
@@ -126,6 +131,8 @@ class CellsConfig(Settings):
                     f"{self.said('task')} has no meaning for one-class.",
                     hint="--normal LABEL,… says which cells are normal",
                 )
+        elif self.distance:
+            raise UsageError(f"{self.said('distance')} is for one-class.", hint="--model one-class")
         elif self.normal:
             raise UsageError(
                 f"{self.said('normal')} is for one-class.", hint="--model one-class, or --order"

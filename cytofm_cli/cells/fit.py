@@ -17,6 +17,8 @@ from cytofm_cli.cells.classifier import (
     NOT_LEARNT,
     Answer,
     Classifier,
+    MahalanobisClassifier,
+    NeighbourClassifier,
     NetworkClassifier,
     OutlierClassifier,
 )
@@ -37,6 +39,8 @@ PENALTIES = {
     "mlp": (1e-3, 1e-2, 1e-1),
 }
 NORMAL = 0  # of one-class: the class that is learnt
+NEIGHBOUR = 5  # of k-NN distance: which one counts
+BANK = 2000  # normal cells that are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +207,11 @@ def fit_outliers(
     normal_ND = x_ND[y_N == NORMAL]
     mean_D, scale_D = probe.scaling(normal_ND)
     x = (normal_ND.astype(np.float64) - mean_D) * scale_D
-    return OutlierClassifier(mean_D, scale_D, outliers.whitening(x), np.zeros(0))
+    of = (mean_D, scale_D, np.zeros(0), outliers.whitening(x))
+    if config.distance != "knn":
+        return MahalanobisClassifier(*of)
+    kept = np.sort(np.random.default_rng(config.seed).permutation(len(x))[:BANK])
+    return NeighbourClassifier(*of, (x[kept] @ of[-1]).astype(np.float32), NEIGHBOUR)
 
 
 def temperature_of(answer: Answer, y_N: Ints, weight_N: Floats) -> float:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 import cytofm_cli as cytofm
 from cytofm_cli.cells.config import CellsConfig
@@ -31,6 +33,7 @@ from cytofm_cli.evaluate import probe
 from cytofm_cli.evaluate.choice import choose
 from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.run import features_of
+from cytofm_cli.stats import metrics
 from cytofm_cli.stats.score_intervals import macro_auc_interval, recall_interval, retraining
 
 
@@ -55,7 +58,10 @@ SETS = (
     Collection("cric", 4, {"task": "abnormal"}),
 )
 ENCODERS = ("handcrafted", "cytofm-tiny", "random")
-MODELS = ("linear", "mlp", "knn", "lora")
+# Of one-class: learnt from normal cells alone, by the distance in its settings.
+ONE_CLASS = {"one-class": {}, "one-class-knn": {"distance": "knn"}}
+MODELS = ("linear", "mlp", "knn", "lora", *ONE_CLASS)
+NORMAL = {"malaria_nih": ("uninfected",), "cric": ("NILM",)}
 K = 20
 
 
@@ -84,30 +90,64 @@ def judge(of: Collection, encoder: str, model: str, points: Path, args: Any) -> 
     kept = out / "line.json"
     if kept.is_file():
         return json.loads(kept.read_text())
+    share_features(args.work / of.name, encoder, out)
     stores, began = args.data / of.name, time.process_time()
     settings: dict[str, Any] = {"folds": of.folds, "device": args.device, **of.settings}
-    name = "cytofm-tiny" if encoder == "cytofm-tiny" else encoder
-    name = "sr-vit-tiny" if encoder == "random" else name
+    name = "sr-vit-nano" if encoder == "random" else encoder
     if model == "knn":
         line = nearest(of, name, points, stores, settings, args)
     else:
-        more = {"lora": {"epochs": args.epochs, "epoch_cells": args.epoch_cells, "threads": 1}}
+        more: dict[str, dict[str, Any]] = {
+            "lora": {"epochs": args.epochs, "epoch_cells": args.epoch_cells, "threads": 1}
+        }
+        if model in ONE_CLASS:
+            settings.pop("task", None)
+            more[model] = {"normal": NORMAL[of.name], **ONE_CLASS[model]}
         report = cytofm.train_cells(
             stores,
             points,
             out,
             encoder=name,
             random_weights=encoder == "random",
-            model=model,
+            model="one-class" if model in ONE_CLASS else model,
             **settings,
             **more.get(model, {}),
         )
         line = {key: report.metrics[key] for key in ("auc", "balanced_accuracy", "instances")}
         line |= {"groups": report.metrics["groups"], "epochs": report.metrics.get("epochs")}
+        if model in ONE_CLASS:
+            line["within"] = within(out / "predictions.csv")
     line["cpu_s"] = round(time.process_time() - began, 1)
     out.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(line))
     return line
+
+
+def within(predictions: Path) -> dict[str, float]:
+    """Return the mean over groups of the AUC of the score among a group's own cells.
+
+    95 % by t over the groups that have both kinds.
+    """
+    of_group: dict[str, list[tuple[int, float]]] = {}
+    with predictions.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            cell = (int(row["label"] != "normal"), float(row["score"]))
+            of_group.setdefault(row["group"], []).append(cell)
+    aucs = [
+        float(metrics.auc(np.array(y_N), np.array(score_N)))
+        for y_N, score_N in (zip(*cells, strict=True) for cells in of_group.values())
+        if len(set(y_N)) == 2
+    ]
+    mean, half = float(np.mean(aucs)), float(stats.sem(aucs) * stats.t.ppf(0.975, len(aucs) - 1))
+    return {"value": mean, "low": mean - half, "high": mean + half, "groups": len(aucs)}
+
+
+def share_features(folder: Path, encoder: str, out: Path) -> None:
+    """Give a RUN the features that another one of the encoder has computed."""
+    (out / "features").mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(f"{encoder}-*/features/*.safetensors"):
+        if not path.name.startswith("lora-") and not (out / "features" / path.name).exists():
+            shutil.copy(path, out / "features")
 
 
 def nearest(
@@ -119,13 +159,12 @@ def nearest(
     args: Any,
 ) -> dict[str, Any]:
     """Judge k nearest neighbours on the features and folds of the linear classifier."""
-    random = name == "sr-vit-tiny"
+    random = name == "sr-vit-nano"
     (choice,) = choose([name], weights=None, random_weights=random, seed=0)
     sources = [Source(path.stem, str(path)) for path in sorted(stores.glob("*.zarr"))]
     plan = make_plan(CellsConfig(**settings), sources, points, choice)
     encoder = "random" if random else name
-    kept = args.work / of.name / f"{encoder}-linear" / "features"
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = args.work / of.name / f"{encoder}-knn" / "features"
     x_ND, _ = features_of(plan.crops, choice, kept, lambda *_: None, lambda _: None)
     x_ND, y_N = x_ND[plan.task.rows_N], plan.task.y_N
     said = probe.out_of_fold(x_ND, y_N, plan.group_N, plan.fold_N, probe.knn((K,)))
@@ -157,6 +196,8 @@ def table(args: Any) -> str:
                 line = json.loads(kept.read_text())
                 where = f"{of.name}: {line['instances']} cells, {line['groups']} groups"
                 words = [model, *(text(line[key]) for key in ("auc", "balanced_accuracy"))]
+                if "within" in line:
+                    words[2] = f"within groups ({line['within']['groups']}): {text(line['within'])}"
                 if line["epochs"]:
                     words[0] += f" ({', '.join(map(str, line['epochs'][:-1]))} epochs)"
                 rows.append(f"| {where} | {encoder} | {' | '.join(words)} | {line['cpu_s']:.0f} |")
@@ -177,8 +218,8 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--most", type=int, default=12, help="cells of a class in a group, malaria")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--epoch-cells", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epoch-cells", type=int, default=300)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     for of in SETS:
@@ -188,9 +229,12 @@ def main() -> None:
         points = some_points(args.data, args.work, of.name, most)
         for model in args.models:
             for encoder in args.encoders:
-                if model != "lora" or encoder == "cytofm-tiny":
-                    line = judge(of, encoder, model, points, args)
-                    print(of.name, encoder, model, text(line["auc"]), line["cpu_s"], flush=True)
+                if (model == "lora" and encoder != "cytofm-tiny") or (
+                    model in ONE_CLASS and of.name not in NORMAL
+                ):
+                    continue
+                line = judge(of, encoder, model, points, args)
+                print(of.name, encoder, model, text(line["auc"]), line["cpu_s"], flush=True)
     done = table(args)
     (args.work / "table.md").write_text(done)
     print(done)

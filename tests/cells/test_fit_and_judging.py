@@ -32,10 +32,20 @@ def test_linear__held_out_answers_are_those_of_the_probe() -> None:
     assert crossed.answer.probabilities() == pytest.approx(theirs, abs=1e-4)
 
 
-@pytest.mark.parametrize("model", ["linear", "mlp", "one-class"])
-def test_classifier__comes_back_from_its_arrays_and_says_the_same_in_any_block(model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("linear", {"penalty": 0.1}),
+        ("mlp", {"penalty": 0.1}),
+        ("one-class", {}),
+        ("one-class", {"distance": "knn"}),
+    ],
+)
+def test_classifier__comes_back_from_its_arrays_and_says_the_same_in_any_block(
+    model: str, settings: dict
+) -> None:
     x_ND, y_N, group_N = cohort()
-    config = CellsConfig(model=model, penalty=None if model == "one-class" else 0.1)
+    config = CellsConfig(model=model, **settings)
     crossed = cross_fit(config, x_ND, y_N, group_N, group_N, 3)
     again = classifier_of(crossed.whole.arrays())
     first, second = crossed.whole.answer(x_ND), again.answer(x_ND)
@@ -66,10 +76,11 @@ def test_class_that_a_fold_lacks__gets_no_probability_there() -> None:
     assert crossed.temperature == temperature_of(alone, y_N[known], weight_N[known])
 
 
-def test_one_class__knows_only_normal_cells_and_ranks_the_others_beyond() -> None:
+@pytest.mark.parametrize("distance", ["mahalanobis", "knn"])
+def test_one_class__knows_only_normal_cells_and_ranks_the_others_beyond(distance) -> None:
     x_ND, y_N, group_N = cohort(classes=2, shift=6)
     x_ND[y_N == 0] -= 6 * np.eye(5)[0]  # normal cells lie around the origin
-    config = CellsConfig(model="one-class")
+    config = CellsConfig(model="one-class", distance=distance)
     crossed = cross_fit(config, x_ND, y_N, group_N, group_N, 2)
     others = x_ND.copy()
     others[y_N == 1] += 100
@@ -141,6 +152,7 @@ def test_judge__counts_by_hand_and_orders_by_the_rank() -> None:
         ({"model": "one-class", "ordinal": True}, "ordinal"),
         ({"model": "one-class", "abstain": 0.5}, "abstain"),
         ({"model": "one-class", "task": "abnormal"}, "task"),
+        ({"model": "mlp", "distance": "knn"}, "distance"),
         ({"normal": ("NILM",)}, "normal"),
         ({"order": ("a", "b"), "task": "abnormal"}, "order"),
         ({"model": "forest"}, "model"),
