@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_linear__held_out_answers_are_those_of_the_probe() -> None:
     ],
 )
 def test_classifier__comes_back_from_its_arrays_and_says_the_same_in_any_block(
-    model: str, settings: dict
+    model: Any, settings: dict[str, Any]
 ) -> None:
     x_ND, y_N, group_N = cohort()
     config = CellsConfig(model=model, **settings)
@@ -76,8 +77,11 @@ def test_class_that_a_fold_lacks__gets_no_probability_there() -> None:
     assert crossed.temperature == temperature_of(alone, y_N[known], weight_N[known])
 
 
-@pytest.mark.parametrize("distance", ["mahalanobis", "knn"])
-def test_one_class__knows_only_normal_cells_and_ranks_the_others_beyond(distance) -> None:
+# Normal cells are one Gaussian here, of which the distance from the mean says all there is.
+@pytest.mark.parametrize(("distance", "least"), [("mahalanobis", 0.99), ("knn", 0.98)])
+def test_one_class__knows_only_normal_cells_and_ranks_the_others_beyond(
+    distance: Literal["mahalanobis", "knn"], least: float
+) -> None:
     x_ND, y_N, group_N = cohort(classes=2, shift=6)
     x_ND[y_N == 0] -= 6 * np.eye(5)[0]  # normal cells lie around the origin
     config = CellsConfig(model="one-class", distance=distance)
@@ -87,7 +91,7 @@ def test_one_class__knows_only_normal_cells_and_ranks_the_others_beyond(distance
     same = cross_fit(config, others, y_N, group_N, group_N, 2)
     assert np.array_equal(crossed.whole.arrays()["whiten"], same.whole.arrays()["whiten"])
     assert crossed.answer.score_M is not None
-    assert metrics.auc(y_N, crossed.answer.score_M) > 0.99
+    assert metrics.auc(y_N, crossed.answer.score_M) > least
     # Against normal cells of the other folds: about half of the normal ones lie beyond the half.
     nearer_N = crossed.probabilities()[:, 1]
     assert 0.3 < (nearer_N[y_N == 0] > 0.5).mean() < 0.7
