@@ -55,7 +55,7 @@ class CellsConfig(Settings):
         low=1,
     )
     lr: float | None = option(
-        None, "Learning rate of lora, falling to 0 by a cosine [default: 0.001].", low=1e-7, high=1
+        None, "Learning rate of lora, falling to 0 by a cosine [default: 0.003].", low=1e-7, high=1
     )
     epoch_cells: int | None = option(
         None, "Cells an epoch of lora at most; each draws others [default: 2000].", low=2

@@ -37,7 +37,8 @@ Tell = Callable[[], None]
 RANK: Final = 8
 ALPHA: Final = 16.0
 EPOCHS: Final = 6
-LR: Final = 1e-3
+LR: Final = 3e-3
+HEAD_LR: Final = 0.1  # of it: the head is at its optimum already
 EPOCH_CELLS: Final = 2000
 BATCH: Final = 32
 
@@ -178,8 +179,10 @@ def _train(
     drawn = torch.Generator(device).manual_seed(int(rng.integers(2**31)))
     model = lora.with_updates(cells.encoder, config.lora_rank or RANK, ALPHA, drawn)
     head = _Head(start, device)
-    moved = [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad]
-    adam = torch.optim.Adam(moved, lr=config.lr or LR)
+    lr, updates = config.lr or LR, [p for p in model.parameters() if p.requires_grad]
+    adam = torch.optim.Adam(
+        [{"params": updates, "lr": lr}, {"params": head.parameters(), "lr": lr * HEAD_LR}]
+    )
     per_epoch = min(config.epoch_cells or EPOCH_CELLS, len(rows))
     steps = math.ceil(per_epoch / BATCH) * cells.epochs
     fall = torch.optim.lr_scheduler.LambdaLR(

@@ -218,8 +218,8 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--most", type=int, default=12, help="cells of a class in a group, malaria")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--epoch-cells", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epoch-cells", type=int, default=500)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     for of in SETS:
