@@ -185,14 +185,20 @@ class NeighbourClassifier(OutlierClassifier):
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all that it consists of."""
-        own = {"whiten": self.whiten_DD, "bank": self.bank_BD, "k": np.array([self.k])}
-        return {**super().arrays(), **own}
+        own: dict[str, NDArray[Any]] = {"whiten": self.whiten_DD, "bank": self.bank_BD}
+        return {**super().arrays(), **own, "k": np.array([self.k])}
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Build it from its arrays; KeyError for others."""
-        own = (arrays[name] for name in ("mean", "scale", "held_out", "whiten", "bank"))
-        return cls(*own, int(arrays["k"][0]))
+        return cls(
+            mean_D=arrays["mean"],
+            scale_D=arrays["scale"],
+            held_out_N=arrays["held_out"],
+            whiten_DD=arrays["whiten"],
+            bank_BD=arrays["bank"],
+            k=int(arrays["k"][0]),
+        )
 
 
 def classifier_of(arrays: Mapping[str, NDArray[Any]]) -> Classifier:

@@ -130,7 +130,7 @@ def _task(config: CellsConfig, points: Points) -> tuple[Task, tuple[str, ...]]:
     if config.ordinal and config.task == "labels" and not is_bethesda(task.classes):
         raise LabelError(
             f"--ordinal: nobody says in which order {named(task.classes)} are.",
-            hint="--order NORMAL,MILD,…,WORST; Bethesda classes need none",
+            hint="--order NORMAL,MILD,…,WORST; Bethesda classes need none: leave other rows out",
         )
     return task, ()
 

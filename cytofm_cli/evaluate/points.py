@@ -245,7 +245,7 @@ def _bethesda(points: Points, name: str) -> Task:
     if unknown:
         raise LabelError(
             f"task {name} needs labels of the Bethesda system; these are others: {named(unknown)}.",
-            hint=f"{', '.join(BETHESDA)}; or name the positive ones with --positive",
+            hint=f"{', '.join(BETHESDA)}; leave rows of other classes out of the table",
         )
     from_class, classes = BETHESDA_TASKS[name]
     mildest = BETHESDA.index(from_class)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import shutil
 import time
@@ -181,27 +182,38 @@ def nearest(
     }
 
 
-def table(args: Any) -> str:
-    """Return the lines of all that is finished, as Markdown."""
-    rows = [
-        "| set | encoder | model | AUC | balanced accuracy | CPU s |",
-        "|---|---|---|---|---|---|",
-    ]
-    for of in SETS:
-        for encoder in ENCODERS:
-            for model in MODELS:
-                kept = args.work / of.name / f"{encoder}-{model}" / "line.json"
-                if not kept.is_file():
-                    continue
-                line = json.loads(kept.read_text())
-                where = f"{of.name}: {line['instances']} cells, {line['groups']} groups"
-                words = [model, *(text(line[key]) for key in ("auc", "balanced_accuracy"))]
-                if "within" in line:
-                    words[2] = f"within groups ({line['within']['groups']}): {text(line['within'])}"
-                if line["epochs"]:
-                    words[0] += f" ({', '.join(map(str, line['epochs'][:-1]))} epochs)"
-                rows.append(f"| {where} | {encoder} | {' | '.join(words)} | {line['cpu_s']:.0f} |")
-    return "\n".join(rows) + "\n"
+def table(args: argparse.Namespace) -> str:
+    """Return two tables of all that is finished, as Markdown: of classes, and of one class."""
+    learnt = [model for model in MODELS if model not in ONE_CLASS]
+    head = ("set", "encoder", *learnt)
+    rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    head = ("set", "encoder", "distance", "AUC of all cells", "AUC within groups")
+    alone = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for of, encoder in itertools.product(SETS, ENCODERS):
+        lines = {model: finished(args.work, of.name, encoder, model) for model in MODELS}
+        cells = [cell(lines[model]) for model in learnt]
+        rows.append(f"| {of.name} | {encoder} | {' | '.join(cells)} |")
+        for model, settings in ONE_CLASS.items():
+            line = lines[model]
+            if line is not None:
+                inner = f"{text(line['within'])}, {line['within']['groups']} groups"
+                words = (of.name, encoder, settings.get("distance", "mahalanobis"))
+                alone.append(f"| {' | '.join((*words, text(line['auc']), inner))} |")
+    return "\n".join([*rows, "", *alone]) + "\n"
+
+
+def finished(work: Path, name: str, encoder: str, model: str) -> dict[str, Any] | None:
+    """Read a line; None: not done."""
+    path = work / name / f"{encoder}-{model}" / "line.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def cell(line: dict[str, Any] | None) -> str:
+    """Write AUC and balanced accuracy."""
+    if line is None:
+        return "–"
+    epochs = f" (epochs {', '.join(map(str, line['epochs'][:-1]))})" if line["epochs"] else ""
+    return f"{text(line['auc'])}; {line['balanced_accuracy']['value']:.3f}{epochs}"
 
 
 def text(of: dict[str, float | None]) -> str:
