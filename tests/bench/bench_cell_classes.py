@@ -99,7 +99,11 @@ def judge(of: Collection, encoder: str, model: str, points: Path, args: Any) -> 
         line = nearest(of, name, points, stores, settings, args)
     else:
         more: dict[str, dict[str, Any]] = {
-            "lora": {"epochs": args.epochs, "epoch_cells": args.epoch_cells, "threads": 1}
+            "lora": {
+                "epochs": args.epochs,
+                "epoch_cells": args.epoch_cells,
+                "threads": args.threads,
+            }
         }
         if model in ONE_CLASS:
             settings.pop("task", None)
@@ -232,6 +236,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=12, help="cells of a class in a group, malaria")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--epoch-cells", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=1, help="folds side by side, of lora")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     for of in SETS:
