@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cytofm_cli.cells.classifier import Answer
 from cytofm_cli.cells.config import ApplyConfig
 from cytofm_cli.cells.run import answers_of
-from cytofm_cli.cells.run_folder import Card, Trained, load_run
+from cytofm_cli.cells.run_folder import Card, Trained, fold_name, load_run
 from cytofm_cli.encoders.base import Encoder
 from cytofm_cli.encoders.batches import WINDOW, Embedding, default_batch
 from cytofm_cli.errors import CytofmError, InputError, WeightsError
@@ -102,6 +102,7 @@ class Applying:
     def __init__(self) -> None:
         self._trained: Trained | None = None
         self._encoder: Encoder | None = None
+        self._adapted: tuple[str, Encoder] | None = None
 
     def apply(self, job: ApplyJob, report: Report, note: Note) -> tuple[Status, dict[str, Any]]:
         """Classify the nuclei of one slide.
@@ -168,7 +169,8 @@ class Applying:
         card = trained.card
         classifier = trained.whole if fold is None else trained.folds[fold]
         temperature = card.temperature if fold is None else card.temperatures[fold]
-        step = stored_embeddings(store, card, detector) if job.config.reuse else None
+        reuse = job.config.reuse and fold_name(fold) not in trained.adapters
+        step = stored_embeddings(store, card, detector) if reuse else None
         with contextlib.ExitStack() as stack:
             if not len(store.nuclei_xy_px0(detector)):
                 blocks: Iterator[NDArray[np.float32]] = iter(())
@@ -178,7 +180,7 @@ class Applying:
                 blocks = (rows.read(i, min(i + WINDOW, n)) for i in range(0, n, WINDOW))
             else:
                 blocks = stack.enter_context(
-                    self._embedded(job, card, store, detector, report, note)
+                    self._embedded(job, trained, store, detector, fold, report, note)
                 )
             answers = []
             for x_ND in blocks:
@@ -196,19 +198,33 @@ class Applying:
     def _embedded(
         self,
         job: ApplyJob,
-        card: Card,
+        trained: Trained,
         store: io.Store,
         detector: str,
+        fold: int | None,
         report: Report,
         note: Note,
     ) -> Iterator[Iterator[NDArray[np.float32]]]:
         """Give the features of all nuclei, window by window."""
-        encoder, config = self._load(job, card, note), job.config
+        card, config = trained.card, job.config
+        encoder = self._updated(trained, fold_name(fold), self._load(job, card, note))
         cells = open_cells(store, detector=detector, cell_um=card.crop_um, slides=config.slides)
         with cells as crops:
             batch = config.batch_size or default_batch(config.device, encoder, crops.side_px)
             how: dict[str, Any] = {"batch_size": batch, "threads": job.threads, "report": report}
             yield iter(Embedding(crops, encoder, **how))
+
+    def _updated(self, trained: Trained, name: str, encoder: Encoder) -> Encoder:
+        """Return the encoder as a classifier has learnt with it; the last one stays at hand."""
+        if name not in trained.adapters:
+            return encoder
+        if self._adapted is None or self._adapted[0] != name:
+            from cytofm_cli.encoders.lora import adapted
+
+            assert trained.card.adapters is not None
+            scale = trained.card.adapters["scale"]
+            self._adapted = (name, adapted(encoder, trained.adapters[name], scale))  # type: ignore[arg-type]
+        return self._adapted[1]
 
     def _load(self, job: ApplyJob, card: Card, note: Note) -> Encoder:
         if self._encoder is None:

@@ -5,6 +5,7 @@ Legend: M cells, D features, C classes.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -105,18 +106,16 @@ class NetworkClassifier:
 
 
 @dataclass(frozen=True, eq=False)
-class OutlierClassifier:
-    """Distance from normal cells (Mahalanobis, shrunk covariance), and how usual it is.
+class OutlierClassifier(abc.ABC):
+    """Distance from normal cells, and how usual it is; subclasses say which distance.
 
     Attributes:
         mean_D, scale_D: of the normal cells of the training part.
-        whiten_DD: see `outliers.whitening`.
         held_out_N: distances of normal cells that it was not fitted on, ascending.
     """
 
     mean_D: Floats
     scale_D: Floats
-    whiten_DD: Floats
     held_out_N: Floats
 
     def distance(self, x_MD: NDArray[np.floating[Any]]) -> Floats:
@@ -124,8 +123,12 @@ class OutlierClassifier:
         parts = [np.zeros(0)]
         for first in range(0, len(x_MD), ROWS):
             x = (x_MD[first : first + ROWS].astype(np.float64) - self.mean_D) * self.scale_D
-            parts.append(np.sqrt(((x @ self.whiten_DD) ** 2).sum(1)))
+            parts.append(self._distance(x))
         return np.concatenate(parts)
+
+    @abc.abstractmethod
+    def _distance(self, x_MD: Floats) -> Floats:
+        """Return the distances of some standardised cells."""
 
     def answer(self, x_MD: NDArray[np.floating[Any]]) -> Answer:
         """Judge cells by their features."""
@@ -137,17 +140,65 @@ class OutlierClassifier:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all that it consists of."""
-        return {
-            "mean": self.mean_D,
-            "scale": self.scale_D,
-            "whiten": self.whiten_DD,
-            "held_out": self.held_out_N,
-        }
+        return {"mean": self.mean_D, "scale": self.scale_D, "held_out": self.held_out_N}
+
+
+@dataclass(frozen=True, eq=False)
+class MahalanobisClassifier(OutlierClassifier):
+    """Mahalanobis distance, of a shrunk covariance.
+
+    Attributes:
+        whiten_DD: see `outliers.whitening`.
+    """
+
+    whiten_DD: Floats
+
+    def _distance(self, x_MD: Floats) -> Floats:
+        return np.asarray(np.sqrt(((x_MD @ self.whiten_DD) ** 2).sum(1)))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all that it consists of."""
+        return {**super().arrays(), "whiten": self.whiten_DD}
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Build it from its arrays; KeyError for others."""
-        return cls(*(arrays[name] for name in ("mean", "scale", "whiten", "held_out")))
+        return cls(*(arrays[name] for name in ("mean", "scale", "held_out", "whiten")))
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbourClassifier(OutlierClassifier):
+    """Distance to the k-th nearest normal cell where their spread is the same in all directions.
+
+    Attributes:
+        whiten_DD: see `outliers.whitening`.
+        bank_BD: float32, whitened normal cells of the training part.
+        k: which neighbour counts.
+    """
+
+    whiten_DD: Floats
+    bank_BD: NDArray[np.float32]
+    k: int
+
+    def _distance(self, x_MD: Floats) -> Floats:
+        return outliers.neighbour_distance(x_MD @ self.whiten_DD, self.bank_BD, self.k)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all that it consists of."""
+        own: dict[str, NDArray[Any]] = {"whiten": self.whiten_DD, "bank": self.bank_BD}
+        return {**super().arrays(), **own, "k": np.array([self.k])}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Build it from its arrays; KeyError for others."""
+        return cls(
+            mean_D=arrays["mean"],
+            scale_D=arrays["scale"],
+            held_out_N=arrays["held_out"],
+            whiten_DD=arrays["whiten"],
+            bank_BD=arrays["bank"],
+            k=int(arrays["k"][0]),
+        )
 
 
 def classifier_of(arrays: Mapping[str, NDArray[Any]]) -> Classifier:
@@ -156,4 +207,6 @@ def classifier_of(arrays: Mapping[str, NDArray[Any]]) -> Classifier:
     Raises:
         KeyError, ValueError: they are none of a classifier.
     """
-    return (OutlierClassifier if "whiten" in arrays else NetworkClassifier).of(arrays)
+    if "bank" in arrays:
+        return NeighbourClassifier.of(arrays)
+    return (MahalanobisClassifier if "whiten" in arrays else NetworkClassifier).of(arrays)

@@ -16,10 +16,11 @@ class CellsConfig(Settings):
 
     SECTION: ClassVar[str] = "cells"
 
-    model: Literal["linear", "mlp", "one-class"] = option(
+    model: Literal["linear", "mlp", "lora", "one-class"] = option(
         "linear",
-        "linear: logistic regression; mlp: one hidden layer; one-class: distance from normal "
-        "cells, which alone are learnt.",
+        "linear: logistic regression; mlp: one hidden layer; lora: logistic regression while the "
+        "encoder learns low-rank updates; one-class: distance from normal cells, which alone are "
+        "learnt.",
     )
     ordinal: bool = option(
         False,
@@ -35,10 +36,30 @@ class CellsConfig(Settings):
     normal: tuple[str, ...] | None = option(
         None, "Labels of normal cells for one-class [default: the first class, as NILM]."
     )
+    distance: Literal["mahalanobis", "knn"] | None = option(
+        None,
+        "What is far from normal, for one-class: mahalanobis: from the mean of normal cells, in "
+        "units of their spread; knn: from the 5th nearest of them [default: mahalanobis].",
+    )
     class_weights: Literal["balanced", "none"] = option(
         "balanced", "balanced: classes weigh alike, whatever their frequency."
     )
     hidden: int = option(32, "Width of the hidden layer of mlp.", low=1, high=4096)
+    # None is what was before there were these settings: a RUN made then is still the same.
+    lora_rank: int | None = option(
+        None, "Rank of the encoder's updates, for lora [default: 8].", low=1, high=1024
+    )
+    epochs: int | None = option(
+        None,
+        "Most epochs of lora; inner groups held out say which was the best [default: 6].",
+        low=1,
+    )
+    lr: float | None = option(
+        None, "Learning rate of lora, falling to 0 by a cosine [default: 0.003].", low=1e-7, high=1
+    )
+    epoch_cells: int | None = option(
+        None, "Cells an epoch of lora at most; each draws others [default: 2000].", low=2
+    )
     penalty: float | None = option(
         None,
         "Inverse strength of the L2 penalty, scikit-learn's C [default: the best of inner folds].",
@@ -96,6 +117,9 @@ class CellsConfig(Settings):
 
     def check(self) -> None:
         """Refuse settings that say nothing beside the others."""
+        for name in ("lora_rank", "epochs", "lr", "epoch_cells"):
+            if self.model != "lora" and getattr(self, name) is not None:
+                raise UsageError(f"{self.said(name)} is for lora.", hint="--model lora")
         if self.model == "one-class":
             for name in ("ordinal", "order", "abstain", "penalty"):
                 if getattr(self, name):
@@ -107,6 +131,8 @@ class CellsConfig(Settings):
                     f"{self.said('task')} has no meaning for one-class.",
                     hint="--normal LABEL,… says which cells are normal",
                 )
+        elif self.distance:
+            raise UsageError(f"{self.said('distance')} is for one-class.", hint="--model one-class")
         elif self.normal:
             raise UsageError(
                 f"{self.said('normal')} is for one-class.", hint="--model one-class, or --order"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from cytofm_cli.cells.classifier import (
     NOT_LEARNT,
     Answer,
     Classifier,
+    MahalanobisClassifier,
+    NeighbourClassifier,
     NetworkClassifier,
     OutlierClassifier,
 )
@@ -30,8 +33,14 @@ Features = NDArray[np.floating]
 
 # scikit-learn's C, on standardised features, weakest last. A stronger one takes a hidden layer
 # to 0, from where nothing is learnt: on 2471 CRIC cells AUC 0.42 at 1e-4, 0.88 at 1e-3.
-PENALTIES = {"linear": probe.PENALTIES, "mlp": (1e-3, 1e-2, 1e-1)}
+PENALTIES = {
+    "linear": probe.PENALTIES,
+    "lora": probe.PENALTIES,
+    "mlp": (1e-3, 1e-2, 1e-1),
+}
 NORMAL = 0  # of one-class: the class that is learnt
+NEIGHBOUR = 5  # of k-NN distance: which one counts
+BANK = 2000  # normal cells that are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +85,7 @@ def cross_fit(
     """Fit a classifier on all folds but one, for every fold, and one on all cells.
 
     Args:
-        config: settings.
+        config: settings; of lora see `lora_folds`.
         x_ND: features.
         y_N: classes from 0.
         group_N: what never stands on both sides.
@@ -95,8 +104,31 @@ def cross_fit(
     whole = fit(config, x_ND, y_N, group_N, n_classes)
     if config.model == "one-class":
         folds, whole = _with_references(folds, whole, x_ND, y_N, fold_N)
-    answer = _held_out(folds, x_ND, fold_N)
     tell(n_folds + 1, n_folds + 1)
+    return crossed(config, folds, whole, x_ND, y_N, fold_N, n_classes)
+
+
+def crossed(
+    config: CellsConfig,
+    folds: list[Classifier],
+    whole: Classifier,
+    x_ND: Features,
+    y_N: Ints,
+    fold_N: Ints,
+    n_classes: int,
+) -> Crossed:
+    """Ask each fold's classifier of the cells that it has not seen, and fit temperatures.
+
+    Args:
+        config: settings.
+        folds: classifier of each fold.
+        whole: of all cells.
+        x_ND: features of each cell, as the classifier of its fold takes them.
+        y_N: classes.
+        fold_N: the fold that holds out each cell.
+        n_classes: C.
+    """
+    answer = _held_out(folds, x_ND, fold_N)
     weight_N = probe.class_weights(y_N, n_classes, balanced=config.class_weights == "balanced")[y_N]
     temperature, of_folds = _temperatures(config, answer, y_N, fold_N, weight_N)
     return Crossed(tuple(folds), whole, answer, temperature, of_folds, fold_N)
@@ -104,45 +136,68 @@ def cross_fit(
 
 def fit_network(
     config: CellsConfig, x_ND: Features, y_N: Ints, group_N: Ints, n_classes: int
-) -> Classifier:
-    """Fit a linear or hidden-layer classifier on these cells.
+) -> NetworkClassifier:
+    """Fit a linear or hidden-layer classifier on these cells, with the penalty chosen."""
+    c = penalty_of(config, x_ND, y_N, group_N)
+    return fit_penalised(config, x_ND, y_N, n_classes, c)
 
-    The penalty is that of highest AUC in inner folds of whole groups, of equals the strongest.
-    """
-    present, y = np.unique(y_N, return_inverse=True)
+
+def penalty_of(config: CellsConfig, x_ND: Features, y_N: Ints, group_N: Ints) -> float:
+    """Return the penalty of highest AUC in inner folds of whole groups, of equals the strongest."""
+    if config.penalty:
+        return config.penalty
+    _, y = np.unique(y_N, return_inverse=True)
     y = y.astype(np.int64)
     mean_D, scale_D = probe.scaling(x_ND)
-    x = (x_ND.astype(np.float64) - mean_D) * scale_D
-    weight_C = probe.class_weights(y, len(present), balanced=config.class_weights == "balanced")
-    hidden = config.hidden if config.model == "mlp" else 0
 
-    def fit_one(
+    def fit(
         x_ND: Floats,
         y_N: Ints,
         c: float,
         weight_C: Floats,
         start: tuple[Layout, Weights] | None = None,
         *,
-        gtol: float = 1e-5,
+        gtol: float,
     ) -> tuple[Layout, Weights]:
-        layout = Layout(x_ND.shape[1], len(weight_C), hidden, config.ordinal)
+        layout = _layout(config, x_ND, weight_C)
         begun = None if start is None else start[1]
-        how = {"gtol": gtol, "seed": config.seed}
-        return layout, network.fit(layout, x_ND, y_N, c, weight_C, begun, **how)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"gtol": gtol, "seed": config.seed}
+        return layout, network.fit(layout, x_ND, y_N, c, weight_C, begun, **how)
 
-    c = config.penalty or probe.choose_penalty(
-        x,
+    return probe.choose_penalty(
+        (x_ND.astype(np.float64) - mean_D) * scale_D,
         y,
         group_N,
-        weight_C,
+        _weights(config, y),
         sorted(PENALTIES[config.model]),
         config.inner_folds,
         config.seed,
-        fit=fit_one,
+        fit=fit,
         answer=lambda x_MD, of: np.exp(network.log_probabilities(of[0], of[1], x_MD)),
     )
-    layout, weights = fit_one(x, y, c, weight_C)
+
+
+def fit_penalised(
+    config: CellsConfig, x_ND: Features, y_N: Ints, n_classes: int, c: float
+) -> NetworkClassifier:
+    """Fit a linear or hidden-layer classifier on these cells with a given penalty."""
+    present, y = np.unique(y_N, return_inverse=True)
+    mean_D, scale_D = probe.scaling(x_ND)
+    x = (x_ND.astype(np.float64) - mean_D) * scale_D
+    weight_C = _weights(config, y.astype(np.int64))
+    layout = _layout(config, x, weight_C)
+    weights = network.fit(layout, x, y.astype(np.int64), c, weight_C, seed=config.seed)
     return NetworkClassifier(layout, mean_D, scale_D, weights, present.astype(np.int64), n_classes)
+
+
+def _weights(config: CellsConfig, y_N: Ints) -> Floats:
+    balanced = config.class_weights == "balanced"
+    return probe.class_weights(y_N, int(y_N.max()) + 1, balanced=balanced)
+
+
+def _layout(config: CellsConfig, x_ND: Floats, weight_C: Floats) -> Layout:
+    hidden = config.hidden if config.model == "mlp" else 0
+    return Layout(x_ND.shape[1], len(weight_C), hidden, config.ordinal)
 
 
 def fit_outliers(
@@ -152,7 +207,11 @@ def fit_outliers(
     normal_ND = x_ND[y_N == NORMAL]
     mean_D, scale_D = probe.scaling(normal_ND)
     x = (normal_ND.astype(np.float64) - mean_D) * scale_D
-    return OutlierClassifier(mean_D, scale_D, outliers.whitening(x), np.zeros(0))
+    of = (mean_D, scale_D, np.zeros(0), outliers.whitening(x))
+    if config.distance != "knn":
+        return MahalanobisClassifier(*of)
+    kept = np.sort(np.random.default_rng(config.seed).permutation(len(x))[:BANK])
+    return NeighbourClassifier(*of, (x[kept] @ of[-1]).astype(np.float32), NEIGHBOUR)
 
 
 def temperature_of(answer: Answer, y_N: Ints, weight_N: Floats) -> float:

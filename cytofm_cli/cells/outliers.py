@@ -1,9 +1,11 @@
 """One class alone: how far a cell lies from normal cells, or from most cells of its slide.
 
-Legend: N cells, D features.
+Legend: N cells, B of a bank, D features.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,20 @@ def whitening(x_ND: Floats) -> Floats:
     values_D, vectors_DD = np.linalg.eigh(covariance_DD)
     floor = 1e-9 * max(float(values_D.max()), 1e-12)
     return np.asarray(vectors_DD / np.sqrt(np.maximum(values_D, floor)))
+
+
+def neighbour_distance(x_ND: Floats, bank_BD: NDArray[np.floating[Any]], k: int) -> Floats:
+    """Return the Euclidean distance of each row to the k-th nearest of a bank, float64 (N,).
+
+    Args:
+        x_ND: rows.
+        bank_BD: at least one row.
+        k: from 1; of a smaller bank the farthest counts.
+    """
+    bank_BD = bank_BD.astype(np.float64)
+    k = min(k, len(bank_BD))
+    squares_NB = (x_ND**2).sum(1)[:, None] + (bank_BD**2).sum(1) - 2 * x_ND @ bank_BD.T
+    return np.asarray(np.sqrt(np.maximum(np.partition(squares_NB, k - 1, 1)[:, k - 1], 0)))
 
 
 def share_nearer(reference_N: Floats, distance_M: Floats) -> Floats:

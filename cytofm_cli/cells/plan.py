@@ -109,6 +109,7 @@ def make_plan(
         *(located.unread, located.unknown, marks, {}),
     )
     said = [*notes.plan_notes(crops), *_group_notes(points, task)]
+    said += _stopping_notes(config, group_N, fold_N)
     return Plan(config, crops, choice, task, normal, group_N, fold_N, record, said)
 
 
@@ -129,7 +130,7 @@ def _task(config: CellsConfig, points: Points) -> tuple[Task, tuple[str, ...]]:
     if config.ordinal and config.task == "labels" and not is_bethesda(task.classes):
         raise LabelError(
             f"--ordinal: nobody says in which order {named(task.classes)} are.",
-            hint="--order NORMAL,MILD,…,WORST; Bethesda classes need none",
+            hint="--order NORMAL,MILD,…,WORST; Bethesda classes need none: leave other rows out",
         )
     return task, ()
 
@@ -182,4 +183,17 @@ def _group_notes(points: Points, task: Task) -> list[str]:
     return [
         f"each of the {len(single)} groups holds one class only: what tells classes apart may be "
         "what tells groups apart (stain, scanner, patient)"
+    ]
+
+
+def _stopping_notes(
+    config: CellsConfig, group_N: NDArray[np.int64], fold_N: NDArray[np.int64]
+) -> list[str]:
+    """Say where no groups are left to tell when lora has learnt enough."""
+    alone = [fold for fold in np.unique(fold_N) if len(np.unique(group_N[fold_N != fold])) < 2]
+    if config.model != "lora" or not alone:
+        return []
+    return [
+        f"in {len(alone)} fold(s) one group is left to learn from, so nothing says when to stop: "
+        "all epochs are trained"
     ]

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,10 @@ from cytofm_cli.stats.score_intervals import retraining
 from cytofm_cli.work.files import output_errors, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals
 
+if TYPE_CHECKING:
+    from cytofm_cli.cells.lora_folds import TunedFolds
+    from cytofm_cli.encoders.torch_encoder import TorchEncoder
+
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
 INTERVAL = "95 %, over groups: score intervals, widened as folds were pooled"
@@ -52,8 +56,9 @@ def train_run(
 ) -> RunReport:
     """Train and judge a classifier, and write a RUN.
 
-    config.toml, model.safetensors, model.json, predictions.csv (held out), metrics.json. Features
-    are kept in the RUN: one that was stopped, or has another model, computes none again.
+    config.toml, model.safetensors, model.json, predictions.csv (held out), metrics.json, of lora
+    adapters.safetensors. Features are kept in the RUN: one that was stopped, or has another model,
+    computes none again; of lora the folds that were finished.
 
     Args:
         config: settings.
@@ -72,6 +77,7 @@ def train_run(
         StoppedError: a signal asked to stop.
     """
     plan = make_plan(config, sources, labels, choice, groups=groups)
+    encoder = _trainable(plan) if config.model == "lora" else None
     out = out.absolute()
     with output_errors(out):
         if not run_folder.may_write(out, plan.record, overwrite=overwrite):
@@ -84,15 +90,20 @@ def train_run(
                 (out / unfinished).unlink(missing_ok=True)
             with catch_signals() as stop:
                 values_ND, facts = _features(plan, out, progress, note, stop)
-                crossed = _fit(plan, values_ND, progress, stop)
+                crossed, tuned = _fit(plan, encoder, values_ND, out / FEATURES, progress, stop)
             write_text(out / CONFIG, to_text(plan.record))
             sha256 = run_folder.save_model(out, crossed.folds, crossed.whole)
-            run_folder.save_card(out, _card(plan, crossed, facts, sha256))
+            adapters = None if tuned is None else _save_adapters(out, plan, tuned)
+            run_folder.save_card(out, _card(plan, crossed, facts, sha256, adapters))
             metrics, said_N, kept_N = _metrics(plan, crossed, facts)
+            if adapters is not None:
+                metrics["epochs"] = adapters["epochs"]
             table = predictions_csv(plan, crossed, said_N, kept_N)
             write_text(out / PREDICTIONS, table)
             whole = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
             write_text(out / METRICS, whole)
+            if tuned is not None:
+                _forget(out / FEATURES)
     return RunReport(out, metrics, skipped=False)
 
 
@@ -110,18 +121,61 @@ def _features(
     return values_ND[plan.task.rows_N], facts
 
 
-def _fit(plan: Plan, values_ND: NDArray[np.float32], progress: Progress, stop: StopFlag) -> Crossed:
-    def tell(done: int, total: int) -> None:
+def _trainable(plan: Plan) -> TorchEncoder:
+    from cytofm_cli.cells.lora_folds import trainable  # loads torch, which others may not need
+
+    return trainable(plan)
+
+
+def _fit(
+    plan: Plan,
+    encoder: TorchEncoder | None,
+    values_ND: NDArray[np.float32],
+    folder: Path,
+    progress: Progress,
+    stop: StopFlag,
+) -> tuple[Crossed, TunedFolds | None]:
+    """Fit all classifiers, and of lora the encoder's updates."""
+
+    def say(name: str, done: int, total: int) -> None:
         if stop:
             raise stop.error()
-        progress(plan.config.model, done, total)
+        progress(name, done, total)
+
+    if encoder is not None:
+        from cytofm_cli.cells.lora_folds import tune_folds
+
+        tuned = tune_folds(plan, encoder, values_ND, folder, say)
+        return tuned.crossed, tuned
+
+    def tell(done: int, total: int) -> None:
+        say(plan.config.model, done, total)
 
     y_N, n_classes = plan.task.y_N, len(plan.task.classes)
     of = (plan.config, values_ND, y_N, plan.group_N, plan.fold_N, n_classes)
-    return cross_fit(*of, tell=tell)
+    return cross_fit(*of, tell=tell), None
 
 
-def _card(plan: Plan, crossed: Crossed, facts: dict[str, Any], sha256: str) -> Card:
+def _save_adapters(out: Path, plan: Plan, tuned: TunedFolds) -> dict[str, Any]:
+    from cytofm_cli.cells.lora import scale_of
+
+    sha256 = run_folder.save_adapters(out, tuned.adapters)
+    return {"scale": scale_of(plan.config), "epochs": list(tuned.epochs), "sha256": sha256}
+
+
+def _forget(folder: Path) -> None:
+    from cytofm_cli.cells.lora_folds import forget
+
+    forget(folder)
+
+
+def _card(
+    plan: Plan,
+    crossed: Crossed,
+    facts: dict[str, Any],
+    sha256: str,
+    adapters: dict[str, Any] | None,
+) -> Card:
     config, points, choice = plan.config, plan.points, plan.choice
     folds = dict(zip(points.groups, plan.fold_N.tolist(), strict=True))
     slides: dict[str, set[str]] = {}
@@ -146,6 +200,7 @@ def _card(plan: Plan, crossed: Crossed, facts: dict[str, Any], sha256: str) -> C
         groups_of_slide={slide: tuple(sorted(of)) for slide, of in sorted(slides.items())},
         sha256=sha256,
         cytofm=__version__,
+        adapters=adapters,
     )
 
 

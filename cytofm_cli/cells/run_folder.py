@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cytofm_cli.cells.classifier import Classifier, classifier_of
 from cytofm_cli.errors import InputError, WeightsError
@@ -25,6 +26,13 @@ PREDICTIONS: Final = "predictions.csv"
 FEATURES: Final = "features"
 RUN: Final = Kind("cytofm cells train", frozenset({"cells", "data"}), frozenset({FEATURES}))
 WHOLE: Final = "whole"
+ADAPTERS: Final = "adapters.safetensors"  # of lora
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def fold_name(fold: int | None) -> str:
+    """Return the name of a fold's classifier; None: that of all cells."""
+    return WHOLE if fold is None else f"fold{fold}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +40,7 @@ class Card:
     """What a classifier is beside its arrays; model.json.
 
     Attributes:
-        model: "linear", "mlp" or "one-class".
+        model: "linear", "mlp", "lora" or "one-class".
         classes: their names, in order.
         ordinal: they are a scale.
         normal: of one-class: the labels that were learnt.
@@ -49,6 +57,8 @@ class Card:
         groups_of_slide: groups of the labelled cells of each slide.
         sha256: of model.safetensors.
         cytofm: the version that made it.
+        adapters: of lora: `scale` (α / r), `epochs` of each fold and of all, `sha256` of
+            adapters.safetensors.
     """
 
     model: str
@@ -68,6 +78,7 @@ class Card:
     groups_of_slide: Mapping[str, tuple[str, ...]]
     sha256: str
     cytofm: str
+    adapters: Mapping[str, Any] | None = None
 
     @property
     def choice(self) -> Choice:
@@ -86,6 +97,7 @@ class Trained:
         folds: that of each fold.
         whole: that of all cells.
         digest: changes when anything of it does.
+        adapters: of lora: the encoder's updates for each classifier, by `fold_name`.
     """
 
     path: Path
@@ -93,25 +105,36 @@ class Trained:
     folds: tuple[Classifier, ...]
     whole: Classifier
     digest: str
+    adapters: Mapping[str, Arrays]
 
 
 def save_model(out: Path, folds: tuple[Classifier, ...], whole: Classifier) -> str:
     """Write the arrays of all classifiers; return the digest of the file."""
+    named = {WHOLE: whole, **{fold_name(number): of for number, of in enumerate(folds)}}
+    return _save(out / MODEL, {name: of.arrays() for name, of in named.items()})
+
+
+def save_adapters(out: Path, adapters: Mapping[str, Arrays]) -> str:
+    """Write the encoder's updates for all classifiers; return the digest of the file."""
+    return _save(out / ADAPTERS, adapters)
+
+
+def _save(path: Path, of: Mapping[str, Arrays]) -> str:
     from safetensors.numpy import save
 
-    named = {WHOLE: whole, **{f"fold{number}": of for number, of in enumerate(folds)}}
-    arrays = {
+    flat = {
         f"{name}/{key}": np.ascontiguousarray(values)
-        for name, of in named.items()
-        for key, values in of.arrays().items()
+        for name, arrays in of.items()
+        for key, values in arrays.items()
     }
-    write_bytes(out / MODEL, save(arrays))
-    return sha256_file(out / MODEL)
+    write_bytes(path, save(flat))
+    return sha256_file(path)
 
 
 def save_card(out: Path, card: Card) -> None:
     """Write model.json."""
-    write_text(out / CARD, json.dumps(card.__dict__, indent=1, ensure_ascii=False))
+    told = {k: v for k, v in card.__dict__.items() if k != "adapters" or v is not None}
+    write_text(out / CARD, json.dumps(told, indent=1, ensure_ascii=False))
 
 
 def load_run(run: Path) -> Trained:
@@ -122,21 +145,29 @@ def load_run(run: Path) -> Trained:
         WeightsError: the model is damaged, or of another RUN.
     """
     card = _read_card(run)
-    path = run / MODEL
+    arrays = _read_whole(run, MODEL, card.sha256)
+    tuned = card.adapters
+    adapters = {} if tuned is None else _read_whole(run, ADAPTERS, tuned["sha256"])
+    try:
+        of = {name: classifier_of(values) for name, values in arrays.items()}
+        folds = tuple(of[fold_name(number)] for number in range(len(card.temperatures)))
+        changing = sha256_file(run / CARD)[:16]
+        return Trained(run, card, folds, of[WHOLE], changing, adapters)
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{run / MODEL}: holds no classifier ({error}).") from error
+
+
+def _read_whole(run: Path, name: str, sha256: str) -> dict[str, dict[str, Any]]:
+    """Read a file of arrays that must be the one that was written."""
+    path = run / name
     if not path.is_file():
         raise RUN.unfinished(run)
-    if not is_whole(path, card.sha256):
+    if not is_whole(path, sha256):
         raise WeightsError(
             f"{path}: is not the file that {CARD} beside it describes.",
             hint="put it back, or train again with --overwrite",
         )
-    arrays = _read_arrays(path)
-    try:
-        of = {name: classifier_of(values) for name, values in arrays.items()}
-        folds = tuple(of[f"fold{number}"] for number in range(len(card.temperatures)))
-        return Trained(run, card, folds, of[WHOLE], sha256_file(run / CARD)[:16])
-    except (KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: holds no classifier ({error}).") from error
+    return _read_arrays(path)
 
 
 def _read_card(run: Path) -> Card:

@@ -81,7 +81,8 @@ PANELS: Final[dict[str, dict[str, str]]] = {
     },
     "mil_compare": {"Judging": "replicates seed"},
     "cells": {
-        "Classes": "model ordinal order task normal class_weights hidden penalty",
+        "Classes": "model ordinal order task normal distance class_weights hidden penalty",
+        "Training of lora": "lora_rank epochs lr epoch_cells",
         "Crops": "crop_um slide_mpp pooling",
         "Judging": "folds inner_folds calibrate abstain outlier replicates seed",
         FILES: "slides",

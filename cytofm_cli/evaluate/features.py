@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,6 +154,29 @@ def _in_tiles(xy_N2: NDArray[np.float64], field: TiledField) -> NDArray[np.bool_
     return there
 
 
+@contextlib.contextmanager
+def open_crops(
+    source: Source,
+    xy_px0: NDArray[np.floating],
+    *,
+    crop_um: float,
+    mpp: float | None = None,
+    slides: Path | None = None,
+) -> Iterator[CellCrops]:
+    """Open the crops around points of a slide or store.
+
+    Args:
+        source: the slide or store.
+        xy_px0: centres, (N, 2), level-0 pixels.
+        crop_um: side of a crop, µm.
+        mpp: µm/px of a slide that states none.
+        slides: folder where the slides of stores lie now.
+    """
+    with open_source(source, mpp=mpp, slides=slides) as (field, fill):
+        side_px = max(1, round(crop_um / field.mpp))
+        yield CellCrops(field, xy_px0.astype(np.float32), side_px=side_px, fill=fill)
+
+
 def cell_features(
     points: Points,
     sources: Sequence[Source],
@@ -186,10 +210,9 @@ def cell_features(
 
     @contextlib.contextmanager
     def crops(source: Source, rows: NDArray[np.int64]) -> Iterator[TileSource]:
-        with open_source(source, mpp=mpp, slides=slides) as (field, fill):
-            side_px = max(1, round(crop_um / field.mpp))
-            xy_px0 = points.xy_px0[rows].astype(np.float32)
-            yield CellCrops(field, xy_px0, side_px=side_px, fill=fill)
+        how: dict[str, Any] = {"crop_um": crop_um, "mpp": mpp, "slides": slides}
+        with open_crops(source, points.xy_px0[rows], **how) as opened:
+            yield opened
 
     return _encode(points, sources, encoder, crops, device, batch_size, threads, report)
 

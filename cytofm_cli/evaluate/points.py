@@ -125,7 +125,7 @@ def read_points(
 
     Raises:
         LabelError: unreadable, a missing column or cell, a number that is none, no point of
-            these slides, or a slide without group.
+            these slides, a slide without group, or a point with two labels or in two groups.
     """
     table = read_table(path, _EXPECTED, error=LabelError)
     names = table.columns[table.need(*SLIDE_NAMES, hint=_HEADER)]
@@ -155,7 +155,34 @@ def read_points(
         of_group,
         notes=(*table.notes, *of_labels, *of_groups),
     )
-    return points.take(sorted(range(len(rows)), key=slides.__getitem__)), unknown
+    return _once(path, points.take(sorted(range(len(rows)), key=slides.__getitem__))), unknown
+
+
+def _once(path: Path, points: Points) -> Points:
+    """Take points that come several times once.
+
+    Raises:
+        LabelError: one has two labels, or would be on both sides of a split.
+    """
+    first: dict[tuple[str, float, float], int] = {}
+    twice = []
+    for row, (slide, (x, y)) in enumerate(zip(points.slides, points.xy_px0.tolist(), strict=True)):
+        before = first.setdefault((slide, x, y), row)
+        if before == row:
+            continue
+        twice.append(row)
+        for what, of in (("labels", points.labels), ("groups", points.groups)):
+            if of[before] != of[row]:
+                raise LabelError(
+                    f"{path}: the point of slide {slide} at x {x:g}, y {y:g} has two {what}: "
+                    f"{of[before]!r} and {of[row]!r}.",
+                    hint="a cell has one class and is of one patient: leave one row of it",
+                )
+    if not twice:
+        return points
+    kept = points.take(sorted(first.values()))
+    note = f"{path}: {len(twice)} point(s) come again and are taken once"
+    return replace(kept, notes=(*kept.notes, note))
 
 
 def make_tasks(
@@ -218,7 +245,7 @@ def _bethesda(points: Points, name: str) -> Task:
     if unknown:
         raise LabelError(
             f"task {name} needs labels of the Bethesda system; these are others: {named(unknown)}.",
-            hint=f"{', '.join(BETHESDA)}; or name the positive ones with --positive",
+            hint=f"{', '.join(BETHESDA)}; leave rows of other classes out of the table",
         )
     from_class, classes = BETHESDA_TASKS[name]
     mildest = BETHESDA.index(from_class)

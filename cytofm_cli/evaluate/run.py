@@ -107,7 +107,7 @@ def features_of(
         if stored is not None:
             features.check_finite(stored, points, choice.label)
             return stored, {"dim": stored.shape[1], "features": "of the stores"}
-    kept = None if folder is None else folder / _features_name(plan, choice)
+    kept = None if folder is None else folder / features_name(plan, choice)
     if kept is not None and (known := run_folder.read_features(kept, len(points))) is not None:
         return known
     values, facts = _compute(plan, choice, progress, note)
@@ -116,7 +116,7 @@ def features_of(
     return values, facts
 
 
-def _features_name(plan: Plan, choice: Choice) -> str:
+def features_name(plan: Plan, choice: Choice) -> str:
     """Return the file of kept features: all that they depend on is in its name."""
     config = plan.config
     settings = {

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cytofm_cli import registry
-from cytofm_cli.encoders import catalogue, layouts, weights
+from cytofm_cli.encoders import catalogue, layouts, lora, weights
 from cytofm_cli.encoders.base import Blueprint, TrunkRequest
 from cytofm_cli.encoders.sr_vit import SrVit, TokenGrid, annealed_h, relative_keys
 from cytofm_cli.errors import UsageError
-from cytofm_cli.pretrain import lora
 from cytofm_cli.pretrain.base import Backbone, Backbones, Tokens
 from cytofm_cli.pretrain.config import PretrainConfig
 

@@ -10,11 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cytofm_cli.encoders import weights
+from cytofm_cli.encoders import lora, weights
 from cytofm_cli.encoders.base import EncoderSpec, Pooling
 from cytofm_cli.encoders.sr_vit import SrVit
 from cytofm_cli.errors import UsageError
-from cytofm_cli.pretrain import lora
 from cytofm_cli.pretrain.backbone import Trunk, VitTrunk
 from cytofm_cli.pretrain.base import Backbone
 

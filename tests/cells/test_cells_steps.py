@@ -227,12 +227,15 @@ def test_count__is_counted_by_hand(applied: Path, tmp_path: Path) -> None:
         assert float(row["mean_NILM"]) == pytest.approx(p_NC[:, 0].mean(), abs=1e-5)
 
 
+@pytest.mark.parametrize("distance", [None, "knn"])
 def test_one_class__scores_every_nucleus_and_the_slide_by_its_farthest(
-    cohort: Cohort, stores: Path, tmp_path: Path
+    cohort: Cohort, stores: Path, tmp_path: Path, distance: str | None
 ) -> None:
     out = tmp_path / "odd"
     how = {name: value for name, value in HOW.items() if name != "penalty"}
-    report = cytofm.train_cells(stores, cohort.labels, out, model="one-class", **how)
+    report = cytofm.train_cells(
+        stores, cohort.labels, out, model="one-class", distance=distance, **how
+    )
     assert report.metrics["normal"] == ["NILM"]
     assert report.metrics["auc"]["value"] > 0.8
     assert "score" in rows_of(out / "predictions.csv")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -32,10 +33,20 @@ def test_linear__held_out_answers_are_those_of_the_probe() -> None:
     assert crossed.answer.probabilities() == pytest.approx(theirs, abs=1e-4)
 
 
-@pytest.mark.parametrize("model", ["linear", "mlp", "one-class"])
-def test_classifier__comes_back_from_its_arrays_and_says_the_same_in_any_block(model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("linear", {"penalty": 0.1}),
+        ("mlp", {"penalty": 0.1}),
+        ("one-class", {}),
+        ("one-class", {"distance": "knn"}),
+    ],
+)
+def test_classifier__comes_back_from_its_arrays_and_says_the_same_in_any_block(
+    model: Any, settings: dict[str, Any]
+) -> None:
     x_ND, y_N, group_N = cohort()
-    config = CellsConfig(model=model, penalty=None if model == "one-class" else 0.1)
+    config = CellsConfig(model=model, **settings)
     crossed = cross_fit(config, x_ND, y_N, group_N, group_N, 3)
     again = classifier_of(crossed.whole.arrays())
     first, second = crossed.whole.answer(x_ND), again.answer(x_ND)
@@ -66,22 +77,28 @@ def test_class_that_a_fold_lacks__gets_no_probability_there() -> None:
     assert crossed.temperature == temperature_of(alone, y_N[known], weight_N[known])
 
 
-def test_one_class__knows_only_normal_cells_and_ranks_the_others_beyond() -> None:
+# Normal cells are one Gaussian here, of which the distance from the mean says all there is.
+@pytest.mark.parametrize(
+    ("distance", "least", "share"), [("mahalanobis", 0.99, 1.0), ("knn", 0.98, 0.95)]
+)
+def test_one_class__knows_only_normal_cells_and_ranks_the_others_beyond(
+    distance: Literal["mahalanobis", "knn"], least: float, share: float
+) -> None:
     x_ND, y_N, group_N = cohort(classes=2, shift=6)
     x_ND[y_N == 0] -= 6 * np.eye(5)[0]  # normal cells lie around the origin
-    config = CellsConfig(model="one-class")
+    config = CellsConfig(model="one-class", distance=distance)
     crossed = cross_fit(config, x_ND, y_N, group_N, group_N, 2)
     others = x_ND.copy()
     others[y_N == 1] += 100
     same = cross_fit(config, others, y_N, group_N, group_N, 2)
     assert np.array_equal(crossed.whole.arrays()["whiten"], same.whole.arrays()["whiten"])
     assert crossed.answer.score_M is not None
-    assert metrics.auc(y_N, crossed.answer.score_M) > 0.99
+    assert metrics.auc(y_N, crossed.answer.score_M) > least
     # Against normal cells of the other folds: about half of the normal ones lie beyond the half.
     nearer_N = crossed.probabilities()[:, 1]
     assert 0.3 < (nearer_N[y_N == 0] > 0.5).mean() < 0.7
     said_N, kept_N = answers_of(0.9, nearer_N[:, None] * [0, 1], 0.0)
-    assert said_N[y_N == 1].all()
+    assert said_N[y_N == 1].mean() >= share
     assert kept_N.all()
 
 
@@ -141,6 +158,7 @@ def test_judge__counts_by_hand_and_orders_by_the_rank() -> None:
         ({"model": "one-class", "ordinal": True}, "ordinal"),
         ({"model": "one-class", "abstain": 0.5}, "abstain"),
         ({"model": "one-class", "task": "abnormal"}, "task"),
+        ({"model": "mlp", "distance": "knn"}, "distance"),
         ({"normal": ("NILM",)}, "normal"),
         ({"order": ("a", "b"), "task": "abnormal"}, "order"),
         ({"model": "forest"}, "model"),

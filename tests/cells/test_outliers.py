@@ -41,3 +41,12 @@ def test_share_nearer__counts_equals_half_and_one_cell_more() -> None:
     reference = np.array([1.0, 2, 2, 3])
     found = outliers.share_nearer(reference, np.array([0.5, 1, 2, 2.5, 9]))
     assert found == pytest.approx(np.array([0, 0.5, 2, 3, 4]) / 5)
+
+
+def test_neighbour_distance__by_hand() -> None:
+    bank = np.array([[0.0, 0], [3, 4], [0, 1]], np.float32)
+    x = np.array([[0.0, 0], [3, 0]])
+    # from (0, 0): 0, 5, 1; from (3, 0): 3, 4, √10
+    assert outliers.neighbour_distance(x, bank, 1) == pytest.approx([0, 3])
+    assert outliers.neighbour_distance(x, bank, 2) == pytest.approx([1, np.sqrt(10)])
+    assert outliers.neighbour_distance(x, bank, 9) == pytest.approx([5, 4])

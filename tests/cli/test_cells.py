@@ -107,6 +107,11 @@ def test_count__of_stores_without_classes_says_so_and_counts_the_others(
         (("cells", "apply", "RUN", "STORES", "--detector", "cellvit"), 3, "cellvit"),
         (("cells", "apply", "RUN", "STORES", "--abstain", "2"), 2, "--abstain"),
         (("cells", "apply", "RUN", "STORES", "--weights", "none.pt"), 3, "none.pt"),
+        (
+            ("cells", "train", "STORES", "-o", "OUT", "--lora-rank", 4),
+            2,
+            "--lora-rank 4 is for lora",
+        ),
         (("cells", "count", "STORES", "--run", "other"), 3, "other"),
     ],
 )
@@ -119,6 +124,53 @@ def test_what_cannot_be_done__has_one_clear_line(
     assert said in done.stderr
     assert not list(nuclei.glob("*/classes"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "words", "said"),
+    [
+        # What is changed of each row of the table, what is asked, and the one line of the answer.
+        (
+            "odd",
+            ("--task", "abnormal"),
+            "needs labels of the Bethesda system; these are others: odd",
+        ),
+        ("odd", ("--ordinal",), "--ordinal: nobody says in which order"),
+        ("NILM", (), "have one label ('NILM'): nothing to tell apart"),
+        ("one", (), "have fewer than two labels found in two or more groups"),
+        ("one", ("--task", "abnormal"), "1 instance(s) are abnormal, in 1 group(s)"),
+        ("own", (), "have fewer than two labels found in two or more groups"),
+        ("patient", (), "belong to one group ('p'): none can be held out"),
+        ("twice", (), "has two groups: 'g0' and 'other'"),
+        ("blank", (), "empty label"),
+    ],
+)
+def test_bad_labels__have_one_clear_line_and_nothing_is_written(
+    here, nuclei: Path, tmp_path: Path, column: str, words: tuple[str, ...], said: str
+) -> None:
+    names = [path.stem for path in sorted(nuclei.glob("*.zarr"))]
+    # Two classes in each of four groups, then what is wrong.
+    rows = [[name, 200, 200 + 40 * c, label, f"g{i}"] for i, name in enumerate(names)
+            for c, label in enumerate(("NILM", "HSIL"))]  # fmt: skip
+    for i, row in enumerate(rows):
+        if column in ("odd", "NILM", "blank") and row[3] == "HSIL":
+            row[3] = {"blank": ""}.get(column, column)
+        if column == "one" and i != 1:
+            row[3] = "NILM"
+        if column == "own":  # each group has one label, and no other group has it
+            row[3] = f"class {row[4]}"
+        if column == "patient":
+            row[4] = "p"
+    if column == "twice":
+        rows.append([*rows[0][:4], "other"])
+    table = tmp_path / "points.csv"
+    text = [",".join(map(str, row)) for row in rows]
+    table.write_text("\n".join(["slide_id,x,y,label,group", *text]) + "\n")
+    out = tmp_path / "out"
+    done = here("cells", "train", nuclei, "--labels", table, "-o", out, *TRAIN, *words)
+    assert done.returncode == 3, done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert not out.exists()
 
 
 @pytest.mark.slow

@@ -75,6 +75,29 @@ def test_read_points__slide_without_group_is_refused(tmp_path: Path) -> None:
         read_points(path, {"a", "b"}, groups)
 
 
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [
+        ("a,1,2,q,g1", "slide a at x 1, y 2 has two labels: 'p' and 'q'"),
+        ("a,1.0,2,p,g2", "slide a at x 1, y 2 has two groups: 'g1' and 'g2'"),
+    ],
+)
+def test_read_points__a_cell_of_two_patients_or_classes_is_refused(
+    tmp_path: Path, again: str, said: str
+) -> None:
+    path = table(tmp_path, f"slide_id,x,y,label,group\na,1,2,p,g1\nb,1,2,q,g2\n{again}\n")
+    with pytest.raises(LabelError, match=said):
+        read_points(path, {"a", "b"})
+
+
+def test_read_points__a_point_that_comes_again_is_taken_once_and_counted(tmp_path: Path) -> None:
+    rows = "a,1,2,p,g1\na,1,2, P ,g1\na,1,3,q,g1\na,1,2,p,g1\nb,1,2,q,g2\n"
+    points, _ = read_points(table(tmp_path, f"slide_id,x,y,label,group\n{rows}"), {"a", "b"})
+    assert points.xy_px0.tolist() == [[1, 2], [1, 3], [1, 2]]
+    assert points.labels == ("p", "q", "q")
+    assert points.notes[-1].endswith("2 point(s) come again and are taken once")
+
+
 def test_read_points__table_of_excel_in_europe(tmp_path: Path) -> None:
     text = "sep=;\r\nImage;Class;X;Y;Patient ID\r\na.tif;lsil;1,5;2,25;p1\r\nb.tif;LSIL;3;4;P1\r\n"
     path = table(tmp_path, text + "b.tif;LSIL;5,5;6;p1\r\n")

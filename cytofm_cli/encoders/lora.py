@@ -5,22 +5,28 @@ network with updates starts out equal to the one without. At the end W + (α / r
 weight of a plain layer again.
 
 A layer with updates keeps the names of its weight and bias, and has `lora_a` and `lora_b` beside
-them. Letters: r rank, α alpha.
+them. `pretrain` trains them on views, `cells` on labels. Letters: r rank, α alpha.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cytofm_cli.errors import UsageError
+from cytofm_cli.encoders.torch_encoder import TorchEncoder
+from cytofm_cli.errors import UsageError, WeightsError
 
 ATTENTION: Final = ("qkv", "proj")
 _A, _B = ".lora_a", ".lora_b"
+Arrays = dict[str, NDArray[np.float32]]
 
 
 class LoraLinear(nn.Linear):
@@ -30,9 +36,16 @@ class LoraLinear(nn.Linear):
         plain: the layer whose weight and bias are taken over (the tensors, not copies).
         rank: r.
         alpha: α.
+        generator: draws A; None: the global one.
     """
 
-    def __init__(self, plain: nn.Linear, rank: int, alpha: float) -> None:
+    def __init__(
+        self,
+        plain: nn.Linear,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
         most = min(plain.in_features, plain.out_features)
         if not 1 <= rank <= most:
             raise UsageError(f"low-rank updates of rank {rank}: at most {most}, at least 1.")
@@ -43,7 +56,8 @@ class LoraLinear(nn.Linear):
         self.scale = alpha / rank
         self.lora_a = nn.Parameter(plain.weight.new_empty(rank, plain.in_features))
         self.lora_b = nn.Parameter(plain.weight.new_zeros(plain.out_features, rank))
-        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as in the authors' code
+        # As in the authors' code.
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5), generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x Wᵀ + b + (α / r) x Aᵀ Bᵀ."""
@@ -57,6 +71,7 @@ def add_lora(
     alpha: float,
     *,
     trained: tuple[str, ...] = (".rpe_", "mask_token"),
+    generator: torch.Generator | None = None,
 ) -> list[str]:
     """Give the linear layers of attention low-rank updates, in place, and freeze everything else.
 
@@ -66,6 +81,7 @@ def add_lora(
         alpha: α, above 0; the update is scaled by α / r.
         trained: other parameters that stay trained, by parts of their names; the relative
             tables and the mask token, which pretrained weights do not have.
+        generator: draws the updates; None: the global one.
 
     Returns:
         the names of the layers.
@@ -81,12 +97,13 @@ def add_lora(
     if not layers:
         raise UsageError(
             f"the network has no linear layers called {', '.join(ATTENTION)} to update.",
-            hint="low-rank updates are for Vision Transformers; --lora-rank 0 trains all weights",
+            hint="low-rank updates are for Vision Transformers; `pretrain --lora-rank 0` trains "
+            "all weights, `cells train --model linear` none",
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in trained))
     for name, layer in layers.items():
-        _replace(model, name, LoraLinear(layer, rank, alpha))
+        _replace(model, name, LoraLinear(layer, rank, alpha, generator))
     return list(layers)
 
 
@@ -106,6 +123,61 @@ def plain_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     return plain
 
 
+def with_updates(
+    encoder: TorchEncoder, rank: int, alpha: float, generator: torch.Generator
+) -> nn.Module:
+    """Return an encoder's network with updates that can be trained; all else is shared with it.
+
+    Raises:
+        UsageError: see `add_lora`.
+    """
+    model = _sharing_copy(encoder.model)
+    add_lora(model, rank, alpha, trained=(), generator=generator)
+    return model
+
+
+def adapters_of(model: nn.Module) -> Arrays:
+    """Return the updates of a network, float32, by the names of its state dict."""
+    state = model.state_dict()
+    return {
+        name: value.detach().float().cpu().numpy().copy()
+        for name, value in state.items()
+        if name.endswith((_A, _B))
+    }
+
+
+def adapted(encoder: TorchEncoder, adapters: Mapping[str, NDArray[Any]], scale: float) -> Any:
+    """Return the encoder with updates folded into its weights; the given one stays.
+
+    Args:
+        encoder: the one they were trained on.
+        adapters: what `adapters_of` gave; empty: the encoder itself.
+        scale: α / r.
+
+    Raises:
+        WeightsError: they are of another network.
+    """
+    if not adapters:
+        return encoder
+    model = _sharing_copy(encoder.model)
+    state = model.state_dict()
+    own = {
+        name: torch.from_numpy(np.asarray(values)).to(encoder.device)
+        for name, values in adapters.items()
+    }
+    changed = {f"{name.removesuffix(_A)}.weight" for name in own if name.endswith(_A)}
+    try:
+        plain = plain_state({**state, **own}, scale)
+        for name in changed:
+            layer, _, last = name.rpartition(".")
+            setattr(model.get_submodule(layer), last, nn.Parameter(plain[name]))
+    except (KeyError, RuntimeError, AttributeError) as error:
+        raise WeightsError(
+            f"low-rank updates that do not fit encoder {encoder.spec.name} ({error})."
+        ) from error
+    return TorchEncoder(model, encoder.spec, encoder.device, encoder.report)
+
+
 def scale_of(model: nn.Module) -> float:
     """Return α / r of a network's updates, 0 if it has none."""
     return next((x.scale for x in model.modules() if isinstance(x, LoraLinear)), 0.0)
@@ -115,6 +187,12 @@ def _fold(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     # In float64: the sum is then rounded once, to the nearest weight there is.
     update = b.detach().double() @ a.detach().double()
     return (weight.detach().double() + scale * update).to(weight.dtype)
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """Return a copy whose tensors are the same ones: a layer can be exchanged in it."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from cytofm_cli.encoders.lora import LoraLinear, add_lora, plain_state, scale_of
 from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig
 from cytofm_cli.errors import UsageError
-from cytofm_cli.pretrain.lora import LoraLinear, add_lora, plain_state, scale_of
 
 
 @pytest.fixture
