@@ -199,7 +199,10 @@ def test_listen__hears_the_beginning_notes_progress_and_outcomes(
         (lambda: cytofm.detect("x", detector="nobody"), "no detector is called 'nobody'"),
         (lambda: cytofm.detect("x", detector_settings={"h": 1}), "detector_settings: .* 'h'"),
         (lambda: cytofm.embed("x", encoder="nobody"), "no encoder is called 'nobody'"),
-        (lambda: cytofm.export("x", "y", to="pdf"), "pdf: choose csv, geojson, h5, h5ad, pt"),
+        (
+            lambda: cytofm.export("x", "y", to="pdf"),
+            "pdf: choose csv, geojson, h5, h5ad, pt, spatialdata",
+        ),
         (lambda: cytofm.load_encoder("nobody"), "no encoder is called"),
     ],
 )

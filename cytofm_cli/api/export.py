@@ -37,7 +37,8 @@ def export(
     Args:
         stores: stores, or folders of stores: one or several.
         out: folder for the files.
-        to: kinds of files: h5, h5ad, pt, geojson, csv, or a plug-in's; one or several; None: h5.
+        to: kinds of files: h5, h5ad, pt, geojson, csv, spatialdata, or a plug-in's; one or
+            several; None: h5.
         config: settings as a whole; instead, each may be given by its name
             (`layout="clam"`, `unit="cell"`).
         exporter_settings: settings of the exporter itself, by name.

@@ -20,6 +20,7 @@ from cytofm_cli.errors import CytofmError
 from cytofm_cli.mil.config import ScoreConfig
 from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.work.batch import Reporter, Status, Task
+from cytofm_cli.work.memory import give_back
 
 if TYPE_CHECKING:
     from cytofm_cli.api.scoring import Scoring
@@ -106,6 +107,7 @@ class Running:
                 except CytofmError as error:
                     error.facts |= {"step": step.name, "steps": told}
                     raise
+                give_back()  # or the next step's peak comes on top of it
         # A score is always made anew: it makes no finished slide an unfinished one.
         done = any(of["status"] == "done" for name, of in told.items() if name != "score")
         return ("done" if done else "skipped"), {"store": str(job.store), "steps": told}

@@ -36,6 +36,8 @@ def export(
 
       cytofm export stores -o cells --to h5ad --encoder cytofm-tiny
 
+      cytofm export stores -o cells --to spatialdata --set image_px=2048
+
       cytofm export stores -o qupath --to geojson,csv --run RUN
     """
     from cytofm_cli.api.export import export_stores

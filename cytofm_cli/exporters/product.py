@@ -26,7 +26,7 @@ class Product:
     """Files that belong together, and how to make them.
 
     Attributes:
-        files: what `write` makes, all below the folder of the export.
+        files: what `write` makes, all below the folder of the export; a folder counts as one.
         settings: what else would have made other files of these names.
         steps: provenance records of the steps that they are made from.
         write: makes them.
@@ -58,7 +58,7 @@ def make(product: Product, folder: Path, *, overwrite: bool = False) -> Status:
             write_json(_record_of(file, folder), record | {"bytes": None})
     product.write()
     for file in product.files:
-        write_json(_record_of(file, folder), record | {"bytes": file.stat().st_size})
+        write_json(_record_of(file, folder), record | {"bytes": size_of(file)})
     return "written"
 
 
@@ -73,6 +73,12 @@ def status_of(product: Product, folder: Path, *, overwrite: bool = False) -> Sta
         return "written"
     current = [_is_current(file, folder, product, source) for file in product.files]
     return "skipped" if all(current) else "written"
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    parts = path.rglob("*") if path.is_dir() else [path]
+    return sum(part.stat().st_size for part in parts if part.is_file())
 
 
 def _source_of(product: Product) -> str:
@@ -102,4 +108,4 @@ def _is_current(file: Path, folder: Path, product: Product, source: str) -> bool
             f"{file}: was exported with other settings: {'; '.join(differing)}.",
             hint="--overwrite makes it anew, another -o keeps both.",
         )
-    return bool(made_from == source and size == file.stat().st_size)
+    return bool(made_from == source and size == size_of(file))

@@ -34,7 +34,7 @@ from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_ti
 from cytofm_cli.units import Box, Size
 from cytofm_cli.work.closing import Closes
 
-_CACHED_BYTES: Final = 2**26  # of decoded tiles
+_CACHED_BYTES: Final = 2**25  # of decoded tiles
 _CACHED_TILES: Final = (16, 128)  # the neighbours of a tile, and some to come; and the most
 
 

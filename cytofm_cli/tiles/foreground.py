@@ -267,19 +267,31 @@ def _ink(image_HWC: NDArray[np.uint8], scene: _Scene, mpp: float) -> NDArray[np.
     for channel in range(3):
         glass = float(scene.background_C[channel])
         lut = np.clip((glass - np.arange(256)) * (255 / max(glass, 1)), 0, 255).astype(np.uint8)
-        plane_HW = lut[image_HWC[..., channel]]
+        plane_HW = _look_up(lut, image_HWC[..., channel])
         np.maximum(dark_HW, plane_HW, out=dark_HW)
         np.maximum(rough_HW, morphology.local_range(plane_HW), out=rough_HW)
     noise = float(np.max(scene.lowest_C / scene.full_C))  # below it, glass falls apart
     floor = max(SMOOTH * INK_DARKNESS, noise) * 255
     # Labelled without regard to darkness: a dark corner hangs together with the bright glass and
     # is told from ink, which has a sharp edge all round, by its mean.
-    parts = morphology.components(rough_HW < np.maximum(SMOOTH * dark_HW, floor))
+    # By table: as numbers for every pixel, the limits would take 0.6 GB of a whole slide.
+    limit = np.ceil(np.maximum(SMOOTH * np.arange(256), floor)) - 1
+    limit_HW = _look_up(np.minimum(limit, 255).astype(np.uint8), dark_HW)
+    parts = morphology.components(rough_HW <= limit_HW)
     dark_K = parts.mean(dark_HW) > INK_DARKNESS * 255
     length_um_K = parts.length_px_K * mpp
     thickness_um_K = parts.area_px_K * mpp**2 / length_um_K
     ink_HW = parts.paint(dark_K & (length_um_K >= INK_UM) & (thickness_um_K >= INK_THICK_UM))
     return morphology.dilate(ink_HW, round(THIN_UM / mpp)) if ink_HW.any() else ink_HW
+
+
+def _look_up(table: NDArray[np.uint8], level_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the table's entries, in strips: NumPy takes eight bytes an index."""
+    entry_HW = np.empty(level_HW.shape, np.uint8)
+    for top in range(0, len(level_HW), STRIP_PX):
+        rows = slice(top, top + STRIP_PX)
+        entry_HW[rows] = table[level_HW[rows]]
+    return entry_HW
 
 
 def _tissue_gaps(

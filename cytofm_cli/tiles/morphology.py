@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_STRIP_PX: Final = 1024
 
 Extreme = Callable[[Any, Any], Any]  # np.maximum or np.minimum
 
@@ -175,10 +177,14 @@ class Components:
     def mean(self, values_HW: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Average a picture over each part."""
         height, width = self.shape
-        flat = np.zeros(height * (width + 1) + 1, np.uint8)
-        flat[:-1].reshape(height, width + 1)[:, :width] = values_HW
-        ends = np.stack([self.start_R, self.stop_R], 1).reshape(-1)
-        sums_R = np.add.reduceat(flat, ends, dtype=np.int64)[::2] if len(ends) else ends
+        sums_R = np.empty(len(self.start_R), np.int64)
+        for top in range(0, height, _STRIP_PX):  # NumPy sums integers in eight bytes a pixel
+            part_HW = np.pad(values_HW[top : top + _STRIP_PX], ((0, 0), (0, 1)))
+            first = top * (width + 1)
+            runs = slice(*np.searchsorted(self.start_R, (first, first + part_HW.size)))
+            ends = np.stack([self.start_R[runs], self.stop_R[runs]], 1).reshape(-1) - first
+            if len(ends):
+                sums_R[runs] = np.add.reduceat(part_HW.ravel(), ends, dtype=np.int64)[::2]
         total_K = np.bincount(self.part_R, sums_R, len(self.area_px_K))
         return total_K / np.maximum(self.area_px_K, 1)
 

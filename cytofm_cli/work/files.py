@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import glob
 import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +67,32 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give the name of a hidden folder, not made yet, which takes the place of `path` at the end.
+
+    The caller is the only one who writes there (`claim`). Between the old one and the new one
+    there is a moment without any.
+
+    Raises:
+        OutputError, DiskFullError, InputError: see `output_errors`.
+    """
+    with output_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{glob.escape(_hidden_stem(path.name))}.*{_SUFFIX}"):
+            shutil.rmtree(left, ignore_errors=True)
+        partial, aside = (path.with_name(_hidden_name(path.name)) for _ in range(2))
+        try:
+            yield partial
+            flush_folder(partial)
+            if path.exists():
+                path.rename(aside)
+            partial.rename(path)
+        finally:
+            for left in (partial, aside):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes, *, flush: bool = True) -> None:
@@ -156,8 +184,11 @@ def _error_number(error: Exception) -> int | None:
 
 
 def _hidden_name(name: str) -> str:
-    kept = os.fsencode(name)[:_KEPT_BYTES].decode("utf-8", "ignore")
-    return f".{kept}.{host_tag()}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
+    return f"{_hidden_stem(name)}.{host_tag()}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
+
+
+def _hidden_stem(name: str) -> str:
+    return f".{os.fsencode(name)[:_KEPT_BYTES].decode('utf-8', 'ignore')}"
 
 
 def _create(path: Path) -> int:

@@ -1,8 +1,14 @@
-"""One translation of "out of memory", which every library tells in its own way."""
+"""Memory that is freed goes back to the system; "out of memory" is one error.
+
+glibc gives each thread a heap of its own and keeps what is freed in it: after two threads have
+decoded tiles, 100 MB and more that nobody uses. One heap and a trim now and then cost nothing that
+can be measured where the work is done in large arrays.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -12,6 +18,21 @@ from cytofm_cli.errors import CytofmError, OutOfMemoryError
 # TorchScript wraps torch's own error into a RuntimeError; PyTorch's allocator on the CPU, cuBLAS
 # and cuDNN have no class of their own.
 _SAID: Final = ("out of memory", "can't allocate memory", "DefaultCPUAllocator", "_ALLOC_FAILED")
+
+
+_M_ARENA_MAX: Final = -8  # of glibc's malloc.h
+
+
+def share_heap() -> None:
+    """Let all threads that this process will start allocate from one heap; needs glibc."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Give what is freed back to the system; without glibc, do nothing."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

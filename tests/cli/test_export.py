@@ -31,7 +31,7 @@ def test_export__goes_on_where_it_stopped(here, stores: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--to", "pt,xyz"), "--to xyz: choose csv, geojson, h5, h5ad, pt"),
+        (("--to", "pt,xyz"), "--to xyz: choose csv, geojson, h5, h5ad, pt, spatialdata"),
         (("--to", "pt", "--detector", "classical"), "--detector is for nuclei"),
         (("--to", "pt", "--run", "RUN"), "--run is for nuclei"),
         (("--to", "csv", "--encoder", "handcrafted"), "--encoder is for bags"),
@@ -160,7 +160,9 @@ def test_export__what_another_process_writes_is_left_to_it(
 def test_export__help_lists_the_exporters(cytofm) -> None:
     # In a process of its own: this one may have learnt of the toys of other tests.
     said = " ".join(cytofm("export", "--help").stdout.split())
-    assert "Kinds of files, with commas or repeated: csv, geojson, h5, h5ad, pt." in said
+    assert (
+        "Kinds of files, with commas or repeated: csv, geojson, h5, h5ad, pt, spatialdata." in said
+    )
 
 
 def test_export__cells_that_are_not_there_are_named(here, stores: Path, tmp_path: Path) -> None:

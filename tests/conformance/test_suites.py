@@ -23,7 +23,7 @@ OURS = {
         "abmil", "clam_mb", "clam_sb", "count", "dsmil", "dtfd", "less", "max", "max_score",
         "mean", "transmil",
     },
-    "exporter": {"csv", "geojson", "h5", "pt"},
+    "exporter": {"csv", "geojson", "h5", "h5ad", "pt", "spatialdata"},
 }  # fmt: skip
 EVERY = [
     pytest.param(kind, name, check, id=f"{kind} {name}: {check.__name__}")

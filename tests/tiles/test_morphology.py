@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,6 +59,8 @@ def test_components__are_those_of_scipy(seed, height, width, share):
     values = np.random.default_rng(seed + 1).integers(0, 256, mask.shape).astype(np.uint8)
     means = ndimage.mean(values, labels, np.arange(1, n + 1)) if n else []
     assert sorted(parts.mean(values)) == pytest.approx(sorted(means))
+    with mock.patch.object(morphology, "_STRIP_PX", 4):
+        assert (morphology.components(mask).mean(values) == parts.mean(values)).all()
     for k in range(min(n, 5)):
         one = parts.paint(np.arange(n) == k)
         assert len(np.unique(labels[one])) == 1

@@ -1,6 +1,11 @@
-"""Every way to say "out of memory" becomes one error; other errors pass."""
+"""Freed memory goes back; every way to say "out of memory" becomes one error, others pass."""
 
 from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,3 +45,40 @@ def test_out_of_memory__other_errors_and_our_own_pass() -> None:
             raise error
         assert caught.value is error
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+# Four threads fill their heaps with blocks below malloc's limit for pages of their own, and free
+# all but the last, which holds the rest.
+_THREADS = """
+import json, pathlib, re, sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from cytofm_cli.work import memory
+
+def mb():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]) / 1e3
+
+if sys.argv[1] == "shared":
+    memory.share_heap()
+together = Barrier(4)
+def fill(_):
+    together.wait()
+    return [bytearray(60_000) for _ in range(400)][-1]
+before = mb()
+with ThreadPoolExecutor(4) as pool:
+    last = list(pool.map(fill, range(4)))
+freed = mb() - before
+memory.give_back()
+print(json.dumps([freed, mb() - before]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of glibc")
+@pytest.mark.parametrize("heap", ["shared", "own"])
+def test_give_back__what_threads_have_freed_is_the_systems_again(heap: str) -> None:
+    command = [sys.executable, "-c", _THREADS, heap]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    freed_mb, left_mb = json.loads(done.stdout)
+    assert freed_mb > 10
+    assert left_mb < freed_mb / 3

@@ -60,8 +60,27 @@ class _Bag:
         return self.store.embedding_record(self.encoder, self.unit)
 
 
-def products(request: ExportRequest) -> list[Product]:
-    """Return the file of the bag of a store."""
+@dataclass(frozen=True)
+class Planned:
+    """An AnnData file that is still to be written.
+
+    Attributes:
+        unit: "cell" or "tile".
+        nuclei: those that cells were cut around; None for tiles, or where the store keeps none.
+        settings: what else would have made another file.
+        steps: provenance records of what it is made from.
+        write: writes it to a path.
+    """
+
+    unit: str
+    nuclei: NucleiSource | None
+    settings: dict[str, Any]
+    steps: list[StepRecord]
+    write: Callable[[Path], None]
+
+
+def planned(request: ExportRequest, layout: str) -> Planned:
+    """Return the AnnData of the bag of a store; `layout` is what the files are called."""
     store, unit = request.store, request.config.unit or "cell"
     key = store.which_encoder(request.config.encoder, unit)
     step = schema.embedding_step(key, unit)
@@ -69,21 +88,31 @@ def products(request: ExportRequest) -> list[Product]:
     if request.config.detector is not None:
         store.which_detector(request.config.detector)
     nuclei = _nuclei_of(request, store.embedding_record(key, unit)) if unit == "cell" else None
-    settings = {"layout": "h5ad", "encoder": key, "unit": unit}
+    settings: dict[str, Any] = {"layout": layout, "encoder": key, "unit": unit}
     steps: list[StepRecord] = [store.tile, store.steps[step]]
     if nuclei is not None:
         settings |= nuclei.settings
         steps += nuclei.steps[1:]
-    path = request.folder / f"{store.slide_id}.h5ad"
 
-    def write() -> None:
+    def write(path: Path) -> None:
         bag = _bag_of(store, step, key, unit, nuclei)
         told = _provenance(bag, settings, steps)
         # Some cluster filesystems refuse HDF5's file locks; there is one writer by design.
-        with replacing(path) as partial, h5py_file(partial) as file:
+        with h5py_file(path) as file:
             _fill(file, bag, told, request)
 
-    return [Product([path], settings, steps, write)]
+    return Planned(unit, nuclei, settings, steps, write)
+
+
+def products(request: ExportRequest) -> list[Product]:
+    """Return the file of the bag of a store."""
+    table, path = planned(request, "h5ad"), request.folder / f"{request.store.slide_id}.h5ad"
+
+    def write() -> None:
+        with replacing(path) as partial:
+            table.write(partial)
+
+    return [Product([path], table.settings, table.steps, write)]
 
 
 def h5py_file(path: Path) -> h5py.File:
