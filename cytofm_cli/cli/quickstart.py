@@ -19,6 +19,7 @@ from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, InputError, UsageError
 
 _RUNS: Final = (("mean", "tile"), ("mean", "cell"), ("abmil", "cell"))
+_BEST = "run-abmil-cell"  # the RUN whose cells are shown
 _UNITS: Final = ("tile", "cell")
 # Many abnormal cells: two dozen patients teach a head something then.
 _COHORT: Final = shlex.split(
@@ -83,13 +84,15 @@ def quickstart(
     else:
         cohort = _simulate(folder / "cohort", flags)
     runs = _run_all(cohort, folder, flags)
+    best = folder / _BEST
     found: dict[str, Any] = {}
     if cohort.truth is not None:
         probe = _probe(cohort.truth, folder, flags)
         found = report.against_truth(cohort.truth, folder / "stores", probe)
     metrics = {name: report.metrics_of(path) for name, path in runs.items()}
     out.data(report.table(metrics, found), {"metrics": metrics, "folder": str(folder), **found})
-    _say(report.where(folder, time.monotonic() - start, simulated=cohort.truth is not None))
+    seconds = time.monotonic() - start
+    _say(report.where(folder, best, seconds, simulated=cohort.truth is not None))
 
 
 def _check(data: Path | None, labels: Path | None, slide_mpp: float | None) -> None:
@@ -130,7 +133,7 @@ def _run_all(cohort: _Cohort, folder: Path, flags: list[str]) -> dict[str, Path]
             *("mil", "train", "--bags", stores, "--labels", cohort.labels, "--method", head),
             *("--unit", unit, "--seeds", 1, "-o", path, *flags),
         )
-    best = folder / "run-abmil-cell"
+    best = folder / _BEST
     _run("mil", "score", best, stores, "-o", folder / "scores.csv", *flags)
     page, pictures = folder / "report.html", folder / "gallery"
     others = [path for path in runs.values() if path != best]

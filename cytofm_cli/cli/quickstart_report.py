@@ -105,13 +105,15 @@ def _interval(value: Mapping[str, float | None] | None) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def where(folder: Path, seconds: float, *, simulated: bool) -> str:
+def where(folder: Path, best: Path, seconds: float, *, simulated: bool) -> str:
     """Return where everything lies, and what to do next."""
     truth = f"  {folder}/cohort/       slides, labels and the truth, as simulated\n" * simulated
     return f"""
 Done in {seconds:.0f} s. Open in a browser:
   {folder}/report.html          metrics, curves, every slide, and the cells that decided
   {folder}/gallery/index.html   the cells most unlike the rest, the largest, the darkest
+and walk over the slides, with what decided, and mark cells:
+  cytofm view {folder}/stores --run {best}
 
 What else there is:
 {truth}  {folder}/preview/      foreground and chosen tiles of every slide, as pictures
