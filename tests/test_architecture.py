@@ -21,13 +21,14 @@ PACKAGE = "cytofm_cli"
 
 GROUND = {"errors", "units", "words", "table_text", "tables", "kinds", "config", "places"}
 GROUND |= {"registry"}
-SHARED = GROUND | {"work", "runs", "stats", "store"}
+SHARED = GROUND | {"work", "runs", "stats", "store", "pictures"}
 # A room that is not named here does not exist yet: say whom it may import.
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "work": GROUND,
     "runs": GROUND | {"work"},
     "stats": GROUND,
+    "pictures": GROUND | {"work"},
     "store": GROUND | {"work", "runs"},
     "simulate": GROUND | {"work", "runs", "stats"},
     "slides": GROUND | {"work"},

@@ -24,7 +24,7 @@ STUDY = Path(__file__).resolve().parents[1] / "studies" / "cyto_ssl"
 @pytest.fixture(scope="module")
 def study() -> Iterator[SimpleNamespace]:
     """Give the scripts of the study, which import each other by their names."""
-    names = ("arms", "data", "judge", "outcomes", "places", "pretrain", "report")
+    names = ("arms", "data", "heads", "judge", "outcomes", "places", "pretrain", "report")
     before = {name: sys.modules.pop(name, None) for name in names}
     sys.path.insert(0, str(STUDY))
     try:
@@ -136,6 +136,9 @@ def test_report__tables_and_picture_hold_the_numbers(study, tmp_path: Path, monk
     rows += [made_up("dino", 0, 0.45, 0.25), made_up("dino+all", 0, 0.5, 0.25)]
     for number, row in enumerate(rows):
         (results / f"{number}.json").write_text(json.dumps(row))
+    heads = {"dino": {"mean": {"value": 0.51, "low": 0.4, "high": 0.6}}}
+    (results / "heads").mkdir()
+    (results / "heads" / "needle1.json").write_text(json.dumps(heads))
     page = tmp_path / "study.md"
     page.write_text("before\n<!-- numbers -->\nold\n<!-- /numbers -->\nafter\n")
     for name, value in (("RESULTS", results), ("PAGE", page), ("PICTURE", tmp_path / "a.svg")):
@@ -147,4 +150,5 @@ def test_report__tables_and_picture_hold_the_numbers(study, tmp_path: Path, monk
     assert "| dino+all (1) | 0.620 [" in text
     assert "+0.100 [+0.100, +0.100]" in text
     assert "| 400 | 0.470 | 0.520 | +0.050" in text
+    assert "| needle1 | dino | 0.510 [0.400, 0.600] | – |" in text
     assert (tmp_path / "a.svg").read_text().count("<circle") == 3 * 3

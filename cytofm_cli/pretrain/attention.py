@@ -6,7 +6,6 @@ Letters: B images, C H W an image, N tokens, P patches, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +15,13 @@ from torch.nn import functional
 
 from cytofm_cli.encoders.attention import CLASS_TOKEN, patch_attention
 from cytofm_cli.encoders.torch_encoder import fit_square
+from cytofm_cli.pictures.colours import shade
+from cytofm_cli.pictures.sheet import Image, below, beside, labelled
 from cytofm_cli.pretrain.backbone import VitTrunk
 from cytofm_cli.pretrain.base import Backbone
 from cytofm_cli.pretrain.tile_index import TileIndex
 from cytofm_cli.views.ncp import PRESETS
-from cytofm_cli.views.sheet import Image, below, beside, labelled
 from cytofm_cli.views.stored import draw_lots
-from cytofm_cli.work.files import write_bytes
 
 
 def choose_tiles(index: TileIndex, n: int, seed: int) -> NDArray[np.uint8]:
@@ -64,7 +63,7 @@ def draw_attention(
 ) -> Image | None:
     """Draw tiles beside the attention of the last block: mean over heads, then each head.
 
-    Each map is scaled to its own largest value: black is 0, white the patch most looked at.
+    Each map is scaled to its own largest value: black is 0, light yellow the patch most looked at.
 
     Args:
         backbone: any trunk; it is put in evaluation for the while.
@@ -100,16 +99,7 @@ def draw_attention(
 
 
 def _heat(map_HW: Tensor, size_px: int) -> Image:
-    """Colour a map from black over red and yellow to white: each colour takes a third."""
+    """Colour a map, scaled to its largest value."""
     level_HW = map_HW / map_HW.max().clamp_min(1e-12)
     level_HW = functional.interpolate(level_HW[None, None], size=(size_px, size_px))[0, 0]
-    rgb = torch.stack([(3 * level_HW - shift).clamp(0, 1) for shift in range(3)], dim=-1)
-    return np.asarray((rgb * 255).round().to(torch.uint8))
-
-
-def write_png(path: Path, image: Image) -> None:
-    """Write a picture, complete or not at all."""
-    import pyvips
-
-    picture = pyvips.Image.new_from_array(image).copy(interpretation="srgb")
-    write_bytes(path, picture.pngsave_buffer())
+    return shade(level_HW.numpy(), "inferno")

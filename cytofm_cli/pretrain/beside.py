@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cytofm_cli.pictures.files import save_png
 from cytofm_cli.pretrain import attention
 from cytofm_cli.pretrain.loop import Hooks, Trainer
 from cytofm_cli.pretrain.monitor import RunLog
@@ -113,7 +114,7 @@ class Beside:
             if picture is None:
                 self._note("attention: this trunk has none to look at")
             elif self._writes:
-                attention.write_png(folder / f"step-{step:08d}.png", picture)
+                save_png(folder / f"step-{step:08d}.png", picture)
 
         return draw
 

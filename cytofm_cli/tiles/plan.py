@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import NoForegroundError
+from cytofm_cli.pictures.files import save_png
 from cytofm_cli.slides.base import SlideReader, finest_level_for
 from cytofm_cli.slides.blocks import WHITE
 from cytofm_cli.tiles import pixels, preview
@@ -126,7 +127,7 @@ def draw_preview(
     )
     with output_errors(job.preview):
         job.preview.mkdir(parents=True, exist_ok=True)
-        preview.save_png(job.preview / f"{job.slide_id}.png", picture)
+        save_png(job.preview / f"{job.slide_id}.png", picture)
 
 
 def _look(reader: SlideReader, slide_mpp: float, foreground: Literal["auto", "none"]) -> Overview:

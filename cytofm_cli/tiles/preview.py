@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from cytofm_cli.pictures.shapes import frames
 from cytofm_cli.tiles import morphology
-from cytofm_cli.work.files import write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,20 +59,8 @@ def draw(
     if mask_HW is not None:
         rim_HW = _rim(mask_HW, picture_HWC.shape[:2], reduce, enlarge)
         picture_HWC[rim_HW] = OUTLINE_RGB
-    _frames(picture_HWC, low_N2, high_N2, LIGHT_FRAME_RGB if dark_field else FRAME_RGB)
+    frames(picture_HWC, low_N2, high_N2, LIGHT_FRAME_RGB if dark_field else FRAME_RGB)
     return picture_HWC
-
-
-def save_png(path: Path, image_HWC: NDArray[np.uint8]) -> None:
-    """Write a picture; an existing file is replaced.
-
-    Raises:
-        OutputError, DiskFullError: it cannot be written.
-    """
-    import pyvips
-
-    picture = pyvips.Image.new_from_array(np.ascontiguousarray(image_HWC))
-    write_bytes(path, picture.copy(interpretation="srgb").pngsave_buffer(compression=6))
 
 
 def _resized(image_HWC: NDArray[np.uint8], reduce: int, enlarge: int) -> NDArray[np.uint8]:
@@ -91,19 +78,3 @@ def _rim(
     any_HW = padded.reshape(rows, reduce, columns, reduce).any((1, 3))
     any_HW = any_HW.repeat(enlarge, 0).repeat(enlarge, 1)[: shape[0], : shape[1]]
     return morphology.dilate(any_HW, 1) & ~any_HW
-
-
-def _frames(
-    picture_HWC: NDArray[np.uint8],
-    low_N2: NDArray[np.int64],
-    high_N2: NDArray[np.int64],
-    rgb: tuple[int, int, int],
-) -> None:
-    """Draw thin frames in place; frames of neighbours share their line."""
-    height, width = picture_HWC.shape[:2]
-    for (x0, y0), (x1, y1) in zip(low_N2.tolist(), high_N2.tolist(), strict=True):
-        right, bottom = min(x1, width - 1), min(y1, height - 1)
-        for row in (y0, bottom):
-            picture_HWC[row, x0 : right + 1] = rgb
-        for column in (x0, right):
-            picture_HWC[y0 : bottom + 1, column] = rgb

@@ -7,8 +7,6 @@ tile that the first perturbed view was cut from; then all views as the encoder g
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -16,6 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cytofm_cli.pictures.colours import BLUE, GREEN, INK, RED, YELLOW
+from cytofm_cli.pictures.shapes import cross, edge, rectangle
+from cytofm_cli.pictures.sheet import below, beside, labelled
+from cytofm_cli.pictures.text import text_line, write
 from cytofm_cli.views import draws, pixels
 from cytofm_cli.views.make import ViewSet, make_views
 from cytofm_cli.views.ncp import NcpConfig
@@ -24,18 +26,8 @@ from cytofm_cli.views.render import perturbation_of
 from cytofm_cli.views.scene import build_scene
 
 Image = NDArray[np.uint8]
-Colour = tuple[int, int, int]
-
-_PAPER: Final[Colour] = (250, 250, 247)
-_INK: Final[Colour] = (40, 40, 40)
-_KEPT: Final[Colour] = (0, 170, 60)
-_DROPPED: Final[Colour] = (220, 30, 30)
-_GLOBAL: Final[Colour] = (255, 190, 0)
-_LOCAL: Final[Colour] = (40, 110, 255)
+_KEPT, _DROPPED, _GLOBAL, _LOCAL = GREEN, RED, YELLOW, BLUE
 _PANEL_PX: Final = 512
-_GAP_PX: Final = 10
-_LINE_PX: Final = 18  # a line of text, with its margin
-_LARGE, _SMALL = 14, 11  # heights of text
 
 
 def contact_sheet(
@@ -74,7 +66,7 @@ def contact_sheet(
         text = f"what view {v + 1} is cut from" if not made.plan.clean_BV[row, v] else "clean"
         panels = [labelled(tile, f"tile {b + 1}: nuclei and views"), labelled(after, text)]
         strips.append(beside([*panels, *_views(made, row, recipe)]))
-    head = [_text_line(title or _settings(recipe, ncp, mpp)), *_legend()]
+    head = [text_line(title or _settings(recipe, ncp, mpp)), *_legend()]
     return below([*head, *strips])
 
 
@@ -103,16 +95,16 @@ def _panel(
     scale = min(1.0, _PANEL_PX / max(image.shape[:2]))
     canvas = _fit(image)
     if not made.plan.clean_BV[row, view]:
-        _outline(canvas, outside_HW, _KEPT)
+        edge(canvas, outside_HW, _KEPT)
     for v in reversed(range(len(recipe.views))):
         colour = _GLOBAL if v < recipe.n_global else _LOCAL
         x, y, w, h = (int(side * scale) for side in made.plan.boxes_BV4[row, v])
-        _rectangle(canvas, x, y, w, h, colour)
-        _write(canvas, str(v + 1), x + 4, y + 2, colour, halo=True)
+        rectangle(canvas, x, y, w, h, colour)
+        write(canvas, str(v + 1), x + 4, y + 2, colour, halo=True)
     for m in np.flatnonzero(valid_M):
         kept = made.plan.kept_BVM[row, view, m]
         x, y = (int(side * scale) for side in xy_M2[m])
-        _cross(canvas, x, y, _KEPT if kept else _DROPPED)
+        cross(canvas, x, y, _KEPT if kept else _DROPPED)
     return canvas
 
 
@@ -120,7 +112,7 @@ def _tile_edge(canvas: Image, share: float) -> None:
     """Draw where the tile ends and its margin begins."""
     height, width = canvas.shape[:2]
     x, y = round(share * width), round(share * height)
-    _rectangle(canvas, x, y, width - 2 * x, height - 2 * y, _INK)
+    rectangle(canvas, x, y, width - 2 * x, height - 2 * y, INK)
 
 
 def _views(made: ViewSet, row: int, recipe: Recipe) -> list[Image]:
@@ -150,8 +142,8 @@ def _settings(recipe: Recipe, ncp: NcpConfig, mpp: float) -> str:
 def _legend() -> list[Image]:
     items = [("+ kept nucleus", _KEPT), ("+ dropped nucleus", _DROPPED)]
     items += [("= edge of what is kept", _KEPT), ("= global view", _GLOBAL)]
-    items += [("= local view", _LOCAL), ("= tile", _INK)]
-    return [beside([_text_line(text, colour) for text, colour in items])]
+    items += [("= local view", _LOCAL), ("= tile", INK)]
+    return [beside([text_line(text, colour) for text, colour in items])]
 
 
 def _to_image(rgb_CHW: Tensor) -> Image:
@@ -168,103 +160,3 @@ def _fit(image: Image) -> Image:
     planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     small = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
     return _to_image(small[0].round())
-
-
-def _outline(canvas: Image, outside_HW: NDArray[np.bool_], colour: Colour) -> None:
-    """Draw where outside and inside meet, scaled to the canvas."""
-    edge = np.zeros_like(outside_HW)
-    edge[:, 1:] |= outside_HW[:, 1:] != outside_HW[:, :-1]
-    edge[1:] |= outside_HW[1:] != outside_HW[:-1]
-    y, x = np.nonzero(edge)
-    scale = canvas.shape[0] / outside_HW.shape[0]
-    canvas[(y * scale).astype(int), (x * scale).astype(int)] = colour
-
-
-def _rectangle(canvas: Image, x: int, y: int, w: int, h: int, colour: Colour) -> None:
-    right, bottom = min(x + w, canvas.shape[1]), min(y + h, canvas.shape[0])
-    for inset in (0, 1):
-        top, left = y + inset, x + inset
-        canvas[top, left : right - inset] = canvas[bottom - 1 - inset, left : right - inset] = (
-            colour
-        )
-        canvas[top : bottom - inset, left] = canvas[top : bottom - inset, right - 1 - inset] = (
-            colour
-        )
-
-
-def _cross(canvas: Image, x: int, y: int, colour: Colour) -> None:
-    for reach, ink in ((6, (255, 255, 255)), (5, colour)):
-        wide = 2 if reach == 6 else 1
-        rows, columns = (
-            slice(max(0, y - reach), y + reach + 1),
-            slice(max(0, x - reach), x + reach + 1),
-        )
-        canvas[rows, max(0, x - wide) : x + wide + 1] = ink
-        canvas[max(0, y - wide) : y + wide + 1, columns] = ink
-
-
-def _ink(text: str, size: int, edge: int = 0) -> NDArray[np.uint8]:
-    """Return how much of each pixel a line of text covers, thickened by `edge` px: (h, w).
-
-    Latin letters only: it is the font that comes with Pillow.
-    """
-    from PIL import Image as Pillow
-    from PIL import ImageDraw, ImageFont
-
-    font = ImageFont.load_default(size)
-    width = math.ceil(font.getlength(text)) + 1 + edge
-    page = Pillow.new("L", (width, math.ceil(1.3 * size)))
-    ImageDraw.Draw(page).text((0, 0), text, fill=255, font=font, stroke_width=edge)
-    return np.asarray(page)
-
-
-def _write(
-    canvas: Image, text: str, x: int, y: int, colour: Colour, size: int = _LARGE, *,
-    halo: bool = False,
-) -> None:  # fmt: skip
-    """Write at (x, y), over whatever is there; what does not fit is cut off."""
-    for edge, ink in ((2, _PAPER), (0, colour)) if halo else ((0, colour),):
-        cover_HW1 = _ink(text, size, edge)[..., None] / 255
-        spot = canvas[y : y + cover_HW1.shape[0], x : x + cover_HW1.shape[1]]
-        cover_HW1 = cover_HW1[: spot.shape[0], : spot.shape[1]]
-        spot[:] = np.round(spot * (1 - cover_HW1) + np.asarray(ink) * cover_HW1)
-
-
-def _text_line(text: str, colour: Colour = _INK) -> Image:
-    line = np.full((_LINE_PX, _ink(text, _LARGE).shape[1], 3), _PAPER, np.uint8)
-    _write(line, text, 0, 0, colour)
-    return line
-
-
-def labelled(image: Image, text: str) -> Image:
-    """Set a line of text above an image."""
-    line = np.full((_LINE_PX, image.shape[1], 3), _PAPER, np.uint8)
-    # A local view is narrower than its label in large letters.
-    fits = _ink(text, _LARGE).shape[1] <= image.shape[1]
-    _write(line, text, 0, 0, _INK, _LARGE if fits else _SMALL)
-    return np.concatenate([line, image])
-
-
-def below(images: Sequence[Image], *, margin: bool = True) -> Image:
-    """Stack images with gaps, left-aligned on paper."""
-    gap = _GAP_PX if margin else _GAP_PX // 2
-    width = max(image.shape[1] for image in images) + (2 * gap if margin else 0)
-    height = sum(image.shape[0] + gap for image in images) + (gap if margin else 0)
-    sheet = np.full((height, width, 3), _PAPER, np.uint8)
-    y, x = (gap, gap) if margin else (0, 0)
-    for image in images:
-        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
-        y += image.shape[0] + gap
-    return sheet
-
-
-def beside(images: Sequence[Image]) -> Image:
-    """Set images side by side with gaps, top-aligned on paper."""
-    height = max(image.shape[0] for image in images)
-    width = sum(image.shape[1] + _GAP_PX for image in images)
-    sheet = np.full((height, width, 3), _PAPER, np.uint8)
-    x = 0
-    for image in images:
-        sheet[: image.shape[0], x : x + image.shape[1]] = image
-        x += image.shape[1] + _GAP_PX
-    return sheet

@@ -42,6 +42,11 @@ def read_results(folder: Path) -> list[Result]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
+def read_heads(folder: Path) -> dict[str, Result]:
+    """Read the tables of heads: by task, encoder and head an AUC with its interval."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
 def chosen(results: Sequence[Result], arm: str, budget: float = 1.0) -> list[Result]:
     """Return the results of an arm, a seed each."""
     some = [r for r in results if r["arm"] == arm and r.get("budget", 1.0) == budget]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Final
+from typing import Any, Final
 
 from arms import STUDY
 from outcomes import (
@@ -20,6 +20,7 @@ from outcomes import (
     holm,
     mean_interval,
     needle,
+    read_heads,
     read_results,
     sign_test,
     within,
@@ -50,6 +51,8 @@ def main() -> None:
         primary_table(results, shown, "dino"),
         "### b. The methods\n",
         methods_table(results),
+        "### c. Encoders and heads\n",
+        heads_table(read_heads(RESULTS / "heads")),
         "### d. The length\n",
         budget_table(results),
         "### Other collections\n",
@@ -103,6 +106,17 @@ def methods_table(results: Sequence[Result]) -> str:
     return table(["method (seed 0)", *heads], rows) + note
 
 
+def heads_table(tables: Mapping[str, Any]) -> str:
+    """Return a row an encoder and task, a column a head; below each task its control."""
+    methods = STUDY["heads"]["methods"]
+    rows = [
+        [task, encoder, *(interval_of(by_head.get(method)) for method in methods)]
+        for task, encoders in tables.items()
+        for encoder, by_head in encoders.items()
+    ]
+    return table(["task", "encoder", *methods], rows)
+
+
 def budget_table(results: Sequence[Result]) -> str:
     """Return a row a length: plain, with all parts, the difference."""
     rows = []
@@ -122,7 +136,10 @@ def budget_table(results: Sequence[Result]) -> str:
 
 
 def secondary_table(results: Sequence[Result], arms: Sequence[str]) -> str:
-    """Return a row an arm: the AUCs that `evaluate probe` prints, the mean over seeds."""
+    """Return a row an arm: the AUCs that `evaluate probe` prints.
+
+    Of several seeds: their mean, the lowest lower and the highest upper bound.
+    """
     columns = [(name, probe) for name in STUDY["judge"]["crop_um"] for probe in ("linear", "knn20")]
     rows = []
     for arm in arms:
@@ -130,8 +147,9 @@ def secondary_table(results: Sequence[Result], arms: Sequence[str]) -> str:
         cells = [arm]
         for name, probe in columns:
             judged = [result["cells"][name][probe] for result in some]
-            values = [[one[key] for one in judged] for key in ("value", "low", "high")]
-            cells.append(interval(tuple(sum(v) / len(v) for v in values)))
+            mean = sum(one["value"] for one in judged) / len(judged)
+            low, high = min(one["low"] for one in judged), max(one["high"] for one in judged)
+            cells.append(interval((mean, low, high)))
         controls = [
             f"{sum(v) / len(v):.3f}"
             for head in HEADS
@@ -145,6 +163,11 @@ def secondary_table(results: Sequence[Result], arms: Sequence[str]) -> str:
 def first_seed(results: Sequence[Result], arm: str, budget: float = 1.0) -> list[Result]:
     """Return the result of seed 0."""
     return [r for r in chosen(results, arm, budget) if r.get("seed", 0) == 0]
+
+
+def interval_of(auc: Mapping[str, float] | None) -> str:
+    """Write an AUC with its interval, if there is one."""
+    return interval((auc["value"], auc["low"], auc["high"])) if auc else "–"
 
 
 def interval(values: tuple[float, ...]) -> str:

@@ -48,13 +48,3 @@ def test_draw__fits_a_screen(shape, wanted):
     image = np.full((*shape, 3), 250, np.uint8)
     drawn = preview.draw(image, np.ones(shape, bool), 4.0, np.array([[0, 0]], np.int32), 9.0)
     assert drawn.shape[:2] == wanted
-
-
-def test_save_png__can_be_read_back(tmp_path):
-    import pyvips
-
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (20, 30, 3)).astype(np.uint8)
-    path = tmp_path / "a preview.png"
-    preview.save_png(path, image)
-    assert (pyvips.Image.new_from_file(str(path)).numpy() == image).all()

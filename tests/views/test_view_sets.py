@@ -22,7 +22,7 @@ from cytofm_cli.views.ncp import PRESETS
 from cytofm_cli.views.recipes import Recipe, ViewSpec, ncp_of, recipe_of
 from cytofm_cli.views.render import perturbation_of
 from cytofm_cli.views.scene import build_scene, kept_spans, outside_mask
-from cytofm_cli.views.sheet import contact_sheet, labelled, to_rgb
+from cytofm_cli.views.sheet import contact_sheet, to_rgb
 
 CRIC = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cric"
 SMALL = ViewsConfig(global_px=48, local_px=32, n_local=3, radius_um=4.0)
@@ -395,17 +395,6 @@ def test_sheet__shows_tile_outline_and_views():
     assert (windows[..., 20, 20:24, :] == view[20, 20:24]).all((2, 3)).any()
     colours = {tuple(colour) for colour in sheet.reshape(-1, 3)[::1].tolist()}
     assert {(0, 170, 60), (255, 190, 0), (40, 110, 255)} <= colours
-
-
-def test_labelled__writes_above_the_image_in_letters_that_fit():
-    image = np.full((40, 96, 3), 7, np.uint8)
-    short, long = (labelled(image, text) for text in ("7 local", "a label of many words"))
-    for made in (short, long):
-        assert made.shape == (58, 96, 3)
-        assert np.array_equal(made[18:], image)
-        assert made[:18].min() < 60  # ink on paper
-    ink = [np.flatnonzero((made[:18] < 150).any((1, 2))) for made in (short, long)]
-    assert ink[1][-1] - ink[1][0] < ink[0][-1] - ink[0][0]  # the long one is in small letters
 
 
 @pytest.mark.needs_shared("data/cric")
