@@ -1,4 +1,6 @@
 from cytofm_cli import errors as errors
+from cytofm_cli.api.attention import Attention as Attention
+from cytofm_cli.api.attention import attention as attention
 from cytofm_cli.api.cells import Counts as Counts
 from cytofm_cli.api.cells import apply_cells as apply_cells
 from cytofm_cli.api.cells import count_cells as count_cells
@@ -37,6 +39,8 @@ from cytofm_cli.encoders.config import EmbedConfig as EmbedConfig
 from cytofm_cli.errors import CytofmError as CytofmError
 from cytofm_cli.errors import CytofmWarning as CytofmWarning
 from cytofm_cli.evaluate.config import ProbeConfig as ProbeConfig
+from cytofm_cli.maps.config import AttentionConfig as AttentionConfig
+from cytofm_cli.maps.config import HeatmapConfig as HeatmapConfig
 from cytofm_cli.mil.bag import Bag as Bag
 from cytofm_cli.mil.config import MilConfig as MilConfig
 from cytofm_cli.nuclei.config import DetectConfig as DetectConfig

@@ -40,6 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": SHARED | {"slides", "tiles", "nuclei", "views", "encoders"},
     "pretrain": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "cells": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
+    "maps": SHARED
+    | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate", "mil", "exporters"},
     "exporters": SHARED | {"slides", "tiles", "nuclei", "encoders", "mil"},
 }
 STEPS = ALLOWED.keys()

@@ -111,7 +111,8 @@ class _Watch(TorchFunctionMode):
         if func is functional.multi_head_attention_forward:
             named |= {"need_weights": True, "average_attn_weights": False}
             out = func(*args, **named)
-            self._note(out[1].shape, lambda: out[1])
+            weights: Tensor = out[1]  # type: ignore[assignment]  # they are asked for
+            self._note(weights.shape, lambda: weights)
             return out
         if func is functional.scaled_dot_product_attention:
             self._note_product(*args, **named)
@@ -174,7 +175,7 @@ def _agrees(out: object, grid: tuple[int, int], n_tokens: int) -> bool:
 
 def _patch_px(model: Any) -> tuple[int, int] | None:
     """Return height and width of a patch: timm's word, else the stride of the first convolution."""
-    embed = getattr(model, "patch_embed", None)
+    embed: Any = getattr(model, "patch_embed", None)
     if hasattr(embed, "feat_ratio"):  # hybrids: of the whole stem
         ratio = embed.feat_ratio()
         return (int(ratio), int(ratio)) if isinstance(ratio, int) else tuple(map(int, ratio))  # type: ignore[return-value]

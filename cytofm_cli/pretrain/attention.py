@@ -50,7 +50,8 @@ def class_attention(backbone: Backbone, x_BCHW: Tensor) -> Tensor | None:
     found = patch_attention(backbone.trunk, x_BCHW)
     if found is None or found.query != CLASS_TOKEN:
         return None
-    return found.patches_BHP.float().unflatten(-1, found.grid)
+    weights: Tensor = found.patches_BHP.float()
+    return weights.reshape(*weights.shape[:2], *found.grid)
 
 
 def draw_attention(
