@@ -13,6 +13,7 @@ from cytofm_cli.api.frames import embeddings_frame as embeddings_frame
 from cytofm_cli.api.frames import nuclei_frame as nuclei_frame
 from cytofm_cli.api.frames import tiles_frame as tiles_frame
 from cytofm_cli.api.frames import to_anndata as to_anndata
+from cytofm_cli.api.heatmap import heatmap as heatmap
 from cytofm_cli.api.opening import ImageEncoder as ImageEncoder
 from cytofm_cli.api.opening import list_detectors as list_detectors
 from cytofm_cli.api.opening import list_encoders as list_encoders

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "stats": GROUND,
     "pictures": GROUND | {"work"},
     "store": GROUND | {"work", "runs"},
-    "simulate": GROUND | {"work", "runs", "stats"},
+    "simulate": GROUND | {"work", "runs", "stats", "pictures"},
     "slides": GROUND | {"work"},
     "tiles": SHARED | {"slides"},
     "nuclei": SHARED | {"slides", "tiles"},

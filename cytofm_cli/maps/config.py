@@ -69,7 +69,7 @@ class HeatmapConfig(Settings):
     colours: Literal["viridis", "cividis", "inferno", "magma"] = option("viridis", "Colour map.")
     mpp: float | None = option(
         None,
-        "µm/px of the OME-TIFF [default: 16 px a tile; a quarter of a cell's radius].",
+        "µm/px of the OME-TIFF, in whole level-0 pixels [default: 16 px a tile; 1 for cells].",
         low=0.05,
     )
     cells: Literal["outline", "disk"] = option(

@@ -13,10 +13,10 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.pictures.pyramid import halved, padded
 from cytofm_cli.simulate import truth
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.preset import Optics
-from cytofm_cli.simulate.pyramid import halved, padded
 from cytofm_cli.simulate.render import TILE, Box, Placed, Scene, tiles_of
 from cytofm_cli.work.opencv import opencv
 

@@ -22,10 +22,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from cytofm_cli import __version__
+from cytofm_cli.pictures.pyramid import Level, level_sizes
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.parts import PART, Part, encode_jpeg, encode_labels
 from cytofm_cli.simulate.preset import Optics
-from cytofm_cli.simulate.pyramid import Level, level_sizes
 from cytofm_cli.simulate.render import TILE
 from cytofm_cli.units import UM_PX_AT_1X
 

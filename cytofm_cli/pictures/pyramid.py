@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.simulate.render import TILE
+from cytofm_cli.work.opencv import opencv
 
 Image = NDArray[np.uint8]
 Encode = Callable[[Image], bytes]
+TILE: Final = 256  # px, side of a tile of a file
 _SMALLEST: Final = 512  # the coarsest level is no larger
 
 
 def level_sizes(size_px: int) -> list[int]:
-    """Return the sides of the levels of a square slide, finest first; each is half of the last."""
+    """Return a side on each level of a pyramid, finest first; each is half of the last."""
     sizes = [size_px]
     while sizes[-1] > _SMALLEST:
         sizes.append((sizes[-1] + 1) // 2)
@@ -31,11 +31,13 @@ def level_sizes(size_px: int) -> list[int]:
 
 def halved(image: Image) -> Image:
     """Return means of 2 by 2 px, rounded half up; a last odd row or column counts twice."""
+    cv2 = opencv()
     h, w = image.shape[:2]
     if h % 2 or w % 2:
-        image = cv2.copyMakeBorder(image, 0, h % 2, 0, w % 2, cv2.BORDER_REPLICATE).astype(np.uint8)
+        image = cv2.copyMakeBorder(image, 0, h % 2, 0, w % 2, cv2.BORDER_REPLICATE)
     size = (image.shape[1] // 2, image.shape[0] // 2)
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    half: Image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return half
 
 
 def padded(tile: Image, side: int = TILE) -> Image:
@@ -43,14 +45,17 @@ def padded(tile: Image, side: int = TILE) -> Image:
     h, w = tile.shape[:2]
     if (h, w) == (side, side):
         return tile
-    return cv2.copyMakeBorder(tile, 0, side - h, 0, side - w, cv2.BORDER_REPLICATE).astype(np.uint8)
+    cv2 = opencv()
+    whole = cv2.copyMakeBorder(tile, 0, side - h, 0, side - w, cv2.BORDER_REPLICATE)
+    filled: Image = whole.astype(np.uint8)
+    return filled
 
 
 class Level:
     """A level below the finest: takes strips, keeps encoded tiles, hands half on.
 
     Args:
-        sizes: sides of this level and of those below it.
+        sizes: widths of this level and of those below it.
         encode: of a whole tile.
         folder: where tiles wait, in a file without a name.
     """
