@@ -252,7 +252,6 @@ def _size(panel: Panel, taken: int) -> int:
 def _text(text: str, x: float, y: float, size: int = LARGE) -> str:
     """Write a line whose upper end is at y; a name keeps all its letters, control signs do not."""
     kept = "".join(letter if letter.isprintable() else " " for letter in text)
-    kept = kept.encode("utf-8", "replace").decode()
     return (
         f'<text x="{x:g}" y="{y + size:g}" font-size="{size - 1}" fill="{hex_of(INK)}">'
         f"{escape(kept)}</text>"

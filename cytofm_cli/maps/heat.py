@@ -5,6 +5,7 @@ Letters: N instances, H rows, W columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,7 +21,6 @@ from cytofm_cli.work.opencv import opencv
 Floats = NDArray[np.float64]
 LEVELS: Final = 255  # 0 is where no instance lies
 _BITS: Final = 4  # OpenCV takes coordinates in sixteenths of a pixel
-_MOST_PX: Final = 2**20  # of a polygon; beyond a strip nothing is seen
 
 
 def choose_column(
@@ -188,8 +188,8 @@ class Painter:
         self, canvas: NDArray[np.uint8], rows: NDArray[np.intp], top: int, side: float
     ) -> None:
         xy = self._places.xy_px0[rows].astype(np.float64) - self._origin
-        low = np.rint(xy / self._downsample).astype(np.int64)
-        high = np.maximum(np.rint((xy + side) / self._downsample).astype(np.int64), low + 1)
+        low = np.floor(xy / self._downsample).astype(np.int64)
+        high = np.maximum(np.floor((xy + side) / self._downsample).astype(np.int64), low + 1)
         low[:, 1] -= top
         high[:, 1] -= top
         low, high = np.maximum(low, 0), np.maximum(high, 0)
@@ -198,19 +198,40 @@ class Painter:
             canvas[y0:y1, x0:x1] = tone
 
     def _cells(self, canvas: NDArray[np.uint8], rows: NDArray[np.intp], top: int) -> None:
-        cv2, unit = opencv(), 1 << _BITS
-        shift = np.array([0.5, 0.5 + top])  # OpenCV counts from the middle of the first pixel
-        radius = max(self._places.disk_px0 / self._downsample, 0.5)
+        """Paint each cell by itself: OpenCV rounds otherwise where a strip cuts through one."""
+        height, width = canvas.shape
         for row, tone in zip(rows.tolist(), self._tone[rows].tolist(), strict=True):
-            ring = self._places.outline(row)
-            if ring is None:
-                at = (self._places.xy_px0[row] - self._origin) / self._downsample - shift
-                x, y = np.rint(at * unit).astype(int).tolist()
-                cv2.circle(canvas, (x, y), round(radius * unit), tone, -1, cv2.LINE_8, _BITS)
+            x0, y0, mask = self._cell(row)
+            y0 -= top
+            down, across = max(0, height - y0), max(0, width - x0)
+            part = mask[max(0, -y0) : down, max(0, -x0) : across]
+            if not part.size:
                 continue
-            points = (ring.astype(np.float64) - self._origin) / self._downsample - shift
-            points = np.clip(np.rint(points * unit), -_MOST_PX * unit, _MOST_PX * unit)
-            cv2.fillPoly(canvas, [points.astype(np.int32)], tone, cv2.LINE_8, _BITS)
+            left, upper = max(x0, 0), max(y0, 0)
+            spot = canvas[upper : upper + part.shape[0], left : left + part.shape[1]]
+            spot[part > 0] = tone
+
+    def _cell(self, row: int) -> tuple[int, int, NDArray[np.uint8]]:
+        """Return the pixels of a cell: left, top, and what of the box is in it."""
+        cv2, unit = opencv(), 1 << _BITS
+        ring = self._places.outline(row)
+        if ring is None:
+            at = (self._places.xy_px0[row] - self._origin) / self._downsample
+            radius = max(self._places.disk_px0 / self._downsample, 0.5)
+            low = np.floor(at - radius).astype(int) - 1
+            side = 2 * math.ceil(radius) + 4
+            mask = np.zeros((side, side), np.uint8)
+            x, y = np.rint((at - low - 0.5) * unit).astype(int).tolist()
+            cv2.circle(mask, (x, y), round(radius * unit), 1, -1, cv2.LINE_8, _BITS)
+        else:
+            points = (ring.astype(np.float64) - self._origin) / self._downsample
+            low = np.floor(points.min(0)).astype(int) - 1
+            across, down = (np.ceil(points.max(0)).astype(int) + 2 - low).tolist()
+            mask = np.zeros((down, across), np.uint8)
+            # OpenCV counts from the middle of the first pixel.
+            shifted = np.rint((points - low - 0.5) * unit).astype(np.int32)
+            cv2.fillPoly(mask, [shifted], 1, cv2.LINE_8, _BITS)
+        return int(low[0]), int(low[1]), mask
 
 
 def title_of(column: str, predicted: str) -> str:

@@ -141,5 +141,4 @@ def ome_xml(plane: Plane) -> str:
 
 def _xml(text: str) -> str:
     """Return a text without what XML cannot hold: control signs, halves of letters."""
-    kept = "".join(letter if letter.isprintable() else " " for letter in text)
-    return kept.encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() else " " for letter in text)

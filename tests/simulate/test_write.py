@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cytofm_cli.pictures.pyramid import Level, halved, level_sizes, padded
 from cytofm_cli.simulate.dicom import write_dicom
 from cytofm_cli.simulate.parts import PART, Part, PartMaker, encode_jpeg, tasks_of
 from cytofm_cli.simulate.preset import Dirt, Optics
-from cytofm_cli.pictures.pyramid import Level, halved, level_sizes, padded
 from cytofm_cli.simulate.render import Scene, render, tiles_of
 from cytofm_cli.simulate.write import (
     Film,
