@@ -18,8 +18,8 @@ PANELS: Final[dict[str, dict[str, str]]] = {
     },
     "detect": {"Detector": "detector weights", FILES: "slides nuclei", RUNNING: "device"},
     "embed": {
-        "Encoder": "encoder weights weights_key download random_weights input_px mean std pooling "
-        "seed",
+        "Encoder": "encoder weights weights_key download random_weights input_px resize_px mean "
+        "std pooling arch_arg seed",
         "Rows of a bag": "unit detector cell_um dtype",
         FILES: "slides",
         RUNNING: "device batch_size",

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cytofm_cli import registry
 from cytofm_cli.encoders.entries import Entry
+from cytofm_cli.encoders.sidecar import NETWORK, SUFFIX, sidecar
 from cytofm_cli.encoders.weights import SUFFIXES, read_description
-from cytofm_cli.errors import UsageError
+from cytofm_cli.errors import UsageError, WeightsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class Row:
     needs_weights: bool
     gated: bool
     source: str
+    params_m: float | None
+    note: str
 
 
 def entries() -> dict[str, tuple[str, Entry]]:
@@ -66,6 +69,8 @@ def describe() -> list[Row]:
             needs_weights=entry.needs_weights,
             gated=entry.gated,
             source=entry.source,
+            params_m=entry.params_m,
+            note=entry.note,
         )
         for _, entry in entries().values()
     ]
@@ -79,6 +84,8 @@ def describe() -> list[Row]:
             needs_weights=plugin.needs_weights,
             gated=False,
             source=name,
+            params_m=None,
+            note="",
         )
         for name, plugin in registry.encoders.usable().items()
         if plugin.models or not plugin.entries
@@ -97,6 +104,8 @@ def needs_weights(name_or_file: str) -> bool:
 
 def resolve(name_or_file: str, *, weights: Path | None = None) -> Resolved:
     """Trace a name, or a file that names its own architecture, to its plug-in.
+
+    What the file beside the weights states goes before what the catalogue or they themselves say.
 
     Raises:
         UsageError: nothing is called that.
@@ -118,13 +127,15 @@ def resolve(name_or_file: str, *, weights: Path | None = None) -> Resolved:
             )
         return _resolve_file(entry.shipped)
     if entry is not None:
-        return Resolved(
-            name=entry.name,
-            plugin=owner,
-            model=entry.model,
-            weights=weights,
-            builder=entry.builder,
-            expects=entry.expects(),
+        return _with_sidecar(
+            Resolved(
+                name=entry.name,
+                plugin=owner,
+                model=entry.model,
+                weights=weights,
+                builder=entry.builder,
+                expects=entry.expects(),
+            )
         )
     word, _, model = name_or_file.partition("/")
     word = registry.encoders.key(word)
@@ -139,13 +150,28 @@ def resolve(name_or_file: str, *, weights: Path | None = None) -> Resolved:
             f"no encoder is called {name_or_file!r}.",
             hint=f"did you mean {' or '.join(close)}?" if close else "cytofm encoders lists them",
         )
-    return Resolved(
-        name=name_or_file,
-        plugin=word,
-        model=model,
-        weights=weights,
-        builder={},
-        expects=plugin.expects,
+    return _with_sidecar(
+        Resolved(
+            name=name_or_file,
+            plugin=word,
+            model=model,
+            weights=weights,
+            builder={},
+            expects=plugin.expects,
+        )
+    )
+
+
+def _with_sidecar(resolved: Resolved) -> Resolved:
+    """Add what the file beside the weights states; with other layers, its length is unknown."""
+    beside = {} if resolved.weights is None else sidecar(resolved.weights)
+    if not beside:
+        return resolved
+    expects = {key: value for key, value in beside.items() if key not in NETWORK}
+    return replace(
+        resolved,
+        builder={**resolved.builder, **beside.get("builder", {})},
+        expects={**resolved.expects, **expects},
     )
 
 
@@ -154,15 +180,22 @@ def _is_file_name(name: str) -> bool:
 
 
 def _resolve_file(path: Path) -> Resolved:
+    arch = sidecar(path).get("arch")
+    if arch is not None:
+        if _is_file_name(arch):
+            raise WeightsError(f"{path}{SUFFIX}: arch names another file ({arch}).")
+        return replace(resolve(arch, weights=path), name=path.stem)
     described = read_description(path)
     if _is_file_name(described.arch):
         raise UsageError(f"{path}: its architecture is another file ({described.arch}).")
     base = resolve(described.arch, weights=path)
-    return Resolved(
-        name=described.name,
-        plugin=base.plugin,
-        model=base.model,
-        weights=path,
-        builder={**base.builder, **described.config},
-        expects={key: v for key, v in base.expects.items() if key == "dim"} | described.expects,
+    return _with_sidecar(
+        Resolved(
+            name=described.name,
+            plugin=base.plugin,
+            model=base.model,
+            weights=path,
+            builder={**base.builder, **described.config},
+            expects={key: v for key, v in base.expects.items() if key == "dim"} | described.expects,
+        )
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
@@ -37,6 +38,12 @@ class EmbedConfig(Settings):
         "the weights' positions are laid out for].",
         low=1,
     )
+    resize_px: int | None = option(
+        None,
+        "Side to which images are resized first; the middle of --input-px is seen [default: as "
+        "known, else --input-px].",
+        low=1,
+    )
     mean: tuple[float, ...] | None = option(
         None, "R,G,B in 0..1 that the weights were trained with, subtracted [default: as known]."
     )
@@ -47,6 +54,11 @@ class EmbedConfig(Settings):
         None,
         "Which network of a checkpoint that holds several, e.g. student [default: the teacher or "
         "running mean].",
+    )
+    arch_arg: tuple[str, ...] | None = option(
+        None,
+        "Setting of the network, KEY=VALUE, where the catalogue has none or another: "
+        "init_values=1e-5, mlp_layer=swiglu_packed; repeat for more.",
     )
     unit: Literal["tile", "cell"] = option("tile", "A row a tile, or a row a nucleus (cell).")
     detector: str | None = option(
@@ -80,8 +92,31 @@ class EmbedConfig(Settings):
             chosen = "cytofm-tiny" if self.unit == "cell" else "handcrafted"
             object.__setattr__(self, "encoder", chosen)
 
+    @property
+    def builder(self) -> dict[str, Any]:
+        """The settings of the network in `arch_arg`, numbers as numbers.
+
+        Raises:
+            UsageError: a word is not KEY=VALUE.
+        """
+        settings: dict[str, Any] = {}
+        for word in self.arch_arg or ():
+            key, equals, text = word.partition("=")
+            if not (equals and key.strip() and text.strip()):
+                raise UsageError(f"{self.said('arch_arg')}: {word!r} must be KEY=VALUE.")
+            try:
+                settings[key.strip()] = json.loads(text)
+            except ValueError:  # a word
+                settings[key.strip()] = text.strip()
+        return settings
+
     def check(self) -> None:
-        """Refuse colours that cannot be."""
+        """Refuse colours that cannot be, and what is no setting of a network."""
+        self.builder  # noqa: B018 - it raises
+        if self.resize_px is not None and self.resize_px < (self.input_px or 1):
+            raise UsageError(
+                f"{self.said('resize_px')}: smaller than the {self.input_px} px that are seen."
+            )
         for name, lowest in (("mean", 0.0), ("std", 1e-6)):
             values = getattr(self, name)
             if values is not None and not (

@@ -30,6 +30,8 @@ class Entry:
         needs_weights: whether the user must pass a file.
         any_weights: an architecture for weights from anywhere: nothing is known of them.
         shipped: the file of its weights, which describes itself, where they come along.
+        params_m: millions of parameters; of float32 weights each takes 4 MB of a file.
+        note: what a user should know before the first use, one sentence.
         views: settings of [views] that pretraining takes where the user leaves them open.
         (others: see `EncoderSpec`)
     """
@@ -47,6 +49,8 @@ class Entry:
     pooling: Pooling = "cls"
     licence: str
     source: str = ""
+    params_m: float | None = None
+    note: str = ""
     gated: bool = False
     needs_weights: bool = True
     any_weights: bool = False

@@ -39,7 +39,7 @@ class LoadReport:
 
     Attributes:
         n_loaded: entries that are now in the model.
-        dropped: entries of training heads, left out on purpose.
+        dropped: entries of training heads and of layers beyond the last, left out on purpose.
         added: the model's own entries that the file may lack and lacked.
         notes: renamings, resizings and what else the file holds, one line each.
         network: prefix of the entries that were taken; "" if they have none.
@@ -78,7 +78,8 @@ def load_into(
 
     Args:
         model: a timm model without classifier; may lie on the meta device, and then takes
-            copies of the tensors over.
+            copies of the tensors over. Entries that begin as its `cut_off` says, if it has any,
+            belong to layers that it goes without.
         state: all entries of the file, as `weights.read_state` gives them.
         where: the file, for messages.
         may_lack: names of the model's entries that the file need not have.
@@ -93,7 +94,12 @@ def load_into(
         state, wanted, lambda name: timm_name(name, wanted), where=where, key=key
     )
     renamed = _to_timm_names(picked.state, wanted, notes)
-    dropped = tuple(key for key in renamed if key not in wanted and _HEADS.match(key))
+    cut_off = tuple(getattr(model, "cut_off", ()))
+    dropped = tuple(
+        key
+        for key in renamed
+        if key not in wanted and (_HEADS.match(key) or key.startswith(cut_off))
+    )
     renamed = {key: value for key, value in renamed.items() if key not in dropped}
     heads, rest = _sort_left(picked)
     notes += _file_notes(picked, rest)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cytofm_cli import registry
 from cytofm_cli.encoders.base import Encoder, EncoderRequest, Pooling
 from cytofm_cli.encoders.catalogue import resolve
-from cytofm_cli.encoders.sidecar import sidecar
 
 
 def load_encoder(
@@ -20,9 +21,11 @@ def load_encoder(
     random_weights: bool = False,
     pooling: Pooling | None = None,
     input_px: int | None = None,
+    resize_px: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     weights_key: str | None = None,
+    builder: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """Open an encoder by name, or from a file that `cytofm pretrain` wrote.
 
@@ -42,9 +45,12 @@ def load_encoder(
         pooling: how tokens become one vector, instead of the encoder's own way.
         input_px: side of the square that the model is to see; None: what the catalogue or the
             file says, else what the weights' absolute positions are laid out for.
+        resize_px: side to which images are resized first, whose middle `input_px` is cut out;
+            None: what is known, else `input_px`.
         mean: that the weights were trained with, RGB in [0, 1], instead of what is known.
         std: likewise.
         weights_key: a part of the prefix of the network to take, where the file holds several.
+        builder: settings of the network, over those that are known: `{"init_values": 1e-5}`.
 
     Raises:
         UsageError: no such encoder, or an impossible combination.
@@ -52,8 +58,7 @@ def load_encoder(
     """
     request = resolve(name_or_file, weights=weights)
     plugin = registry.encoders.load(request.plugin)
-    stated = {"input_px": input_px, "mean": mean, "std": std}
-    beside = {} if request.weights is None else sidecar(request.weights)
+    stated = {"input_px": input_px, "resize_px": resize_px, "mean": mean, "std": std}
     encoder: Encoder = plugin.make(
         EncoderRequest(
             name=request.name,
@@ -64,8 +69,8 @@ def load_encoder(
             random_weights=random_weights,
             seed=seed,
             pooling=pooling,
-            builder=dict(request.builder),
-            expects={**request.expects, **beside},
+            builder={**request.builder, **(builder or {})},
+            expects=dict(request.expects),
             stated={key: value for key, value in stated.items() if value is not None},
             weights_key=weights_key,
         )

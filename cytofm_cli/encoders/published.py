@@ -19,12 +19,52 @@ BIOPTIMUS: Final[tuple[Triple, Triple]] = (
     (0.707223, 0.578729, 0.703617),
     (0.211883, 0.230117, 0.177517),
 )
+HIBOU: Final[tuple[Triple, Triple]] = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
+LUNIT: Final[tuple[Triple, Triple]] = (
+    (0.70322989, 0.53606487, 0.66096631),
+    (0.21716536, 0.26081574, 0.20723464),
+)
 _NC_ND: Final = "CC-BY-NC-ND-4.0"
+_APACHE: Final = "Apache-2.0"
 _SWIGLU: Final = {"mlp_layer": "swiglu_packed", "act_layer": "silu"}
+# Millions of parameters as published, rounded as there; a test builds each network and counts.
+_MILLIONS: Final = {
+    8.5: "resnet50-layer3",
+    22: (
+        "dinobloom-s dinov2-reg-s14 dinov2-s14 dinov3-s16 ibot-s16 kaiko-s16 kaiko-s8 lunit-s16 "
+        "lunit-s8 reddino-s"
+    ),
+    85.7: "h0-mini",
+    85.8: "cytofm phikon",
+    86: (
+        "dinobloom-b dinov2-b14 dinov2-reg-b14 dinov3-b16 hibou-b ibot-b16 kaiko-b16 kaiko-b8 "
+        "reddino-b"
+    ),
+    303: (
+        "dinobloom-l dinov2-l14 dinov2-reg-l14 dinov3-l16 gpfm hibou-l ibot-l16 kaiko-l14 "
+        "phikon-v2 reddino-l smart-ccs uni"
+    ),
+    303.8: "crown unicas",
+    631: "virchow virchow2",
+    681: "uni2-h",
+    1135: "dinobloom-g h-optimus-0 h-optimus-1 midnight openmidnight prov-gigapath",
+}
+_PARAMS_M: Final = {
+    name: millions for millions, names in _MILLIONS.items() for name in names.split()
+}
+_SIZES: Final = (("small", 384), ("base", 768), ("large", 1024), ("giant", 1536))
 
 
 def _vit(name: str, model: str, dim: int, licence: str, source: str, **more: Any) -> Entry:
-    return Entry(name=name, model=model, dim=dim, licence=licence, source=source, **more)
+    return Entry(
+        name=name,
+        model=model,
+        dim=dim,
+        licence=licence,
+        source=source,
+        params_m=_PARAMS_M[name],
+        **more,
+    )
 
 
 def _pathology() -> Iterable[Entry]:
@@ -56,6 +96,8 @@ def _pathology() -> Iterable[Entry]:
     yield _vit("h-optimus-1", optimus, 1536, _NC_ND, "bioptimus/H-optimus-1", **bio)
     bio["builder"] = {"mlp_ratio": 5.33334} | scale | _SWIGLU
     mini, terms = "vit_base_patch14_reg4_dinov2", f"{_NC_ND}, also for derived models"
+    bio["note"] = "The class token alone; the authors also report it with the mean of the patches "
+    bio["note"] += "(1536-d): --pooling cls+mean."
     yield _vit("h0-mini", mini, 768, terms, "bioptimus/H0-mini", **bio)
     owkin = "Owkin non-commercial"
     base = "vit_base_patch16_224"
@@ -76,24 +118,69 @@ def _pathology() -> Iterable[Entry]:
         ("l14", "vit_large_patch14_reg4_dinov2", 1024),
     ):
         where = f"1aurent/{model}.kaiko_ai_towards_large_pathology_fms"
-        yield _vit(f"kaiko-{short}", model, dim, "not stated", where, **half)
+        yield _vit(f"kaiko-{short}", model, dim, "Kaiko non-commercial", where, **half)
+    for size, dim in _SIZES[1:3]:
+        model, where = f"vit_{size}_patch14_reg4_dinov2", f"histai/hibou-{size[0].upper()}"
+        hibou: dict[str, Any] = {"norm": HIBOU, "builder": scale, "gated": True}
+        yield _vit(f"hibou-{size[0]}", model, dim, _APACHE, where, **hibou)
+    yield _vit("openmidnight", optimus, 1536, _APACHE, "SophontAI/OpenMidnight", builder=scale)
+    for patch_px in (16, 8):
+        model = f"vit_small_patch{patch_px}_224"
+        where = f"github.com/lunit-io/benchmark-ssl-pathology, DINO, ViT-S/{patch_px}"
+        yield _vit(f"lunit-s{patch_px}", model, 384, "Lunit non-commercial", where, norm=LUNIT)
+    yield _vit(
+        "resnet50-layer3",
+        "resnet50",
+        1024,
+        "BSD-3-Clause",
+        "torchvision's ResNet50_Weights.IMAGENET1K_V1, or timm/resnet50.tv_in1k",
+        builder={"last_stage": 3},
+        mpp=None,
+        interpolation="bilinear",
+        pooling="pool",
+        note="The baseline of the MIL literature: the third of four stages, mean over places.",
+    )
 
 
-def _cytology_and_natural_images() -> Iterable[Entry]:
+def _cytology() -> Iterable[Entry]:
     any_mpp: dict[str, Any] = {"mpp": None}
     base, terms = "vit_base_patch16_224", "none stated: do not redistribute"
-    yield _vit("cytofm", base, 768, terms, "arXiv:2504.13402, the authors' file", **any_mpp)
-    for size, dim in (("small", 384), ("base", 768), ("large", 1024)):
+    assumed = "Its normalisation is not published; ImageNet's is assumed."
+    where = "arXiv:2504.13402, the authors' file"
+    yield _vit("cytofm", base, 768, terms, where, note=assumed, **any_mpp)
+    large, wide = "vit_large_patch16_224", {"mlp_ratio": 5.34375} | _SWIGLU
+    unicas = {"init_values": 1e-5} | wide
+    yield _vit("unicas", large, 1024, _APACHE, "jianght/UniCAS", builder=unicas)
+    crown = any_mpp | {"builder": {"init_values": 1.0} | wide, "note": assumed}
+    yield _vit("crown", large, 1024, _APACHE, "LexieK/Crown", **crown)
+    scale: dict[str, Any] = any_mpp | {"builder": {"init_values": 1e-5}}
+    ccs = scale | {"norm": HALF, "resize_px": 244}
+    terms = "Apache-2.0 with the weights, GPL-3.0 with the code"
+    large14 = "vit_large_patch14_dinov2"
+    yield _vit("smart-ccs", large14, 1024, terms, "github.com/hjiangaz/Smart-CCS", **ccs)
+    for size, dim in _SIZES:
+        model, letter = f"vit_{size}_patch14_dinov2", size[0]
+        yield _vit(f"dinobloom-{letter}", model, dim, _APACHE, "MarrLab/DinoBloom", **scale)
+        if size != "giant":
+            terms = "Apache-2.0 (its card); non-commercial (its configuration)"
+            where = f"Snarcy/RedDino-{size}"
+            yield _vit(f"reddino-{letter}", model, dim, terms, where, **scale)
+
+
+def _natural_images() -> Iterable[Entry]:
+    any_mpp: dict[str, Any] = {"mpp": None}
+    resized = "Trained at 518 px; here it sees 224, and its positions are resized: --input-px 518."
+    for size, dim in _SIZES[:3]:
         letter = size[0]
         plain = f"vit_{size}_patch16_224"
         code = "Apache-2.0 (code)"
         yield _vit(f"ibot-{letter}16", plain, dim, code, "arXiv:2111.07832", **any_mpp)
         for tag, name in (("", f"dinov2-{letter}14"), ("reg4_", f"dinov2-reg-{letter}14")):
             model = f"vit_{size}_patch14_{tag}dinov2.lvd142m"
-            yield _vit(name, model, dim, "Apache-2.0", f"timm/{model}", **any_mpp)
+            yield _vit(name, model, dim, _APACHE, f"timm/{model}", note=resized, **any_mpp)
         model = f"vit_{size}_patch16_dinov3.lvd1689m"
         third = any_mpp | {"input_px": 256, "gated": True}
         yield _vit(f"dinov3-{letter}16", model, dim, "DINOv3 licence", f"timm/{model}", **third)
 
 
-PUBLISHED: Final = (*_cytology_and_natural_images(), *_pathology())
+PUBLISHED: Final = (*_cytology(), *_natural_images(), *_pathology())

@@ -17,7 +17,7 @@ from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.records import EmbeddingRecord
 
-_ABOUT_FOREIGN_WEIGHTS = ("input_px", "mean", "std", "weights_key")
+_ABOUT_FOREIGN_WEIGHTS = ("input_px", "resize_px", "mean", "std", "weights_key", "arch_arg")
 
 Note = Callable[[str], None]
 

@@ -120,9 +120,11 @@ class Embedder:
                     random_weights=config.random_weights,
                     pooling=config.pooling,
                     input_px=config.input_px,
+                    resize_px=config.resize_px,
                     mean=config.mean,
                     std=config.std,
                     weights_key=config.weights_key,
+                    builder=config.builder,
                 )
             except (UsageError, WeightsError) as error:
                 error.of_all_slides = True

@@ -2,7 +2,8 @@
 
 A pickle says nothing of how images are prepared, at which resolution it was trained, or under
 what licence it comes. The keys are those of the catalogue: input_px, resize_px, mpp, mean, std,
-interpolation, pooling, licence.
+interpolation, pooling, licence; and, so that the file alone names an encoder, `arch` (a name that
+`--encoder` knows, or `timm/<name>`) with the table [builder] of its network's settings.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str | None]:
     return lambda value: value if value in choices else None
 
 
+def _settings(value: Any) -> dict[str, Any] | None:
+    kinds = (int, float, str, bool)
+    fits = isinstance(value, dict) and all(type(x) in kinds for x in value.values())
+    return value if fits else None
+
+
 _KINDS: Final[dict[str, tuple[Callable[[Any], Any], str]]] = {
     "input_px": (_length, "a number of pixels"),
     "resize_px": (_length, "a number of pixels"),
@@ -55,11 +62,16 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], Any], str]]] = {
     "interpolation": (_one_of(get_args(Interpolation)), " or ".join(get_args(Interpolation))),
     "pooling": (_one_of(_POOLINGS), ", ".join(_POOLINGS)),
     "licence": (_text, "a text"),
+    "arch": (_text, "the name of an encoder"),
+    "builder": (_settings, "a table of numbers and words"),
 }
+NETWORK: Final = ("arch", "builder")  # what the file is, not how images are prepared for it
 
 
 def sidecar(weights: Path) -> dict[str, Any]:
-    """Read what the file beside a weight file states: fields of `EncoderSpec`; {} without one.
+    """Read what the file beside a weight file states; {} without one.
+
+    Fields of `EncoderSpec`, and of the network itself those in `NETWORK`.
 
     Raises:
         WeightsError: unreadable, an unknown key, or a value of the wrong kind.

@@ -28,19 +28,26 @@ class DinoHead(nn.Module):
         n_prototypes: K.
         hidden: width of the layers.
         bottleneck: length of the unit vector.
+        batch_norm: normalise what the first two layers give over the batch (the released code's
+            `use_bn_in_head`).
     """
 
     def __init__(
-        self, dim: int, n_prototypes: int, *, hidden: int = 2048, bottleneck: int = 256
+        self,
+        dim: int,
+        n_prototypes: int,
+        *,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
+        layers: list[nn.Module] = []
+        for n_in in (dim, hidden):
+            layers.append(nn.Linear(n_in, hidden))
+            layers += [BatchNorm(hidden)] if batch_norm else []
+            layers.append(nn.GELU())
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -52,6 +59,20 @@ class DinoHead(nn.Module):
         """Return cosines in [-1, 1], (…, K), of features (…, D); no rows are fine."""
         z = functional.normalize(self.mlp(x_BD), dim=-1, eps=1e-6)
         return cosines(z, self.prototypes)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of features (…, D) of any shape; fewer than two rows by its mean."""
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Return the normalised features, (…, D)."""
+        rows_ND = x_BD.reshape(-1, x_BD.shape[-1])
+        if len(rows_ND) > 1:
+            return super().forward(rows_ND).view_as(x_BD)
+        normed: Tensor = functional.batch_norm(
+            rows_ND, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+        return normed.view_as(x_BD)
 
 
 def cosines(z_ND: Tensor, prototypes_KD: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from cytofm_cli.config import option
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.base import Backbones, Batch, Length, StepOutput, Tokens
-from cytofm_cli.pretrain.heads import DinoHead
 from cytofm_cli.pretrain.losses import dino_loss, entropy, masked_patch_loss
 from cytofm_cli.pretrain.masking import PatchMasks, draw_masks
 from cytofm_cli.pretrain.teacher import PrototypeConfig, PrototypeMethod, encode
@@ -56,10 +55,7 @@ class MaskedMethod(PrototypeMethod):
         """Return the head of class token and patches, or one for each."""
         c = self.config
         names = ("cls",) if c.shared_head else ("cls", "patch")
-        return {
-            name: DinoHead(dim, c.prototypes, hidden=c.hidden, bottleneck=c.bottleneck)
-            for name in names
-        }
+        return {name: c.make_head(dim) for name in names}
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Compare views with other views, and masked patches with the same ones."""

@@ -30,6 +30,7 @@ from cytofm_cli.pretrain.base import (
     MethodConfig,
     Tokens,
 )
+from cytofm_cli.pretrain.heads import DinoHead
 from cytofm_cli.pretrain.losses import Centre, Sinkhorn
 
 # A teacher beyond these is said to rest: share of its start's weights, distance from it.
@@ -58,6 +59,9 @@ class PrototypeConfig(TeacherConfig):
     prototypes: int = option(65536, "prototypes, K", low=2)
     hidden: int = option(2048, "width of the head's layers", low=1)
     bottleneck: int = option(256, "length of the vector that meets the prototypes", low=1)
+    head_batch_norm: bool = option(
+        False, "batch normalisation in the head: a short run starts to tell tiles apart at once"
+    )
     student_temp: float = option(0.1, "temperature of the student", low=0)
     teacher_temp_start: float = option(0.04, "temperature of the teacher at the start", low=0)
     teacher_temp: float = option(0.07, "temperature of the teacher after its warm-up", low=0)
@@ -84,6 +88,16 @@ class PrototypeConfig(TeacherConfig):
                 f"a teacher's temperature of {coldest} is too low for Sinkhorn in float32.",
                 hint="at least 0.0125, or centring = mean",
             )
+
+    def make_head(self, dim: int) -> DinoHead:
+        """Return a head for features of this width."""
+        return DinoHead(
+            dim,
+            self.prototypes,
+            hidden=self.hidden,
+            bottleneck=self.bottleneck,
+            batch_norm=self.head_batch_norm,
+        )
 
     def make_targets(self) -> Centre | Sinkhorn:
         """Return what turns the teacher's scores into probabilities."""

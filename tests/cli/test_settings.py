@@ -162,6 +162,8 @@ def test_every_setting__is_read_from_its_variable(
             value = other_value(field, kinds[field.name])
             if (name, field.name) == ("detect", "detector"):
                 value = "import"  # the one that reads --nuclei,
+            if field.name == "arch_arg":
+                value = "depth=3,act_layer=silu"
             if (name, field.name) == ("detect", "weights"):
                 continue  # and then no weights
             wanted.setdefault(config.SECTION, {})[field.name] = value

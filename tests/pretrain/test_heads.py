@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from cytofm_cli.pretrain.heads import DinoHead, cosines, projector
 
@@ -79,6 +80,34 @@ def test_dino_head__copy_after_a_pass_is_equal_and_independent() -> None:
     with torch.no_grad():
         head.prototypes.neg_()
     assert torch.equal(other(x), before)
+
+
+def test_dino_head__with_batch_norm_is_by_hand() -> None:
+    torch.manual_seed(0)
+    head = DinoHead(5, 7, hidden=6, bottleneck=4, batch_norm=True).double()
+    x = torch.randn(9, 5, dtype=torch.float64)
+    z = x
+    for linear in (head.mlp[0], head.mlp[3]):
+        z = linear(z)
+        z = (z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt()
+        z = functional.gelu(z)
+    z = functional.normalize(head.mlp[6](z), dim=-1)
+    expected = z @ functional.normalize(head.prototypes, dim=-1).T
+    torch.testing.assert_close(head(x.view(3, 3, 5)).flatten(0, 1), expected)
+    head.eval()  # the running mean, also of one row and of none while training
+    one = head(x[:1])
+    torch.testing.assert_close(head.train()(x[:1]), one)
+    assert head(x[:0]).shape == (0, 7)
+
+
+def test_dino_head__with_batch_norm_tells_like_inputs_apart_from_the_start() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(128) + 0.01 * torch.randn(64, 128)  # what a trunk with random weights gives
+    spread = [
+        DinoHead(128, 32, hidden=64, bottleneck=16, batch_norm=norm)(x).std(0).mean()
+        for norm in (False, True)
+    ]
+    assert spread[1] > 20 * spread[0]
 
 
 def test_dino_head__published_size() -> None:

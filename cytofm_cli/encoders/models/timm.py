@@ -29,6 +29,8 @@ _BUILDER_KEYS = frozenset(
     "no_embed_class qkv_bias qk_norm pre_norm mlp_layer act_layer".split()
 )
 
+_LAST_STAGE = "last_stage"  # ours: of a ResNet's four, what comes after it is left out
+
 
 def make(request: EncoderRequest) -> TorchEncoder:
     """Build a network of timm without its classifier and load its weights.
@@ -46,11 +48,8 @@ def make(request: EncoderRequest) -> TorchEncoder:
     if not request.download:
         state = read_for(request)
         request = assumptions.with_positions(request, state, network_outline(request))
-        arguments = network_arguments(request)
         spec = _spec(request, network_outline(request))
-        return build(
-            request, lambda: timm.create_model(request.model, **arguments), spec, state=state
-        )
+        return build(request, lambda: _network(request), spec, state=state)
     arguments = network_arguments(request)
     spec = _spec(request, network_outline(request))
     if request.weights is not None or request.random_weights or request.builder:
@@ -91,11 +90,11 @@ def network_arguments(request: EncoderRequest) -> dict[str, Any]:
     import torch
     from timm.layers import SwiGLUPacked
 
-    unknown = set(request.builder) - _BUILDER_KEYS
+    unknown = set(request.builder) - _BUILDER_KEYS - {_LAST_STAGE}
     if unknown:
         raise UsageError(f"{request.name}: timm networks take no setting {sorted(unknown)[0]!r}.")
     words = {"swiglu_packed": SwiGLUPacked, "silu": torch.nn.SiLU, "gelu": torch.nn.GELU}
-    arguments = dict(request.builder)
+    arguments = {key: value for key, value in request.builder.items() if key != _LAST_STAGE}
     for key in ("mlp_layer", "act_layer"):
         if key in arguments:
             if arguments[key] not in words:
@@ -109,6 +108,28 @@ def network_arguments(request: EncoderRequest) -> dict[str, Any]:
     return arguments | {"num_classes": 0, "pretrained": False}
 
 
+def _network(request: EncoderRequest) -> Any:
+    """Build the network; of a ResNet whose later stages are not wanted, without these.
+
+    What is left of it says with `cut_off` which entries a weight file may have beyond it.
+    """
+    import timm
+    from timm.models.resnet import ResNet
+    from torch import nn
+
+    model = timm.create_model(request.model, **network_arguments(request))
+    last = request.builder.get(_LAST_STAGE)
+    if last is None:
+        return model
+    if not isinstance(model, ResNet) or last not in (1, 2, 3):
+        raise UsageError(f"{request.name}: {_LAST_STAGE} is 1, 2 or 3, of a ResNet.")
+    for stage in range(last + 1, 5):
+        setattr(model, f"layer{stage}", nn.Identity())
+    model.num_features = model.head_hidden_size = model.feature_info[last]["num_chs"]
+    model.cut_off = tuple(f"layer{stage}." for stage in range(last + 1, 5))
+    return model
+
+
 def _is_vit(name: str) -> bool:
     return name.startswith(("vit_", "deit", "eva", "beit"))
 
@@ -119,12 +140,11 @@ def network_outline(request: EncoderRequest) -> Any:
     Raises:
         UsageError: the settings do not make a network.
     """
-    import timm
     import torch
 
     try:
         with torch.device("meta"):
-            return timm.create_model(request.model, **network_arguments(request))
+            return _network(request)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UsageError(f"{request.name}: timm cannot build it ({error}).") from error
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from cytofm_cli.pretrain.base import Batch, StepOutput
-from cytofm_cli.pretrain.heads import DinoHead
 from cytofm_cli.pretrain.losses import dino_loss, entropy
 from cytofm_cli.pretrain.teacher import PrototypeConfig, PrototypeMethod, encode
 from cytofm_cli.registry import PretrainPlugin, samples
@@ -31,8 +30,7 @@ class Dino(PrototypeMethod):
 
     def make_heads(self, dim: int) -> dict[str, nn.Module]:
         """Return the head of the class token."""
-        c = self.config
-        return {"cls": DinoHead(dim, c.prototypes, hidden=c.hidden, bottleneck=c.bottleneck)}
+        return {"cls": self.config.make_head(dim)}
 
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Compare all views with the teacher's other global views."""
