@@ -49,8 +49,8 @@ def test_attention__tables_and_pictures(here, detected: Path, tmp_path: Path) ->
     assert [net["grid"] for net in told["networks"]] == [[4, 4]] * 4
     assert told["images"] == 20 and len(told["slides"]) == 4
     root = ET.fromstring((out / "heads.svg").read_text())
-    picture = Image.open(out / "heads.png")
-    assert (picture.width, picture.height) == (int(root.get("width")), int(root.get("height")))
+    with Image.open(out / "heads.png") as picture:
+        assert picture.size == (int(root.get("width")), int(root.get("height")))
     assert len(root.findall(".//{*}polygon")) >= 2 * 2 * 7
     again = here("attention", detected, "-o", tmp_path / "again", "--control", *QUICK)
     assert again.returncode == 0

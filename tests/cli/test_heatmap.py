@@ -74,8 +74,8 @@ def test_heatmap__all_files_agree_and_are_aligned(here, cohort: Path, tmp_path: 
             assert np.abs(pixels[y, x].astype(int) - table[tone]).max() <= 1
             checked += 1
     assert checked >= 5
-    shown = Image.open(maps / files[1])
-    assert shown.width >= 1200 and shown.mode == "RGB"
+    with Image.open(maps / files[1]) as shown:
+        assert shown.width >= 1200 and shown.mode == "RGB"
 
 
 def test_heatmap__stored_values_are_drawn_and_nothing_is_written_into_stores(
