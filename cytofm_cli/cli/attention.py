@@ -45,7 +45,7 @@ def attention(
 
       cytofm attention stores -o attention --control
 
-      cytofm attention stores -o attention --encoder pretrained/encoder.safetensors --unit tile
+      cytofm attention stores -o out --encoder encoder.safetensors --unit tile
     """
     made: list[Attention] = []
 

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli import __version__
-from cytofm_cli.pictures.pyramid import TILE, Level, halved, level_sizes, padded
+from cytofm_cli.pictures.pyramid import Level, halved, level_sizes, padded
 from cytofm_cli.work.files import replacing
 
 Image = NDArray[np.uint8]
+TILE: Final = 256  # px
 _BIG: Final = 2**30  # px; classic TIFF ends at 4 GiB
 
 
@@ -57,7 +58,7 @@ def write_ome_tiff(path: Path, plane: Plane, strip: Callable[[int, int], Image])
     n_levels = len(level_sizes(max(plane.width, plane.height)))
     widths, heights = _halves(plane.width, n_levels), _halves(plane.height, n_levels)
     with replacing(path) as partial:
-        below = Level(widths[1:], _encode, path.parent) if n_levels > 1 else None
+        below = Level(widths[1:], _encode, path.parent, TILE) if n_levels > 1 else None
         levels = [] if below is None else below.levels()
         big = plane.width * plane.height > _BIG
         try:
@@ -99,10 +100,10 @@ def _finest(
             if (tile == tile[:1, :1]).all():
                 key = tile[0, 0].tobytes()
                 if key not in plain:
-                    plain[key] = _encode(padded(np.ascontiguousarray(tile)))
+                    plain[key] = _encode(padded(np.ascontiguousarray(tile), TILE))
                 yield plain[key]
             else:
-                yield _encode(padded(np.ascontiguousarray(tile)))
+                yield _encode(padded(np.ascontiguousarray(tile), TILE))
 
 
 def _halves(side: int, n: int) -> list[int]:

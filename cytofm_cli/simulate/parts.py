@@ -139,7 +139,7 @@ class PartMaker:
                 yield None
             else:
                 pixels = _cut(image, tile, box)
-                yield encode_jpeg(padded(pixels), self._preset.optics)
+                yield encode_jpeg(padded(pixels, TILE), self._preset.optics)
 
 
 def _labels(cells: list[Placed], box: Box) -> dict[str, list[bytes | None]]:

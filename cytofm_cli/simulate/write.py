@@ -201,7 +201,7 @@ class Tiles:
         self._film = film
         blank = np.full((TILE, TILE, 3), film.blank, np.uint8)
         self._blank = encode_jpeg(blank, film.optics, small=True)
-        self._top = Level(sizes[1:], film.encode, folder) if len(sizes) > 1 else None
+        self._top = Level(sizes[1:], film.encode, folder, TILE) if len(sizes) > 1 else None
         self.thumbnail: Image = np.zeros((1, 1, 3), np.uint8)
 
     def __enter__(self) -> Tiles:
