@@ -149,6 +149,6 @@ def test_report__tables_and_picture_hold_the_numbers(study, tmp_path: Path, monk
     assert "| handcrafted (1) | 0.720 [" in text
     assert "| dino+all (1) | 0.620 [" in text
     assert "+0.100 [+0.100, +0.100]" in text
-    assert "| 400 | 0.470 | 0.520 | +0.050" in text
+    assert "| 250 | 0.470 | 0.520 | +0.050" in text
     assert "| needle1 | dino | 0.510 [0.400, 0.600] | – |" in text
     assert (tmp_path / "a.svg").read_text().count("<circle") == 3 * 3

@@ -171,6 +171,20 @@ def benchmark(
     labels: Annotated[Path, typer.Option(help="Table slide_id,label[,group][,split].")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder for runs and tables.")],
     tune: TuneWords = None,
+    ensemble: Annotated[
+        bool,
+        typer.Option(
+            help="Compare on other slides: the mean probability of all models (each calibrated in "
+            "its fold) against one model trained on the whole cohort."
+        ),
+    ] = False,
+    outside: Annotated[
+        Path | None,
+        typer.Option(help="Bags of these slides [default: they lie among --bags]."),
+    ] = None,
+    outside_labels: Annotated[
+        Path | None, typer.Option(help="Table of their labels; patients that no run knows.")
+    ] = None,
     *,
     config: BenchmarkConfig,
     run: CommonOptions,
@@ -188,6 +202,11 @@ def benchmark(
 
     heads = _heads(config)
     values = parse_tune(tune)
+    if ensemble != (outside_labels is not None) or (outside is not None and not ensemble):
+        raise UsageError(
+            "the comparison on other slides needs them.",
+            hint="--ensemble --outside-labels other.csv [--outside STORES]",
+        )
     check_tuned(values)
     _check_used(config, labels)
     sources = make_sources(bags, config.encoder or (), config.unit)
@@ -204,6 +223,8 @@ def benchmark(
         )
         return
     _benchmark(config, sources, heads, labels, folder, values, overwrite=run.overwrite)
+    if outside_labels is not None:
+        _compare_ensembles(config, sources, heads, labels, folder, outside_labels, outside, values)
 
 
 def _heads(config: BenchmarkConfig) -> Sequence[str]:
@@ -266,6 +287,34 @@ def _benchmark(
             f"{len(report.failures)} run(s) failed; {name}: {reason}",
             hint=f"see {folder / 'failures.jsonl'}",
         )
+
+
+def _compare_ensembles(
+    config: BenchmarkConfig,
+    sources: Sequence[Source],
+    heads: Sequence[str],
+    labels: Path,
+    folder: Path,
+    outside_labels: Path,
+    outside: Path | None,
+    tune: Tune,
+) -> None:
+    """Compare all models of each run with one on everything, and show the table."""
+    from cytofm_cli.mil.benchmark import compare_ensembles
+
+    with out.progress_bar("ensemble", len(sources) * len(heads), "runs", "models") as bar:
+        table = compare_ensembles(
+            config,
+            sources,
+            heads,
+            labels,
+            folder,
+            outside_labels,
+            outside=outside,
+            tune=tune,
+            progress=lambda _done, _total, name: bar.finish(name),
+        )
+    out.note(table)
 
 
 def _check_used(config: MilSettings, labels: Path) -> None:

@@ -38,7 +38,9 @@ def score(
     """Score slides with the ensemble of a RUN; needs no labels.
 
     A slide that the RUN was trained on is scored by the models that never saw it; with --groups
-    also a new slide of a patient that the RUN was trained on. Each --shard has its own table.
+    also a new slide of a patient that the RUN was trained on. The answer is the mean of the
+    models' probabilities (not of their logits), each calibrated in its fold. Each --shard has its
+    own table.
 
     Examples:
 

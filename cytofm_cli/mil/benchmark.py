@@ -40,7 +40,7 @@ from cytofm_cli.work.files import output_errors, write_text
 from cytofm_cli.work.pool import in_processes
 from cytofm_cli.work.signals import catch_signals
 
-RUNS, FAILURES = "runs", "failures.jsonl"
+RUNS, FAILURES, ENSEMBLE = "runs", "failures.jsonl", "ensemble"
 # Settings whose effect is compared: whose features, classes and patients by each run, folds here.
 IMPLIED = {"encoder", "splits", "group", "positive", "protocol", "folds", "inner_folds"}
 IMPLIED |= {"repeats", "test_fraction"}
@@ -104,6 +104,56 @@ def benchmark(
             raise InputError(f"every run failed; the first: {next(iter(failures.values()))}")
         table = write_tables(out, [s.name for s in sources], methods, config, failures)
     return BenchmarkReport(out, table, failures, left_out(out, jobs))
+
+
+def compare_ensembles(
+    config: MilSettings,
+    sources: Sequence[Source],
+    methods: Sequence[str],
+    labels: Path,
+    out: Path,
+    outside_labels: Path,
+    *,
+    outside: Path | None = None,
+    tune: Mapping[str, Sequence[str]] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> str:
+    """Compare, for each finished run, all its models with one on everything, on other slides.
+
+    Args:
+        config, sources, methods, labels, out, tune: those of `benchmark`, which is done.
+        outside_labels: table of the slides that no run knows.
+        outside: folder of their bags; None: they lie among the others.
+        progress: called with (runs done, of how many, name of the last).
+
+    Returns:
+        the Markdown table, which also stands in `ensemble.md`.
+
+    Raises:
+        InputError, LabelError: see `ensemble.against_one`.
+    """
+    from cytofm_cli.mil.ensemble import against_one, markdown
+
+    jobs = _jobs(config, sources, methods, out)
+    results = {}
+    for source in sources:
+        for method in methods:
+            name = run_name(source.name, method)
+            if (out / RUNS / name / METRICS).is_file():
+                results[source.name, method] = against_one(
+                    jobs[name],
+                    source.bags,
+                    labels,
+                    out / RUNS / name,
+                    outside or source.bags,
+                    outside_labels,
+                    out / ENSEMBLE / name,
+                    tune=tune,
+                )
+            (progress or _silent)(len(results), len(jobs), name)
+    table = markdown(results)
+    write_text(out / f"{ENSEMBLE}.md", table)
+    return table
 
 
 def check_folder(

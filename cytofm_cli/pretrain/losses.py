@@ -156,6 +156,55 @@ def byol_loss(prediction_BD: Tensor, target_BD: Tensor) -> Tensor:
     return 2 - 2 * cosine_B.mean()
 
 
+@full_precision
+def similarity_loss(
+    said_BE: Tensor, target_BE: Tensor, known_QE: Tensor, temperature: float
+) -> Tensor:
+    """Divergence of how like known features a student and its teacher find each tile.
+
+    KL of softmax(target · known / T) from softmax(said · known / T), cosines, mean over tiles: the
+    relational distillation of SEED (Fang et al., ICLR 2021, eq. 3), as entropy is left out, 0 where
+    they agree.
+
+    Args:
+        said_BE: features of the student, any length.
+        target_BE: of the teacher, constants.
+        known_QE: features of the teacher of other tiles, at least one.
+        temperature: above 0.
+    """
+    known = functional.normalize(known_QE)
+    said = functional.normalize(said_BE) @ known.T / temperature
+    target = functional.normalize(target_BE) @ known.T / temperature
+    return _divergence(said, target)
+
+
+@full_precision
+def relation_loss(said_BND: Tensor, target_BND: Tensor, temperature: float) -> Tensor:
+    """Divergence of which tokens of an image a student and its teacher find alike.
+
+    KL of the rows of the matrices of cosines between the tokens of one image, softmax(· / T),
+    mean over rows.
+
+    Args:
+        said_BND: tokens of the student, (B, N, D).
+        target_BND: of the teacher, (B, N, E), constants.
+        temperature: above 0.
+    """
+    said_BND, target_BND = (functional.normalize(x, dim=-1) for x in (said_BND, target_BND))
+    said_BNN = said_BND @ said_BND.mT / temperature
+    target_BNN = target_BND @ target_BND.mT / temperature
+    return _divergence(said_BNN.flatten(0, 1), target_BNN.flatten(0, 1))
+
+
+def _divergence(said_RK: Tensor, target_RK: Tensor) -> Tensor:
+    return functional.kl_div(
+        functional.log_softmax(said_RK, -1),
+        functional.log_softmax(target_RK, -1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
 @torch.no_grad()
 @full_precision
 def sinkhorn_knopp(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tensor:

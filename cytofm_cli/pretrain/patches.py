@@ -60,13 +60,13 @@ class MaskedMethod(PrototypeMethod):
     def forward(self, batch: Batch, step: int) -> StepOutput:
         """Compare views with other views, and masked patches with the same ones."""
         c, n = self.config, batch.n_global
-        masks = self._masks(batch)
+        masks = masks_of(c, batch, self.student().patch_px)
         p_TBK, p_MK = self._teacher(batch.views[:n], masks, step)
         no_masks: list[Tensor | None] = [None] * (len(batch.views) - n)
         mask_VBN: list[Tensor | None] = [*masks.mask_GN.chunk(n), *no_masks]
         tokens = encode(self.student_net.trunk, batch.views, mask_VBN)
         cls_SBD = torch.stack([view.cls_BD for view in tokens])
-        logits_SBK, logits_MK = self._score("student_net", cls_SBD, _take(tokens[:n], masks))
+        logits_SBK, logits_MK = self._score("student_net", cls_SBD, take_masked(tokens[:n], masks))
         view_loss = dino_loss(p_TBK, logits_SBK, c.student_temp)
         patch_loss = masked_patch_loss(p_MK, logits_MK, masks.weight_M, c.student_temp)
         parts = {
@@ -89,7 +89,7 @@ class MaskedMethod(PrototypeMethod):
         """Return the teacher's probabilities of whole views (T, B, K) and patches (M, K)."""
         tokens = encode(self.teacher_net.trunk, views)
         cls_TBD = torch.stack([view.cls_BD for view in tokens])
-        cls_TBK, patch_MK = self._score("teacher_net", cls_TBD, _take(tokens, masks))
+        cls_TBK, patch_MK = self._score("teacher_net", cls_TBD, take_masked(tokens, masks))
         temperature = self.config.temperature(self.length, step)
         p_GK = self.targets["cls"](cls_TBK.flatten(0, 1), temperature)
         p_MK = self.targets["patch"](patch_MK, temperature)
@@ -100,24 +100,33 @@ class MaskedMethod(PrototypeMethod):
         patch_head = heads["cls" if self.config.shared_head else "patch"]
         return heads["cls"](cls_SBD), patch_head(patch_MD)
 
-    def _masks(self, batch: Batch) -> PatchMasks:
-        """Draw the masks of the global views."""
-        c, patch_px = self.config, self.student().patch_px
-        view = batch.views[0]
-        if patch_px is None:
-            raise UsageError("masks need a trunk with patches.", hint="--encoder sr-vit-tiny")
-        return draw_masks(
-            batch.keys_B,
-            batch.n_global,
-            (view.shape[-2] // patch_px, view.shape[-1] // patch_px),
-            chance=c.mask_chance,
-            ratio=(c.mask_low, c.mask_high),
-            device=view.device,
-            min_patches=c.mask_min_patches,
-        )
+
+def masks_of(config: MaskedConfig, batch: Batch, patch_px: int | None) -> PatchMasks:
+    """Draw the masks of the global views.
+
+    Args:
+        config: of the method.
+        batch: whose keys decide.
+        patch_px: side of a patch; None: there are none.
+
+    Raises:
+        UsageError: there are no patches.
+    """
+    view = batch.views[0]
+    if patch_px is None:
+        raise UsageError("masks need a trunk with patches.", hint="--encoder sr-vit-tiny")
+    return draw_masks(
+        batch.keys_B,
+        batch.n_global,
+        (view.shape[-2] // patch_px, view.shape[-1] // patch_px),
+        chance=config.mask_chance,
+        ratio=(config.mask_low, config.mask_high),
+        device=view.device,
+        min_patches=config.mask_min_patches,
+    )
 
 
-def _take(tokens: Sequence[Tokens], masks: PatchMasks) -> Tensor:
+def take_masked(tokens: Sequence[Tokens], masks: PatchMasks) -> Tensor:
     """Return the masked patches of the views, (M, D)."""
     patch_PD = torch.cat([view.patch_BND.flatten(0, 1) for view in tokens])  # type: ignore[union-attr]
     return patch_PD.index_select(0, masks.index_M)

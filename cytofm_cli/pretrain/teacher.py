@@ -89,11 +89,11 @@ class PrototypeConfig(TeacherConfig):
                 hint="at least 0.0125, or centring = mean",
             )
 
-    def make_head(self, dim: int) -> DinoHead:
-        """Return a head for features of this width."""
+    def make_head(self, dim: int, n_prototypes: int | None = None) -> DinoHead:
+        """Return a head for features of this width; None: of as many prototypes as are set."""
         return DinoHead(
             dim,
-            self.prototypes,
+            self.prototypes if n_prototypes is None else n_prototypes,
             hidden=self.hidden,
             bottleneck=self.bottleneck,
             batch_norm=self.head_batch_norm,

@@ -15,7 +15,10 @@ OURS = {
     "reader": {"openslide", "tifffile", "tiffslide", "vips"},
     "detector": {"cellpose", "cellvit", "classical", "imported", "instanseg"},
     "encoder": {"handcrafted", "sr_vit", "timm"},
-    "pretraining method": {"byol", "dino", "dinov2", "distill", "ibot", "moco", "simclr"},
+    "pretraining method": {
+        "byol", "dino", "dinov2", "distill", "distill_dino", "distill_relations", "distill_tokens",
+        "ibot", "moco", "simclr",
+    },
     "MIL method": {
         "abmil", "clam_mb", "clam_sb", "count", "dsmil", "dtfd", "less", "max", "max_score",
         "mean", "transmil",

@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from cytofm_cli.config import option
 from cytofm_cli.encoders.base import Encoder
-from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.base import (
     Backbone,
@@ -34,6 +33,7 @@ from cytofm_cli.pretrain.base import (
     MethodConfig,
     StepOutput,
 )
+from cytofm_cli.pretrain.frozen import open_teacher
 from cytofm_cli.pretrain.heads import projector
 from cytofm_cli.pretrain.losses import Standardise, nt_xent
 from cytofm_cli.pretrain.teacher import encode, require_temperature
@@ -55,7 +55,10 @@ class Config(MethodConfig):
         "matrices", "what decays: all, weights or matrices"
     )
     drop_path: float = option(0.0, "largest rate of dropped residual branches", low=0, high=1)
-    teacher: str = option("handcrafted", "encoder to learn from: a name or a weight file")
+    teacher: str = option(
+        "handcrafted",
+        "encoder to learn from: a name, NAME=FILE, or a weight file",
+    )
     teacher_crops: tuple[float, ...] = option(
         (1.0,), "squares about the middle of its view that the teacher describes, shares of a side"
     )
@@ -82,7 +85,7 @@ class Distill(Method):
     def __init__(self, backbones: Backbones, config: Config, length: Length) -> None:
         super().__init__()
         self.config = config
-        self.teacher: Encoder = load_encoder(config.teacher)  # no part of the run's state
+        self.teacher: Encoder = open_teacher(config.teacher)  # no part of the run's state
         self.trunk = backbones(role="student")
         dim, teacher_dim = self.trunk.dim, self.teacher.spec.dim * len(config.teacher_crops)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, teacher_dim))
