@@ -14,6 +14,7 @@ from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import show
+from cytofm_cli.errors import UsageError
 from cytofm_cli.maps.config import AttentionConfig
 
 
@@ -39,7 +40,7 @@ def attention(
     """Show what the heads of an encoder's last layer look at: nucleus, cytoplasm, other.
 
     Tables say how much of each head's attention lies on detected nuclei, against the area that
-    they cover, with intervals over slides; a picture shows it (PNG and SVG).
+    they cover, with intervals over slides; a picture shows it (PNG and SVG). Files are replaced.
 
     Examples:
 
@@ -47,6 +48,8 @@ def attention(
 
       cytofm attention stores -o out --encoder encoder.safetensors --unit tile
     """
+    if run.shard is not None:
+        raise UsageError("--shard: intervals are over all slides together.", hint="leave it away")
     made: list[Attention] = []
 
     def step(**manner: Any) -> Outcomes:

@@ -83,6 +83,7 @@ def test_attention__of_a_plain_vit_on_tiles(here, detected: Path, tmp_path: Path
         (("--encoder", "timm/vit_tiny_patch16_224", "--random-weights", "--dense"), 2,
          "--dense: none of these encoders has top-h attention"),
         (("--detector", "cellvit"), 3, "no nuclei of 'cellvit'"),
+        (("--shard", "0/2"), 2, "--shard: intervals are over all slides together."),
         (("--input-px", "50"), 2, "50 px cannot be cut into patches of 16 px"),
     ],
 )  # fmt: skip
