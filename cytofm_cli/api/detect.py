@@ -89,11 +89,18 @@ class Detecting:
 
     def __call__(self, task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
         """Find the nuclei of one slide."""
+        return self._loaded().detect(task.payload, report.progress, report.note)
+
+    def prepare(self, job: DetectJob) -> None:
+        """Load what the detector needs, so that what is wrong with it is known before any tile."""
+        self._loaded().prepare(job)
+
+    def _loaded(self) -> Detection:
         from cytofm_cli.nuclei.run import Detection
 
         if self._detection is None:
             self._detection = Detection()
-        return self._detection.detect(task.payload, report.progress, report.note)
+        return self._detection
 
 
 def detect_jobs(

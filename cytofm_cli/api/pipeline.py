@@ -96,6 +96,8 @@ class Running:
         job: RunJob = task.payload
         steps = list(self._steps(job))
         told: dict[str, dict[str, Any]] = {}
+        if job.detect is not None and not job.dry_run and not job.store.exists():
+            self._detecting.prepare(job.detect)
         with keep_tiles():
             for step in steps:
                 part = _part(report, steps, step, told)

@@ -65,46 +65,46 @@ FEATURES: Final = (
 )
 SCORE: Final = np.array(
     [
-        -0.8473,  # edge_share
-        -0.1933,  # weak_quarter
-        1.543,  # soft_edge
-        0.1193,  # contrast
-        1.023,  # inside
-        1.312,  # evenness
-        1.322,  # size
-        -32.98,  # roughness
-        -6.633,  # edge_spread
-        1.157,  # off_centre
-        0.08811,  # fill
-        0.2232,  # blob
-        -2.766,  # size_size
-        0.5559,  # size_contrast
-        0.02952,  # size_weak_quarter
-        -0.2694,  # size_evenness
-        -1.583,  # size_soft_edge
-        -0.2951,  # size_edge_spread
-        0.02787,  # weakest
-        0.6654,  # mean_edge
-        -1.125,  # shift
-        -6.641,  # ellipse
-        -12.47,  # lobes
-        5.569,  # ripples
-        -5.479,  # large
-        -10.43,  # large_soft_edge
-        1.562,  # large_weak_quarter
-        2.97,  # large_evenness
-        9.627,  # large_edge_spread
-        2.688,  # large_contrast
+        -1.478,  # edge_share
+        -0.2543,  # weak_quarter
+        0.8433,  # soft_edge
+        0.1153,  # contrast
+        1.154,  # inside
+        2.111,  # evenness
+        1.566,  # size
+        -27.56,  # roughness
+        -5.46,  # edge_spread
+        0.2447,  # off_centre
+        -0.5844,  # fill
+        0.2817,  # blob
+        -2.635,  # size_size
+        0.558,  # size_contrast
+        0.04298,  # size_weak_quarter
+        0.3779,  # size_evenness
+        -0.6966,  # size_soft_edge
+        0.1041,  # size_edge_spread
+        0.08347,  # weakest
+        0.6394,  # mean_edge
+        1.687,  # shift
+        -4.469,  # ellipse
+        -13.7,  # lobes
+        2.252,  # ripples
+        -4.52,  # large
+        -13.3,  # large_soft_edge
+        1.094,  # large_weak_quarter
+        4.382,  # large_evenness
+        3.677,  # large_edge_spread
+        1.331,  # large_contrast
     ],
     np.float32,
 )
 PROBABILITY: Final = np.array(
     [
-        3.962,
-        -0.2897,
-        6.232,
-        -2.295,
-        0.8264,
+        3.535,
+        0.08894,
+        6.229,
+        -1.904,
+        0.8498,
     ],
     np.float32,
 )

@@ -30,7 +30,7 @@ from cytofm_cli.nuclei.stitch import (
     without_cut,
 )
 from cytofm_cli.nuclei.survey import doubts, settle
-from cytofm_cli.nuclei.weights import existing_file
+from cytofm_cli.nuclei.weights import check_whole, existing_file
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
@@ -83,6 +83,15 @@ class Detection:
 
     def __init__(self) -> None:
         self._detector: NucleusDetector | NucleusSource | None = None
+
+    def prepare(self, job: DetectJob) -> None:
+        """Load a detector with weights, for a slide that is still to be tiled.
+
+        Raises:
+            CytofmError: it cannot be loaded, for any slide.
+        """
+        if self._detector is None and registry.detectors.load(job.detector).weights:
+            self._detector = _make(job)
 
     def detect(self, job: DetectJob, report: Report, note: Note) -> tuple[Status, dict[str, Any]]:
         """Find the nuclei of one slide.
@@ -149,7 +158,7 @@ class Detection:
             return _from_file(self._detector, job, store, note), {"n_quartered": 0}, []
         with open_field(store, slides=job.config.slides) as tiles:
             detector, other, notes = settle(self._detector, tiles, store)
-            find = partial(_find, detector, tiles)
+            find = partial(_find, detector, tiles, store.path)
             block_um = detector.block_um if isinstance(detector, BlockDetector) else 0.0
             boxes = joined(tiles.boxes, 0 if tiles.apart else int(block_um / tiles.mpp))
             area = sum(box.w * box.h for box in boxes)
@@ -206,11 +215,12 @@ def check_weights(job: DetectJob) -> None:
     """Refuse a detector without the weight file that it needs, before anything is loaded.
 
     Raises:
-        WeightsError: none was given, or there is none.
+        WeightsError: none was given, there is none, or it is damaged.
     """
     needs = registry.detectors.load(job.detector).weights
     if needs:
-        existing_file(getattr(_own_config(job), "weights", None), job.detector, needs)
+        path = getattr(_own_config(job), "weights", None)
+        check_whole(existing_file(path, job.detector, needs))
 
 
 def _own_config(job: DetectJob) -> Any:
@@ -276,10 +286,15 @@ class _Found:
     is_narrow: bool
 
 
-def _find(detector: NucleusDetector, tiles: Field, box: Box) -> _Found:
-    table, n_quartered = detect_tile_in_parts(
-        detector, tiles.read, box, size_px=tiles.size_px, mpp=tiles.mpp
-    )
+def _find(detector: NucleusDetector, tiles: Field, store: Path, box: Box) -> _Found:
+    try:
+        table, n_quartered = detect_tile_in_parts(
+            detector, tiles.read, box, size_px=tiles.size_px, mpp=tiles.mpp
+        )
+    except InputError as error:  # a detector does not know of which slide its pixels are
+        error.message = f"{store}: {error.message}"
+        error.args = (error.message,)
+        raise
     outer = with_halo(box, round(detector.halo_um / tiles.mpp), tiles.size_px)
     known = tiles.known(outer)
     whole = without_cut(table, known, outer)

@@ -5,7 +5,8 @@ The darkness of a pixel is the most of that stain that it can hold, whatever els
 least of density / axis over the channels in which the stain absorbs. For Papanicolaou and
 haematoxylin, which absorb red and green, that is the lesser of the two; cytoplasm fades, for
 eosin, orange G and haemoglobin leave red alone and light green leaves green alone. Where nuclei
-absorb one of them only (magenta, with Romanowsky stains; one hue), it is that channel.
+absorb one of them only (magenta, with Romanowsky stains; one hue), it is that channel. Where they
+are purple (Romanowsky stains with red), red counts for more, or blue cytoplasm would not fade.
 
 The axis is found from the slide itself: from the contrasts of its strongest compact things of a
 nucleus' size. It is Papanicolaou's unless these clearly absorb nothing of its colours.
@@ -36,6 +37,11 @@ ABSORBS: Final = 0.45  # of the largest density; measured in CRIC: 0.6 to 1 at n
 # Of the strongest blobs, as many absorb red and green alike with Papanicolaou's stain: at least
 # 0.27 in each of 90 fields, 0.55 in all but one; none with Romanowsky stains that hide red.
 PAP_SHARE: Final = 0.15
+# Purple nuclei absorb less of red and of blue than of green; medians of strong blobs, of which most
+# absorb red. Romanowsky stains: 0.52 to 0.68 and 0.22 to 0.34; CRIC: 0.73 to 1.35, 0.27 to 0.75.
+PURPLE_SHARE: Final = 0.6
+PURPLE_RED: Final = 0.72
+PURPLE_BLUE: Final = 0.4
 SURE_LEVEL: Final = 0.6  # optical density; red cells alone reach 0.55
 # Haemoglobin absorbs blue, azure-eosin hardly does: a third of green or more is a red cell,
 # unless it is darker than one can be.
@@ -183,10 +189,24 @@ def find_stain(contrast_M3: Floats) -> Stain:
         if level < SURE_LEVEL:
             return replace(PAP, doubt="nothing of a nucleus' size is dark enough")
         lesser_M, greater_M = strong_M3[:, :2].min(1), strong_M3[:, :2].max(1)
-        if 2 not in channels and np.mean(lesser_M >= ABSORBS * greater_M) >= PAP_SHARE:
-            return PAP
+        both_M = lesser_M >= ABSORBS * greater_M
+        if 2 not in channels and np.mean(both_M) >= PAP_SHARE:
+            return _purple(strong_M3[both_M]) if np.mean(both_M) >= PURPLE_SHARE else PAP
         return _own(strong_M3, level)
     return PAP
+
+
+def _purple(both_M3: Floats) -> Stain:
+    """Return a Romanowsky stain whose nuclei are purple and absorb green most, or `PAP`.
+
+    There the cytoplasm is blue and absorbs as much red as nuclei do; measured against what nuclei
+    absorb of each, it fades.
+    """
+    red_M = both_M3[:, 0] / np.maximum(both_M3[:, 1], np.float32(FAINT))
+    red, blue = float(np.median(red_M)), float(np.median(both_M3[:, 2] / both_M3.max(1)))
+    if red > PURPLE_RED or blue > PURPLE_BLUE:
+        return PAP
+    return Stain("mgg", (red, 1.0, 0.0))
 
 
 def romanowsky(contrast_M3: Floats) -> Stain:

@@ -18,7 +18,8 @@ MOST_SIDE_PX: Final = 1024  # of an image
 # of 2.5 µm without a gap 50 000.
 FEW: Final = 10.0
 MANY: Final = 15000.0
-SOME_MM2: Final = 0.05  # two fields of 40×; less foreground may well hold nothing
+# Two fields of 40×. Less foreground may well hold nothing, or be hardly more than bare nuclei.
+SOME_MM2: Final = 0.05
 
 
 def settle(
@@ -40,12 +41,14 @@ def doubts(n_nuclei: int, store: Store) -> list[str]:
     look = "look at them: `cytofm views STORE -o sheets --preview 4`"
     if n_nuclei == 0:
         return ["no nuclei found" + (f" in {area:.2g} mm² of foreground; {look}" if area else "")]
-    if area >= SOME_MM2 and n_nuclei < FEW * area:
+    if area < SOME_MM2:
+        return []
+    if n_nuclei < FEW * area:
         return [
             f"hardly any nuclei found: {n_nuclei} in {area:.2g} mm² of foreground; {look}, then "
-            "perhaps --set stain=… or --set min_probability=0.001"
+            "perhaps --set stain=… or --set nuclei=…"
         ]
-    if n_nuclei > MANY * area > 0:
+    if n_nuclei > MANY * area:
         return [
             f"{n_nuclei} nuclei found in {area:.2g} mm² of foreground, more than fit side by "
             f"side; {look}, then check --set nuclei=…, --set stain=… and µm/px"

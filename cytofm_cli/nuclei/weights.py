@@ -1,10 +1,15 @@
-"""Whether a detector has the weight file that it needs; nothing is ever downloaded."""
+"""Whether a detector has the weight file that it needs, whole; nothing is ever downloaded."""
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
+from typing import Final
 
 from cytofm_cli.errors import WeightsError
+
+_ZIP: Final = b"PK\x03\x04"
 
 
 def existing_file(path: Path | None, detector: str, what: str) -> Path:
@@ -30,3 +35,30 @@ def existing_file(path: Path | None, detector: str, what: str) -> Path:
             hint=f"give {what}",
         )
     return path
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a file of `torch.save` or TorchScript that is cut, or of which a byte has changed.
+
+    Both are zip archives with a checksum for each tensor, which PyTorch does not look at. The
+    older format of `torch.save` has none: what is wrong there the detector finds.
+
+    Raises:
+        WeightsError: damaged, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_ZIP)) != _ZIP:
+                return
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise _damaged(path, "it is cut or damaged") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if broken is not None:
+        raise _damaged(path, f"the checksum of {broken!r} does not fit")
+
+
+def _damaged(path: Path, why: str) -> WeightsError:
+    return WeightsError(f"{path}: damaged weight file: {why}.", hint="fetch or copy it again")

@@ -58,7 +58,8 @@ def load_pickle(path: Path, *, kind: type[InputError], hint: str, mapped: bool =
         raise kind(f"{path}: cannot be read ({error.strerror or error}).") from error
     except Exception as error:  # what is no pickle can stop the reader in any way
         told = isinstance(error, RuntimeError | EOFError | ValueError)
-        raise _damaged(path, kind, str(error).partition("\n")[0] if told else "") from error
+        said = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise _damaged(path, kind, said if told else "") from error
 
 
 def _damaged(path: Path, kind: type[InputError], said: str = "") -> InputError:

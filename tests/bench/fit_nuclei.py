@@ -37,7 +37,7 @@ from cytofm_cli.nuclei.stain import PAP, optical_density
 
 CENTRED_UM, APART_UM = 2.0, 1.25
 ABNORMAL_WEIGHT = 4.0
-SIMULATED = 0.7  # of the weight of all pairs
+SIMULATED = 0.5  # of the weight of all pairs
 SIMULATED_FROM = (("giant", 1), ("pap", 1), ("giemsa", 1))  # preset, seed
 LEAST_IOU, IOU_APART = 0.5, 0.15
 DETECTIONS = (130, 150)  # a field, on average

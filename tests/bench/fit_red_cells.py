@@ -13,9 +13,11 @@ above a half.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import detect_sets
@@ -31,9 +33,12 @@ from cytofm_cli.nuclei.detectors.classical import WORKING_MPP, ClassicalConfig
 from cytofm_cli.nuclei.resample import resample_area
 from cytofm_cli.nuclei.stain import optical_density
 
+Samples = Iterator[tuple[str, str, np.ndarray]]  # source, kind, features of outlines
+
 WEIGHT = {"cric": 4.0, "simulated": 1.0, "white": 1.0, "parasite": 0.5, "red cells": 5.0}
 GROWN = ("gametocyte", "trophozoite", "schizont")
 SEED = 1
+RED, GREEN = (red_cells.FEATURES.index(name) for name in ("red", "green"))
 FAR_UM = 8.0  # from every true nucleus
 
 
@@ -55,47 +60,68 @@ def outlines_of(image: np.ndarray, mpp: float) -> tuple[np.ndarray, np.ndarray]:
     return centre, red_cells.features(density, outlines, WORKING_MPP)
 
 
-def samples() -> Iterator[tuple[str, str, np.ndarray]]:
-    """Give source, kind and features."""
+def of_cric() -> Samples:
     for name, marks in cric_marks().items():
         centre, x = outlines_of(rgb(DATA / "cric" / "images" / name), detect_sets.CRIC_MPP)
         xy = np.array([mark[:2] for mark in marks])
         pairs = matches(xy, centre, detect_sets.MATCH_UM / detect_sets.CRIC_MPP)
         for source, own in (("cric NILM", True), ("cric abnormal", False)):
             yield source, "cric", x[[j for i, j in pairs if (marks[i][2] == "NILM") == own]]
-    for preset in ("pap", "giemsa", "giant"):
+
+
+def of_simulated() -> Samples:
+    for preset in ("pap", "giemsa", "giant", "blood"):
         for slide in simulated_nuclei.slides(preset, SEED):
             centre, x = outlines_of(slide.image, slide.mpp)
             true = np.array([ring.mean(0) for ring in slide.rings]).reshape(-1, 2)
             pairs = matches(true, centre, detect_sets.MATCH_UM / slide.mpp)
             yield preset, "simulated", x[[j for _, j in pairs]]
-            if preset == "giemsa":  # nine in ten of the rest are red cells
+            # Nine in ten of the rest are red cells, but for blue cytoplasm, which absorbs red most.
+            if preset in ("giemsa", "blood"):
                 far = np.linalg.norm(true[:, None] - centre, axis=2).min(0) > FAR_UM / slide.mpp
-                yield preset, "red cells", x[far]
+                yield preset, "red cells", x[far & (x[:, RED] < x[:, GREEN])]
+
+
+def of_white_cells() -> Samples:
     for row in rows(DATA / "wbc_jtsc" / "cells.csv"):
         centre, x = outlines_of(
             rgb(DATA / "wbc_jtsc" / "images" / row["file"]), detect_sets.WBC_MPP
         )
         middle = np.linalg.norm(centre - 60, axis=1) < 25
         yield "jtsc", "white", x[middle]
-    for folder, sub in (("malaria_iml", "fields"), ("blood_boxes", "images")):
-        boxes = boxes_of(folder)
-        for row in rows(DATA / folder / "images.csv"):
-            source = row.get("source", "malaria")
-            mpp = detect_sets.BLOOD_MPP.get(source, detect_sets.MALARIA_MPP)
-            centre, x = outlines_of(rgb(DATA / folder / sub / row["image"]), mpp)
-            of = {k: holds(v, centre).any(0) for k, v in boxes.get(row["image"], {}).items()}
-            none = np.zeros(len(x), bool)
-            red = of.pop("rbc", none)
-            grown = np.logical_or.reduce([of.get(kind, none) for kind in GROWN])
-            white = of.get("wbc", none)
-            other = np.logical_or.reduce([none, *of.values()])
-            yield source, "red cells", x[red & ~other]
-            yield source, "parasite", x[grown & ~white]
-            yield source, "white", x[white]
+
+
+def of_boxes(folder: str, sub: str) -> Samples:
+    boxes = boxes_of(folder)
+    for row in rows(DATA / folder / "images.csv"):
+        source = row.get("source", "malaria")
+        mpp = detect_sets.BLOOD_MPP.get(source, detect_sets.MALARIA_MPP)
+        centre, x = outlines_of(rgb(DATA / folder / sub / row["image"]), mpp)
+        of = {k: holds(v, centre).any(0) for k, v in boxes.get(row["image"], {}).items()}
+        none = np.zeros(len(x), bool)
+        red = of.pop("rbc", none)
+        grown = np.logical_or.reduce([of.get(kind, none) for kind in GROWN])
+        white = of.get("wbc", none)
+        other = np.logical_or.reduce([none, *of.values()])
+        yield source, "red cells", x[red & ~other]
+        yield source, "parasite", x[grown & ~white]
+        yield source, "white", x[white]
+
+
+def of_chula(mpp: float) -> Samples:
     for path in sorted((DATA / "chula_rbc12" / "Dataset").iterdir()):
-        for mpp in (0.1, 0.18):
-            yield f"chula {mpp}", "red cells", outlines_of(rgb(path), mpp)[1]
+        yield f"chula {mpp}", "red cells", outlines_of(rgb(path), mpp)[1]
+
+
+SOURCES: tuple[Callable[[], Samples], ...] = (
+    of_cric,
+    of_simulated,
+    of_white_cells,
+    partial(of_boxes, "malaria_iml", "fields"),
+    partial(of_boxes, "blood_boxes", "images"),
+    partial(of_chula, 0.1),
+    partial(of_chula, 0.18),
+)
 
 
 def fit(of: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
@@ -130,7 +156,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="put the constants into this file")
     args = parser.parse_args()
     parts: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
-    for source, kind, x in samples():
+    for source, kind, x in itertools.chain.from_iterable(make() for make in SOURCES):
         parts[source, kind].append(x)
     of = {key: np.concatenate(some).astype(np.float64) for key, some in parts.items()}
     of = {key: x for key, x in of.items() if len(x)}

@@ -1,7 +1,8 @@
 """Simulated slides with the outlines of their nuclei: every preset, and giant nuclei.
 
 `giant` is the Pap preset with nuclei of abnormal cells four times as large (twice as wide: 15 to
-35 µm), and cells to hold them. Cohorts are made once, into `build/simulated_nuclei`.
+35 µm), and cells to hold them. Cohorts are made once for each version of the pictures, into
+`build/simulated_nuclei`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import orjson
 from PIL import Image
 
 from cytofm_cli.api.simulate import simulate_slides
+from cytofm_cli.simulate.config import VERSION
 from cytofm_cli.simulate.preset import FOLDER as PRESET_FILES
 
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "simulated_nuclei"
@@ -49,9 +51,9 @@ class Slide:
 
 def cohort(preset: str, seed: int = 0, n_slides: int = N_SLIDES) -> Path:
     """Return the folder of a cohort, half of its slides positive, made if it is not there."""
-    folder = FOLDER / f"{preset}-{seed}-{n_slides}"
+    folder = FOLDER / f"v{VERSION}" / f"{preset}-{seed}-{n_slides}"
     if not (folder / "simulate.json").exists():
-        name = str(giant_preset(FOLDER)) if preset == "giant" else preset
+        name = str(giant_preset(folder.parent)) if preset == "giant" else preset
         simulate_slides(
             folder, preset=name, patients=n_slides, slides_per_patient=1, size_px=SIDE_PX,
             abnormal_share=ABNORMAL, format="png", seed=seed,

@@ -116,6 +116,25 @@ def test_dry_run__writes_nothing(here, two: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04 and no more", "net.pth: damaged weight file: it is cut or damaged."),
+        (b"no weights at all", "net.pth: not a readable file of tensors: not written by"),
+    ],
+)
+def test_weights_of_a_detector__are_read_before_any_slide_is_tiled(
+    here, two: Path, tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "net.pth").write_bytes(content)
+    words = ("--detector", "cellvit", "--set", f"weights={tmp_path / 'net.pth'}", "--no-progress")
+    done = here("run", two, "-o", tmp_path / "out", *TILES, *words)
+    assert (done.returncode, done.stdout) == (3, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and said in line
+    assert not list(tmp_path.glob("out/stores/*.zarr"))
+
+
+@pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (("--unit", "tiles"), 2, "choose tile, cell, both. Hint: did you mean tile?"),

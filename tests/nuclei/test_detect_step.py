@@ -102,7 +102,9 @@ def test_too_little_memory__is_quartered_counted_and_the_same(stores, monkeypatc
 
 def test_resolution__far_from_the_detectors_is_refused_and_nothing_is_left(stores):
     store = stores / "coarse" / "full.zarr"
-    with pytest.raises(InputError, match=r"0\.05 to 1\.05 µm/px; these pixels are 2 µm"):
+    with pytest.raises(
+        InputError, match=r"full\.zarr: detector 'classical' works from 0\.05 to 1\.05 µm/px; these"
+    ):
         detect(store)
     assert not any(step.startswith("nuclei/") for step in open_store(store).steps)
 
@@ -214,7 +216,7 @@ def test_magenta__stain_is_recorded(tmp_path):
     assert detect(store)[1]["n"] == 40
     record = open_store(store).nuclei_record()
     assert record.other["stain"]["name"] == "mgg" and record.other["stain"]["axis"][1] == 1
-    assert record.config["version"] == 4 and record.config["stain"] == "auto"
+    assert record.config["version"] == 5 and record.config["stain"] == "auto"
 
 
 @pytest.mark.parametrize(
@@ -227,6 +229,7 @@ def test_magenta__stain_is_recorded(tmp_path):
         (1, 0.04, ""),  # too little to say
         (7500, 0.5, ""),
         (7501, 0.5, "7501 nuclei found in 0.5 mm² of foreground, more than fit"),
+        (1000, 0.04, ""),  # bare nuclei: the foreground is they
     ],
 )
 def test_number__that_is_odd_for_the_foreground_is_said(monkeypatch, n, area, said):
@@ -252,5 +255,5 @@ def test_nuclei__of_the_former_version_are_recognised_and_stay_readable(stores, 
     assert "version" not in open_store(store).steps["nuclei/classical"].config
     assert len(open_store(store).nuclei()) == 8
     job = DetectJob(slide_id="full", path=str(store), config=DetectConfig())
-    with pytest.raises(ConfigMismatchError, match="version: 1 → 4"):
+    with pytest.raises(ConfigMismatchError, match="version: 1 → 5"):
         Detection().detect(job, lambda *_: None, print)

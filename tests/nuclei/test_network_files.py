@@ -17,6 +17,7 @@ from cytofm_cli.errors import (
 )
 from cytofm_cli.nuclei.detectors import cellpose, instanseg
 from cytofm_cli.nuclei.networks import load_tensors
+from cytofm_cli.nuclei.weights import check_whole
 from cytofm_cli.registry import detectors
 
 
@@ -51,6 +52,23 @@ def test_load_tensors__runs_no_code_and_names_the_file(tmp_path):
     path.write_text("hello")  # a KeyError inside, which says nothing
     with pytest.raises(WeightsError, match="not a readable file of tensors"):
         load_tensors(path)
+
+
+def test_check_whole__one_changed_byte_of_a_tensor_and_a_cut_end(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"w": torch.arange(1000.0)}, path)
+    check_whole(path)
+    data = path.read_bytes()
+    at = data.index(np.float32(500).tobytes() + np.float32(501).tobytes())
+    path.write_bytes(data[:at] + b"\1" + data[at + 1 :])
+    assert load_tensors(path)["w"][500] != 500  # PyTorch does not notice
+    with pytest.raises(WeightsError, match=r"w\.pth: damaged weight file: the checksum of 'w/data"):
+        check_whole(path)
+    path.write_bytes(data[:-30])
+    with pytest.raises(WeightsError, match="it is cut or damaged"):
+        check_whole(path)
+    torch.save({"w": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    check_whole(path)  # no archive: nothing can be told
 
 
 @pytest.mark.parametrize("name", ["cellvit", "instanseg"])

@@ -94,3 +94,14 @@ def test_share__of_nuclei_is_several_times_that_even_with_little_texture(density
     chromatin = drawn * rng.normal(1, 0.1, (SIDE, SIDE, 1)).astype(np.float32)
     values = red_cells.features(chromatin, traced(drawn, radius_um), MPP)
     assert red_cells.nucleus_share(values)[0] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("density", "share"),
+    [((0.5, 0.3, 0.1), 0.45), ((0.5, 0.45, 0.1), 0.3), ((0.5, 0.5, 0.2), 0), ((0.2, 0.5, 0.4), 0)],
+)
+def test_teal_share__rises_with_what_red_absorbs_more_than_green(density, share):
+    # Relative to the largest, red - green is 0.4, 0.1, 0 and -0.6; 0.15 is full.
+    drawn = disk(density, 5.0)
+    features_MF = red_cells.features(drawn, traced(drawn, 5.0), MPP)
+    np.testing.assert_allclose(red_cells.teal_share(features_MF), [share], atol=0.02)

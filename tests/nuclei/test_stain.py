@@ -36,7 +36,9 @@ def found_at(table) -> list[tuple[int, int]]:
 
 
 HUES = {
-    "papanicolaou": ((95, 60, 140), (200, 225, 215)),
+    # Density of red 0.74 and of blue 0.44 of that of green, as CRIC's least red group.
+    "papanicolaou": ((80, 65, 125), (200, 225, 215)),
+    "violet": ((95, 60, 140), (200, 225, 215)),
     "haematoxylin and eosin": ((80, 50, 140), (240, 160, 190)),
     "giemsa, violet": ((130, 40, 140), (190, 190, 225)),
     "giemsa, red-violet": ((200, 80, 190), (215, 205, 235)),
@@ -55,6 +57,14 @@ def test_nuclei__of_every_hue_are_found_by_default(hue):
     assert found_at(ClassicalDetector().detect(field(*HUES[hue]), 0.25)) == sorted(CENTRES)
 
 
+def test_nuclei__that_absorb_twice_as_much_red_as_green_are_not_taken_for_red_cells():
+    # As in SIPaKMeD's parabasal cells. Parts of the cell's rim, as teal, are hardly likely.
+    detector = ClassicalDetector(ClassicalConfig(min_probability=0.1))
+    image = field((60, 130, 170), (140, 195, 215))
+    assert found_at(detector.detect(image, 0.25)) == sorted(CENTRES)
+    assert choose_stain(detector.config, [image], 0.25, None) == PAP
+
+
 @pytest.mark.parametrize(
     ("nucleus", "cell", "glass"),
     [((10, 10, 230), (4, 4, 20), (2, 2, 4)), ((200, 200, 200), None, (12, 12, 12))],
@@ -68,6 +78,17 @@ def test_nuclei__bright_on_dark_are_found_by_default(nucleus, cell, glass):
 @pytest.mark.parametrize("hue", ["papanicolaou", "haematoxylin and eosin", "grey"])
 def test_stain__that_absorbs_red_and_green_is_pap(hue):
     assert stain.find_stain(stain.contrasts(field(*HUES[hue]), 0.25)) == PAP
+
+
+def test_stain__purple_nuclei_are_told_from_blue_cytoplasm_that_is_as_dark_in_red():
+    nucleus, cell = (110, 60, 160), (100, 130, 200)
+    found = stain.find_stain(stain.contrasts(field(nucleus, None), 0.25))
+    # Against the glass: red ln(251/111) = 0.816, green ln(251/61) = 1.414, blue 0.452.
+    np.testing.assert_allclose(found.axis, (0.577, 1, 0), atol=0.02)
+    assert (found.name, found.level, found.doubt) == ("mgg", None, None)
+    dark = found.darkness(stain.optical_density(np.array([[nucleus, cell]], np.float32)))
+    # Red 0.835 and 0.930, green 1.435 and 0.670: with Papanicolaou's axis 0.835 and 0.670.
+    np.testing.assert_allclose(dark, [[1.435, 0.670]], atol=0.05)
 
 
 def test_stain__magenta_has_its_own_axis_and_level():
@@ -160,7 +181,8 @@ def test_fluorescence__of_several_dyes_is_looked_at_in_blue_and_that_is_said():
     image = two_dyes((0, 0, 150), (0, 220, 0))
     detector, facts, notes = ClassicalDetector().for_slide([image], 0.25, "dark-field")
     assert facts["stain"]["axis"] == [0, 0, 1]
-    assert len(notes) == 1 and "several channels (green, blue)" in notes[0] and "blue" in notes[0]
+    assert len(notes) == 1 and "several channels (green, blue)" in notes[0]
+    assert "are looked for in blue, as DAPI is shown; --set channel=" in notes[0]
     assert found_at(detector.detect(image, 0.25)) == sorted(CENTRES)
     table = detector.detect(image, 0.25)
     np.testing.assert_allclose(table.area_um2, np.pi * 4.5**2, rtol=0.08)

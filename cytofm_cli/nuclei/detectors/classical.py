@@ -135,7 +135,7 @@ class ClassicalDetector:
                 "--set stain=pap, he or mgg says what it is"
             )
         if found.several:
-            where = "blue, as DAPI is shown," if found.axis[2] > found.axis[0] else "the brightest"
+            where = "blue, as DAPI is shown" if found.axis[2] > found.axis[0] else "the brightest"
             notes.append(
                 f"fluorescence in several channels ({', '.join(found.several)}): nuclei are "
                 f"looked for in {where}; --set channel=… says where they are"
@@ -263,13 +263,16 @@ def _nuclear_colour(density_HWC: Floats, outlines: Outlines, found_in: Stain) ->
 
     What absorbs red alone is mostly cytoplasm stained with light green; purely blue nuclei exist,
     so this only halves the confidence, and not at all with haematoxylin and eosin, which have no
-    green.
+    green. Where nuclei are purple, none has a red cell's hue, and where nothing is as dark as
+    nuclei are, most things may be red cells: there it counts twice.
     """
     features_MF = red_cells.features(density_HWC, outlines, WORKING_MPP)
     ratio = features_MF[:, RED] / np.maximum(features_MF[:, GREEN], 0.1)
     not_cyan = 1.0 if found_in.name == "he" else np.clip(2 - ratio, 0.5, 1)
     dark = (np.exp(features_MF[:, DENSITY]) - DARK_ENOUGH) / (ANY_HUE - DARK_ENOUGH)
-    not_red = np.maximum(red_cells.nucleus_share(features_MF), np.clip(dark, 0, 1))
+    is_strict = found_in.name == "mgg" or found_in.doubt is not None
+    share = red_cells.nucleus_share(features_MF) ** (2 if is_strict else 1)
+    not_red = np.maximum(share, np.maximum(red_cells.teal_share(features_MF), np.clip(dark, 0, 1)))
     colour: Floats = (not_red * not_cyan).astype(np.float32)
     return colour
 
@@ -305,8 +308,9 @@ PLUGIN = DetectorPlugin(
     config=ClassicalConfig,
     # 2: stain and illumination are told from the slide; 3: outlines are ranked by a score that was
     # fitted on marks, and probabilities are probabilities; 4: large nuclei are whole, red cells are
-    # told by more than hue, fluorescence is looked at in the channel of nuclei
-    version=4,
+    # told by more than hue, fluorescence is looked at in the channel of nuclei; 5: purple nuclei
+    # are told from blue cytoplasm, teal ones are no red cells, all constants are fitted anew
+    version=5,
     summary="no weights: darkness, scale-space blobs, outlines; stained or fluorescent nuclei",
     sample="cytofm_cli.testing.samples.detectors:classical",
 )
