@@ -20,6 +20,7 @@ __version__ = "0.2.0"
 # Where the public names are. `pretrain`, `evaluate`, `simulate` and `views` are packages of the
 # tree, so the functions of these commands have longer names.
 _NAMES_IN = {
+    "api.attention": ("Attention", "attention"),
     "api.cells": ("Counts", "apply_cells", "count_cells", "train_cells"),
     "api.cohort": ("Started",),
     "api.detect": ("detect",),
@@ -27,6 +28,7 @@ _NAMES_IN = {
     "api.export": ("export",),
     "api.gallery": ("MadeGallery", "make_gallery"),
     "api.frames": ("embeddings_frame", "nuclei_frame", "tiles_frame", "to_anndata"),
+    "api.heatmap": ("heatmap",),
     "api.opening": (
         "ImageEncoder",
         "list_detectors",
@@ -53,6 +55,7 @@ _NAMES_IN = {
     "encoders.config": ("EmbedConfig",),
     "errors": ("CytofmError", "CytofmWarning"),
     "evaluate.config": ("ProbeConfig",),
+    "maps.config": ("AttentionConfig", "HeatmapConfig"),
     "mil.bag": ("Bag",),
     "mil.config": ("MilConfig",),
     "nuclei.config": ("DetectConfig",),

@@ -1,4 +1,6 @@
 from cytofm_cli import errors as errors
+from cytofm_cli.api.attention import Attention as Attention
+from cytofm_cli.api.attention import attention as attention
 from cytofm_cli.api.cells import Counts as Counts
 from cytofm_cli.api.cells import apply_cells as apply_cells
 from cytofm_cli.api.cells import count_cells as count_cells
@@ -13,6 +15,7 @@ from cytofm_cli.api.frames import tiles_frame as tiles_frame
 from cytofm_cli.api.frames import to_anndata as to_anndata
 from cytofm_cli.api.gallery import MadeGallery as MadeGallery
 from cytofm_cli.api.gallery import make_gallery as make_gallery
+from cytofm_cli.api.heatmap import heatmap as heatmap
 from cytofm_cli.api.opening import ImageEncoder as ImageEncoder
 from cytofm_cli.api.opening import list_detectors as list_detectors
 from cytofm_cli.api.opening import list_encoders as list_encoders
@@ -43,6 +46,8 @@ from cytofm_cli.encoders.config import EmbedConfig as EmbedConfig
 from cytofm_cli.errors import CytofmError as CytofmError
 from cytofm_cli.errors import CytofmWarning as CytofmWarning
 from cytofm_cli.evaluate.config import ProbeConfig as ProbeConfig
+from cytofm_cli.maps.config import AttentionConfig as AttentionConfig
+from cytofm_cli.maps.config import HeatmapConfig as HeatmapConfig
 from cytofm_cli.mil.bag import Bag as Bag
 from cytofm_cli.mil.config import MilConfig as MilConfig
 from cytofm_cli.nuclei.config import DetectConfig as DetectConfig

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "stats": GROUND,
     "pictures": GROUND | {"work"},
     "store": GROUND | {"work", "runs"},
-    "simulate": GROUND | {"work", "runs", "stats"},
+    "simulate": GROUND | {"work", "runs", "stats", "pictures"},
     "slides": GROUND | {"work"},
     "tiles": SHARED | {"slides"},
     "nuclei": SHARED | {"slides", "tiles"},
@@ -40,6 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": SHARED | {"slides", "tiles", "nuclei", "views", "encoders"},
     "pretrain": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "cells": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
+    "maps": SHARED
+    | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate", "mil", "exporters"},
     "exporters": SHARED | {"slides", "tiles", "nuclei", "encoders", "mil"},
     "viewer": SHARED | {"slides", "tiles", "nuclei", "exporters"},
     "report": SHARED | {"slides", "tiles", "cells", "mil"},

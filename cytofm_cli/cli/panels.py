@@ -93,6 +93,18 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         FILES: "weights slides",
         RUNNING: "reuse device batch_size",
     },
+    "attention": {
+        "Networks": "dense control input_px",
+        "Images": "unit detector cell_um images shown seed",
+        "Intervals": "replicates",
+        FILES: "slides",
+        RUNNING: "device batch_size",
+    },
+    "heatmap": {
+        "Values": "what groups allow_mixed",
+        "Pictures": "to raw colours mpp cells",
+        RUNNING: "device",
+    },
     "cells_count": {"Counting": "run min_probability top_k"},
 }
 

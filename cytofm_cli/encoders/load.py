@@ -76,3 +76,33 @@ def load_encoder(
         )
     )
     return encoder
+
+
+def load_untrained(
+    name_or_file: str, *, device: str = "auto", seed: int = 0, input_px: int | None = None
+) -> Encoder:
+    """Build the network of an encoder with random weights: what its architecture alone gives.
+
+    Args:
+        name_or_file: as for `load_encoder`; of a file only what it says of itself is taken.
+        device: `auto` takes the GPU if there is one.
+        seed: of the weights.
+        input_px: side of the square that the model is to see; None: as known of the encoder.
+
+    Raises:
+        UsageError: no such encoder, or one without weights.
+    """
+    request = resolve(name_or_file)
+    encoder: Encoder = registry.encoders.load(request.plugin).make(
+        EncoderRequest(
+            name=request.name,
+            model=request.model,
+            device=device,
+            random_weights=True,
+            seed=seed,
+            builder=dict(request.builder),
+            expects=dict(request.expects),
+            stated={} if input_px is None else {"input_px": input_px},
+        )
+    )
+    return encoder

@@ -6,7 +6,7 @@ Letters: B images, C colours, H W pixels, N tokens, D features.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -75,12 +75,21 @@ class TorchEncoder:
         too_big = out_of_memory(
             f"a batch of {len(batch)} does not fit into memory.", hint="pass a smaller --batch-size"
         )
-        with too_big, torch.inference_mode(), self._autocast():
-            x_BCHW = batch.to(self.device, non_blocking=True).float() / 255
-            x_BCHW = (x_BCHW - self._mean) / self._std
-            values_BD = pool(self.model, x_BCHW, self.spec.pooling)
+        with too_big, self.computing():
+            values_BD = pool(self.model, self.normalised(batch), self.spec.pooling)
             values: NDArray[np.float32] = values_BD.float().cpu().numpy()
         return values
+
+    def normalised(self, batch: Tensor) -> Tensor:
+        """Return prepared images as the network takes them: float32 (B, 3, H, W) on its device."""
+        x_BCHW = batch.to(self.device, non_blocking=True).float() / 255
+        return (x_BCHW - self._mean) / self._std
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute without gradients, in the precision of the device."""
+        with torch.inference_mode(), self._autocast():
+            yield
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.device.type == "cpu":

@@ -54,17 +54,25 @@ class Choice:
         """Return the fields of `EncoderSpec` that are known without loading it."""
         return {**catalogue.resolve(self.word, weights=self.weights).expects, **self.stated}
 
-    def load(self, *, device: str, seed: int, pooling: str | None) -> Encoder:
-        """Open the encoder.
+    def require_weights(self) -> None:
+        """Refuse an encoder that cannot be loaded.
 
         Raises:
-            WeightsError: it needs weights, or they do not fit.
+            WeightsError: it needs weights.
         """
         if not self.has_weights:
             raise WeightsError(
                 f"encoder {self.word!r} needs weights.",
                 hint=f"--encoder {self.word}=FILE; --random-weights is a floor to compare with.",
             )
+
+    def load(self, *, device: str, seed: int, pooling: str | None) -> Encoder:
+        """Open the encoder.
+
+        Raises:
+            WeightsError: it needs weights, or they do not fit.
+        """
+        self.require_weights()
         return load_encoder(
             self.word,
             weights=self.weights,

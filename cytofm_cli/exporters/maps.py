@@ -1,7 +1,7 @@
 """Attention and scores of the instances of a slide as GeoJSON, which QuPath opens.
 
-One detection an instance: a square for a tile, a point for a cell; level-0 pixels, from the
-corner of the part that was scanned, where QuPath counts from. Its
+One detection an instance: a square for a tile, a point or an outline for a cell; level-0 pixels,
+from the corner of the part that was scanned, where QuPath counts from. Its
 measurements carry the name of the class that they speak for, and attention also comes as
 percentile within the slide, as its raw values are small and mean nothing across slides.
 Legend: N instances, K columns.
@@ -10,7 +10,7 @@ Legend: N instances, K columns.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cytofm_cli.mil.score import SlideScore
 
 WHOLE_SLIDE = "attention"
+Outline = Callable[[int], "NDArray[np.floating[Any]] | None"]
 
 
 def write_geojson(
@@ -34,6 +35,7 @@ def write_geojson(
     side_px0: float | None,
     *,
     origin_px0: tuple[float, float] = (0, 0),
+    outline: Outline | None = None,
 ) -> Path:
     """Write `<folder>/<slide>.geojson`.
 
@@ -43,6 +45,8 @@ def write_geojson(
         score: for the values.
         side_px0: side of a tile in level-0 pixels; None: instances are points.
         origin_px0: the point of level 0 that is (0, 0) in the file.
+        outline: gives the outline of a row, (P, 2) level-0 pixels, or None for a point; None:
+            cells are points.
 
     Raises:
         InputError: the bag has no coordinates.
@@ -62,13 +66,17 @@ def write_geojson(
         "origin_px0": list(origin_px0),
         "measurements": meanings(score),
     }
-    placed = bag.xy_px0.astype(np.float64) - np.asarray(origin_px0)
+    corner = np.asarray(origin_px0)
+    placed = bag.xy_px0.astype(np.float64) - corner
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as handle:
         handle.write('{"type":"FeatureCollection","cytofm":')
         json.dump(about, handle, ensure_ascii=False)
         handle.write(',"features":[')
         for row, feature in enumerate(features(placed, score, side_px0)):
             handle.write(",\n" if row else "\n")
+            ring = None if outline is None else outline(row)
+            if ring is not None:
+                feature["geometry"] = _polygon(ring - corner)
             handle.write(json.dumps(feature, ensure_ascii=False, separators=(",", ":")))
         handle.write("\n]}\n")
     return path
@@ -135,6 +143,10 @@ def percentile(values_N: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def _geometry(x: float, y: float, side: float | None) -> dict[str, Any]:
     if side is None:
         return {"type": "Point", "coordinates": [x, y]}
-    right, bottom = round(x + side, 2), round(y + side, 2)
-    ring = [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
-    return {"type": "Polygon", "coordinates": [ring]}
+    right, bottom = x + side, y + side
+    return _polygon(np.array([[x, y], [right, y], [right, bottom], [x, bottom]]))
+
+
+def _polygon(ring: NDArray[np.floating[Any]]) -> dict[str, Any]:
+    points = np.round(ring.astype(np.float64), 2).tolist()
+    return {"type": "Polygon", "coordinates": [[*points, points[0]]]}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.artefacts import ModelCard
 from cytofm_cli.mil.bag import Bag
 from cytofm_cli.mil.run_folder import run_digest
-from cytofm_cli.mil.score import SlideScore
+from cytofm_cli.mil.score import Ensemble, SlideScore, choose_models, score_kind
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.lineage import Steps
@@ -72,3 +74,43 @@ def write_attention(
         columns = {"columns": list(result.columns)}
         arrays.write(staged, schema.ATTENTION, result.instances_NK, columns)
         commit.commit_group(staged, store, step, record)
+
+
+def read_attention(
+    store: io.Store, bag_step: str, run: Path, ensemble: Ensemble
+) -> SlideScore | None:
+    """Return what `write_attention` has stored, if it is what scoring would give now.
+
+    Probabilities of the slide are not stored: they are NaN.
+
+    Args:
+        store: of the slide.
+        bag_step: what the RUN's models read.
+        run: folder of the RUN.
+        ensemble: its models.
+
+    Returns:
+        None: the store holds none of this RUN, or of other instances, or of other models than
+        may judge the slide.
+    """
+    there = store.attention_record(run.name, ensemble.card.unit)
+    step = schema.attention_step(run.name, ensemble.card.unit)
+    if there is None or store.why_stale(step) is not None:
+        return None
+    chosen, basis = choose_models(ensemble, store.slide_id)
+    same = there.config.get("run") == run_digest(run) and there.basis == basis
+    if not same or there.input_fingerprint != store.steps[bag_step].mark:
+        return None
+    unknown_C = np.full(len(ensemble.card.classes), np.nan)
+    return SlideScore(
+        slide_id=store.slide_id,
+        p_C=unknown_C,
+        spread_C=unknown_C,
+        predicted=there.predicted or "",
+        n_models=len(chosen),
+        basis=basis,
+        columns=there.columns,
+        instances_NK=store.read(f"{step}/values"),
+        score_kind=score_kind(ensemble),
+        differs=there.differs,
+    )

@@ -176,7 +176,7 @@ def score_bag(
     """
     device = str(find_device(device))
     differs = check_bag(ensemble, bag, allow_mixed=allow_mixed)
-    chosen, basis = _choose(ensemble, bag.slide_id, out_of_fold=out_of_fold)
+    chosen, basis = choose_models(ensemble, bag.slide_id, out_of_fold=out_of_fold)
     x_1ND = bag_tensor(bag, device)[None]
     p_MC, instances_MNK, thresholds = [], [], []
     columns: tuple[str, ...] = ()
@@ -228,6 +228,24 @@ def instance_columns(
     return tuple(names), torch.stack(values, dim=1).to("cpu", torch.float64).numpy()
 
 
+def model_columns(ensemble: Ensemble) -> tuple[str, ...]:
+    """Return the columns that the models give of every slide; see `instance_columns`."""
+    return instance_columns(_of_nothing(ensemble), ensemble.card.classes)[0]
+
+
+def score_kind(ensemble: Ensemble) -> str:
+    """Return what the instance scores of the models are, "none" where they give none."""
+    return _of_nothing(ensemble).score_kind
+
+
+def _of_nothing(ensemble: Ensemble) -> MilOutput:
+    """Return what a model says of a bag of one row of zeros."""
+    x_1ND = torch.zeros((1, 1, ensemble.card.n_features))
+    with torch.inference_mode():
+        out: MilOutput = ensemble.models[0].to("cpu")(x_1ND, seeds=[0])
+    return out
+
+
 def scores_csv(scores: Iterable[SlideScore], classes: Sequence[str]) -> str:
     """Write `slide_id,prob_<class>…,sd_<class>…,predicted,models,basis[,differs]`.
 
@@ -250,7 +268,10 @@ def _kind(card: ModelCard) -> tuple[object, ...]:
     return (card.method, card.n_features, card.classes, card.encoder, card.unit)
 
 
-def _choose(ensemble: Ensemble, slide_id: str, *, out_of_fold: bool) -> tuple[Sequence[int], str]:
+def choose_models(
+    ensemble: Ensemble, slide_id: str, *, out_of_fold: bool = True
+) -> tuple[Sequence[int], str]:
+    """Return which models are asked of a slide, and on what ground; see `SlideScore.basis`."""
     everything = range(len(ensemble.models))
     folds, basis = ensemble.known.folds(slide_id)
     if folds and not out_of_fold:

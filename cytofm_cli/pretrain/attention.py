@@ -6,7 +6,6 @@ Letters: B images, C H W an image, N tokens, P patches, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from cytofm_cli.encoders.sr_vit import SrVit
+from cytofm_cli.encoders.attention import CLASS_TOKEN, patch_attention
 from cytofm_cli.encoders.torch_encoder import fit_square
 from cytofm_cli.pictures.colours import shade
 from cytofm_cli.pictures.sheet import Image, below, beside, labelled
@@ -46,32 +45,13 @@ def class_attention(backbone: Backbone, x_BCHW: Tensor) -> Tensor | None:
         float32 (B, heads, rows, columns), shares of what the class token attends to; None: the
         trunk has no class token, or no attention that can be looked at.
     """
-    if not isinstance(backbone, VitTrunk) or backbone.trunk.cls_token is None:
+    if not isinstance(backbone, VitTrunk):
         return None
-    trunk = backbone.trunk
-    if isinstance(trunk, SrVit):
-        weights: Tensor = trunk.attention_maps(x_BCHW)[-1]
-    elif hasattr(trunk.blocks[-1], "attn") and hasattr(trunk.blocks[-1].attn, "qkv"):
-        weights = _timm_attention(trunk, x_BCHW)
-    else:
+    found = patch_attention(backbone.trunk, x_BCHW)
+    if found is None or found.query != CLASS_TOKEN:
         return None
-    to_patch_BHP = weights[:, :, 0, trunk.num_prefix_tokens :].float()
-    rows, columns = (side // backbone.patch_px for side in x_BCHW.shape[-2:])
-    return to_patch_BHP.reshape(*to_patch_BHP.shape[:2], rows, columns)
-
-
-def _timm_attention(trunk: Any, x_BCHW: Tensor) -> Tensor:
-    """Return the weights of the last block of timm's Vision Transformer, (B, heads, N, N)."""
-    x_BND = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(x_BCHW))))
-    for block in trunk.blocks[:-1]:
-        x_BND = block(x_BND)
-    block = trunk.blocks[-1]
-    attention = block.attn
-    qkv = attention.qkv(block.norm1(x_BND)).unflatten(-1, (3, attention.num_heads, -1))
-    q_BHND, k_BHND, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    q_BHND, k_BHND = attention.q_norm(q_BHND), attention.k_norm(k_BHND)
-    weights: Tensor = (q_BHND @ k_BHND.mT * attention.scale).float().softmax(-1)
-    return weights
+    weights: Tensor = found.patches_BHP.float()
+    return weights.reshape(*weights.shape[:2], *found.grid)
 
 
 def draw_attention(

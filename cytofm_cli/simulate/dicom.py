@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Final
 
 from cytofm_cli import __version__
+from cytofm_cli.pictures.pyramid import level_sizes
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.parts import Part
-from cytofm_cli.simulate.pyramid import level_sizes
 from cytofm_cli.simulate.render import TILE
 from cytofm_cli.simulate.write import Film, Tiles
 from cytofm_cli.units import UM_PX_AT_1X

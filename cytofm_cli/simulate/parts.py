@@ -13,10 +13,10 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.pictures.pyramid import halved, padded
 from cytofm_cli.simulate import truth
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.preset import Optics
-from cytofm_cli.simulate.pyramid import halved, padded
 from cytofm_cli.simulate.render import TILE, Box, Placed, Scene, tiles_of
 from cytofm_cli.work.opencv import opencv
 
@@ -139,7 +139,7 @@ class PartMaker:
                 yield None
             else:
                 pixels = _cut(image, tile, box)
-                yield encode_jpeg(padded(pixels), self._preset.optics)
+                yield encode_jpeg(padded(pixels, TILE), self._preset.optics)
 
 
 def _labels(cells: list[Placed], box: Box) -> dict[str, list[bytes | None]]:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
+from cytofm_cli.pictures.pyramid import level_sizes
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.config import SimulateConfig
 from cytofm_cli.simulate.dicom import COLOUR, level_name, write_dicom
 from cytofm_cli.simulate.layout import Placement
 from cytofm_cli.simulate.parts import LABELS, Part, PartMaker, PartTask, tasks_of
 from cytofm_cli.simulate.preset import Preset
-from cytofm_cli.simulate.pyramid import level_sizes
 from cytofm_cli.simulate.render import Scene
 from cytofm_cli.simulate.space import forecast_bytes
 from cytofm_cli.simulate.truth import FOOT, HEAD

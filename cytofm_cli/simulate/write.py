@@ -22,10 +22,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from cytofm_cli import __version__
+from cytofm_cli.pictures.pyramid import Level, level_sizes
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.parts import PART, Part, encode_jpeg, encode_labels
 from cytofm_cli.simulate.preset import Optics
-from cytofm_cli.simulate.pyramid import Level, level_sizes
 from cytofm_cli.simulate.render import TILE
 from cytofm_cli.units import UM_PX_AT_1X
 
@@ -201,7 +201,7 @@ class Tiles:
         self._film = film
         blank = np.full((TILE, TILE, 3), film.blank, np.uint8)
         self._blank = encode_jpeg(blank, film.optics, small=True)
-        self._top = Level(sizes[1:], film.encode, folder) if len(sizes) > 1 else None
+        self._top = Level(sizes[1:], film.encode, folder, TILE) if len(sizes) > 1 else None
         self.thumbnail: Image = np.zeros((1, 1, 3), np.uint8)
 
     def __enter__(self) -> Tiles:

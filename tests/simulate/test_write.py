@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cytofm_cli.pictures.pyramid import Level, halved, level_sizes, padded
 from cytofm_cli.simulate.dicom import write_dicom
 from cytofm_cli.simulate.parts import PART, Part, PartMaker, encode_jpeg, tasks_of
 from cytofm_cli.simulate.preset import Dirt, Optics
-from cytofm_cli.simulate.pyramid import Level, halved, level_sizes, padded
 from cytofm_cli.simulate.render import Scene, render, tiles_of
 from cytofm_cli.simulate.write import (
     Film,
@@ -137,13 +137,13 @@ def test_levels__of_strips_are_those_of_the_whole(tmp_path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     sizes = level_sizes(side)
     assert sizes == [1500, 750, 375]
-    level = Level(sizes, lambda tile: tile.tobytes(), tmp_path)
+    level = Level(sizes, lambda tile: tile.tobytes(), tmp_path, 512)
     for top in range(0, side, 1024):
         level.add(image[top : top + 1024])
     level.finish()
     for one, size in zip(level.levels(), sizes, strict=True):
         tiles = [np.frombuffer(data, np.uint8).reshape(512, 512, 3) for data in one.tiles()]
-        wanted = [padded(image[y:b, x:a]) for x, y, a, b in tiles_of((0, 0, size, size))]
+        wanted = [padded(image[y:b, x:a], 512) for x, y, a, b in tiles_of((0, 0, size, size))]
         assert len(tiles) == len(wanted)
         assert all((a == b).all() for a, b in zip(tiles, wanted, strict=True))
         image = halved(image)
