@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import PathLike, Paths, config_of, path_of, words_of
-from cytofm_cli.api.inputs import find_stores, store_id
+from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.config import as_record
-from cytofm_cli.errors import CytofmError, UsageError
+from cytofm_cli.errors import CytofmError
 from cytofm_cli.maps.config import AttentionConfig
 from cytofm_cli.work.batch import Outcome, Reporter, Status, Task
 
@@ -92,7 +92,7 @@ def attention(
         seed=config.seed,
     )  # fmt: skip
     paths = find_stores(words_of(stores))
-    _refuse_namesakes(paths)
+    refuse_namesakes(paths, hint="look at them apart: -o")
     n_workers, n_threads = manner.crew(len(paths))
     jobs = [
         LookJob(store_id(path), str(path), tuple(choices), config, n_threads, dry_run)
@@ -213,19 +213,3 @@ def _summed_up(
     if len(of_slides) < 8:
         manner.say(f"{len(of_slides)} slides: intervals hold their level from 8 on")
     return Attention(tables, outcomes, tuple(files))
-
-
-def _refuse_namesakes(paths: Sequence[Path]) -> None:
-    """Refuse two stores of one name: slides are told apart by it.
-
-    Raises:
-        UsageError: there are some.
-    """
-    seen: dict[str, Path] = {}
-    for path in paths:
-        other = seen.setdefault(store_id(path), path)
-        if other != path:
-            raise UsageError(
-                f"slide {store_id(path)} comes twice: {other} and {path}.",
-                hint="look at them apart: -o",
-            )

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import PathLike, Paths, config_of, plugin_settings, words_of
-from cytofm_cli.api.inputs import find_stores, store_id, take_shard
+from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id, take_shard
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.config import Layer
-from cytofm_cli.errors import UsageError
 from cytofm_cli.exporters.config import ExportConfig
 from cytofm_cli.exporters.plan import ExportPlan
 from cytofm_cli.work.batch import Reporter, Status, Task
@@ -105,7 +104,7 @@ def export_stores(
     own = plugin_settings(exporter_settings, "exporter_settings")
     ExportPlan.of(config, own)
     found = find_stores(words_of(stores))
-    _refuse_namesakes(found)
+    refuse_namesakes(found, hint="export them to a folder each")
     paths = take_shard(found, shard, key=store_id)
     jobs = [
         ExportJob(
@@ -170,26 +169,7 @@ class Exporting:
 def _told(
     job: ExportJob, products: Sequence[Product], statuses: Sequence[str]
 ) -> tuple[Status, dict[str, Any]]:
-    files = [
-        {"file": str(file), "status": status}
-        for product, status in zip(products, statuses, strict=True)
-        for file in product.files
-    ]
+    from cytofm_cli.exporters.product import files_of
+
     status: Status = "done" if "written" in statuses else "skipped"
-    return status, {"store": job.path, "files": files}
-
-
-def _refuse_namesakes(stores: Sequence[Path]) -> None:
-    """Refuse stores of the same name from several folders: their files have one place.
-
-    Raises:
-        UsageError: there are some.
-    """
-    seen: dict[str, Path] = {}
-    for path in stores:
-        other = seen.setdefault(store_id(path), path)
-        if other != path:
-            raise UsageError(
-                f"{other} and {path} have the same name, and so have their files.",
-                hint="export them to a folder each",
-            )
+    return status, {"store": job.path, "files": files_of(products, statuses)}

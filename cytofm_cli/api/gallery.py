@@ -11,8 +11,8 @@ from typing import Any
 
 from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import PathLike, Paths, config_of, words_of
-from cytofm_cli.api.inputs import find_stores, store_id
-from cytofm_cli.errors import InputError, OutputError, UsageError
+from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id
+from cytofm_cli.errors import InputError, OutputError
 from cytofm_cli.report import chosen, orders
 from cytofm_cli.report.chosen import Gallery, StoreJob
 from cytofm_cli.report.config import GalleryConfig
@@ -74,7 +74,7 @@ def make_gallery(
     folder = Path(out)
     refuse_existing(folder, overwrite=overwrite)
     paths = find_stores(words_of(stores))
-    _refuse_namesakes(paths)
+    refuse_namesakes(paths, hint="make a gallery of each folder")
     manner = Manner(
         workers=workers, threads=threads, timeout_s=timeout_s, fork=fork, listen=listen,
         dry_run=True,
@@ -112,16 +112,6 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{folder}: exists.", hint="`--overwrite` replaces it; or choose another -o"
         )
-
-
-def _refuse_namesakes(paths: Sequence[Path]) -> None:
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if (other := seen.setdefault(store_id(path), path)) != path:
-            raise UsageError(
-                f"slide {store_id(path)} comes twice: {other} and {path}.",
-                hint="make a gallery of each folder",
-            )
 
 
 def _choose(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import PathLike, Paths, config_of, words_of
-from cytofm_cli.api.inputs import find_stores, store_id, take_shard
+from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id, take_shard
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.errors import CytofmError, InputError, UsageError
+from cytofm_cli.errors import CytofmError, InputError
 from cytofm_cli.maps.config import HeatmapConfig
 from cytofm_cli.work.batch import Reporter, Status, Task
 
@@ -67,7 +66,7 @@ def heatmap(
         timeout_s=timeout_s, fail_fast=fail_fast, fork=fork, listen=listen,
     )  # fmt: skip
     found = find_stores(words_of(stores))
-    _refuse_namesakes(found)
+    refuse_namesakes(found, hint="draw them into a folder each")
     paths = take_shard(found, shard, key=store_id)
     names = tuple(store_id(path) for path in paths)
     jobs = [
@@ -113,7 +112,7 @@ class Heating:
 
     def __call__(self, task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
         """Write the files of one store that are not there or are out of date."""
-        from cytofm_cli.exporters.product import make, status_of
+        from cytofm_cli.exporters.product import files_of, make, status_of
         from cytofm_cli.maps.heatmap import products
         from cytofm_cli.store.io import claim_step
 
@@ -126,12 +125,8 @@ class Heating:
             heat()  # what cannot be drawn fails before anything is written
             with claim_step(job.folder, job.slide_id, "heatmap"):
                 made = [make(product, job.folder, overwrite=job.overwrite) for product in wanted]
-        files = [
-            {"file": str(file), "status": status}
-            for product, status in zip(wanted, made, strict=True)
-            for file in product.files
-        ]
-        return "done" if "written" in made else "skipped", {"store": job.path, "files": files}
+        told = {"store": job.path, "files": files_of(wanted, made)}
+        return "done" if "written" in made else "skipped", told
 
 
 def _request_of(job: HeatJob) -> HeatRequest:
@@ -158,19 +153,3 @@ def _request_of(job: HeatJob) -> HeatRequest:
         error.of_all_slides = True
         raise
     return HeatRequest(job.run.absolute(), ensemble, job.config, job.of_class, job.folder)
-
-
-def _refuse_namesakes(paths: Sequence[Path]) -> None:
-    """Refuse stores of the same name from several folders: their files have one place.
-
-    Raises:
-        UsageError: there are some.
-    """
-    seen: dict[str, Path] = {}
-    for path in paths:
-        other = seen.setdefault(store_id(path), path)
-        if other != path:
-            raise UsageError(
-                f"{other} and {path} have the same name, and so have their files.",
-                hint="draw them into a folder each",
-            )

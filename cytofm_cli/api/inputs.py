@@ -269,3 +269,22 @@ def _refuse_duplicates(refs: Sequence[SlideRef]) -> None:
                 hint="give them different ids in a manifest (slide_id,path).",
             )
         seen[ref.slide_id] = ref.path
+
+
+def refuse_namesakes(stores: Sequence[Path], *, hint: str) -> None:
+    """Refuse stores of the same name from several folders: what is made of them has one place.
+
+    Args:
+        stores: paths.
+        hint: what to do instead.
+
+    Raises:
+        UsageError: there are some.
+    """
+    seen: dict[str, Path] = {}
+    for path in stores:
+        other = seen.setdefault(store_id(path), path)
+        if other != path:
+            raise UsageError(
+                f"{other} and {path} have the same name, and so have their files.", hint=hint
+            )

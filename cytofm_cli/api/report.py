@@ -10,7 +10,7 @@ from typing import Any
 
 from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import PathLike, Paths, config_of, words_of
-from cytofm_cli.api.inputs import find_stores, store_id
+from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id
 from cytofm_cli.errors import UsageError
 from cytofm_cli.report.answers import RunAnswers, names_of, read_run
 from cytofm_cli.report.config import ReportConfig
@@ -134,13 +134,8 @@ def _jobs(
     ids = run.answers.slide_ids
     if not found:
         return [], ["no STORES are given: no pictures, no quality of slides"]
-    path_of: dict[str, Path] = {}
-    for path in found:
-        if (other := path_of.setdefault(store_id(path), path)) != path:
-            raise UsageError(
-                f"slide {store_id(path)} comes twice: {other} and {path}.",
-                hint="give the stores that the RUN was trained on",
-            )
+    refuse_namesakes(found, hint="give the stores that the RUN was trained on")
+    path_of = {store_id(path): path for path in found}
     drawn = {ids[s] for s in by_notability(run)[: config.pictures]}
     jobs = [
         SlideJob(

@@ -75,6 +75,15 @@ def status_of(product: Product, folder: Path, *, overwrite: bool = False) -> Sta
     return "skipped" if all(current) else "written"
 
 
+def files_of(products: Sequence[Product], statuses: Sequence[str]) -> list[dict[str, str]]:
+    """Say of each file what came of it, as commands print it: `{"file": …, "status": …}`."""
+    return [
+        {"file": str(file), "status": status}
+        for product, status in zip(products, statuses, strict=True)
+        for file in product.files
+    ]
+
+
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder."""
     parts = path.rglob("*") if path.is_dir() else [path]
