@@ -13,6 +13,7 @@ from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id, take_
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.errors import CytofmError, InputError
 from cytofm_cli.maps.config import HeatmapConfig
+from cytofm_cli.mil.run_folder import read_metrics
 from cytofm_cli.work.batch import Reporter, Status, Task
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def heatmap(
         overwrite=overwrite, dry_run=dry_run, shard=shard, workers=workers, threads=threads,
         timeout_s=timeout_s, fail_fast=fail_fast, fork=fork, listen=listen,
     )  # fmt: skip
+    read_metrics(Path(run))  # before a folder is made: it is a finished RUN
     found = find_stores(words_of(stores))
     refuse_namesakes(found, hint="draw them into a folder each")
     paths = take_shard(found, shard, key=store_id)

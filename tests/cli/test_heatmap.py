@@ -147,6 +147,8 @@ def test_heatmap__bad_input_is_one_line_and_leaves_nothing(
     here, cohort: Path, tmp_path: Path
 ) -> None:
     run, path, maps = cohort / "abmil", first_store(cohort), tmp_path / "maps"
+    assert here("heatmap", tmp_path, path, "-o", maps).returncode == 3
+    assert not maps.exists()
     for words, code, said in (
         ((tmp_path / "gone", path), 3, "gone"),
         ((run, tmp_path / "gone.zarr"), 3, "gone.zarr"),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.maps.heat import Painter, Places, choose_column, levels_of, title_of
+from cytofm_cli.mil.base import MilModel, make_head, preset_settings, seeded
+from cytofm_cli.mil.score import instance_columns
 from cytofm_cli.nuclei.base import make_table
+from cytofm_cli.registry import mil_methods
 
 CLASSES = ("NILM", "HSIL")
 
@@ -29,6 +33,27 @@ def test_column__of_each_kind_of_head(
     columns: tuple[str, ...], what: str, of_class: str | None, chosen: str
 ) -> None:
     assert choose_column(columns, CLASSES, what, of_class, "x") == chosen
+
+
+# What each head's map is of; None: `heatmap` refuses a head that weighs all instances alike.
+MAPS = {
+    "abmil": "attention", "clam_mb": "attention_HSIL", "clam_sb": "attention", "count": None,
+    "dsmil": "attention_HSIL", "dtfd": "attention", "less": "attention", "max": "attention",
+    "max_score": "attention", "mean": None, "transmil": "attention",
+}  # fmt: skip
+
+
+def test_column__of_every_head_that_there_is() -> None:
+    for name in mil_methods.names():
+        _, preset = preset_settings(name, "cytofm")
+        with seeded(0), torch.inference_mode():
+            head, _ = make_head(name, 6, 2, preset)
+            out = MilModel(head.eval(), 6)(torch.randn(1, 5, 6), seeds=[0])
+        columns, values_NK = instance_columns(out, CLASSES)
+        assert values_NK.shape == (5, len(columns))
+        if MAPS[name] is not None:
+            chosen = choose_column(columns, CLASSES, "attention", None, name)
+            assert chosen.startswith(MAPS[name]), (name, columns)
 
 
 @pytest.mark.parametrize(
