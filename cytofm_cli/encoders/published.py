@@ -99,6 +99,10 @@ def _pathology() -> Iterable[Entry]:
     bio["note"] = "The class token alone; the authors also report it with the mean of the patches "
     bio["note"] += "(1536-d): --pooling cls+mean."
     yield _vit("h0-mini", mini, 768, terms, "bioptimus/H0-mini", **bio)
+
+
+def _more_pathology() -> Iterable[Entry]:
+    scale: dict[str, Any] = {"init_values": 1e-5}
     owkin = "Owkin non-commercial"
     base = "vit_base_patch16_224"
     yield _vit("phikon", base, 768, owkin, "owkin/phikon", interpolation="bilinear")
@@ -108,7 +112,7 @@ def _pathology() -> Iterable[Entry]:
     yield _vit("gpfm", large14, 1024, _NC_ND, "majiabo/GPFM", builder=scale)
     half: dict[str, Any] = {"norm": HALF, "mpp": None}
     midnight = half | {"pooling": "cls+mean", "builder": scale}
-    yield _vit("midnight", giant, 3072, "MIT", "kaiko-ai/midnight", **midnight)
+    yield _vit("midnight", "vit_giant_patch14_dinov2", 3072, "MIT", "kaiko-ai/midnight", **midnight)
     half["interpolation"] = "bilinear"
     for short, model, dim in (
         ("s16", "vit_small_patch16_224", 384),
@@ -123,7 +127,8 @@ def _pathology() -> Iterable[Entry]:
         model, where = f"vit_{size}_patch14_reg4_dinov2", f"histai/hibou-{size[0].upper()}"
         hibou: dict[str, Any] = {"norm": HIBOU, "builder": scale, "gated": True}
         yield _vit(f"hibou-{size[0]}", model, dim, _APACHE, where, **hibou)
-    yield _vit("openmidnight", optimus, 1536, _APACHE, "SophontAI/OpenMidnight", builder=scale)
+    giant = "vit_giant_patch14_reg4_dinov2"
+    yield _vit("openmidnight", giant, 1536, _APACHE, "SophontAI/OpenMidnight", builder=scale)
     for patch_px in (16, 8):
         model = f"vit_small_patch{patch_px}_224"
         where = f"github.com/lunit-io/benchmark-ssl-pathology, DINO, ViT-S/{patch_px}"
@@ -183,4 +188,4 @@ def _natural_images() -> Iterable[Entry]:
         yield _vit(f"dinov3-{letter}16", model, dim, "DINOv3 licence", f"timm/{model}", **third)
 
 
-PUBLISHED: Final = (*_cytology(), *_natural_images(), *_pathology())
+PUBLISHED: Final = (*_cytology(), *_natural_images(), *_pathology(), *_more_pathology())
