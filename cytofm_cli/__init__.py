@@ -27,6 +27,7 @@ _NAMES_IN = {
     "api.embed": ("embed",),
     "api.export": ("export",),
     "api.gallery": ("MadeGallery", "make_gallery"),
+    "api.pooling": ("Pooled", "pool_slides"),
     "api.frames": ("embeddings_frame", "nuclei_frame", "tiles_frame", "to_anndata"),
     "api.heatmap": ("heatmap",),
     "api.opening": (

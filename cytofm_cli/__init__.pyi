@@ -25,6 +25,8 @@ from cytofm_cli.api.opening import open_slide as open_slide
 from cytofm_cli.api.opening import open_store as open_store
 from cytofm_cli.api.outcomes import Outcomes as Outcomes
 from cytofm_cli.api.pack import pack as pack
+from cytofm_cli.api.pooling import Pooled as Pooled
+from cytofm_cli.api.pooling import pool_slides as pool_slides
 from cytofm_cli.api.pretrain import pretrain_encoder as pretrain_encoder
 from cytofm_cli.api.probe import probe as probe
 from cytofm_cli.api.report import Report as Report

@@ -12,7 +12,9 @@ import typer
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.cli.options import RunOptions, SetWords, parse_settings
 from cytofm_cli.cli.options import register as register_command
+from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import show
+from cytofm_cli.errors import UsageError
 from cytofm_cli.exporters.config import ExportConfig
 
 
@@ -39,12 +41,41 @@ def export(
       cytofm export stores -o cells --to spatialdata --set image_px=2048
 
       cytofm export stores -o qupath --to geojson,csv --run RUN
+
+      cytofm export stores -o slides.h5ad --pool mean,counts --unit cell
     """
+    if config.pool is not None:
+        _pool(stores, folder, config, settings, run)
+        return
     from cytofm_cli.api.export import export_stores
 
     own = parse_settings(settings)
     step = functools.partial(export_stores, stores, folder, config, exporter_settings=own)
     show("export", run, step, items="stores", parts="nuclei", sums=_sums)
+
+
+def _pool(
+    stores: list[str], path: Path, config: ExportConfig, own: list[str] | None, run: RunOptions
+) -> None:
+    """Write one table of all slides."""
+    from cytofm_cli.api.pooling import pool_slides
+
+    if own or run.shard:
+        raise UsageError("--pool makes one file: it takes neither --set nor --shard.")
+    with out.progress_bar("export", len(stores), "stores", "slides") as bar:
+        table = pool_slides(
+            stores,
+            path,
+            config=config,
+            overwrite=run.overwrite,
+            dry_run=run.dry_run,
+            progress=lambda done, total: bar.part("slides", done, total),
+        )
+    if run.dry_run:
+        out.note(f"would pool {table.n_slides} slides into {path}")
+        return
+    out.note(f"{table.n_slides} slides, {table.n_values} numbers each")
+    out.data(str(path), {"file": str(path), "slides": table.n_slides, "values": table.n_values})
 
 
 def _sums(outcomes: Outcomes, *, planned: bool) -> str:

@@ -20,6 +20,11 @@ class ExportConfig(Settings):
         ("h5",), f"Kinds of files, with commas or repeated: {', '.join(exporters.words())}."
     )
     layout: Literal["trident", "clam"] | None = option(None, "Whose h5 layout [default: trident].")
+    pool: tuple[Literal["mean", "max", "counts"], ...] | None = option(
+        None,
+        "One AnnData file with a row a slide, pooled over its tiles or cells, instead: mean, max, "
+        "counts (shares of classes of cells); -o names the file.",
+    )
     encoder: str | None = option(None, "Which embeddings [default: the only ones].")
     unit: Literal["tile", "cell"] | None = option(
         None, "Bags of what [default: tile; of h5ad: cell]; nuclei are cells."

@@ -170,3 +170,20 @@ def test_export__cells_that_are_not_there_are_named(here, stores: Path, tmp_path
     done = here("export", store, "-o", tmp_path, "--unit", "cell")
     assert done.returncode == 3
     assert "no embeddings for unit cell" in done.stderr
+
+
+def test_export__pool_writes_one_row_a_slide(here, stores: Path, tmp_path: Path) -> None:
+    table = tmp_path / "slides.h5ad"
+    done = here("export", stores, "-o", table, "--pool", "mean", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"file": str(table), "slides": 4, "values": 263}
+    again = here("export", stores, "-o", table, "--pool", "mean")
+    assert again.returncode != 0
+    assert "exists" in again.stderr
+    for words, said in (
+        (("--shard", "0/2"), "neither --set nor --shard"),
+        (("--layout", "clam"), "has no effect with --pool"),
+    ):
+        refused = here("export", stores, "-o", tmp_path / "x.h5ad", "--pool", "max", *words)
+        assert refused.returncode == 2
+        assert said in refused.stderr
