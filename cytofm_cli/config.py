@@ -184,7 +184,7 @@ def _read_whole(stream: TextIO) -> str:
 SECTIONS = (
     *("run", "simulate", "tile", "detect", "views", "pack", "pretrain", "embed", "evaluate"),
     *("export", "mil", "mil_score", "mil_compare", "cells", "cells_apply", "cells_count"),
-    *("attention", "heatmap"),
+    *("attention", "heatmap", "report", "gallery", "view"),
 )
 
 

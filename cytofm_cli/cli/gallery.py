@@ -31,7 +31,7 @@ def gallery(
 
       cytofm gallery stores -o gallery
 
-      cytofm gallery stores -o large --by area_um2,outlier --top 200 --per-slide 5
+      cytofm gallery stores -o large --by area_um2,outlier --per-slide 5
 
       cytofm gallery stores -o looked-at --by attention --run RUN
     """

@@ -18,7 +18,7 @@ import typer
 
 from cytofm_cli.cli.app import COMMANDS, PAGES, build
 from cytofm_cli.cli.command import Command, long_flag
-from cytofm_cli.config import kinds_of, variable
+from cytofm_cli.config import SECTIONS, kinds_of, variable
 from cytofm_cli.kinds import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +147,14 @@ def other_value(field: dataclasses.Field[Any], kind: Kind) -> str:
         near = (field.default or low) + 1
         return str(near if high is None or near <= high else (low + high) / 2)
     return "word"
+
+
+def test_every_command__has_its_table_in_a_configuration_file() -> None:
+    for name, kinds in REGISTERED:
+        for path in kinds:
+            module, _, kind = path.rpartition(".")
+            section = getattr(importlib.import_module(module), kind).SECTION
+            assert section in SECTIONS, name
 
 
 @pytest.mark.parametrize(("name", "kinds"), REGISTERED, ids=[name for name, _ in REGISTERED])
