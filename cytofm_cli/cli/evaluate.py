@@ -137,9 +137,9 @@ def robustness(
 
     Examples:
 
-      cytofm evaluate robustness stores -o run --encoder handcrafted --encoder cytofm-tiny
+      cytofm evaluate robustness stores -o run --encoder cytofm-tiny
 
-      cytofm evaluate robustness stores -o run --points p.csv --perturb jpeg:50,stain:0.2
+      cytofm evaluate robustness stores -o run --perturb jpeg:50,stain:0.2
 
       cytofm evaluate robustness stores -o run --unit tile --pairs pairs.csv
     """
@@ -174,7 +174,7 @@ def robustness(
             note=out.warn,
             progress=bar.part,
         )
-    _say_conditions(report, tables.robustness_line)
+    _say_conditions(report, tables.robustness_line, "groups", "leaderboard")
 
 
 def retention(
@@ -197,9 +197,9 @@ def retention(
 
     Examples:
 
-      cytofm evaluate retention stores --points points.csv -o run --encoder cytofm-tiny
+      cytofm evaluate retention stores --points p.csv -o run
 
-      cytofm evaluate retention slides --points p.csv -o run --perturb jpeg:30,defocus:1
+      cytofm evaluate retention stores --points p.csv -o r --perturb jpeg:30
     """
     from cytofm_cli.api.probe import sources_of
     from cytofm_cli.api.robustness import retention as judge
@@ -248,18 +248,17 @@ def _given(
     return inputs or [], folder
 
 
-def _say_conditions(report: RunReport, line: Callable[[str, Mapping[str, Any]], str]) -> None:
-    """Say what came out for each encoder."""
+def _say_conditions(
+    report: RunReport, line: Callable[[str, Mapping[str, Any]], str], *more: str
+) -> None:
+    """Say what came out for each encoder; `more` of the metrics have an entry for each."""
     metrics, folder = report.metrics, report.path
     if report.skipped:
         out.note(f"{folder}: done before, skipped")
     for label in metrics["encoders"]:
         rows = [row for row in metrics["comparisons"] if row["encoder"] == label]
         record = {"encoder": label, "run": str(folder), "comparisons": rows}
-        for name in ("groups", "leaderboard"):
-            if name in metrics and isinstance(metrics[name], dict):
-                record[name] = metrics[name][label]
-        out.data(line(label, metrics), record)
+        out.data(line(label, metrics), record | {name: metrics[name][label] for name in more})
     out.note(f"see {folder / 'table.md'}")
 
 

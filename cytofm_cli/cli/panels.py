@@ -54,13 +54,13 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         FILES: "slides",
         RUNNING: "device batch_size threads",
     },
-    "robustness": {
+    "evaluate_robustness": {
         "What is judged": "unit crop_um detector max_places slide_mpp pooling",
         "Conditions": "perturb k seed",
         FILES: "slides",
         RUNNING: "device batch_size threads",
     },
-    "retention": {
+    "evaluate_retention": {
         "What is judged": "crop_um slide_mpp task positive judged pooling",
         "Conditions": "perturb",
         "Probes": "k temperature balanced folds inner_folds swaps seed",

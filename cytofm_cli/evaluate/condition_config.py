@@ -60,7 +60,7 @@ class ConditionConfig(Settings):
 class RobustnessConfig(ConditionConfig):
     """How much features of the same places differ between two conditions."""
 
-    SECTION: ClassVar[str] = "robustness"
+    SECTION: ClassVar[str] = "evaluate_robustness"
 
     unit: Literal["cell", "tile"] = option("cell", "Crops around cells, or the tiles of stores.")
     detector: str | None = option(
@@ -79,7 +79,7 @@ class RobustnessConfig(ConditionConfig):
 class RetentionConfig(ConditionConfig):
     """How much a probe of cells loses on cells that are changed."""
 
-    SECTION: ClassVar[str] = "retention"
+    SECTION: ClassVar[str] = "evaluate_retention"
 
     task: tuple[str, ...] | None = option(
         None,

@@ -137,13 +137,13 @@ def check_pairs(pairs: Sequence[Pair], points: Points) -> None:
             raise InputError(
                 f"slides {pair.first} and {pair.second} have {len(first)} and {len(second)} "
                 "places: not the same.",
-                hint="tile or detect one of them, and take its places for both",
+                hint="tile both with --foreground none; or give both the same --points",
             )
         if apart := int((np.round(first) != np.round(second)).any(1).sum()):
             raise InputError(
                 f"slides {pair.first} and {pair.second}: {apart} of {len(first)} places lie at "
                 "other coordinates.",
-                hint="register the slides first, and take the places of one for both",
+                hint="register the slides first, and give both the same tiles or --points",
             )
 
 
