@@ -83,13 +83,15 @@ def _robustness_table(metrics: Mapping[str, Any]) -> str:
 def _group_table(metrics: Mapping[str, Any]) -> str:
     names = ["cosine", *(f"top{k}" for k in metrics["k"])]
     head = [f"{name} {how}" for name in names for how in ("mean (std)", "median (IQR)")]
-    lines = [_row(["encoder", "group", "pairs", *head, "leaderboard"])]
-    lines.append("|---" * (len(head) + 4) + "|")
+    k = max(metrics["k"])
+    lines = [_row(["encoder", "group", "pairs", *head, f"chance {k}", "leaderboard"])]
+    lines.append("|---" * (len(head) + 5) + "|")
     for label, groups in metrics["groups"].items():
         for group, of in groups.items():
             cells = []
             for name in names:
                 cells += _spread(of[name])
+            cells.append(_number(of[f"chance{k}"]["median"]))
             board = _number(metrics["leaderboard"][label]) if group == "all" else ""
             lines.append(_row([label, group, str(of["cosine"]["pairs"]), *cells, board]))
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli import __version__
 from cytofm_cli.config import as_record, digest
-from cytofm_cli.errors import InputError
+from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.evaluate import condition_tables
 from cytofm_cli.evaluate.agreement import agreement
 from cytofm_cli.evaluate.choice import Choice
@@ -25,7 +25,7 @@ from cytofm_cli.evaluate.condition_config import RobustnessConfig
 from cytofm_cli.evaluate.condition_folder import ROBUSTNESS, Results, make_run
 from cytofm_cli.evaluate.conditions import Conditions, Note, Places, Progress
 from cytofm_cli.evaluate.features import Source
-from cytofm_cli.evaluate.perturbation_names import UNCHANGED, parse_all
+from cytofm_cli.evaluate.perturbation_names import DEFAULT, UNCHANGED, parse_all
 from cytofm_cli.evaluate.places import (
     Pair,
     check_pairs,
@@ -85,6 +85,11 @@ def make_plan(
     """
     of_slides: list[Pair] = []
     if pairs is not None:
+        if config.perturb != DEFAULT:
+            raise UsageError(
+                "pairs of slides are compared as they are, and perturbations are named.",
+                hint="--pairs, or --perturb",
+            )
         of_slides = read_pairs(pairs, {source.slide_id for source in sources})
         wanted = {slide for pair in of_slides for slide in (pair.first, pair.second)}
         sources = [source for source in sources if source.slide_id in wanted]
@@ -177,8 +182,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str
         rows: records of `Agreement` with their `group`.
 
     Returns:
-        by group and metric (`cosine`, `apart`, `top1`, …): mean, std (of all pairs there are, not
-        an estimate of others), median, q25, q75 and the number of pairs.
+        by group and metric (`cosine`, `apart`, `top1`, `chance1`, …): mean, std (of the pairs
+        there are, not an estimate of others), median, q25, q75 and the number of pairs.
     """
     groups = dict.fromkeys(str(row["group"]) for row in rows if row["group"])
     summary = {group: _spread([row for row in rows if row["group"] == group]) for group in groups}
@@ -230,7 +235,9 @@ def _of_perturbations(
 
 def _spread(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     values = {name: [row[name] for row in rows] for name in ("cosine", "apart")}
-    values |= {f"top{k}": [row["top"][k] for row in rows] for k in rows[0]["top"]}
+    for k in rows[0]["top"]:
+        values[f"top{k}"] = [row["top"][k] for row in rows]
+        values[f"chance{k}"] = [row["chance"][k] for row in rows]
     spread = {}
     for name, of in values.items():
         q25, median, q75 = np.quantile(of, [0.25, 0.5, 0.75]).tolist()

@@ -119,6 +119,37 @@ def test_robustness__of_pairs_of_slides(smears: Smears, tmp_path: Path) -> None:
         assert row["cosine"] == pytest.approx(other["cosine"], abs=1e-6)
 
 
+def test_robustness__of_pairs_takes_the_stored_embeddings_of_cells(
+    smears: Smears, tmp_path: Path
+) -> None:
+    names = {"a": "s0", "b": "s0", "c": "s1", "d": "s1"}
+    stores = as_stores(smears, tmp_path / "stores", names)
+    cytofm.detect(stores)
+    pairs = pairs_table(tmp_path / "pairs.csv", "a,b,", "c,d,")
+    how = {"pairs": pairs, "k": (1,), **QUICK}
+    computed = cytofm.robustness(stores, tmp_path / "computed", **how)
+    each = [row["places"] for row in computed.metrics["comparisons"]]
+    assert computed.metrics["places"] == 2 * sum(each)
+    cytofm.embed(stores, encoder="handcrafted", unit="cell", dtype="float32", device="cpu")
+    stored = cytofm.robustness(stores, tmp_path / "stored", **how)
+    assert stored.metrics["encoders"]["handcrafted"]["features"] == "of the stores"
+    assert stored.metrics["comparisons"] == computed.metrics["comparisons"]
+    assert list(stored.metrics["groups"]["handcrafted"]) == ["all"]
+    # Crops of another size are not those.
+    other = cytofm.robustness(stores, tmp_path / "other", crop_um=9.0, **how)
+    assert "features" not in other.metrics["encoders"]["handcrafted"]
+
+
+def test_robustness__of_perturbed_tiles(smears: Smears, tmp_path: Path) -> None:
+    how = {"unit": "tile", "perturb": ("turn:180", "defocus:4"), **QUICK}
+    turned, blurred = cytofm.robustness(smears.stores, tmp_path / "run", **how).metrics[
+        "comparisons"
+    ]
+    assert turned["places"] == 36
+    assert turned["cosine"] == pytest.approx(1.0, abs=1e-3)
+    assert blurred["cosine"] < 0.99
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -157,6 +188,8 @@ def test_robustness__refuses_one_place_and_slides_without_points(
         cytofm.robustness(smears.folder, tmp_path / "run", slide_mpp=MPP, **how)
     with pytest.raises(UsageError, match="--points are cells"):
         cytofm.robustness(smears.stores, tmp_path / "run", points=smears.points, unit="tile", **how)
+    with pytest.raises(UsageError, match="compared as they are"):
+        cytofm.robustness(smears.stores, tmp_path / "run", pairs=smears.groups, **how)
     with pytest.raises(UsageError, match="no such kind"):
         cytofm.robustness(smears.stores, tmp_path / "run", perturb=("jpg:30",))
     assert not (tmp_path / "run").exists()
@@ -206,7 +239,13 @@ def test_changed__shows_perturbed_images_and_has_what_the_encoder_has() -> None:
 
 def test_summarise__by_hand() -> None:
     def row(group: str, cosine: float) -> dict[str, Any]:
-        return {"group": group, "cosine": cosine, "apart": 0.0, "top": {"10": cosine / 2}}
+        return {
+            "group": group,
+            "cosine": cosine,
+            "apart": 0.0,
+            "top": {"10": cosine / 2},
+            "chance": {"10": 0.1},
+        }
 
     summary = robustness.summarise([row("x", 0.2), row("x", 0.4), row("x", 0.9), row("", 0.1)])
     assert list(summary) == ["x", "all"]
@@ -215,6 +254,7 @@ def test_summarise__by_hand() -> None:
     assert of["mean"] == pytest.approx(0.5)
     assert of["std"] == pytest.approx(np.sqrt((0.09 + 0.01 + 0.16) / 3))
     assert summary["all"]["top10"]["median"] == pytest.approx(0.15)
+    assert summary["all"]["chance10"]["mean"] == pytest.approx(0.1)
 
 
 def test_leaderboard__is_h0_minis_of_its_four_medians() -> None:
