@@ -137,6 +137,8 @@ def _agreement_plot(metrics: Mapping[str, Any], name: str) -> str:
     )
     text = "cosine" if name == "cosine" else f"top-{name[3:]} accuracy"
     chart = _rows_chart(f"Robustness: {text}", names, text, (0.0, 1.0), len(metrics["encoders"]))
+    if name != "cosine" and not of_pairs:  # of as many places: one chance level
+        chart.rule(x=metrics["comparisons"][0]["chance"][name[3:]], name="chance")
     for index, label in enumerate(metrics["encoders"]):
         shift = _shift(index, len(metrics["encoders"]))
         for row, condition in enumerate(names):

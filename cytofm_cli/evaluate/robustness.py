@@ -103,21 +103,27 @@ def make_plan(
             hint=f"give more {config.unit}s",
         )
     places = Places(chosen, used, config.unit, config.seed, config)
+    record = _record(config, places, of_slides, choices)
+    return Plan(config, places, of_slides, list(choices), record)
+
+
+def _record(
+    config: RobustnessConfig, places: Places, pairs: Sequence[Pair], choices: Sequence[Choice]
+) -> Record:
     said = as_record(config, results_only=True)
-    if of_slides:
+    if pairs:
         said["perturb"] = []  # none is made
-    record = {
+    return {
         "robustness": said,
         "data": {
             "encoders": [f"{choice.label} {digest(choice.identity())}" for choice in choices],
-            "places": len(chosen),
-            "slides": len(set(chosen.slides)),
-            "pairs": digest({"of": [[p.first, p.second, p.group] for p in of_slides]}),
+            "places": len(places.points),
+            "slides": len(set(places.points.slides)),
+            "pairs": digest({"of": [[p.first, p.second, p.group] for p in pairs]}),
             **places.marks(),
             "cytofm": __version__,
         },
     }
-    return Plan(config, places, of_slides, list(choices), record)
 
 
 def robustness_run(
