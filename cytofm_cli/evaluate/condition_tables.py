@@ -178,8 +178,8 @@ def _retention_table(metrics: Mapping[str, Any]) -> str:
     said = (
         f"{metrics['instances']} cells of {metrics['slides']} slides in {metrics['groups']} "
         "groups. Probes are fitted on unchanged cells of other groups; change: AUC on changed "
-        "cells less that on unchanged ones. Brackets: 95 %, over groups. p: answers swapped by "
-        "group, corrected for all changes (Holm)."
+        "cells less that on unchanged ones. Brackets: 95 %, over groups: score intervals of AUCs, "
+        "jackknife of changes. p: answers swapped by group, corrected for all changes (Holm)."
     )
     return "\n\n".join([*blocks, said, *(f"{note}." for note in metrics["notes"])]) + "\n"
 

@@ -33,7 +33,6 @@ from cytofm_cli.evaluate.probe import Features, Probe
 from cytofm_cli.runs.folder import RunReport
 from cytofm_cli.runs.record import Record
 from cytofm_cli.stats.intervals import Difference, holm
-from cytofm_cli.stats.paired import auc_difference
 from cytofm_cli.stats.score_intervals import macro_auc_interval, retraining
 
 Floats = NDArray[np.float64]
@@ -175,8 +174,8 @@ def _of_task(
     shown = [values_ND[task.rows_N] for values_ND in values_of.values()]
     tested_N = fold_N >= 0
     y_M = task.y_N[tested_N]
-    groups = [points.groups[i] for i in task.rows_N[tested_N]]
-    retrained = retraining(len(np.unique(fold_N)))
+    groups = tuple(points.groups[i] for i in task.rows_N[tested_N])
+    truth = judge.Truth(y_M, groups, retraining(len(np.unique(fold_N))))
     rows = []
     for kind in (
         probe.linear(inner_folds=config.inner_folds, balanced=config.balanced, seed=config.seed),
@@ -186,11 +185,10 @@ def _of_task(
         for condition, said in zip(values_of, answers, strict=True):
             for name, p_NC in said.items():
                 unchanged_MC, p_MC = answers[0][name][tested_N], p_NC[tested_N]
-                auc = macro_auc_interval(y_M, p_MC, groups, retrained=retrained)
-                change = auc_difference(
-                    y_M, unchanged_MC, p_MC, groups,
-                    retrained=retrained, swaps=config.swaps, seed=config.seed,
-                )  # fmt: skip
+                auc = macro_auc_interval(y_M, p_MC, groups, retrained=truth.retrained)
+                change = judge.change_of_auc(
+                    truth, unchanged_MC, p_MC, swaps=config.swaps, seed=config.seed
+                )
                 rows.append(
                     {"probe": name, "condition": condition, "auc": auc.record()}
                     | ({} if condition == UNCHANGED else {"change": _plain(change)})
