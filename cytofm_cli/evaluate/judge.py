@@ -248,7 +248,7 @@ def change_of_auc(
     y_N, groups = truth.y_N, truth.groups
     how: dict[str, Any] = {"retrained": truth.retrained, "swaps": swaps, "seed": seed}
     change = auc_difference(y_N, first_NC, second_NC, groups, **how)
-    if change.low == change.high:  # the same answers
+    if np.array_equal(first_NC, second_NC):
         return change
     n = len(set(groups))
     left_out_GG = 1.0 - np.eye(n)
@@ -258,13 +258,15 @@ def change_of_auc(
     )
     gap_G = second(left_out_GG) - first(left_out_GG)
     error = math.sqrt((n - 1) / n * float(((gap_G - gap_G.mean()) ** 2).sum()))
-    mean = float(first(None) + second(None)) / 2
+    before = float(first(None))
+    mean = before + change.value / 2
     fewest = min(len({groups[i] for i in np.flatnonzero(y_N == c)}) for c in np.unique(y_N))
     if fewest < 2:
         return replace(change, low=math.nan, high=math.nan)
     reach = error * math.sqrt(widening(mean, truth.retrained))
     reach *= float(stats.t.ppf(0.975, fewest - 1))
-    return replace(change, low=change.value - reach, high=change.value + reach)
+    low, high = max(change.value - reach, -before), min(change.value + reach, 1 - before)
+    return replace(change, low=low, high=high)
 
 
 def _plain(value: float) -> float | None:

@@ -145,6 +145,17 @@ def test_change_of_auc__has_the_interval_of_the_jackknife_over_groups() -> None:
     assert change.high - change.low < apart.high - apart.low
 
 
+def test_change_of_auc__leads_to_no_auc_beyond_0_and_1() -> None:
+    # All right before; after, all right in one group and all wrong in the other: AUC 1, then 0.5.
+    y_N = np.array([0, 1, 0, 1])
+    of = judge.Truth(y_N, ("a", "a", "b", "b"), 0.0)
+    before, after = np.array([0.0, 1, 0, 1]), np.array([0.0, 1, 1, 0])
+    versions = (np.stack([1 - p_N, p_N], 1) for p_N in (before, after))
+    change = judge.change_of_auc(of, *versions, swaps=100)
+    assert change.value == -0.5
+    assert (change.low, change.high) == pytest.approx((-1, 0))  # Student's reach is 6.35
+
+
 def test_change_of_auc__of_the_same_answers_is_nothing() -> None:
     of, p_NC, _ = two_versions(9)
     assert judge.change_of_auc(of, p_NC, p_NC) == Difference(0.0, 0.0, 0.0, 1.0)
