@@ -31,6 +31,8 @@ from cytofm_cli.api.pretrain import pretrain_encoder as pretrain_encoder
 from cytofm_cli.api.probe import probe as probe
 from cytofm_cli.api.report import Report as Report
 from cytofm_cli.api.report import make_report as make_report
+from cytofm_cli.api.robustness import retention as retention
+from cytofm_cli.api.robustness import robustness as robustness
 from cytofm_cli.api.run import run as run
 from cytofm_cli.api.score import Scores as Scores
 from cytofm_cli.api.score import score as score
@@ -47,6 +49,8 @@ from cytofm_cli.cells.config import CountConfig as CountConfig
 from cytofm_cli.encoders.config import EmbedConfig as EmbedConfig
 from cytofm_cli.errors import CytofmError as CytofmError
 from cytofm_cli.errors import CytofmWarning as CytofmWarning
+from cytofm_cli.evaluate.condition_config import RetentionConfig as RetentionConfig
+from cytofm_cli.evaluate.condition_config import RobustnessConfig as RobustnessConfig
 from cytofm_cli.evaluate.config import ProbeConfig as ProbeConfig
 from cytofm_cli.maps.config import AttentionConfig as AttentionConfig
 from cytofm_cli.maps.config import HeatmapConfig as HeatmapConfig

@@ -183,8 +183,8 @@ def _read_whole(stream: TextIO) -> str:
 # The tables of a configuration file: the sections of all commands.
 SECTIONS = (
     *("run", "simulate", "tile", "detect", "views", "pack", "pretrain", "embed", "evaluate"),
-    *("export", "mil", "mil_score", "mil_compare", "cells", "cells_apply", "cells_count"),
-    *("attention", "heatmap", "report", "gallery", "view"),
+    *("evaluate_robustness", "evaluate_retention", "export", "mil", "mil_score", "mil_compare"),
+    *("cells", "cells_apply", "cells_count", "attention", "heatmap", "report", "gallery", "view"),
 )
 
 

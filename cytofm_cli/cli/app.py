@@ -47,7 +47,7 @@ PAGES: dict[str, str] = {
     "pack": "docs/pretraining.md",
     "pretrain": "docs/pretraining.md",
     "embed": "docs/tiles.md, docs/cytofm-tiny.md",
-    "evaluate": "docs/pretraining.md",
+    "evaluate": "docs/pretraining.md, docs/robustness.md",
     "attention": "docs/attention.md",
     "cells": "docs/cell-classifier.md",
     "mil": "README.md, docs/mil-benchmark.md",

@@ -54,6 +54,19 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         FILES: "slides",
         RUNNING: "device batch_size threads",
     },
+    "evaluate_robustness": {
+        "What is judged": "unit crop_um detector max_places slide_mpp pooling",
+        "Conditions": "perturb k seed",
+        FILES: "slides",
+        RUNNING: "device batch_size threads",
+    },
+    "evaluate_retention": {
+        "What is judged": "crop_um slide_mpp task positive judged pooling",
+        "Conditions": "perturb",
+        "Probes": "k temperature balanced folds inner_folds swaps seed",
+        FILES: "slides",
+        RUNNING: "device batch_size threads",
+    },
     "report": {"Page": "title cells cell_um pictures", FILES: "slides"},
     "gallery": {
         "Which cells": "by top per_slide min_probability lowest",

@@ -7,20 +7,27 @@ Legend: N instances, G groups, C classes, R replicates or draws.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from cytofm_cli.stats import intervals as statistics
 from cytofm_cli.stats import metrics
 from cytofm_cli.stats.intervals import Difference, Estimate, Metric
 from cytofm_cli.stats.paired import auc_difference, recall_difference
-from cytofm_cli.stats.score_intervals import macro_auc_interval, recall_interval, share_interval
+from cytofm_cli.stats.score_intervals import (
+    macro_auc_interval,
+    recall_interval,
+    share_interval,
+    widening,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -217,6 +224,49 @@ def compare(
             rows += [(task, probe, metric, first, second, gaps[metric]) for metric in COMPARED]
     adjusted = statistics.holm([row[-1].p for row in rows])
     return [Comparison(*row, p) for row, p in zip(rows, adjusted, strict=True)]
+
+
+def change_of_auc(
+    truth: Truth, first_NC: Floats, second_NC: Floats, *, swaps: int = 2000, seed: int = 0
+) -> Difference:
+    """Compare answers of the same models to two versions of the same instances, second − first.
+
+    Their AUCs go together so closely that only the change itself tells how sure it is: its
+    interval is that of the jackknife over groups (Student's, by the groups of the class that is
+    in fewest), widened as folds were pooled. `stats.paired.auc_difference`, which is for models
+    that differ, puts it together from the intervals of both AUCs: too wide here. p is its.
+
+    Args:
+        truth: what is right.
+        first_NC: probabilities for the one version.
+        second_NC: for the other.
+        swaps, seed: as of `auc_difference`.
+
+    Returns:
+        the change; no interval (NaN) where a class is in one group only.
+    """
+    y_N, groups = truth.y_N, truth.groups
+    how: dict[str, Any] = {"retrained": truth.retrained, "swaps": swaps, "seed": seed}
+    change = auc_difference(y_N, first_NC, second_NC, groups, **how)
+    if np.array_equal(first_NC, second_NC):
+        return change
+    n = len(set(groups))
+    left_out_GG = 1.0 - np.eye(n)
+    first, second = (
+        over_groups(lambda w, p=p_NC: metrics.macro_auc(y_N, p, w), groups)  # type: ignore[misc]
+        for p_NC in (first_NC, second_NC)
+    )
+    gap_G = second(left_out_GG) - first(left_out_GG)
+    error = math.sqrt((n - 1) / n * float(((gap_G - gap_G.mean()) ** 2).sum()))
+    before = float(first(None))
+    mean = before + change.value / 2
+    fewest = min(len({groups[i] for i in np.flatnonzero(y_N == c)}) for c in np.unique(y_N))
+    if fewest < 2:
+        return replace(change, low=math.nan, high=math.nan)
+    reach = error * math.sqrt(widening(mean, truth.retrained))
+    reach *= float(stats.t.ppf(0.975, fewest - 1))
+    low, high = max(change.value - reach, -before), min(change.value + reach, 1 - before)
+    return replace(change, low=low, high=high)
 
 
 def _plain(value: float) -> float | None:

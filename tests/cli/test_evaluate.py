@@ -147,3 +147,66 @@ def test_evaluate__points_of_other_slides_and_foreign_folders_are_refused(
     done = probe(few, tmp_path / "other", "--task", "abnormal")
     assert done.returncode == 2
     assert "not a RUN" in done.stderr
+
+
+def test_robustness__of_detected_cells_of_two_encoders(
+    here, detected: Path, tmp_path: Path
+) -> None:
+    words = ("evaluate", "robustness", detected, "-o", tmp_path / "run", "--max-places", 12)
+    words = (*words, "--perturb", "jpeg:30,turn:90", "--crop-um", 16, "--threads", 1)
+    words = (*words, "--encoder", "handcrafted", "--encoder", "timm/test_vit", "--random-weights")
+    told = here(*words, "--dry-run")
+    assert told.returncode == 0, told.stderr
+    assert "would judge 2 encoder(s) on 12 cells: 2 perturbations" in told.stderr
+    assert not (tmp_path / "run").exists()
+    done = here(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["encoder"] for line in lines] == ["handcrafted", "timm/test_vit-random0"]
+    assert [row["second"] for row in lines[0]["comparisons"]] == ["jpeg:30", "turn:90"]
+    assert lines[0]["comparisons"][1]["top"]["1"] == 1.0
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert "| timm/test_vit-random0 | jpeg:30 | 12 |" in table
+    again = here(*words, "-v")
+    assert again.returncode == 0
+    assert "skipped" in again.stderr
+    other = here(*words, "--seed", 1)
+    assert other.returncode == 2
+    assert "seed" in other.stderr
+
+
+def test_retention__says_what_an_encoder_loses(here, simulated, few: Path, tmp_path: Path) -> None:
+    tables = ("--points", simulated / "points.csv", "--groups", simulated / "labels.csv")
+    words = ("evaluate", "retention", few, *tables, "-o", tmp_path / "run", "--slide-mpp", 0.25)
+    words = (*words, "--task", "abnormal", "--perturb", "defocus:2", "--crop-um", 16)
+    words = (*words, "--inner-folds", 2, "--swaps", 100, "--threads", 1)
+    done = here(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    (line,) = (json.loads(line) for line in done.stdout.splitlines())
+    assert [row["condition"] for row in line["comparisons"]] == ["unchanged", "defocus:2"] * 2
+    assert all(row["task"] == "abnormal" for row in line["comparisons"])
+    assert "| handcrafted | defocus:2 |" in (tmp_path / "run" / "table.md").read_text()
+    assert "skipped" in here(*words, "-v").stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "code", "said"),
+    [
+        ("robustness", ("--perturb", "jpg:5"), 2, "no such kind"),
+        ("robustness", ("--perturb", "jpeg:500"), 2, "quality; 1 to 100"),
+        ("robustness", ("--pairs", "absent.csv"), 3, "absent.csv"),
+        ("robustness", ("--pairs", Path(__file__)), 3, "no column slide_a"),
+        ("robustness", ("--encoder", "sr-vit-tiny"), 3, "--random-weights"),
+        ("robustness", ("--detector", "cellpose"), 3, "cellpose"),
+        ("retention", ("--perturb", "turn:30"), 2, "90, 180 or 270"),
+        ("retention", (), 2, "needs labelled points"),
+    ],
+)
+def test_conditions__bad_requests_are_refused_in_one_line(
+    here, detected: Path, tmp_path: Path, command: str, more: tuple, code: int, said: str
+) -> None:
+    done = here("evaluate", command, detected, "-o", tmp_path / "run", *more)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line]) == 1
+    assert not (tmp_path / "run").exists()

@@ -7,6 +7,9 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from cytofm_cli.evaluate import judge
+from cytofm_cli.stats import metrics
+from cytofm_cli.stats.intervals import Difference
+from cytofm_cli.stats.paired import auc_difference
 
 GROUPS = [f"s{i // 5:02}" for i in range(100)]
 
@@ -111,3 +114,56 @@ def test_over_draws__is_the_mean_and_the_spread() -> None:
     assert found.value == 0.75
     assert found.high == 1
     assert found.low == pytest.approx(0.075)
+
+
+def two_versions(groups: int, seed: int = 0) -> tuple[judge.Truth, np.ndarray, np.ndarray]:
+    """Return cells of both classes in every group, and answers to two versions of each."""
+    rng = np.random.default_rng(seed)
+    y_N = np.tile([0, 1, 0, 1], groups)
+    group_N = np.repeat(np.arange(groups), 4)
+    p_N = np.clip(0.4 + 0.2 * y_N + 0.2 * rng.normal(size=len(y_N)), 0, 1)
+    q_N = np.clip(p_N + 0.03 * rng.normal(size=len(y_N)), 0, 1)
+    of = judge.Truth(y_N, tuple(f"g{i:02}" for i in group_N), 0.0)
+    return of, np.stack([1 - p_N, p_N], 1), np.stack([1 - q_N, q_N], 1)
+
+
+def test_change_of_auc__has_the_interval_of_the_jackknife_over_groups() -> None:
+    of, p_NC, q_NC = two_versions(9)
+    change = judge.change_of_auc(of, p_NC, q_NC, swaps=100)
+    gaps = []
+    for group in sorted(set(of.groups)):
+        rest = np.array([name != group for name in of.groups])
+        y = of.y_N[rest]
+        gaps.append(metrics.auc(y, q_NC[rest, 1]) - metrics.auc(y, p_NC[rest, 1]))
+    error = np.sqrt(8 / 9 * ((np.array(gaps) - np.mean(gaps)) ** 2).sum())
+    whole = float(metrics.auc(of.y_N, q_NC[:, 1]) - metrics.auc(of.y_N, p_NC[:, 1]))
+    assert change.value == pytest.approx(whole)
+    reach = 2.306 * error  # Student's, 8 degrees of freedom
+    assert (change.low, change.high) == pytest.approx((whole - reach, whole + reach), rel=1e-3)
+    apart = auc_difference(of.y_N, p_NC, q_NC, of.groups, swaps=100)
+    assert change.p == apart.p
+    assert change.high - change.low < apart.high - apart.low
+
+
+def test_change_of_auc__leads_to_no_auc_beyond_0_and_1() -> None:
+    # All right before; after, all right in one group and all wrong in the other: AUC 1, then 0.5.
+    y_N = np.array([0, 1, 0, 1])
+    of = judge.Truth(y_N, ("a", "a", "b", "b"), 0.0)
+    before, after = np.array([0.0, 1, 0, 1]), np.array([0.0, 1, 1, 0])
+    versions = (np.stack([1 - p_N, p_N], 1) for p_N in (before, after))
+    change = judge.change_of_auc(of, *versions, swaps=100)
+    assert change.value == -0.5
+    assert (change.low, change.high) == pytest.approx((-1, 0))  # Student's reach is 6.35
+
+
+def test_change_of_auc__of_the_same_answers_is_nothing() -> None:
+    of, p_NC, _ = two_versions(9)
+    assert judge.change_of_auc(of, p_NC, p_NC) == Difference(0.0, 0.0, 0.0, 1.0)
+
+
+def test_change_of_auc__of_a_class_in_one_group_has_no_interval() -> None:
+    of, p_NC, q_NC = two_versions(3)
+    y_N = np.where(np.array(of.groups) == "g01", of.y_N, 0)
+    change = judge.change_of_auc(judge.Truth(y_N, of.groups, 0.0), p_NC, q_NC, swaps=100)
+    assert np.isfinite(change.value)
+    assert np.isnan([change.low, change.high]).all()
