@@ -133,9 +133,9 @@ def test_run__refuses_other_settings_and_keeps_the_store(slides: Path, tmp_path:
 def test_failure__of_a_step_names_it_and_leaves_the_steps_before(
     slides: Path, tmp_path: Path
 ) -> None:
-    blank = tmp_path / "blank.png"  # two cells without nuclei: nothing to embed
+    blank = tmp_path / "blank.png"  # two pink cells without nuclei: nothing to embed
     field = np.full((512, 512, 3), 243, np.uint8)
-    field[60:200, 40:220] = field[250:420, 250:450] = (196, 205, 226)
+    field[60:200, 40:220] = field[250:420, 250:450] = (226, 205, 205)
     Image.fromarray(field).save(blank)
     broken = tmp_path / "broken.png"
     broken.write_bytes((slides / "a.png").read_bytes()[:2000])

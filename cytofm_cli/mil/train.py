@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from cytofm_cli.mil.base import MilModel, Recipe, make_head, seeded
 from cytofm_cli.mil.optim import learning_rate, make_bag_loss, make_optimizer
 from cytofm_cli.mil.vpu import Instances, train_vpu
 from cytofm_cli.stats import metrics
+from cytofm_cli.work.memory import keep_freed
 from cytofm_cli.work.signals import StopFlag
 
 Passing = Callable[[int, int, float], None]  # epochs done, at most how many, loss
@@ -153,22 +154,11 @@ def one_thread(device: str) -> Iterator[None]:
     before = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
-        keep_freed_memory()
+        keep_freed()
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next step; elsewhere this does nothing.
-
-    By default it hands the few MB of a bag's activations back to the system after every step,
-    and the page faults to get them again cost a quarter of CLAM's training. It learns by
-    the largest block that is freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD).
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 class _Trainer:

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from cytofm_cli.units import Box
 from cytofm_cli.views import draws, pixels
-from cytofm_cli.work.opencv import opencv
 
 MARGIN_SHARE: Final = 0.25  # of a tile's side
 _ATTEMPTS: Final = 10  # as in torchvision's RandomResizedCrop
@@ -115,19 +114,17 @@ def place_boxes(
     return np.concatenate([corner.astype(np.int64), size_G2], -1)
 
 
-def resize_crop(word_HW: Tensor, size: int) -> NDArray[np.uint8]:
-    """Resize one crop of packed words to a square, bicubic with antialias: uint8 RGB (S, S, 3).
+def resize_crop(rgb_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize one crop of RGB to a square, bicubic with antialias: uint8 RGB (S, S, 3).
 
     Runs on uint8, interleaved colours at once: the fastest kernel that torch has on a CPU. Not
     available on a GPU; see `resize_boxes`. Rows come first, then columns: a sixth faster than
     Pillow's order, and both round to whole grey levels in between.
     """
-    cv2 = opencv()
-
-    rgb_HWC = cv2.cvtColor(word_HW.unsqueeze(-1).view(torch.uint8).numpy(), cv2.COLOR_RGBA2RGB)
-    # The batch axis goes first, before the permutation, and by a view, or torch misses that this
-    # is channels last and takes the slow way.
-    small_1CHW = torch.from_numpy(rgb_HWC).view(1, *rgb_HWC.shape).permute(0, 3, 1, 2)
+    # The batch axis goes first, before the permutation, or torch misses that this is channels
+    # last and takes the slow way. Torch copies a part of a picture pixel by pixel, NumPy by rows.
+    whole_HWC = np.ascontiguousarray(rgb_HWC)
+    small_1CHW = torch.from_numpy(whole_HWC).unsqueeze(0).permute(0, 3, 1, 2)
     for shape in ((size, rgb_HWC.shape[1]), (size, size)):
         small_1CHW = torch.nn.functional.interpolate(
             small_1CHW, shape, mode="bicubic", antialias=True

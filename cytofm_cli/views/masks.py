@@ -66,13 +66,15 @@ def disk_spans(
     rows = n_rows(radius_px) if ragged_2GPR is None else ragged_2GPR.shape[-1]
     row_GPR = y_GP1.floor() + torch.arange(rows, device=xy_GP2.device).sub_((rows - 1) // 2)
     dy_GPR = row_GPR - y_GP1
-    if ragged_2GPR is None:
-        left = right = radius_px**2 - dy_GPR**2
-    else:
-        left, right = (ragged_2GPR + radius_px).square_().sub_(dy_GPR**2)
     # An end that its own radius does not reach falls back to the centre's column.
-    low = x_GP1 - left.clamp(min=0).sqrt_()
-    high = x_GP1 + right.clamp(min=0).sqrt_()
+    if ragged_2GPR is None:
+        reached = radius_px**2 - dy_GPR.square()
+        half_GPR = reached.clamp(min=0).sqrt_()
+        low, high = x_GP1 - half_GPR, x_GP1 + half_GPR
+    else:
+        left, right = (ragged_2GPR + radius_px).square_().sub_(dy_GPR.square())
+        low, high = x_GP1 - left.clamp(min=0).sqrt_(), x_GP1 + right.clamp(min=0).sqrt_()
+        reached = torch.maximum(left, right)
     if cut_GP is not None:
         cos, sin = torch.cos(cut_GP).unsqueeze(-1), torch.sin(cut_GP).unsqueeze(-1)
         edge_GPR = x_GP1 - dy_GPR * sin / torch.where(cos.abs() < 1e-9, 1e-9, cos)
@@ -80,9 +82,9 @@ def disk_spans(
         high = torch.where(cos > 0, high, torch.minimum(high, edge_GPR))
     first = low.ceil_().clamp_(0, width)
     behind = high.floor_().add_(1).clamp_(0, width)
-    real = (torch.maximum(left, right) >= 0) & (behind > first)
-    real &= (row_GPR >= 0) & (row_GPR < height)
-    base = row_GPR.clamp_(0, height - 1).mul_(width)
+    inside_GPR = row_GPR.clamp(0, height - 1)
+    real = (reached >= 0).logical_and_(behind > first).logical_and_(row_GPR == inside_GPR)
+    base = inside_GPR.mul_(width)
     start = first.add_(base).mul_(real).to(torch.int32)
     stop = behind.add_(base).mul_(real).to(torch.int32)
     return Spans(start, stop, height * width)

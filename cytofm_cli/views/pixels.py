@@ -62,6 +62,15 @@ def unpack(word_GHW: Tensor) -> Tensor:
     return as_bytes(word_GHW.contiguous())[..., :3].movedim(-1, -3).contiguous()
 
 
+def rgb_on_host(word_HW: Tensor) -> NDArray[np.uint8]:
+    """Return words on the host, rows of any distance, as uint8 RGB (H, W, 3), side by side."""
+    cv2 = opencv()
+
+    byte_HW4 = word_HW.unsqueeze(-1).view(torch.uint8).numpy()
+    rgb_HW3: NDArray[np.uint8] = cv2.cvtColor(byte_HW4, cv2.COLOR_RGBA2RGB)
+    return rgb_HW3
+
+
 def planes(word_GHW: Tensor) -> Tensor:
     """Return contiguous words as float32 planes (G, 4, H, W): r, g, b and 1."""
     n_images, height, width = word_GHW.shape

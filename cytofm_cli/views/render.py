@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cytofm_cli.units import Box
-from cytofm_cli.views import augment, crops, draws, perturb, recolour
+from cytofm_cli.views import augment, crops, draws, perturb, pixels, recolour
 from cytofm_cli.views.draws import Stream
 from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.plan import ViewPlan
 from cytofm_cli.views.recipes import Recipe, ViewSpec
 from cytofm_cli.views.scene import Scene, build_scene, kept_spans, outside_mask
+from cytofm_cli.work.memory import keep_freed
 
 _CHUNK: Final = 64  # tiles at a time on a GPU: one of 512 px takes about 15 MB while resized
 
@@ -54,6 +55,7 @@ def render_tiles(source: Source, plan: ViewPlan, recipe: Recipe) -> list[Tensor]
     """Make one view after the other, on a CPU: a float32 (B, 3, S, S) for each of the recipe."""
     from cytofm_cli.views import recolour_host
 
+    keep_freed()
     n_tiles = len(source.tile_BCHW)
     kinds = []
     for spec, views, drawn in _draw_augments(recipe, plan.keys_B):
@@ -61,16 +63,17 @@ def render_tiles(source: Source, plan: ViewPlan, recipe: Recipe) -> list[Tensor]
         # NumPy asks for huge pages: touching fresh memory 4 KiB at a time costs more than a resize.
         room_VBCSS = np.empty((len(views), n_tiles, 3, spec.size_px, spec.size_px), np.float32)
         kinds.append((views, ready, room_VBCSS))
-    for b in range(n_tiles):
-        scene, its_plan = source.scene(slice(b, b + 1), plan)
-        crop_V = _crops_of_tile(scene, its_plan, source.ncp, source.margin_px)
-        small_V = [
-            crops.resize_crop(crop_HW, spec.size_px)
-            for crop_HW, spec in zip(crop_V, recipe.views, strict=True)
-        ]
-        for views, ready, room_VBCSS in kinds:
-            of_kind = small_V[views[0] : views[-1] + 1]
-            recolour_host.apply(of_kind, ready, b, n_tiles, room_VBCSS[:, b])
+    with torch.inference_mode():  # twenty small calls a view set do without autograd
+        for b in range(n_tiles):
+            scene, its_plan = source.scene(slice(b, b + 1), plan)
+            crop_V = _crops_of_tile(scene, its_plan, source.ncp, source.margin_px)
+            small_V = [
+                crops.resize_crop(crop_HWC, spec.size_px)
+                for crop_HWC, spec in zip(crop_V, recipe.views, strict=True)
+            ]
+            for views, ready, room_VBCSS in kinds:
+                of_kind = small_V[views[0] : views[-1] + 1]
+                recolour_host.apply(of_kind, ready, b, n_tiles, room_VBCSS[:, b])
     return [torch.from_numpy(view_BCSS) for *_, room_VBCSS in kinds for view_BCSS in room_VBCSS]
 
 
@@ -126,14 +129,19 @@ def _draw_augments(
         yield spec, views, drawn
 
 
-def _crops_of_tile(scene: Scene, plan: ViewPlan, ncp: NcpConfig, margin: int) -> Iterator[Tensor]:
-    """Perturb one tile and cut out its views, one after the other: int32 words (h, w)."""
+def _crops_of_tile(
+    scene: Scene, plan: ViewPlan, ncp: NcpConfig, margin: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Perturb one tile and cut out its views, one after the other: uint8 RGB (h, w, 3)."""
     word_HW = scene.word_BN.view(scene.height, scene.width)
     dirty = np.flatnonzero(~plan.clean_BV[0])
+    clean_HW3 = None if len(dirty) == plan.clean_BV.shape[1] else pixels.rgb_on_host(word_HW)
     if _once(ncp):
-        perturbed_HW = _perturb_tile(scene, plan, dirty[0], ncp) if len(dirty) else word_HW
+        perturbed_HW3 = None
+        if len(dirty):
+            perturbed_HW3 = pixels.rgb_on_host(_perturb_tile(scene, plan, dirty[0], ncp))
         for v, clean in enumerate(plan.clean_BV[0]):
-            yield _cut(word_HW if clean else perturbed_HW, plan.box(0, v))
+            yield _cut(clean_HW3 if clean else perturbed_HW3, plan.box(0, v))
         return
     corner_BV2 = _corners(scene, plan, margin)
     height, width = scene.height - 2 * margin, scene.width - 2 * margin
@@ -144,12 +152,13 @@ def _crops_of_tile(scene: Scene, plan: ViewPlan, ncp: NcpConfig, margin: int) ->
     row = 0
     for v, clean in enumerate(plan.clean_BV[0]):
         if clean:
-            yield _cut(word_HW, plan.box(0, v))
+            yield _cut(clean_HW3, plan.box(0, v))
             continue
         window = scene.windows(corner_BV2[:, v], height, width)
         outside = outside_mask(window, spans.row(row), kept_VM[v : v + 1])
         box = _moved(plan.box(0, v), corner_BV2[0, v])
-        yield perturb.perturb_box(window, outside, keys_G[row : row + 1], ncp, box)
+        view_HW = perturb.perturb_box(window, outside, keys_G[row : row + 1], ncp, box)
+        yield pixels.rgb_on_host(view_HW)
         row += 1
 
 
@@ -212,8 +221,9 @@ def _around(scene: Scene, corner_V2: NDArray[np.int64], margin: int) -> Scene:
     )
 
 
-def _cut(word_HW: Tensor, box: Box) -> Tensor:
-    return word_HW[box.y : box.y + box.h, box.x : box.x + box.w]
+def _cut(rgb_HW3: NDArray[np.uint8] | None, box: Box) -> NDArray[np.uint8]:
+    assert rgb_HW3 is not None  # made where a view needs it
+    return rgb_HW3[box.y : box.y + box.h, box.x : box.x + box.w]
 
 
 def _moved(box: Box, corner_2: NDArray[np.int64]) -> Box:

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from cytofm_cli.work.memory import share_heap
+from cytofm_cli.work.memory import keep_freed, share_heap
 from cytofm_cli.work.signals import StopFlag
 
 Task = TypeVar("Task")
@@ -259,6 +259,7 @@ def _serve(
         supervisors_end.close()
     die_with(parent)
     share_heap()
+    keep_freed()
     for number in _OURS_TO_HEAR:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))

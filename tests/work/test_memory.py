@@ -82,3 +82,28 @@ def test_give_back__what_threads_have_freed_is_the_systems_again(heap: str) -> N
     freed_mb, left_mb = json.loads(done.stdout)
     assert freed_mb > 10
     assert left_mb < freed_mb / 3
+
+
+# Rounds of five blocks of a megabyte, each touched: page faults after the first rounds.
+_ROUNDS = """
+import resource, sys
+from cytofm_cli.work import memory
+
+if sys.argv[1] == "kept":
+    memory.keep_freed()
+for number in range(60):
+    if number == 20:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(b"x") * (1 << 20) for _ in range(5)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of glibc")
+def test_keep_freed__blocks_of_a_loop_are_not_mapped_anew() -> None:
+    faults = {
+        how: int(subprocess.check_output([sys.executable, "-c", _ROUNDS, how]))
+        for how in ("kept", "default")
+    }
+    assert faults["kept"] < 40 < 1000 < faults["default"]

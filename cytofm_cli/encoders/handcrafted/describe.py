@@ -24,7 +24,6 @@ from cytofm_cli.encoders.handcrafted import blobs, colour, texture
 from cytofm_cli.encoders.handcrafted.counts import Features
 from cytofm_cli.encoders.handcrafted.halve import halve_exactly
 
-_LARGEST_KEPT: Final = 2**25 - 2**13
 _BLOCK_PX: Final = 2**20  # of images at a time: few calls, and planes that stay in the caches
 
 
@@ -42,15 +41,6 @@ def describe(pixels_BHWC: NDArray[np.uint8]) -> Features:
     step = max(1, _BLOCK_PX // (height * width))
     blocks = [_block(pixels_BHWC[at : at + step]) for at in range(0, len(pixels_BHWC), step)]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what is freed instead of giving it back to the system.
-
-    A block's planes come and go a thousand times; mapping their pages anew took a third of the
-    time. glibc keeps pieces up to the largest that was ever freed, 32 MiB at most.
-    """
-    np.empty(_LARGEST_KEPT, np.uint8)
 
 
 def _block(pixels_BHWC: NDArray[np.uint8]) -> Features:

@@ -22,9 +22,10 @@ class HandcraftedEncoder:
     batch_px = 2**20
 
     def __init__(self) -> None:
-        from cytofm_cli.encoders.handcrafted.describe import describe, keep_freed_memory
+        from cytofm_cli.encoders.handcrafted.describe import describe
+        from cytofm_cli.work.memory import keep_freed
 
-        keep_freed_memory()
+        keep_freed()
         self._describe = describe
         self.feature_names = tuple(describe(np.full((1, 8, 8, 3), 255, np.uint8)))
         self.spec = EncoderSpec(
