@@ -67,12 +67,15 @@ def test_needs_shared__is_counted_and_may_be_required(
 ) -> None:
     tests = tmp_path / "clone" / "tests"
     tests.mkdir(parents=True)
-    (tests / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    for name in ("conftest.py", "browser.py"):  # the one imports the other
+        (tests / name).write_text((ROOT / "tests" / name).read_text())
     (tests / "test_reads.py").write_text(READS_SHARED)
     (tests / "test_left_out.py").write_text(
         "import pytest\npytest.importorskip('no_such_module')\n"
     )
-    (tests.parent / "pytest.ini").write_text("[pytest]\nmarkers = needs_shared(path)\n")
+    (tests.parent / "pytest.ini").write_text(
+        "[pytest]\nmarkers = needs_shared(path)\naddopts = --import-mode=importlib\n"
+    )
     if shared is not None:
         (tmp_path / "shared").mkdir()
         for name in shared:

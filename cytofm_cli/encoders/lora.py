@@ -97,8 +97,7 @@ def add_lora(
     if not layers:
         raise UsageError(
             f"the network has no linear layers called {', '.join(ATTENTION)} to update.",
-            hint="low-rank updates are for Vision Transformers; `pretrain --lora-rank 0` trains "
-            "all weights, `cells train --model linear` none",
+            hint="low-rank updates are for Vision Transformers: --encoder cytofm-tiny, timm/vit_…",
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in trained))

@@ -137,7 +137,7 @@ def check_pairs(pairs: Sequence[Pair], points: Points) -> None:
             raise InputError(
                 f"slides {pair.first} and {pair.second} have {len(first)} and {len(second)} "
                 "places: not the same.",
-                hint="tile both with --foreground none; or give both the same --points",
+                hint="`cytofm tile --foreground none` for both; or give both the same --points",
             )
         if apart := int((np.round(first) != np.round(second)).any(1).sum()):
             raise InputError(
