@@ -88,6 +88,7 @@ def here(*words: object) -> None:
     assert done.value.code == 0
 
 
+@pytest.mark.slow
 def test_steps__make_the_stores_that_the_commands_make(
     slides: Path, stores: Path, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_train__gives_the_same_bytes_on_any_number_of_threads(
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_train__goes_on_with_the_folds_that_were_finished(
     cohort: Cohort, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +210,7 @@ def test_epochs__are_chosen_on_groups_that_are_not_learnt(monkeypatch: pytest.Mo
     assert (most, chosen) == (4, 2)
 
 
+@pytest.mark.slow
 def test_apply__embeds_by_the_updated_encoder_of_the_fold(
     cohort: Cohort, run: Path, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_embed__networks_need_weights_and_unsafe_files_never_run(
     assert not (store / "embeddings" / "timm.vit_tiny_patch16_224").exists()
 
 
+@pytest.mark.slow
 def test_embed__weights_from_elsewhere_are_seen_as_laid_out_and_what_is_assumed_is_said_once(
     cytofm, here, stores: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_embed__weights_from_elsewhere_are_seen_as_laid_out_and_what_is_assumed_
     assert f"did you mean {name}" in misspelt.stderr
 
 
+@pytest.mark.slow
 def test_embed__weights_that_fit_no_slides_encoder_end_the_run_once(
     cytofm, here, stores: Path, tmp_path: Path
 ) -> None:

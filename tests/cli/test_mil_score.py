@@ -85,6 +85,7 @@ def stop_when(folder: Path, count: int, *words: object) -> subprocess.CompletedP
     return subprocess.CompletedProcess(command, child.returncode, "", said)
 
 
+@pytest.mark.slow
 def test_mil_score__maps_parts_and_stop_by_signal(here, bags: Path) -> None:
     assert train(here, bags).returncode == 0
     run, table, maps = bags.parent / "run", bags.parent / "scores.csv", bags.parent / "maps"

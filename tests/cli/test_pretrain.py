@@ -131,6 +131,7 @@ def test_pretrain__finished_run_is_skipped_and_other_settings_are_named(here, de
     assert "dino.prototypes: 64 → 32; pretrain.seed: 0 → 3" in other.stderr
 
 
+@pytest.mark.slow
 def test_pretrain__a_finished_run_without_its_encoder_writes_the_same_one_again(
     here, detected, whole, tmp_path
 ):
@@ -319,6 +320,7 @@ def test_pretrain__a_file_states_the_settings_of_the_method_too(here, detected, 
     assert (done.returncode, "did you mean prototypes?" in done.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_pretrain__reads_a_pack_and_refuses_one_that_was_cut(here, detected, tmp_path):
     pack, run = tmp_path / "tiles.pack", tmp_path / "run"
     done = here("pack", detected, "-o", pack, "--codec", "png", "--json")

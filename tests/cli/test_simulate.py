@@ -121,6 +121,7 @@ def test_simulate__shards_make_the_whole_together(cohort: Path, here, tmp_path) 
     assert content(out) == content(cohort)
 
 
+@pytest.mark.slow
 def test_simulate__large_slide_is_the_same_shared_out(cytofm, tmp_path) -> None:
     preset = tmp_path / "sparse.toml"
     preset.write_text(SPARSE)

@@ -194,6 +194,7 @@ def test_dump__tiles_without_nuclei_are_counted_or_left_out(cytofm, two, tmp_pat
     assert not list(tmp_path.glob("b/*"))
 
 
+@pytest.mark.slow
 def test_preview__is_a_picture_and_the_same_twice(cytofm, two, tmp_path):
     words = ("--preview", 2, "--preset", "paper", "--seed", 3, *SMALL)
     made = cytofm("views", two, "-o", tmp_path, *words, "--json")

@@ -125,6 +125,7 @@ weights.write_encoder(Path(sys.argv[1]), state, spec, arch="sr-vit-tiny", config
 """
 
 
+@pytest.mark.slow
 def test_write_encoder__writes_the_same_bytes_in_every_process(tmp_path):
     digests = set()
     for seed in range(2):  # with 14 keys in a random order, two equal ones are no chance

@@ -34,6 +34,7 @@ def auc_of(method: str, preset: str) -> float:
     return float((z[1::2, None] > z[None, ::2]).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["max_score", "dsmil", "max"])
 def test_needle__is_found_by_heads_that_look_along_directions(method: str) -> None:
     assert auc_of(method, "cytofm") >= 0.9

@@ -134,6 +134,7 @@ def tiled(image: Path, name: str, *words: object) -> Path:
     return folder / f"{image.stem}.zarr"
 
 
+@pytest.mark.slow
 def test_isolated_tiles__find_what_the_whole_field_has_and_nothing_else(tmp_path):
     image = tmp_path / "field.png"
     smear(image, n=120)

@@ -126,6 +126,7 @@ def test_toys__a_head_learns(toolkit: Toolkit, stores: Path) -> None:
     assert json.loads((run / "metrics.json").read_text())["auc"]["value"] == 1.0
 
 
+@pytest.mark.slow
 def test_toys__a_method_pretrains_a_trunk_that_embeds(toolkit: Toolkit, stores: Path) -> None:
     run = toolkit.folder / "ssl"
     toolkit(
@@ -190,6 +191,7 @@ def test_entry_points__pass_the_suite_too(path: Path, kind: str, name: str) -> N
         sys.modules.pop("outside")
 
 
+@pytest.mark.slow
 def test_entry_points__work_in_the_commands(tmp_path: Path) -> None:
     toolkit = Toolkit(tmp_path)
     plugins = tmp_path / "plugins"

@@ -48,6 +48,7 @@ def test_cells__have_one_nucleus_in_their_middle(make_store):
     assert abs(columns.mean() - 19.5) <= 0.5 and abs(rows.mean() - 19.5) <= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mpp", [0.25, 0.5])
 def test_cells__are_the_same_from_the_store_and_from_the_slide(tmp_path, mpp):
     rng = np.random.default_rng(0)

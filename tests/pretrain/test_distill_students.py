@@ -132,6 +132,7 @@ def test_student__teacher_rests_and_is_no_part_of_the_run(name: str, teacher: Pa
     assert method.encoder() is method.teacher_net.trunk  # the running mean of the student
 
 
+@pytest.mark.slow
 def test_student__comes_nearer_to_its_teacher_and_not_to_a_shuffled_one(teacher: Path) -> None:
     def distance(shuffled: bool) -> tuple[float, float]:
         method = make("distill_tokens", teacher, patch_weight=0.0, lr=0.02)

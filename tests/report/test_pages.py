@@ -108,6 +108,7 @@ def test_report_page__a_slide_opens_to_its_cells_and_outlines_can_go(browser, sm
     assert not outline.is_displayed()
 
 
+@pytest.mark.slow
 def test_report_page__two_thousand_slides_are_paged_and_searched(browser, tmp_path: Path) -> None:
     path = write(tmp_path, 2000)
     assert path.stat().st_size < 10_000_000

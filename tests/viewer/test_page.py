@@ -198,6 +198,7 @@ def test_panes__two_runs_stand_side_by_side_and_move_as_one(
     assert browser.console_errors() == []
 
 
+@pytest.mark.slow
 def test_marks__survive_a_kill_and_a_restart_and_are_undone(
     browser: Browser, serve: Serve, work: Path
 ) -> None:
