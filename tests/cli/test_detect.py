@@ -148,6 +148,7 @@ def write_square(path: Path, x: float, y: float) -> None:
     path.write_text(json.dumps([{"type": "Feature", "geometry": shape, "properties": {}}]))
 
 
+@pytest.mark.slow
 def test_import__each_slide_gets_its_own_nuclei(cytofm, stores: Path, tmp_path: Path) -> None:
     slides = sorted(path.stem for path in stores.glob("*.zarr"))[:3]
     for slide in slides:

@@ -139,6 +139,7 @@ def test_mil_score__map_of_a_store_has_squares_of_its_tiles(
     )
 
 
+@pytest.mark.slow
 def test_mil_score__slide_that_does_not_fit_and_model_of_another_head(here, bags: Path) -> None:
     assert train(here, bags).returncode == 0
     run, table = bags.parent / "run", bags.parent / "s.csv"

@@ -242,6 +242,7 @@ def test_pretrain__diverged_run_keeps_its_last_checkpoint(here, detected, tmp_pa
     assert checkpoint.saved_steps(tmp_path / "run") == [4]
 
 
+@pytest.mark.slow
 def test_pretrain__accumulated_parts_see_the_same_tiles(here, detected, tmp_path):
     """Two parts of two tiles give DINO's first loss of four tiles: its targets are per tile."""
     found = []

@@ -379,6 +379,7 @@ def test_completion__says_nothing_about_a_plug_in_that_is_not_there() -> None:
     assert complete("cytofm detect --detector clasical --set ") == []
 
 
+@pytest.mark.slow
 def test_completion__offers_settings_of_the_chosen_head() -> None:
     found = complete("cytofm mil train --method clam_sb --set ", without_torch=False)
     assert {"instance_loss=", "bag_weight="} <= set(found)

@@ -218,6 +218,7 @@ def test_sr_vit__trains_after_inference_and_with_checkpointing():
         torch.testing.assert_close(gradients[1][key], gradient)
 
 
+@pytest.mark.slow
 def test_sr_vit__compiles_in_one_graph_with_the_same_gradients():
     model, x = _small().train(), _images()
     model(x).pow(2).sum().backward()

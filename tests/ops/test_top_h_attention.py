@@ -255,6 +255,7 @@ def test_empty_batch__keeps_shape_and_graph():
 # --- torch features ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_operator__passes_opcheck():
     q, k, v = (x.requires_grad_() for x in qkv(n=12, b=1))

@@ -114,6 +114,7 @@ def test_toys__cells_are_cut_as_the_encoder_prefers(toolkit: Toolkit, stores: Pa
     assert open_store(stores / "s1.zarr").embedding_record("toy", "cell").cell_um == 20.0
 
 
+@pytest.mark.slow
 def test_toys__a_head_learns(toolkit: Toolkit, stores: Path) -> None:
     labels = "".join(f"s{n},{'dark' if n % 2 else 'pale'},p{n}\n" for n in range(8))
     (toolkit.folder / "labels.csv").write_text("slide_id,label,group\n" + labels)
@@ -234,6 +235,7 @@ def test_registry__cytofm_goes_before_distributions_and_these_before_files(
     assert known.names().count("abmil") == known.names().count("toy") == 1
 
 
+@pytest.mark.slow
 def test_registry__the_working_directory_is_not_searched_unless_the_user_says_so(
     tmp_path: Path,
 ) -> None:

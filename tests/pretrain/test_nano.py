@@ -65,6 +65,7 @@ def test_views__an_encoder_cannot_settle_what_has_a_default(monkeypatch) -> None
         views_of("dino", PretrainViews(), "sr-vit-nano")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("h", "irpe"), [(0, False), (0, True), (16, False), (16, True)])
 @pytest.mark.parametrize("method", ["dino", "dinov2", "simclr"])
 def test_pretrain__nano_goes_through_every_arm(
