@@ -31,7 +31,7 @@ from cytofm_cli.runs.folder import CONFIG, RunReport, holding
 from cytofm_cli.runs.record import to_text
 from cytofm_cli.stats.score_intervals import retraining
 from cytofm_cli.work.files import output_errors, write_text
-from cytofm_cli.work.signals import StopFlag, catch_signals
+from cytofm_cli.work.signals import StopFlag, catch_signals, stopping
 
 if TYPE_CHECKING:
     from cytofm_cli.cells.lora_folds import TunedFolds
@@ -112,10 +112,7 @@ def _features(
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Return the features of the cells that take part, and how the encoder sees a crop."""
 
-    def tell(name: str, done: int, total: int) -> None:
-        if stop:
-            raise stop.error()
-        progress(name, done, total)
+    tell = stopping(progress, stop)
 
     values_ND, facts = features_of(plan.crops, plan.choice, out / FEATURES, tell, note)
     return values_ND[plan.task.rows_N], facts
@@ -137,10 +134,7 @@ def _fit(
 ) -> tuple[Crossed, TunedFolds | None]:
     """Fit all classifiers, and of lora the encoder's updates."""
 
-    def say(name: str, done: int, total: int) -> None:
-        if stop:
-            raise stop.error()
-        progress(name, done, total)
+    say = stopping(progress, stop)
 
     if encoder is not None:
         from cytofm_cli.cells.lora_folds import tune_folds

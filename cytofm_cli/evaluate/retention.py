@@ -34,6 +34,7 @@ from cytofm_cli.runs.folder import RunReport
 from cytofm_cli.runs.record import Record
 from cytofm_cli.stats.intervals import Difference, holm
 from cytofm_cli.stats.score_intervals import macro_auc_interval, retraining
+from cytofm_cli.work.signals import stopping
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -103,10 +104,7 @@ def retention_run(
     """
 
     def make(folder: Path, stop: Any) -> Results:
-        def tell(name: str, done: int, total: int) -> None:
-            if stop:
-                raise stop.error()
-            progress(name, done, total)
+        tell = stopping(progress, stop)
 
         metrics = _head(plan)
         probes, config = plan.probes, plan.config

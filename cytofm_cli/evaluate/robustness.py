@@ -37,6 +37,7 @@ from cytofm_cli.evaluate.places import (
 from cytofm_cli.runs.folder import RunReport
 from cytofm_cli.runs.record import Record
 from cytofm_cli.words import plain_name
+from cytofm_cli.work.signals import stopping
 
 ALL: Final = "all"
 # The groups of PLISM, by which its leaderboard goes.
@@ -153,10 +154,7 @@ def robustness_run(
     """
 
     def judge(folder: Path, stop: Any) -> Results:
-        def tell(name: str, done: int, total: int) -> None:
-            if stop:
-                raise stop.error()
-            progress(name, done, total)
+        tell = stopping(progress, stop)
 
         metrics = _head(plan)
         for choice in plan.choices:

@@ -30,7 +30,7 @@ from cytofm_cli.stats.score_intervals import retraining
 from cytofm_cli.store import schema
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, write_text
-from cytofm_cli.work.signals import StopFlag, catch_signals
+from cytofm_cli.work.signals import StopFlag, catch_signals, stopping
 
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
@@ -170,10 +170,7 @@ def _judge_all(
 ) -> tuple[dict[str, Any], Answers, dict[str, NDArray[np.int64]]]:
     config, points = plan.config, plan.points
 
-    def tell(name: str, done: int, total: int) -> None:
-        if stop:
-            raise stop.error()
-        progress(name, done, total)
+    tell = stopping(progress, stop)
 
     group_N = np.unique(points.groups, return_inverse=True)[1].astype(np.int64)
     n_folds = config.folds or judge.default_folds(points.groups)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import ParamSpec
 
 from cytofm_cli.errors import InterruptedBySignalError, StoppedError, TerminatedError
 
+P = ParamSpec("P")
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -38,6 +40,20 @@ class StopFlag:
         return kinds.get(self.signal, StoppedError)(
             f"{message}; what was finished is kept.", hint=hint
         )
+
+
+def stopping(progress: Callable[P, None], stop: StopFlag) -> Callable[P, None]:
+    """Return `progress` as a function that first raises, once a signal has asked to stop.
+
+    Long loops call it between parts; see `StopFlag.error` for what is raised.
+    """
+
+    def tell(*args: P.args, **kwargs: P.kwargs) -> None:
+        if stop:
+            raise stop.error()
+        progress(*args, **kwargs)
+
+    return tell
 
 
 @contextlib.contextmanager

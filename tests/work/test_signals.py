@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from cytofm_cli.errors import InterruptedBySignalError, StoppedError, TerminatedError
-from cytofm_cli.work.signals import StopFlag, catch_signals
+from cytofm_cli.work.signals import StopFlag, catch_signals, stopping
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -70,3 +70,13 @@ def test_catch_signals__in_another_thread_nothing_is_caught() -> None:
         assert outer
     assert len(flags) == 1
     assert not flags[0]
+
+
+def test_stopping__raises_before_the_next_part_and_passes_the_rest_on() -> None:
+    stop, told = StopFlag(), []
+    tell = stopping(lambda name, done: told.append((name, done)), stop)
+    tell("a", done=1)
+    stop.signal = signal.SIGTERM
+    with pytest.raises(TerminatedError):
+        tell("a", done=2)
+    assert told == [("a", 1)]
