@@ -42,6 +42,7 @@ PAP_SHARE: Final = 0.15
 PURPLE_SHARE: Final = 0.6
 PURPLE_RED: Final = 0.72
 PURPLE_BLUE: Final = 0.4
+GREY: Final = 0.9  # of the largest density; nuclear dyes leave at least a tenth of some colour
 SURE_LEVEL: Final = 0.6  # optical density; red cells alone reach 0.55
 # Haemoglobin absorbs blue, azure-eosin hardly does: a third of green or more is a red cell,
 # unless it is darker than one can be.
@@ -188,6 +189,8 @@ def find_stain(contrast_M3: Floats) -> Stain:
             continue
         if level < SURE_LEVEL:
             return replace(PAP, doubt="nothing of a nucleus' size is dark enough")
+        if np.median(strong_M3.min(1) / strong_M3.max(1)) > GREY:
+            return replace(PAP, doubt="the picture has no colour")
         lesser_M, greater_M = strong_M3[:, :2].min(1), strong_M3[:, :2].max(1)
         both_M = lesser_M >= ABSORBS * greater_M
         if 2 not in channels and np.mean(both_M) >= PAP_SHARE:

@@ -121,7 +121,11 @@ def test_stain__red_cells_alone_are_not_taken_for_nuclei():
 
 @pytest.mark.parametrize(
     ("nucleus", "why"),
-    [((225, 150, 160), "is dark enough"), ((212, 100, 120), "the colour of red cells")],
+    [
+        ((225, 150, 160), "is dark enough"),
+        ((212, 100, 120), "the colour of red cells"),
+        ((60, 60, 62), "has no colour"),
+    ],
 )
 def test_stain__that_cannot_be_told_is_pap_and_that_is_said(nucleus, why):
     image = field(nucleus, None, radius=15)
