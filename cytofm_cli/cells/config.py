@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
+from cytofm_cli.evaluate.config import CropSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellsConfig(Settings):
+class CellsConfig(CropSettings):
     """How a cell classifier is learnt from labelled points and judged."""
 
     SECTION: ClassVar[str] = "cells"
@@ -82,38 +83,8 @@ class CellsConfig(Settings):
         low=0.5,
         high=1,
     )
-    crop_um: float | None = option(
-        None,
-        "Side of the crop around a point, µm [default: what the encoder was trained on, else 32].",
-        low=4.0,
-        high=512.0,
-    )
-    slide_mpp: float | None = option(
-        None,
-        "Resolution of slides whose file states none, µm/px: 0.25 for 40×.",
-        low=0.05,
-        high=5.0,
-    )
-    pooling: Literal["cls", "cls+mean", "mean", "pool"] | None = option(
-        None, "How tokens become one vector [default: the encoder's own]."
-    )
     replicates: int = option(1000, "Bootstrap replicates, over groups.", low=100)
     seed: int = option(0, "Seed of folds, mlp, bootstrap and --random-weights.", low=0)
-    slides: Path | None = option(
-        None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
-    )
-    device: str = option(
-        "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU.", affects_result=False
-    )
-    batch_size: int | None = option(
-        None, "Images at a time [default: 16 on CPU, 256 on GPU].", low=1, affects_result=False
-    )
-    threads: int | None = option(
-        None,
-        "Threads that read crops [default: what the job may use].",
-        low=1,
-        affects_result=False,
-    )
 
     def check(self) -> None:
         """Refuse settings that say nothing beside the others."""

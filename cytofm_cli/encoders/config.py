@@ -1,4 +1,4 @@
-"""Settings of the embed step."""
+"""Settings of running an encoder, and of the embed step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,28 @@ from cytofm_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(Settings):
+class EncodingSettings(Settings):
+    """How an encoder is run, whatever it is run for."""
+
+    pooling: Literal["cls", "cls+mean", "mean", "pool"] | None = option(
+        None, "How tokens become one vector [default: the encoder's own]."
+    )
+    device: str = option(
+        "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU.", affects_result=False
+    )
+    batch_size: int | None = option(
+        None,
+        "Images at a time [default: 16 on CPU, 256 on GPU, halved until they fit].",
+        low=1,
+        affects_result=False,
+    )
+    slides: Path | None = option(
+        None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(EncodingSettings):
     """How tiles or cells become embeddings."""
 
     SECTION: ClassVar[str] = "embed"
@@ -29,9 +50,6 @@ class EmbedConfig(Settings):
         False, "Fetch published weights of timm/<name>; needs the network.", affects_result=False
     )
     random_weights: bool = option(False, "Random weights: a floor to compare with, not a model.")
-    pooling: Literal["cls", "cls+mean", "mean", "pool"] | None = option(
-        None, "How tokens become one vector [default: the encoder's own]."
-    )
     input_px: int | None = option(
         None,
         "Side of the image that the model sees [default: what is known of the encoder, else what "
@@ -73,18 +91,6 @@ class EmbedConfig(Settings):
     )
     dtype: Literal["float32", "float16"] = option("float32", "Type of the stored values.")
     seed: int = option(0, "Seed of --random-weights.", low=0)
-    device: str = option(
-        "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU.", affects_result=False
-    )
-    batch_size: int | None = option(
-        None,
-        "Images at a time [default: 16 on CPU, 256 on GPU, halved until they fit].",
-        low=1,
-        affects_result=False,
-    )
-    slides: Path | None = option(
-        None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from cytofm_cli.config import Settings, option
-from cytofm_cli.evaluate.config import ProbeConfig
+from cytofm_cli.config import option
+from cytofm_cli.evaluate.config import CropSettings, ProbeConfig
 from cytofm_cli.evaluate.perturbation_names import DEFAULT, parse_all
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionConfig(Settings):
+class ConditionConfig(CropSettings):
     """How places are cut, changed and encoded."""
 
-    crop_um: float | None = option(
-        None,
-        "Side of the crop around a cell, µm [default: what the encoder was trained on, else 32].",
-        low=2.0,
-        high=512.0,
-    )
     perturb: tuple[str, ...] = option(
         DEFAULT,
         "KIND:VALUE, comma-separated: jpeg (quality), stain (largest change of its amount), "
         "defocus (radius, µm), resample (factor), turn (degrees).",
-    )
-    slide_mpp: float | None = option(
-        None,
-        "Resolution of slides whose file states none, µm/px: 0.25 for 40×.",
-        low=0.05,
-        high=5.0,
-    )
-    pooling: Literal["cls", "cls+mean", "mean", "pool"] | None = option(
-        None, "How tokens become one vector [default: the encoder's own]."
-    )
-    slides: Path | None = option(
-        None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
-    )
-    device: str = option(
-        "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU.", affects_result=False
-    )
-    batch_size: int | None = option(
-        None, "Images at a time [default: 16 on CPU, 256 on GPU].", low=1, affects_result=False
-    )
-    threads: int | None = option(
-        None,
-        "Threads that read crops [default: what the job may use].",
-        low=1,
-        affects_result=False,
     )
 
     def check(self) -> None:

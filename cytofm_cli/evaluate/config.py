@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from cytofm_cli.config import Settings, option
+from cytofm_cli.config import option
+from cytofm_cli.encoders.config import EncodingSettings
 from cytofm_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig(Settings):
+class CropSettings(EncodingSettings):
+    """How crops around points are cut and encoded."""
+
+    crop_um: float | None = option(
+        None,
+        "Side of the crop around a cell, µm [default: what the encoder was trained on, else 32].",
+        low=2.0,
+        high=512.0,
+    )
+    slide_mpp: float | None = option(
+        None,
+        "Resolution of slides whose file states none, µm/px: 0.25 for 40×.",
+        low=0.05,
+        high=5.0,
+        former="mpp",
+    )
+    threads: int | None = option(
+        None,
+        "Threads that read crops [default: what the job may use].",
+        low=1,
+        affects_result=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(CropSettings):
     """How frozen features are judged on labelled cells or tiles."""
 
     SECTION: ClassVar[str] = "evaluate"
 
     unit: Literal["cell", "tile"] = option("cell", "A crop around each point, or the tiles.")
-    crop_um: float | None = option(
-        None,
-        "Side of the crop around a point, µm, with --unit cell [default: what the encoder was "
-        "trained on, else 32].",
-        low=2.0,
-        high=512.0,
-    )
     tile_label: Literal["worst", "any"] = option(
         "worst",
         "Label of a tile with --unit tile: its worst point's (Bethesda order or numbers), or "
@@ -57,31 +75,6 @@ class ProbeConfig(Settings):
     draws: int = option(20, "Random choices of those examples.", low=2)
     replicates: int = option(1000, "Bootstrap replicates, over slides.", low=100)
     seed: int = option(0, "Seed of folds, draws, bootstrap and --random-weights.", low=0)
-    slide_mpp: float | None = option(
-        None,
-        "Resolution of slides whose file states none, µm/px: 0.25 for 40×.",
-        low=0.05,
-        high=5.0,
-        former="mpp",
-    )
-    pooling: Literal["cls", "cls+mean", "mean", "pool"] | None = option(
-        None, "How tokens become one vector [default: the encoder's own]."
-    )
-    slides: Path | None = option(
-        None, "Folder where the slides lie now, for stores without pixels.", affects_result=False
-    )
-    device: str = option(
-        "auto", "auto, cpu, cuda or cuda:N; auto takes the GPU.", affects_result=False
-    )
-    batch_size: int | None = option(
-        None, "Images at a time [default: 16 on CPU, 256 on GPU].", low=1, affects_result=False
-    )
-    threads: int | None = option(
-        None,
-        "Threads that read crops [default: what the job may use].",
-        low=1,
-        affects_result=False,
-    )
 
     def check(self) -> None:
         """Refuse tiles that are positive by any of no labels."""
