@@ -81,8 +81,23 @@ def _entry_points(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 
 def modules_in(folders: Sequence[str]) -> set[str]:
     """Name the modules in folders that are no private ones."""
-    modules = pkgutil.iter_modules([str(folder) for folder in folders])
-    return {module.name for module in modules if not module.name.startswith("_")}
+    return {name for folder in folders for name in _modules_of(str(folder), _changed(str(folder)))}
+
+
+def _changed(folder: str) -> int | None:
+    """Return when the names in a folder last changed, ns; None: there is none."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=256)  # steps ask slide by slide, and folders are slow over a network
+def _modules_of(folder: str, changed: int | None) -> tuple[str, ...]:
+    if changed is None:
+        return ()
+    found = pkgutil.iter_modules([folder])
+    return tuple(module.name for module in found if not module.name.startswith("_"))
 
 
 def _distribution(entry: EntryPoint) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +69,8 @@ class Embedder:
 
     def __init__(self) -> None:
         self._encoder: Encoder | None = None
+        # The same for all slides, and telling it asks for every plug-in there is.
+        self._settings_of = functools.lru_cache(maxsize=4)(settings_of)
 
     def embed(self, job: EmbedJob, report: Report, note: Note) -> tuple[Status, dict[str, Any]]:
         """Embed one slide.
@@ -84,7 +87,8 @@ class Embedder:
                 return tile_slide(job.tile, report, note)
             _ensure_tiles(job.tile, job.store, report, note)
         store = io.open_store(job.store)
-        settings, mark = settings_of(job.config, job.weights_sha256), input_mark(store, job.config)
+        settings = self._settings_of(job.config, job.weights_sha256)
+        mark = input_mark(store, job.config)
         finished = find_finished(store, job.config.unit, settings, mark)
         if finished is not None and not job.overwrite:
             io.tidy(job.store.parent, job.slide_id, finished)
