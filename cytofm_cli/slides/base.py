@@ -161,18 +161,16 @@ class SlideReader(Closes, Protocol):
         if plane == self.info.focal_plane:
             return self
         check_plane(self.info, plane)
-        if not self.info.reads_planes:
-            raise slide_error(
-                self.info.path,
-                f"of its {self.info.n_focal_planes} focal planes {self.info.reader} reads only "
-                f"number {self.info.focal_plane}.",
-                f"--focus plane:{self.info.focal_plane}, or convert it to OME-TIFF.",
-            )
         return self._open_plane(plane)
 
-    def _open_plane(self, plane: int) -> SlideReader:
+    def _open_plane(self, plane: int) -> SlideReader:  # noqa: ARG002 - for those that can
         """Return the slide at a plane that exists and is not this reader's own."""
-        raise NotImplementedError
+        raise slide_error(
+            self.info.path,
+            f"of its {self.info.n_focal_planes} focal planes {self.info.reader} reads only "
+            f"number {self.info.focal_plane}.",
+            f"--focus plane:{self.info.focal_plane}, or convert it to OME-TIFF.",
+        )
 
     def close(self) -> None:
         """Release the file. Closing twice is allowed."""
