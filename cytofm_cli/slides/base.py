@@ -163,7 +163,7 @@ class SlideReader(Closes, Protocol):
         check_plane(self.info, plane)
         return self._open_plane(plane)
 
-    def _open_plane(self, plane: int) -> SlideReader:  # noqa: ARG002 - for those that can
+    def _open_plane(self, plane: int) -> SlideReader:
         """Return the slide at a plane that exists and is not this reader's own."""
         raise slide_error(
             self.info.path,
