@@ -22,7 +22,7 @@ from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.blocks import nuclei_columns
 from cytofm_cli.store.io import open_store
-from cytofm_cli.tiles.source import find_slide
+from cytofm_cli.tiles.origin import find_slide
 from cytofm_cli.units import Size
 from cytofm_cli.viewer import draw, maps, nuclei
 from cytofm_cli.viewer.places import Places, find_places

@@ -88,6 +88,7 @@ class VipsReader(SlideReader):
         self._load = load
         self._pyramid = channels
         self._lock = threading.Lock()
+        self._planes: dict[int, VipsReader] = {}
         self._images: dict[int, Any] = {}
         self._checks: dict[int, list[CheckedOnce]] = {}
         self._local = threading.local()
@@ -134,6 +135,14 @@ class VipsReader(SlideReader):
             return None
         return native_jpeg.open_tiles(self.info.path, directories[0])
 
+    def _open_plane(self, plane: int) -> VipsReader:
+        if self._pyramid is None:
+            raise NotImplementedError
+        with self._lock:
+            if plane not in self._planes:
+                self._planes[plane] = _of_pyramid(self.info.path, self._pyramid.at_plane(plane))
+            return self._planes[plane]
+
     def _refuse_broken(self, level: int, box: Box) -> None:
         """Look at the data under a box, once each: libvips decodes some damage silently."""
         if self._pyramid is None:
@@ -149,9 +158,12 @@ class VipsReader(SlideReader):
     def close(self) -> None:
         """Release the file."""
         with self._lock:
+            planes, self._planes = self._planes, {}
             self._images.clear()
             self._checks.clear()
             self._local = threading.local()
+        for reader in planes.values():
+            reader.close()
 
     def _region(self, level: int) -> Any:
         image = self._images.get(level)
@@ -230,7 +242,10 @@ def _open_tiff(path: str) -> VipsReader:
     if layout is None:
         raise slide_error(path, "a TIFF with a layout of its own.", "leave --reader at auto.")
     trial = VipsReader(_tiff_info(path, layout), partial(_load_level, path, layout), layout)
-    layout = keep_same(layout, trial.read)
+    return _of_pyramid(path, keep_same(layout, trial.read))
+
+
+def _of_pyramid(path: str, layout: pyramid.Pyramid) -> VipsReader:
     load = partial(_load_level, path, layout)
     load(0, True)  # fails here rather than at the first read
     return VipsReader(_tiff_info(path, layout), load, layout)
@@ -261,6 +276,8 @@ def _tiff_info(path: str, layout: pyramid.Pyramid) -> SlideInfo:
         objective=layout.objective,
         n_focal_planes=layout.n_focal_planes,
         focal_plane=layout.focal_plane,
+        planes_um=layout.planes_um,
+        reads_planes=bool(layout.planes),
         has_icc_profile=tiff.ICC_PROFILE in first.tags,
         notes=layout.notes + orientation,
     )

@@ -1,0 +1,145 @@
+"""Focal planes: a slide says how many it has and where, and reads each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from cytofm_cli.errors import SlideError, UsageError
+from cytofm_cli.slides.base import SlideReader
+from cytofm_cli.slides.open import open_slide
+from cytofm_cli.units import Box
+
+
+@pytest.fixture
+def stack() -> np.ndarray:
+    """(Z=4, Y=70, X=90, 3) uint8."""
+    return np.random.default_rng(0).integers(0, 256, (4, 70, 90, 3), dtype=np.uint8)
+
+
+def whole(slide: SlideReader, level: int = 0) -> np.ndarray:
+    return slide.read(level, Box(0, 0, *slide.info.levels[level].size_px))
+
+
+def write(path: Path, pixels: np.ndarray, metadata: dict | None = None, **options) -> str:
+    metadata = {"axes": "ZYXS", **(metadata or {})}
+    tifffile.imwrite(path, pixels, ome=True, metadata=metadata, photometric="rgb", **options)
+    return str(path)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "zstd"])  # libvips, libvips, tifffile
+def test_ome__every_plane_is_read(tmp_path, stack, compression) -> None:
+    metadata = {"PhysicalSizeZ": 1.5, "PhysicalSizeZUnit": "µm"}
+    path = write(tmp_path / "a.ome.tif", stack, metadata, tile=(32, 32), compression=compression)
+    with open_slide(path) as slide:
+        assert slide.info.reads_planes
+        assert slide.info.planes_um == (0, 1.5, 3, 4.5)
+        assert slide.at_plane(2) is slide
+        for plane in (3, 0, 1):
+            other = slide.at_plane(plane)
+            assert other.info.focal_plane == plane
+            np.testing.assert_array_equal(whole(other), stack[plane])
+            np.testing.assert_array_equal(other.overview(1), stack[plane])
+        np.testing.assert_array_equal(whole(slide), stack[2])
+
+
+@pytest.mark.parametrize("order", ["XYZCT", "XYCZT", "XYTZC"])
+def test_ome__any_order_of_dimensions(tmp_path, stack, order) -> None:
+    pages = np.moveaxis(stack, -1, 1)  # Z C Y X
+    slow = "ZC" if order.index("Z") > order.index("C") else "CZ"
+    pixels = pages if slow == "ZC" else pages.transpose(1, 0, 2, 3)
+    path = str(tmp_path / "a.ome.tif")
+    tifffile.imwrite(
+        path, np.ascontiguousarray(pixels), ome=True, metadata={"axes": f"{slow}YX"},
+        photometric="minisblack", tile=(32, 32),
+    )  # fmt: skip
+    with open_slide(path) as slide:
+        for plane in range(4):
+            np.testing.assert_array_equal(whole(slide.at_plane(plane)), stack[plane])
+
+
+def test_ome__levels_of_each_plane_are_its_own(tmp_path, stack) -> None:
+    path = str(tmp_path / "a.ome.tif")
+    options = {"tile": (32, 32), "photometric": "rgb"}
+    with tifffile.TiffWriter(path, ome=True) as out:
+        out.write(stack, subifds=1, metadata={"axes": "ZYXS"}, **options)
+        out.write(stack[:, ::2, ::2], subfiletype=1, **options)
+    with open_slide(path) as slide:
+        for plane in range(4):
+            got = whole(slide.at_plane(plane), 1)
+            np.testing.assert_array_equal(got, stack[plane, ::2, ::2])
+
+
+def test_ome__levels_as_later_pages_are_those_of_their_plane(tmp_path, stack) -> None:
+    smooth = np.repeat(np.repeat(stack[:, ::2, ::2], 2, 1), 2, 2)
+    path = str(tmp_path / "a.ome.tif")
+    xml = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" '
+        'SizeX="90" SizeY="70" SizeC="3" SizeZ="4" SizeT="1">'
+        '<Channel ID="Channel:0" SamplesPerPixel="3"/><TiffData IFD="0" PlaneCount="4"/>'
+        "</Pixels></Image></OME>"
+    )
+    options = {"tile": (32, 32), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(path) as out:
+        for plane in range(4):
+            out.write(smooth[plane], description=None if plane else xml, **options)
+        for plane in range(4):
+            out.write(stack[plane, ::2, ::2], **options)
+    with open_slide(path) as slide:
+        assert len(slide.info.levels) == 2
+        for plane in range(4):
+            got = whole(slide.at_plane(plane), 1)
+            np.testing.assert_array_equal(got, stack[plane, ::2, ::2])
+
+
+def test_ome__heights_of_planes_are_their_positions(tmp_path, stack) -> None:
+    where = {"PositionZ": [-3.0, -1.0, 0.5, 2.0], "PositionZUnit": ["µm"] * 4}
+    path = write(tmp_path / "a.ome.tif", stack, {"Plane": where})
+    assert open_slide(path).info.planes_um == (-3, -1, 0.5, 2)
+
+
+def test_ome__without_a_stated_step_heights_are_unknown(tmp_path, stack) -> None:
+    assert open_slide(write(tmp_path / "a.ome.tif", stack)).info.planes_um is None
+
+
+def test_ome__a_plane_of_another_size_is_refused(tmp_path, stack) -> None:
+    path = tmp_path / "a.ome.tif"
+    write(path, stack, tile=(32, 32))
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[3].tags["ImageWidth"].overwrite(80)
+    with pytest.raises(SlideError, match="plane 3 is 80 x 70 px, plane 2 is 90 x 70 px") as told:
+        open_slide(str(path))
+    assert "\n" not in str(told.value)
+
+
+def test_ome__a_plane_that_is_missing_is_refused(tmp_path, stack) -> None:
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path) as out:
+        xml = tifffile.OmeXml()
+        xml.addimage("uint8", (4, 70, 90, 3), (4, 1, 1, 70, 90, 3), axes="ZYXS")
+        text = xml.tostring()
+        for plane in range(3):
+            out.write(
+                stack[plane], photometric="rgb", metadata=None, contiguous=False,
+                description=None if plane else text,
+            )  # fmt: skip
+    with pytest.raises(SlideError, match="focal plane 3 of 4 is not in the file"):
+        open_slide(str(path))
+
+
+def test_at_plane__refuses_what_is_not_there(tmp_path, stack) -> None:
+    with open_slide(write(tmp_path / "a.ome.tif", stack)) as slide:
+        for plane in (-1, 4):
+            with pytest.raises(UsageError, match=f"no focal plane {plane}; it has 4"):
+                slide.at_plane(plane)
+
+
+def test_at_plane__a_slide_of_one_plane_is_its_own(tmp_path, stack) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", stack[0], photometric="rgb")
+    with open_slide(str(tmp_path / "a.tif")) as slide:
+        assert (slide.info.n_focal_planes, slide.info.reads_planes) == (1, False)
+        assert slide.at_plane(0) is slide
