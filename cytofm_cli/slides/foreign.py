@@ -39,7 +39,7 @@ class ForeignReader(SlideReader):
 
     Args:
         info: its facts.
-        read: reads a box of a level at a focal plane.
+        read: reads a box of a level at a focal plane, any of them if `info.reads_planes`.
         close: releases the file.
     """
 
@@ -71,6 +71,12 @@ class ForeignReader(SlideReader):
     def native_jpeg(self, level: int) -> NativeJpeg | None:
         """Return None: packages of others give pixels."""
         return None
+
+    def _open_plane(self, plane: int) -> SlideReader:
+        """Return the slide at another focal plane: the same file, which this reader closes."""
+        other = ForeignReader(replace(self.info, focal_plane=plane), self._read, lambda: None)
+        other._lock = self._lock
+        return other
 
     def close(self) -> None:
         """Release the file."""
@@ -192,8 +198,18 @@ def with_notes(info: SlideInfo, notes: Iterable[str | None]) -> SlideInfo:
     return replace(info, notes=(*info.notes, *(note for note in notes if note)))
 
 
+def heights_um(n_planes: int, step_um: float | None) -> tuple[float, ...] | None:
+    """Return the height of each plane above the first; None where there is no distance, or one."""
+    if n_planes < 2 or not step_um:
+        return None
+    return tuple(plane * abs(step_um) for plane in range(n_planes))
+
+
 def planes_note(n_planes: int, plane: int) -> str | None:
-    """Say which focal plane is read where there are several."""
+    """Say which focal plane is read where there are several and none is chosen."""
     if n_planes < 2:
         return None
-    return f"Of {n_planes} focal planes the middle one (number {plane}) is read."
+    return (
+        f"It has {n_planes} focal planes; where none is chosen the middle one (number {plane}) "
+        "is read."
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cytofm_cli.api.inputs import are_stores
-from cytofm_cli.errors import SlideError
+from cytofm_cli.errors import SlideError, UsageError
 from cytofm_cli.slides import dicom
 from cytofm_cli.slides.folders import find_slides, slide_id_of
 from cytofm_cli.slides.open import open_slide
@@ -50,6 +50,29 @@ def test_czi__scenes_lie_on_one_canvas_and_gaps_are_white(tmp_path, planes) -> N
     with open_slide(str(path)) as slide:
         assert (slide.info.reader, slide.info.n_focal_planes) == ("czi", 3)
         assert slide.info.mpp == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("kind", ["czi", "dicom", "ngff"])
+def test_every_plane_is_read_at_its_height(tmp_path, planes, kind) -> None:
+    path = tmp_path / {"czi": "a.czi", "dicom": "a.dcm", "ngff": "a.zarr"}[kind]
+    if kind == "czi":
+        pytest.importorskip("pylibCZIrw")
+        write_czi(path, [((0, 0), planes)])
+    elif kind == "dicom":
+        pytest.importorskip("wsidicom")
+        write_dicom_planes(path, list(planes))
+    else:
+        write_ngff(path, planes, axes="czyx")
+    with open_slide(str(path)) as slide:
+        assert slide.info.reads_planes
+        assert slide.info.planes_um == pytest.approx((0, 2, 4))
+        for plane in range(3):
+            other = slide.at_plane(plane)
+            assert (other.info.focal_plane, other.info.levels) == (plane, slide.info.levels)
+            got = other.read(0, Box(40, 30, 200, 100))
+            np.testing.assert_array_equal(got, planes[plane, 30:130, 40:240])
+        with pytest.raises(UsageError, match="no focal plane 3; it has 3"):
+            slide.at_plane(3)
 
 
 def test_czi__more_than_8_bits_is_refused(tmp_path) -> None:

@@ -16,6 +16,7 @@ from cytofm_cli.slides.base import Level, SlideInfo, mean_mpp, parse_float, slid
 from cytofm_cli.slides.foreign import (
     ForeignReader,
     as_bands,
+    heights_um,
     open_with,
     planes_note,
     shown_channels,
@@ -81,6 +82,8 @@ def _reader(path: str, czi: Any, stack: ExitStack) -> ForeignReader:
         objective=facts.objective,
         n_focal_planes=n_planes,
         focal_plane=n_planes // 2,
+        planes_um=heights_um(n_planes, facts.z_um),
+        reads_planes=n_planes > 1,
     )
     n_times = spans["T"][1] - spans["T"][0] if "T" in spans else 1
     times = f"Of {n_times} points in time the first is read." if n_times > 1 else None
@@ -127,6 +130,7 @@ class _Facts:
 
     Attributes:
         um: µm/px along x and y, or None.
+        z_um: distance of focal planes, or None.
         objective: nominal magnification, or None.
         channels: names, "" where there is none.
     """
@@ -135,8 +139,8 @@ class _Facts:
         metadata = _down(document, "ImageDocument", "Metadata")
         distances = _all(_down(metadata, "Scaling", "Items", "Distance"))
         metres = {each.get("@Id"): parse_float(each.get("Value")) for each in distances}
-        um = [value * _METRE_UM if (value := metres.get(axis)) else None for axis in "XY"]
-        self.um = (um[0], um[1])
+        um = [value * _METRE_UM if (value := metres.get(axis)) else None for axis in "XYZ"]
+        self.um, self.z_um = (um[0], um[1]), um[2]
         objectives = _all(_down(metadata, "Information", "Instrument", "Objectives", "Objective"))
         powers = [parse_float(each.get("NominalMagnification")) for each in objectives]
         self.objective = powers[0] if powers else None

@@ -16,6 +16,7 @@ from cytofm_cli.slides.base import SlideInfo, mean_mpp, slide_error
 from cytofm_cli.slides.foreign import (
     ForeignReader,
     as_bands,
+    heights_um,
     levels_of,
     open_with,
     planes_note,
@@ -74,6 +75,8 @@ def _reader(path: str, slide: Any) -> ForeignReader:
         objective=float(slide.properties.get("objective_magnification") or 0) or None,
         n_focal_planes=max(1, picture.z_count),
         focal_plane=middle if picture.z_count > 1 else 0,
+        planes_um=heights_um(picture.z_count, picture.z_spacing_um),
+        reads_planes=picture.z_count > 1,
         has_icc_profile=slide.icc_profile is not None,
     )
     times = "The first point in time is read." if picture.t_count > 1 else None

@@ -13,6 +13,7 @@ from cytofm_cli.slides.base import SlideInfo, mean_mpp, slide_error
 from cytofm_cli.slides.foreign import (
     ForeignReader,
     as_bands,
+    heights_um,
     levels_of,
     open_with,
     planes_note,
@@ -75,6 +76,8 @@ def _reader(path: str, image: ngff.Image, arrays: list[Any], n_images: int) -> F
         codec=_codec(first),
         n_focal_planes=n_planes,
         focal_plane=n_planes // 2,
+        planes_um=heights_um(n_planes, image.z_um),
+        reads_planes=n_planes > 1,
     )
     notes = [told if n_images > 1 else None, times if sizes.get("t", 1) > 1 else None]
     info = with_notes(info, [*notes, note, doubt, planes_note(n_planes, n_planes // 2)])

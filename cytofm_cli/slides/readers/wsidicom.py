@@ -70,6 +70,8 @@ def _reader(path: str, slide: Any) -> ForeignReader:
         mpp_source="dicom.PixelSpacing" if mpp else None,
         n_focal_planes=len(heights),
         focal_plane=middle,
+        planes_um=tuple(heights) if len(heights) > 1 else None,
+        reads_planes=len(heights) > 1,
     )
     told = f"Of {len(paths)} optical paths {paths[0]!r} is read." if len(paths) > 1 else None
     info = with_notes(info, [told, doubt, planes_note(len(heights), middle)])
