@@ -63,10 +63,12 @@ class Series:
         path: the file of its finest level; of any picture if it has no level.
         files: all of them.
         kinds: what they hold.
+        n_px: pixels of its finest level, 0 if it has none.
     """
 
     uid: str
     path: str
+    n_px: int
     files: tuple[str, ...]
     kinds: tuple[str, ...]
 
@@ -139,6 +141,7 @@ def group(paths: Iterable[str]) -> list[Series]:
         Series(
             uid=uid,
             path=max(members, key=lambda each: (each.kind == "VOLUME", each.n_px)).path,
+            n_px=max((each.n_px for each in members if each.kind == "VOLUME"), default=0),
             files=tuple(each.path for each in members),
             kinds=tuple(each.kind for each in members),
         )

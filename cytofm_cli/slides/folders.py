@@ -30,6 +30,10 @@ _NO_SLIDES: Final = frozenset(
     " appledouble".split()
 ) | {"system volume information"}
 
+# UID of a DICOM series → for each folder with a part of it the pixels of the finest level there,
+# and the path that stands for the slide.
+Finest = dict[str, list[tuple[int, str]]]
+
 
 def readable_suffixes() -> frozenset[str]:
     """Return what a folder is searched for: the suffixes that the readers declare.
@@ -58,8 +62,9 @@ def find_slides(folder: str) -> list[str]:
     """
     if ngff.is_image(Path(folder)):
         return [folder]
-    paths = list(_walk(folder, {os.path.realpath(folder)}))
-    return _each_file_once(paths)
+    series: Finest = {}
+    paths = list(_walk(folder, {os.path.realpath(folder)}, series))
+    return _each_file_once(_each_series_once(paths, series))
 
 
 def join_series(paths: Sequence[str]) -> list[str]:
@@ -77,7 +82,7 @@ def join_series(paths: Sequence[str]) -> list[str]:
     for folder, named in of_folder.items():
         if len(named) < 2:
             continue
-        whole = _in_folder(folder, sorted(file.name for file in Path(folder).iterdir()))
+        whole = _in_folder(folder, sorted(file.name for file in Path(folder).iterdir()), {})
         for series in dicom.group(named):
             slide = (folder if whole == [folder] else series.path) if series.is_slide else None
             joined.update((path, slide) for path in series.files)
@@ -95,24 +100,25 @@ def slide_id_of(path: str) -> str:
     return name.removesuffix(".ome") or name
 
 
-def _walk(folder: str, seen: set[str]) -> Iterator[str]:
+def _walk(folder: str, seen: set[str], series: Finest) -> Iterator[str]:
     """Yield the slides of a folder, then those below it: real folders first, then linked ones.
 
     Args:
         folder: as it is reached.
         seen: real paths of the folders that were visited or will be.
+        series: is told of each DICOM slide.
     """
     links: list[str] = []
-    yield from _descend(folder, seen, links)
+    yield from _descend(folder, seen, links, series)
     while links:
         link = links.pop(0)
         real = os.path.realpath(link)
         if real not in seen:
             seen.add(real)
-            yield from _descend(link, seen, links)
+            yield from _descend(link, seen, links, series)
 
 
-def _descend(folder: str, seen: set[str], links: list[str]) -> Iterator[str]:
+def _descend(folder: str, seen: set[str], links: list[str], series: Finest) -> Iterator[str]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
@@ -120,8 +126,9 @@ def _descend(folder: str, seen: set[str], links: list[str]) -> Iterator[str]:
     shown = [entry for entry in entries if not entry.name.startswith(".")]
     folders = [entry for entry in shown if entry.is_dir()]
     files = [entry.name for entry in shown if not entry.is_dir()]
-    yield from _in_folder(folder, files)
+    yield from _in_folder(folder, files, series)
     own = {os.path.splitext(name)[0] for name in files if name.lower().endswith(".mrxs")}
+    own |= {f"_{os.path.splitext(name)[0]}_" for name in files if name.lower().endswith(".vsi")}
     zooms = {f"{os.path.splitext(name)[0]}_files" for name in files if name.endswith(".dzi")}
     for entry in folders:
         name = entry.name
@@ -136,10 +143,10 @@ def _descend(folder: str, seen: set[str], links: list[str]) -> Iterator[str]:
             links.append(entry.path)
         elif real not in seen:
             seen.add(real)
-            yield from _descend(entry.path, seen, links)
+            yield from _descend(entry.path, seen, links, series)
 
 
-def _in_folder(folder: str, names: list[str]) -> list[str]:
+def _in_folder(folder: str, names: list[str], all_series: Finest) -> list[str]:
     """List the slides among the files of one folder."""
     series = _series(folder, names)
     slides = [each.path for each in series if each.is_slide]
@@ -154,9 +161,12 @@ def _in_folder(folder: str, names: list[str]) -> list[str]:
     beside = [name for name in names if name.lower().endswith(tuple(_BESIDE_DICOM))]
     if slides and beside:
         _log.warning("%s: %s beside a DICOM slide: no slide of its own.", folder, beside[0])
-    if len(slides) == 1 and not others:
-        return [folder]
-    return sorted([*slides, *others])
+    alone = len(slides) == 1 and not others
+    for each in series:
+        if each.is_slide:
+            path = folder if alone else each.path
+            all_series.setdefault(each.uid, []).append((each.n_px, path))
+    return [folder] if alone else sorted([*slides, *others])
 
 
 def _series(folder: str, names: list[str]) -> list[dicom.Series]:
@@ -168,6 +178,18 @@ def _parts(folder: str, names: list[str]) -> set[str]:
     indexes = [name for name in names if name.lower().endswith((".vms", ".vmu"))]
     parts = (part for name in indexes for part in shells.vms_parts(Path(folder, name)))
     return {os.path.join(folder, part) for part in parts}
+
+
+def _each_series_once(paths: list[str], series: Finest) -> list[str]:
+    """Drop what belongs to a DICOM slide in another folder: coarser levels, and copies."""
+    dropped: set[str] = set()
+    for parts in series.values():
+        _, best = max(parts, key=lambda part: part[0])
+        others = {path for _, path in parts} - {best}
+        for path in sorted(others):
+            _log.warning("%s: belongs to the DICOM slide %s: no slide of its own.", path, best)
+        dropped |= others
+    return [path for path in paths if path not in dropped]
 
 
 def _each_file_once(paths: list[str]) -> list[str]:

@@ -47,9 +47,9 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
     failed: list[CytofmError] = []
     for name in names:
         try:
-            opener: ReaderOpener = readers.load(name).make()
-            refusal = opener.probe(target) if reader == "auto" else None
+            refusal = _refusal(name, target) if reader == "auto" else None
             if refusal is None:
+                opener: ReaderOpener = readers.load(name).make()
                 return opener.open(target)
             reasons[name] = refusal
         except CytofmError as error:
@@ -60,6 +60,17 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
     if failed and ("://" in target or reader != "auto"):
         raise failed[-1]
     raise _nobody(path, target, reasons, failed)
+
+
+def _refusal(name: str, target: str) -> str | None:
+    """Return why a reader does not want a file.
+
+    One that is asked about its own suffixes alone looks at the file without its package, which
+    is missed only where it is wanted.
+    """
+    plugin = readers.find(name)
+    opener: ReaderOpener = (plugin if plugin.only else readers.load(name)).make()
+    return opener.probe(target)
 
 
 def _order(path: str) -> list[str]:

@@ -171,7 +171,7 @@ def _ets(parts: Path) -> str | None:
     """Return the first tile file in the folder of an Olympus slide, relative to its parent."""
     if not parts.is_dir():
         return None
-    files = sorted(parts.glob("*/*.ets"))
+    files = sorted(file for file in parts.glob("*/*") if file.suffix.lower() == ".ets")
     return files[0].relative_to(parts.parent).as_posix() if files else None
 
 

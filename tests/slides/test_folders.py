@@ -164,6 +164,25 @@ def test_folder__slides_that_nothing_reads_are_named(tmp_path) -> None:
     assert sorted(found(tmp_path)) == ["a", "b", "c", "d", "e"]
 
 
+def test_folder__a_series_in_two_folders_is_one_slide(tmp_path, caplog) -> None:
+    names = ("a.dcm", "b.dcm", "c.dcm", "d.dcm")
+    write_slide(tmp_path / "x" / "S1", names, series="1.2.3", seed=1)
+    (tmp_path / "x" / "S1" / "low").mkdir()
+    (tmp_path / "x" / "S1" / "b.dcm").rename(tmp_path / "x" / "S1" / "low" / "b.dcm")
+    write_slide(tmp_path / "backup" / "again", names, series="1.2.4", seed=2)
+    write_slide(tmp_path / "x" / "S2", names, series="1.2.4", seed=2)
+    assert sorted(found(tmp_path)) == ["S1", "again"]
+    assert "belongs to the DICOM slide" in caplog.text
+
+
+def test_folder__what_belongs_to_an_olympus_slide_is_no_slide(tmp_path, save) -> None:
+    touch(tmp_path, "T.VSI", "_T_/stack1/frame_t_0.ETS", "_T_/preview.jpg", "_other_/a.jpg")
+    assert sorted(found(tmp_path)) == ["T", "a"]
+    shutil.copy(save("t.tif"), tmp_path / "T.VSI")
+    with pytest.raises(SlideError, match=r"with its picture in _T_/stack1/frame_t_0\.ETS"):
+        open_slide(str(tmp_path / "T.VSI"))
+
+
 def test_slide_id__of_a_folder_named_from_inside(tmp_path, monkeypatch) -> None:
     (tmp_path / "case7" / "x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "case7")
