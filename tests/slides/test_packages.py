@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from pathlib import Path
@@ -117,6 +118,26 @@ def test_kfb_and_tmap__facts_and_pixels(tmp_path, pixels, name, write, module) -
     path.write_bytes(whole[: len(whole) // 3])
     with pytest.raises(SlideError), open_slide(str(path)) as slide:
         slide.read(0, Box(0, 0, 700, 500))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "module"), [("kfb", write_kfb, "kfbslide"), ("tmap", write_tmap, "tmapslide")]
+)
+def test_kfb_and_tmap__damaged_tile_is_refused_and_the_rest_reads(
+    tmp_path, pixels, name, write, module
+) -> None:
+    pytest.importorskip(module)
+    path = tmp_path / f"a.{name}"
+    write(path, pixels)
+    whole = path.read_bytes()
+    tiles = [each.start() for each in re.finditer(b"\xff\xd8\xff", whole)]
+    second = tiles[-(6 + 2 + 1) + 1]  # of 6, 2 and 1 tiles in the levels
+    path.write_bytes(whole[: second + 3000] + bytes(900) + whole[second + 3900 :])
+    with open_slide(str(path)) as slide:
+        slide.read(0, Box(0, 0, 256, 500))
+        with pytest.raises(SlideError, match="damaged JPEG tile at column 1, row 0 of level 0"):
+            slide.read(0, Box(200, 10, 100, 100))
+        slide.read(0, Box(512, 0, 188, 500))
 
 
 def test_tmap__resolution_that_contradicts_the_objective_is_not_used(tmp_path, pixels) -> None:

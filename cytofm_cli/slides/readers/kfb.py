@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from cytofm_cli.errors import SlideError
 from cytofm_cli.registry import ReaderPlugin
 from cytofm_cli.slides.base import SlideInfo
 from cytofm_cli.slides.foreign import ForeignReader, open_with
-from cytofm_cli.slides.like_openslide import reader_of, refuse_hollow, resolution
+from cytofm_cli.slides.like_openslide import SoundTiles, reader_of, refuse_hollow, resolution
 from cytofm_cli.slides.packages import Package
 from cytofm_cli.units import Size
 
@@ -42,7 +43,19 @@ class KfbPlugin:
             slide.close()
             raise
         info = SlideInfo(path=path, reader=NAME, format="kfbio", levels=(), codec="jpeg")
-        return reader_of(slide, resolution(info, properties, "kfbio.mpp"))
+        tiles = SoundTiles(path, tile_px, lambda *tile: _stream(path, slide, tile_px, *tile))
+        return reader_of(slide, resolution(info, properties, "kfbio.mpp"), tiles)
+
+
+def _stream(path: str, slide: Any, tile_px: int, level: int, column: int, row: int) -> bytes | None:
+    """Read a tile by the package's own index, the only place where offsets of tiles are."""
+    index = slide._index
+    number = index.lookup.get((index.level_scales[level], column * tile_px, row * tile_px))
+    if number is None:
+        return None
+    with Path(path).open("rb") as handle:
+        handle.seek(index.offsets[number])
+        return handle.read(index.entries[number]["size"])
 
 
 PLUGIN = ReaderPlugin(

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cytofm_cli.registry import ReaderPlugin
 from cytofm_cli.slides.base import SlideInfo, parse_float, slide_error
 from cytofm_cli.slides.foreign import ForeignReader, open_with, with_notes
-from cytofm_cli.slides.like_openslide import reader_of, resolution
+from cytofm_cli.slides.like_openslide import SoundTiles, reader_of, resolution
 from cytofm_cli.slides.packages import Package
 
 NAME: Final = "tmap"
@@ -44,7 +45,7 @@ class TmapPlugin:
     def open(self, path: str) -> ForeignReader:
         """Open a slide."""
         package = PACKAGE.load()
-        _refuse_cut(path)
+        table = _table(path)
         slide = open_with(path, package.OpenSlide)
         properties = dict(slide.properties)
         notes = []
@@ -68,18 +69,41 @@ class TmapPlugin:
             n_focal_planes=max(1, n_planes),
         )
         info = resolution(info, properties, "tmap.pixel_size")
-        return reader_of(slide, with_notes(info, notes))
+        side, table = _square(table)
+        tiles = SoundTiles(path, side, lambda *tile: _stream(path, table, *tile))
+        return reader_of(slide, with_notes(info, notes), tiles)
 
 
-def _refuse_cut(path: str) -> None:
-    """Refuse a file of version 7 whose records name tiles beyond its end.
+def _square(table: list[NDArray[np.void]]) -> tuple[int, list[NDArray[np.void]]]:
+    """Return the side of all tiles, and the table; none where their sides differ."""
+    stored = [level["facts"][level["n_bytes"] > 0][:, 4:].ravel() for level in table]
+    sides = np.unique(np.concatenate([np.empty(0, np.uint32), *stored]))
+    return (int(sides[0]), table) if sides.size == 1 and sides[0] > 0 else (1, [])
 
-    tmapslide takes those for blank ones.
+
+def _stream(
+    path: str, table: list[NDArray[np.void]], level: int, column: int, row: int
+) -> bytes | None:
+    """Read a tile of version 7."""
+    if not (level < len(table) and row < table[level].shape[0] and column < table[level].shape[1]):
+        return None
+    record = table[level][row, column]
+    with Path(path).open("rb") as handle:
+        handle.seek(int(record["place"]))
+        return handle.read(int(record["n_bytes"]))
+
+
+def _table(path: str) -> list[NDArray[np.void]]:
+    """Return the records of version 7, (rows, columns) a level; none of others.
+
+    Raises:
+        SlideError: records name tiles beyond the end, which tmapslide takes for blank ones.
     """
+    table = []
     size_bytes = Path(path).stat().st_size
     with Path(path).open("rb") as handle:
         if handle.read(6) != b"TMAP07":
-            return
+            return []
         handle.seek(_LEVELS_AT)
         levels = np.frombuffer(handle.read(_N_LEVELS * _LEVEL.itemsize), _LEVEL)
         for level in levels[(levels["w"] > 0) & (levels["h"] > 0)]:
@@ -91,6 +115,8 @@ def _refuse_cut(path: str) -> None:
             if beyond or len(records) < n_tiles:
                 what = f"is truncated: {beyond + n_tiles - len(records)} of {n_tiles} tiles"
                 raise slide_error(path, f"{what} of a level lie beyond its end.")
+            table.append(records.reshape(int(level["rows"]), int(level["columns"])))
+    return table
 
 
 PLUGIN = ReaderPlugin(
