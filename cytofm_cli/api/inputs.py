@@ -250,7 +250,7 @@ def _stores_in_folder(folder: Path) -> list[str]:
     return [
         str(path)
         for path in sorted(folder.glob(f"*{schema.STORE_SUFFIX}"))
-        if not path.name.startswith(".")
+        if not path.name.startswith(".") and not ngff.is_image(path)
     ]
 
 

@@ -111,6 +111,12 @@ def shape(folder: Path) -> tuple[int, ...]:
     return ()
 
 
+def holds_chunks(folder: Path) -> bool:
+    """Tell whether an array has any file besides its metadata."""
+    metadata = (_V3, _V2, ".zarray", ".zgroup", ".zmetadata")
+    return any(file.is_file() and file.name not in metadata for file in folder.rglob("*"))
+
+
 def _series(folder: Path) -> list[Path]:
     """List the groups of a collection: those named by its index, else all that are numbered."""
     listed = attributes(folder / "OME").get("series")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -103,6 +104,30 @@ def test_czi__real_one_with_planes_is_read(shared) -> None:
         assert slide.read(0, Box(0, 0, 510, 512)).std() > 0
 
 
+@pytest.mark.needs_shared("data/wsi_extra")
+def test_czi__two_packages_agree_on_a_real_one(shared) -> None:
+    for module in ("pylibCZIrw", "fastslide"):
+        pytest.importorskip(module)
+    path = str(shared / "wsi_extra" / "tiles_z.czi")
+    with open_slide(path, reader="czi") as one, open_slide(path, reader="fastslide") as other:
+        assert one.info.levels == other.info.levels
+        assert one.info.mpp == pytest.approx(other.info.mpp)
+        assert one.info.planes_um == other.info.planes_um == (0, 4)
+        for plane in range(2):
+            box = Box(0, 0, 510, 512)
+            a, b = (slide.at_plane(plane).read(0, box) for slide in (one, other))
+            assert (a != b).sum() <= 10  # where tiles overlap
+
+
+def test_czi__colours_are_not_swapped_by_the_second_package(tmp_path, pixels) -> None:
+    for module in ("pylibCZIrw", "fastslide"):
+        pytest.importorskip(module)
+    write_czi(tmp_path / "a.czi", [((0, 0), [pixels])])
+    with open_slide(str(tmp_path / "a.czi"), reader="fastslide") as slide:
+        np.testing.assert_array_equal(slide.read(0, Box(0, 0, 512, 256)), pixels)
+        assert slide.info.notes == ()
+
+
 def test_dicom__planes_are_counted_and_the_middle_one_is_read(tmp_path, planes) -> None:
     pytest.importorskip("wsidicom")
     write_dicom_planes(tmp_path / "a.dcm", list(planes))
@@ -181,6 +206,9 @@ def test_ngff__more_than_8_bits_and_missing_chunks(tmp_path, pixels) -> None:
         with pytest.raises(SlideError, match="damaged at x=0 y=0"):
             slide.read(0, Box(0, 0, 10, 10))
         np.testing.assert_array_equal(slide.read(0, Box(200, 130, 9, 9)), pixels[130:139, 200:209])
+    shutil.rmtree(path / "0" / "c")
+    with pytest.raises(SlideError, match="claims 512 x 256 px but holds none"):
+        open_slide(str(path))
     import zarr
 
     zarr.create_array(path / "0", data=np.zeros((3, 256, 512), np.uint16), overwrite=True)

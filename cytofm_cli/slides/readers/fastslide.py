@@ -58,7 +58,7 @@ class FastSlidePlugin:
 def _reader(path: str, slide: Any) -> ForeignReader:
     refuse_wide(path, slide.dtype)
     picture, told = _choose(path, list(slide.images), slide.format)
-    colour = len(picture.channel_metadata) < 2 and picture.num_channels >= 3
+    colour = str(picture.read_region((0, 0), 0, (1, 1)).format).endswith(("RGB", "RGBA"))
     names = [str(each.get("name") or "") for each in picture.channel_metadata]
     channels, note = shown_channels([""] if colour else names or [""] * picture.num_channels)
     mpp, doubt = mean_mpp(*(um or None for um in picture.mpp))

@@ -55,6 +55,8 @@ def _reader(path: str, image: ngff.Image, arrays: list[Any], n_images: int) -> F
     if any(array.ndim != len(image.axes) for array in arrays):
         raise slide_error(path, f"its arrays do not have the axes {image.axes!r}.")
     refuse_wide(path, first.dtype)
+    if not ngff.holds_chunks(image.folder / image.arrays[0]):
+        raise slide_error(path, f"claims {first.shape[-1]} x {first.shape[-2]} px but holds none.")
     sizes = dict(zip(image.axes, first.shape, strict=True))
     names = [*image.channels, *[""] * sizes.get("c", 1)][: sizes.get("c", 1)]
     channels, note = shown_channels(names)
