@@ -37,7 +37,7 @@ class Package:
             MissingPackageError: not installed, too old, or it fails when it is imported, as with
                 a library that does not load.
         """
-        if importlib.util.find_spec(self.module) is None:
+        if importlib.util.find_spec(self.module.partition(".")[0]) is None:
             raise MissingPackageError(f"{self.project} is not installed.", hint=self.install)
         try:
             version = importlib.metadata.version(self.project)

@@ -47,6 +47,8 @@ _STRANGERS: Final = (
     (b"GIF8", "is a GIF picture.", "save it as PNG or TIFF."),
     (b"BM", "is a BMP picture.", "save it as PNG or TIFF."),
     (b"\0\0\0\x0cjP  ", "is a JPEG 2000 picture.", "convert it to a tiled TIFF."),
+    (b"\xff\x0a", "is a JPEG XL picture.", "convert it to a tiled TIFF."),
+    (b"\0\0\0\x0cJXL ", "is a JPEG XL picture.", "convert it to a tiled TIFF."),
     (b"%PDF", "is a PDF document.", "give the slide itself."),
     (b"PK\x03\x04", "is a ZIP archive.", "unpack it first."),
     (b"\x1f\x8b", "is a gzip archive.", "unpack it first."),
@@ -54,12 +56,11 @@ _STRANGERS: Final = (
     (b"\xd0\xcf\x11\xe0", "is an OLE container (Zeiss ZVI or the like), no slide here.", _EXPORT),
 )
 
-# Slides that are read by their suffix, under another name.
-_RENAMED: Final = (
-    (b"<DataObject", "is a Philips iSyntax slide", ".isyntax"),
-    (b"TMAP0", "is a UNIC TMAP slide", ".tmap"),
-    (b"ZISRAWFILE", "is a Zeiss CZI slide", ".czi"),
-)
+# Slides that are read by their suffix, which may have another name; "SQ" alone says too little.
+_RENAMED: Final = {
+    **{suffix: OWN[suffix] for suffix in (".kfb", ".tmap", ".isyntax")},
+    ".czi": Format("Zeiss CZI", 0, (b"ZISRAWFILE",)),
+}
 # What readers here open, and what may stand under the name of another format.
 _PICTURES: Final = (
     *((magic, "is a TIFF file", "call it .tif.") for magic in (b"II*\0", b"MM\0*", b"II+\0")),
@@ -124,9 +125,10 @@ def unread(path: str, tried: str, hint: str | None) -> SlideError:
 
 def stranger(path: str, head: bytes) -> SlideError | None:
     """Make the error for a thing that is known by how it begins; None for the unknown."""
-    for magic, what, suffix in _RENAMED:
-        if head.startswith(magic) and Path(path).suffix.lower() != suffix:
-            return slide_error(path, f"{what} under another name.", f"call it {suffix}.")
+    for suffix, own in _RENAMED.items():
+        if head.startswith(own.magics, own.place) and Path(path).suffix.lower() != suffix:
+            what = f"is a slide in {own.name} under another name."
+            return slide_error(path, what, f"call it {suffix}.")
     for magic, what, hint in _STRANGERS:
         if head.startswith(magic):
             return slide_error(path, what, hint)
@@ -157,7 +159,7 @@ def _olympus(path: str, parts: Path) -> SlideError:
 
 
 def _refuse_other(path: str, head: bytes, own: Format) -> None:
-    if any(head.startswith(magic, own.place) for magic in own.magics):
+    if head.startswith(own.magics, own.place):
         return
     what, hint = "begins otherwise", DAMAGED_HINT
     for magic, known, wanted in (*_PICTURES, *_STRANGERS):

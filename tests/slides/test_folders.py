@@ -210,9 +210,15 @@ def test_shells__are_refused_by_name(tmp_path, save) -> None:
     (tmp_path / "v.vms").write_text(VMS)
     with pytest.raises(SlideError, match=r"5 of 5 parts are not beside it, part\.jpg among them"):
         open_slide(str(tmp_path / "v.vms"))
-    (tmp_path / "i.svs").write_bytes(b'<DataObject ObjectType="DPUfsImport">\n' + bytes(200))
-    with pytest.raises(SlideError, match="is a Philips iSyntax slide"):
-        open_slide(str(tmp_path / "i.svs"))
+    for head, name, suffix in (
+        (b'<DataObject ObjectType="DPUfsImport">', "Philips iSyntax", ".isyntax"),
+        (b"\xf1\x01\xee\xeeKFB\0", "KFBIO KFB", ".kfb"),
+        (b"TMAP07\0\0", "UNIC TMAP", ".tmap"),
+    ):
+        (tmp_path / "i.svs").write_bytes(head + bytes(200))
+        with pytest.raises(SlideError, match=f"is a slide in {name} under another") as caught:
+            open_slide(str(tmp_path / "i.svs"))
+        assert caught.value.hint == f"call it {suffix}."
 
 
 @pytest.mark.parametrize("name", ["vsi-ets-test-jpg2k.vsi", "vsi-without-its-ets.vsi"])
