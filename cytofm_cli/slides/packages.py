@@ -46,7 +46,7 @@ class Package:
         if _numbers(version) < _numbers(self.at_least):
             raise MissingPackageError(
                 f"{self.project} {version} is too old, {self.at_least} is needed.",
-                hint=f"{self.install} --upgrade",
+                hint=self.install.replace("pip install", "pip install --upgrade"),
             )
         try:
             return importlib.import_module(self.module)
@@ -54,7 +54,8 @@ class Package:
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise MissingPackageError(
                 f"{self.project} {version} cannot be loaded ({said}).",
-                hint=self.libraries or f"{self.install} --force-reinstall",
+                hint=self.libraries
+                or self.install.replace("pip install", "pip install --force-reinstall"),
             ) from error
 
 

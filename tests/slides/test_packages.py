@@ -45,7 +45,7 @@ def test_package__too_old_is_told(tmp_path, monkeypatch, version, told) -> None:
     else:
         with pytest.raises(MissingPackageError, match=told) as caught:
             wanted.load()
-        assert caught.value.hint == f"pip install {name} --upgrade"
+        assert caught.value.hint == f"pip install --upgrade {name}"
 
 
 def test_package__library_that_does_not_load_is_told(tmp_path, monkeypatch) -> None:
@@ -59,7 +59,7 @@ def test_package__library_that_does_not_load_is_told(tmp_path, monkeypatch) -> N
         broken.load()
     with pytest.raises(MissingPackageError, match=f"none is not installed; {said}") as caught:
         load_first((missing, broken))
-    assert caught.value.hint == "pip install slides_broken --force-reinstall"
+    assert caught.value.hint == "pip install --force-reinstall slides_broken"
 
 
 @pytest.mark.parametrize(
