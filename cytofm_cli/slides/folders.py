@@ -1,8 +1,9 @@
 """Which slides a folder holds.
 
-A slide is a file of a suffix that a reader declares, or the files of one DICOM series, whatever
-they are called and whatever lies beside them. Parts and thumbnails of slides are none. Linked
-folders are followed, each real folder once; the order does not depend on the file system.
+A slide is a file of a suffix that a reader declares, an OME-Zarr folder, or the files of one DICOM
+series, whatever they are called and whatever lies beside them. Parts and thumbnails of slides are
+none. Linked folders are followed, each real folder once; the order does not depend on the file
+system.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from cytofm_cli.registry import readers
-from cytofm_cli.slides import dicom, shells
+from cytofm_cli.slides import dicom, ngff, shells
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ def find_slides(folder: str) -> list[str]:
     left out; so are label and overview files of DICOM, parts of VMS, VMU and MIRAX slides, and
     links to a file that is listed itself.
     """
+    if ngff.is_image(Path(folder)):
+        return [folder]
     paths = list(_walk(folder, {os.path.realpath(folder)}))
     return _each_file_once(paths)
 
@@ -122,7 +125,11 @@ def _descend(folder: str, seen: set[str], links: list[str]) -> Iterator[str]:
     zooms = {f"{os.path.splitext(name)[0]}_files" for name in files if name.endswith(".dzi")}
     for entry in folders:
         name = entry.name
-        if name.lower() in _NO_SLIDES or name.endswith(STORE_SUFFIX) or name in own | zooms:
+        if name.lower() in _NO_SLIDES or name in own | zooms:
+            continue
+        if name.endswith(STORE_SUFFIX):
+            if ngff.is_image(Path(entry.path)):
+                yield entry.path
             continue
         real = os.path.realpath(entry.path)
         if entry.is_symlink():

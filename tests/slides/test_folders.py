@@ -174,12 +174,12 @@ def test_shells__are_refused_by_name(tmp_path, save) -> None:
     tiff = save("a.tif")
     touch(tmp_path, "_s_/stack1/frame_t.ets", "m/readme")
     for name, told in {
-        "s.vsi": r"Olympus VSI slide: the slide itself is in _s_/stack1/frame_t\.ets",
+        "s.vsi": r"is a slide in Olympus VSI, with its picture in _s_/stack1/frame_t\.ets, which",
         "s.tif": r"Olympus VSI slide: the slide itself is in _s_",  # renamed
         "alone.vsi": r"Olympus VSI slide: its folder _alone_ .* is not beside it",
-        "a.kfb": "is a KFBIO KFB slide, which no reader here opens",
-        "a.sdpc": "is a Sqray SDPC slide",
-        "a.tmap": "is a UNIC TMAP slide",
+        "a.kfb": "has the name of a slide in KFBIO KFB, but is a TIFF file",
+        "a.sdpc": "has the name of a slide in Sqray SDPC, but is a TIFF file",
+        "a.tmap": "has the name of a slide in UNIC TMAP, but is a TIFF file",
         "a.zvi": "is a Zeiss ZVI slide",
         "a.ndpis": "only lists the channels",
         "m.mrxs": "is a MIRAX slide whose folder m with Slidedat.ini is not beside it",
