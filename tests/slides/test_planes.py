@@ -12,6 +12,8 @@ from cytofm_cli.errors import SlideError, UsageError
 from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.folders import find_slides
 from cytofm_cli.slides.open import open_slide
+from cytofm_cli.slides.readers.ndpi import NdpiPlugin
+from cytofm_cli.testing.samples import slides as samples
 from cytofm_cli.units import Box
 
 
@@ -242,3 +244,45 @@ def test_folder__a_plane_that_is_a_stack_itself_is_refused(tmp_path, stack) -> N
 def test_folder__of_other_files_is_no_stack(tmp_path, stack, names) -> None:
     folder = planes_in(tmp_path / "slides", stack, names)
     assert find_slides(str(tmp_path)) == sorted(str(folder / name) for name in names)
+
+
+@pytest.fixture
+def ndpi(tmp_path: Path) -> Path:
+    """Three planes, in the file from the middle one outwards, two levels each."""
+    return Path(samples.ndpi(tmp_path)[0].settings["path"])
+
+
+def test_ndpi__every_plane_is_read_by_its_height(ndpi) -> None:
+    with tifffile.TiffFile(ndpi) as file:
+        decoded = [page.asarray() for page in file.pages]
+    with open_slide(str(ndpi)) as slide, open_slide(str(ndpi), reader="openslide") as other:
+        info = slide.info
+        assert (info.reader, info.format, info.objective) == ("ndpi", "hamamatsu", 40)
+        assert (info.planes_um, info.focal_plane) == ((-2, 0, 2), 1)
+        assert info.mpp == pytest.approx(0.25)
+        assert [level.size_px for level in info.levels] == [(512, 384), (128, 96)]
+        for plane, page in ((0, 2), (1, 0), (2, 4)):
+            for level in (0, 1):
+                np.testing.assert_array_equal(
+                    whole(slide.at_plane(plane), level), decoded[page + level]
+                )
+        np.testing.assert_array_equal(whole(slide), whole(other))
+
+
+def test_ndpi__a_plane_of_another_size_is_refused(tmp_path, stack) -> None:
+    pages = [(stack[k][:, : 90 - 10 * (k == 3)], 40.0, 1000 * k, 40_000) for k in range(4)]
+    path = tmp_path / "a.ndpi"
+    samples.write_ndpi(path, [(np.ascontiguousarray(pixels), *how) for pixels, *how in pages])
+    with pytest.raises(SlideError, match=r"plane 3 is 80 x 70 px with 1 levels, plane 2 90 x 70"):
+        open_slide(str(path), reader="ndpi")
+
+
+@pytest.mark.needs_shared("data/wsi/test3-DAPI-2-(387).ndpi")
+def test_ndpi__parts_between_restart_markers_are_those_of_openslide() -> None:
+    path = Path(__file__).resolve().parents[2].parent / "shared/data/wsi/test3-DAPI-2-(387).ndpi"
+    assert NdpiPlugin().probe(str(path)) == "has one focal plane"
+    with NdpiPlugin().open(str(path)) as slide, open_slide(str(path)) as other:
+        assert other.info.reader == "openslide"
+        assert slide.info.levels[0].size_px == other.info.levels[0].size_px
+        for box in (Box(700, 1203, 333, 77), Box(3900, 4800, 68, 64), Box(0, 0, 50, 50)):
+            np.testing.assert_array_equal(slide.read(0, box), other.read(0, box))
