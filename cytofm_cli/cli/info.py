@@ -176,6 +176,7 @@ def _tell_slide(path: str) -> None:
             for level in facts.levels
         ],
         "n_focal_planes": facts.n_focal_planes,
+        "planes_um": facts.planes_um,
         "notes": list(facts.notes),
     }
     out.data("\n".join(lines), record)

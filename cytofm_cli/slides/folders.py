@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from cytofm_cli.registry import readers
-from cytofm_cli.slides import dicom, ngff, shells
+from cytofm_cli.slides import dicom, ngff, plane_files, shells
 
 _log = logging.getLogger(__name__)
 
@@ -148,6 +148,8 @@ def _descend(folder: str, seen: set[str], links: list[str], series: Finest) -> I
 
 def _in_folder(folder: str, names: list[str], all_series: Finest) -> list[str]:
     """List the slides among the files of one folder."""
+    if plane_files.is_stack(names, slide_suffixes()):
+        return [folder]
     series = _series(folder, names)
     slides = [each.path for each in series if each.is_slide]
     skipped = {path for each in series for path in each.files} | _parts(folder, names)

@@ -16,8 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 from cytofm_cli.errors import CytofmError, MissingPackageError, SlideError
 from cytofm_cli.registry import readers
-from cytofm_cli.slides import dicom, ngff, pyramid, shells, tiff
+from cytofm_cli.slides import dicom, ngff, plane_files, pyramid, shells, tiff
 from cytofm_cli.slides.base import DAMAGED_HINT, ReaderOpener, SlideReader, slide_error
+from cytofm_cli.slides.folders import slide_suffixes
 
 _HEAD_BYTES: Final = 4096
 _WHOLE_SERIES: Final = "copy all files of its series into one folder."
@@ -28,7 +29,8 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
     """Open a slide.
 
     Args:
-        path: a file, a folder with one DICOM slide, or an fsspec URL.
+        path: a file, a folder with one DICOM slide or with the focal planes of one slide (see
+            `plane_files`), or an fsspec URL.
         reader: name of a reader, or "auto" to choose by probing.
 
     Raises:
@@ -41,6 +43,10 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
         readers.load(reader)  # a wrong name is told first
     if path.startswith("file://"):
         path = unquote(urlsplit(path).path)
+    if "://" not in path and Path(path).is_dir():
+        stack = plane_files.find(path, slide_suffixes())
+        if stack is not None:
+            return plane_files.open_planes(stack, lambda file: open_slide(file, reader=reader))
     target = path if "://" in path else _local(path)
     names = _order(target) if reader == "auto" else [reader]
     reasons: dict[str, str] = {}

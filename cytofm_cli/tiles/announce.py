@@ -19,6 +19,8 @@ from cytofm_cli.tiles.plan import TilePlan
 from cytofm_cli.tiles.read import Resolution
 from cytofm_cli.units import human_bytes
 
+# Notes of readers on the focal plane that they take; here `_about_focus` speaks.
+_ABOUT_PLANES = ("where none is chosen", "focal planes OpenSlide reads")
 Note = Callable[[str], None]
 
 
@@ -89,7 +91,7 @@ def _remarks(reader: SlideReader, plan: TilePlan) -> list[str]:
     return [
         remark
         for remark in reader.info.notes
-        if "focal planes" not in remark
+        if not any(words in remark for words in _ABOUT_PLANES)
         and remark not in resolution.warning
         and not (corrected and NO_MICROSCOPE in remark)
     ]

@@ -10,7 +10,10 @@ import tifffile
 
 from cytofm_cli.errors import SlideError, UsageError
 from cytofm_cli.slides.base import SlideReader
+from cytofm_cli.slides.folders import find_slides
 from cytofm_cli.slides.open import open_slide
+from cytofm_cli.slides.readers.ndpi import NdpiPlugin
+from cytofm_cli.testing.samples import slides as samples
 from cytofm_cli.units import Box
 
 
@@ -143,3 +146,143 @@ def test_at_plane__a_slide_of_one_plane_is_its_own(tmp_path, stack) -> None:
     with open_slide(str(tmp_path / "a.tif")) as slide:
         assert (slide.info.n_focal_planes, slide.info.reads_planes) == (1, False)
         assert slide.at_plane(0) is slide
+
+
+def planes_in(folder: Path, stack: np.ndarray, names: list[str], **how) -> Path:
+    folder.mkdir()
+    for name, pixels in zip(names, stack, strict=False):
+        tifffile.imwrite(folder / name, pixels, photometric="rgb", tile=(32, 32), **how)
+    return folder
+
+
+NAMES = {
+    "zero-padded": [f"smear_z{k:02d}.tif" for k in range(4)],
+    "from nine on": [f"smear-Z{k}.tif" for k in range(9, 13)],  # not in the order of letters
+    "without a stem": [f"z{k}.tif" for k in range(4)],
+    "in words": [f"smear plane {k}.tif" for k in range(1, 5)],
+    "of OME": [f"smear.z{k}.ome.tif" for k in range(4)],
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_folder__of_numbered_planes_is_one_slide(tmp_path, stack, names) -> None:
+    folder = planes_in(tmp_path / "smear", stack, names)
+    (folder / "notes.txt").write_text("seen")
+    assert find_slides(str(tmp_path)) == [str(folder)]
+    with open_slide(str(folder)) as slide:
+        info = slide.info
+        assert (info.path, info.n_focal_planes, info.focal_plane) == (str(folder), 4, 2)
+        assert (info.reads_planes, info.planes_um) == (True, None)
+        assert info.notes[0].startswith("The folder is read as one slide of 4 focal planes")
+        for plane in range(4):
+            np.testing.assert_array_equal(whole(slide.at_plane(plane)), stack[plane])
+            assert slide.at_plane(plane).info.focal_plane == plane
+        np.testing.assert_array_equal(slide.overview(1), stack[2])
+
+
+def test_folder__a_manifest_says_order_and_heights(tmp_path, stack) -> None:
+    folder = planes_in(tmp_path / "smear", stack, ["d.tif", "c.tif", "b.tif", "a.tif"])
+    (folder / "planes.csv").write_text("path,z_um\nd.tif,-3\nc.tif,-1.5\na.tif,2\n")
+    assert find_slides(str(tmp_path)) == [str(folder)]
+    with open_slide(str(folder)) as slide:
+        assert slide.info.planes_um == (-3, -1.5, 2)
+        for plane, number in enumerate((0, 1, 3)):
+            np.testing.assert_array_equal(whole(slide.at_plane(plane)), stack[number])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("path,z_um\nd.tif,1\nx.tif,2\n", "focal plane x.tif is not there"),
+        ("path,z_um\nd.tif,1\n", "names no two focal planes"),
+        ("file\nd.tif\nc.tif\n", "names no two focal planes"),
+        ("path,z_um\nd.tif,2\nc.tif,1\n", "z_um does not rise from row to row"),
+        ("path,z_um\nd.tif,2\nc.tif,\n", "z_um does not rise from row to row"),
+    ],
+)
+def test_folder__a_manifest_that_cannot_be_used_is_refused(tmp_path, stack, text, told) -> None:
+    folder = planes_in(tmp_path / "smear", stack, ["d.tif", "c.tif"])
+    (folder / "planes.csv").write_text(text)
+    with pytest.raises(SlideError, match=told):
+        open_slide(str(folder))
+
+
+def test_folder__a_plane_missing_in_the_middle_is_refused_by_name(tmp_path, stack) -> None:
+    folder = planes_in(tmp_path / "smear", stack, NAMES["zero-padded"])
+    (folder / "smear_z02.tif").unlink()
+    assert find_slides(str(tmp_path)) == [str(folder)]
+    told = "focal plane 2 is missing: there are 3 files from smear_z00.tif to smear_z03.tif"
+    with pytest.raises(SlideError, match=told):
+        open_slide(str(folder))
+
+
+def test_folder__planes_of_other_sizes_are_refused_by_name(tmp_path, stack) -> None:
+    folder = planes_in(tmp_path / "smear", stack, NAMES["zero-padded"])
+    tifffile.imwrite(folder / "smear_z01.tif", stack[1, :, :80], photometric="rgb")
+    told = "smear_z01.tif is 80 x 70 px, the middle one 90 x 70 px"
+    with pytest.raises(SlideError, match=told):
+        open_slide(str(folder))
+
+
+def test_folder__a_plane_that_is_a_stack_itself_is_refused(tmp_path, stack) -> None:
+    folder = planes_in(tmp_path / "smear", stack, NAMES["zero-padded"])
+    write(folder / "smear_z03.tif", stack)
+    with pytest.raises(SlideError, match=r"smear_z03.tif has 4 planes itself"):
+        open_slide(str(folder))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a_z0.tif", "b_z1.tif"],  # two slides
+        ["a_z0.tif", "a_z1.tif", "b.tif"],
+        ["a_z0.tif"],
+        ["a_1.tif", "a_2.tif"],
+        ["a_z1.tif", "a_z01.tif"],
+    ],
+)
+def test_folder__of_other_files_is_no_stack(tmp_path, stack, names) -> None:
+    folder = planes_in(tmp_path / "slides", stack, names)
+    assert find_slides(str(tmp_path)) == sorted(str(folder / name) for name in names)
+
+
+@pytest.fixture
+def ndpi(tmp_path: Path) -> Path:
+    """Three planes, in the file from the middle one outwards, two levels each."""
+    return Path(samples.ndpi(tmp_path)[0].settings["path"])
+
+
+def test_ndpi__every_plane_is_read_by_its_height(ndpi) -> None:
+    with tifffile.TiffFile(ndpi) as file:
+        decoded = [page.asarray() for page in file.pages]
+    with open_slide(str(ndpi)) as slide, open_slide(str(ndpi), reader="openslide") as other:
+        info = slide.info
+        assert (info.reader, info.format, info.objective) == ("ndpi", "hamamatsu", 40)
+        assert (info.planes_um, info.focal_plane) == ((-2, 0, 2), 1)
+        assert info.mpp == pytest.approx(0.25)
+        assert [level.size_px for level in info.levels] == [(512, 384), (128, 96)]
+        for plane, page in ((0, 2), (1, 0), (2, 4)):
+            for level in (0, 1):
+                np.testing.assert_array_equal(
+                    whole(slide.at_plane(plane), level), decoded[page + level]
+                )
+        np.testing.assert_array_equal(whole(slide), whole(other))
+
+
+def test_ndpi__a_plane_of_another_size_is_refused(tmp_path, stack) -> None:
+    pages = [(stack[k][:, : 90 - 10 * (k == 3)], 40.0, 1000 * k, 40_000) for k in range(4)]
+    path = tmp_path / "a.ndpi"
+    samples.write_ndpi(path, [(np.ascontiguousarray(pixels), *how) for pixels, *how in pages])
+    with pytest.raises(SlideError, match=r"plane 3 is 80 x 70 px with 1 levels, plane 2 90 x 70"):
+        open_slide(str(path), reader="ndpi")
+
+
+@pytest.mark.needs_shared("data/wsi/test3-DAPI-2-(387).ndpi")
+def test_ndpi__parts_between_restart_markers_are_those_of_openslide() -> None:
+    path = Path(__file__).resolve().parents[2].parent / "shared/data/wsi/test3-DAPI-2-(387).ndpi"
+    assert NdpiPlugin().probe(str(path)) == "has one focal plane"
+    with NdpiPlugin().open(str(path)) as slide, open_slide(str(path)) as other:
+        assert other.info.reader == "openslide"
+        assert slide.info.levels[0].size_px == other.info.levels[0].size_px
+        for box in (Box(700, 1203, 333, 77), Box(3900, 4800, 68, 64), Box(0, 0, 50, 50)):
+            np.testing.assert_array_equal(slide.read(0, box), other.read(0, box))
