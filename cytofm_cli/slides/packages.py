@@ -8,8 +8,13 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Final
 
 from cytofm_cli.errors import MissingPackageError
+
+# Options of pip.
+_UPGRADE: Final = "--upgrade"
+_AGAIN: Final = "--force-reinstall"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class Package:
         if _numbers(version) < _numbers(self.at_least):
             raise MissingPackageError(
                 f"{self.project} {version} is too old, {self.at_least} is needed.",
-                hint=self.install.replace("pip install", "pip install --upgrade"),
+                hint=self._pip(_UPGRADE),
             )
         try:
             return importlib.import_module(self.module)
@@ -54,9 +59,11 @@ class Package:
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise MissingPackageError(
                 f"{self.project} {version} cannot be loaded ({said}).",
-                hint=self.libraries
-                or self.install.replace("pip install", "pip install --force-reinstall"),
+                hint=self.libraries or self._pip(_AGAIN),
             ) from error
+
+    def _pip(self, option: str) -> str:
+        return self.install.replace("pip install", f"pip install {option}")
 
 
 def load_first(packages: tuple[Package, ...]) -> ModuleType:
