@@ -93,10 +93,12 @@ class ReaderPlugin(Plugin):
         suffixes: of its files, lower case, with the dot: folders are searched for them, and
             they are no part of a slide's name.
         turn: when it is asked whether it wants a file: lower ones first, equal ones by name.
+        only: it is asked about files of its suffixes alone.
     """
 
     suffixes: tuple[str, ...] = ()
     turn: int = 50
+    only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

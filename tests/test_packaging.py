@@ -23,6 +23,7 @@ MODULES = {
     "google-crc32c": "google_crc32c",
     "openslide-python": "openslide",
     "pillow": "PIL",
+    "pyisyntax": "isyntax",
 }
 # Declared, and used without an import statement.
 UNSEEN = {
@@ -31,6 +32,10 @@ UNSEEN = {
     "pyvips-binary": "the library that pyvips loads",
     "tensorboard": "torch.utils.tensorboard loads it",
     "xstatic-leaflet": "the page loads its files",
+    **dict.fromkeys(
+        ("kfbslide", "tmapslide", "isyntax", "pylibczirw", "fastslide", "wsidicom"),
+        "readers of slides import it by name, to say what it lacks (slides/packages.py)",
+    ),
 }
 # Imported, and not declared: it comes with torch where torch has GPU kernels, and its absence is
 # a case that `cytofm_kernels.explain` names.

@@ -30,7 +30,8 @@ StoreLike = Store | PathLike
 def tiles_frame(store: StoreLike) -> pd.DataFrame:
     """Return the tiles, one row each in the order of the store: place, foreground, focus.
 
-    Columns: x_px0, y_px0 (top-left corner), foreground and focus (0 to 1).
+    Columns: x_px0, y_px0 (top-left corner), foreground and focus (0 to 1); plane (focal plane,
+    from 0) where the slide has several.
 
     Raises:
         MissingPackageError: pandas is not installed.
@@ -38,6 +39,8 @@ def tiles_frame(store: StoreLike) -> pd.DataFrame:
     """
     pandas, tiles = require("pandas"), _opened(store).tiles()
     columns = _places(tiles.xy_px0) | {"foreground": tiles.foreground, "focus": tiles.focus}
+    if tiles.plane is not None:
+        columns["plane"] = tiles.plane
     return pandas.DataFrame(columns).rename_axis("tile")
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.registry import readers
-from cytofm_cli.slides import folders
+from cytofm_cli.slides import folders, ngff
 from cytofm_cli.slides.folders import slide_id_of
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import is_store
@@ -154,7 +154,7 @@ def refuse_missing(word: str) -> None:
 
 def _names_stores(path: Path) -> bool:
     if path.name.endswith(schema.STORE_SUFFIX):
-        return True
+        return not ngff.is_image(path)
     return path.is_dir() and any(is_store(child) for child in path.glob(f"*{schema.STORE_SUFFIX}"))
 
 
@@ -250,7 +250,7 @@ def _stores_in_folder(folder: Path) -> list[str]:
     return [
         str(path)
         for path in sorted(folder.glob(f"*{schema.STORE_SUFFIX}"))
-        if not path.name.startswith(".")
+        if not path.name.startswith(".") and not ngff.is_image(path)
     ]
 
 

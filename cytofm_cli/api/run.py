@@ -23,6 +23,7 @@ from cytofm_cli.exporters.plan import ExportPlan
 from cytofm_cli.mil import run_folder
 from cytofm_cli.mil.config import ScoreConfig
 from cytofm_cli.nuclei.config import DetectConfig
+from cytofm_cli.slides import ngff
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import store_path
 from cytofm_cli.tiles.config import TileConfig, TileJob
@@ -205,7 +206,8 @@ def _check_model(model: Path, bags: Sequence[EmbedConfig]) -> None:
 
 
 def _refuse_stores(words: Sequence[str]) -> None:
-    stores = [word for word in words if word.rstrip("/").endswith(schema.STORE_SUFFIX)]
+    named = [word for word in words if word.rstrip("/").endswith(schema.STORE_SUFFIX)]
+    stores = [word for word in named if not ngff.is_image(Path(word))]
     if stores:
         raise UsageError(
             f"{stores[0]}: is a store; all steps start from slides.",

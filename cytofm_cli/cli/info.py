@@ -12,6 +12,7 @@ from cytofm_cli.api.inputs import find_slides, list_slides
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
+from cytofm_cli.slides import ngff
 from cytofm_cli.slides.folders import join_series
 from cytofm_cli.store.io import Store, is_store, open_store
 from cytofm_cli.store.schema import STORE_SUFFIX
@@ -58,7 +59,8 @@ def _things(word: str) -> list[Path | str]:
     path = Path(word)
     if is_store(path):
         return [path]
-    if path.is_dir() and (stores := sorted(path.glob(f"*{STORE_SUFFIX}"))):
+    stores = [each for each in sorted(path.glob(f"*{STORE_SUFFIX}")) if not ngff.is_image(each)]
+    if path.is_dir() and stores and not ngff.is_image(path):
         return list(stores)
     slides = [ref.path for ref in list_slides([word])]  # names need not differ to be described
     return list(slides) or [ref.path for ref in find_slides([word])]
@@ -174,6 +176,7 @@ def _tell_slide(path: str) -> None:
             for level in facts.levels
         ],
         "n_focal_planes": facts.n_focal_planes,
+        "planes_um": facts.planes_um,
         "notes": list(facts.notes),
     }
     out.data("\n".join(lines), record)

@@ -31,7 +31,7 @@ PANELS: Final[dict[str, dict[str, str]]] = {
     "tile": {
         "Tiles": "tile_px mpp slide_mpp mpp_tolerance stride_px",
         "Which tiles": "foreground min_foreground select max_tiles seed",
-        "Pixels": "pixels jpeg_quality reader",
+        "Pixels": "pixels jpeg_quality focus reader",
     },
     "pretrain": {
         "Method and encoder": "method encoder name ncp h h_anneal irpe init lora_rank lora_alpha "

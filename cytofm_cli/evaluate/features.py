@@ -27,8 +27,9 @@ from cytofm_cli.stats.classes import as_found, class_order, is_bethesda
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, is_store, open_store
 from cytofm_cli.tiles.field import Field, SlideField, TiledField, open_field
+from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.read import plan_reading, resolve_mpp
-from cytofm_cli.tiles.source import TileSource, open_tiles, plan_of
+from cytofm_cli.tiles.source import TileSource, open_tiles
 from cytofm_cli.words import named
 
 log = logging.getLogger(__name__)

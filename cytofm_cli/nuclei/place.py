@@ -73,7 +73,7 @@ def place_of(store: Store, note: Note, *, slides: Path | None = None) -> SlidePl
 def _bounds_of_file(store: Store, slides: Path | None) -> tuple[bool, Box | None]:
     """Return whether the slide could be asked, and its answer."""
     from cytofm_cli.slides.open import open_slide
-    from cytofm_cli.tiles.source import find_slide
+    from cytofm_cli.tiles.origin import find_slide
 
     try:
         with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:

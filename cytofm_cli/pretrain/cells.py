@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.nuclei.crops import CellCrops
-from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.field import open_field
+from cytofm_cli.tiles.focal import TileViews
+from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.read import ReadPlan
-from cytofm_cli.tiles.source import SlideTiles, find_slide, plan_of
+from cytofm_cli.tiles.shown import open_shown
+from cytofm_cli.tiles.source import SlideTiles
 from cytofm_cli.views.stored import Readable, TileNuclei
 
 
@@ -68,6 +70,6 @@ def open_squares(
         with open_field(store) as field:
             yield CellCrops(field, nuclei.table.xy_px0, side_px=side_px, fill=fill)
         return
-    with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
+    with open_shown(store, slides=slides) as reader:
         plan = replace(plan_of(store), tile_px=side_px)
-        yield SlideTiles(reader, plan, nuclei.corner_px0, fill=fill)
+        yield SlideTiles(TileViews([reader]), plan, nuclei.corner_px0, fill=fill)

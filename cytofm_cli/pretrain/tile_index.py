@@ -27,7 +27,7 @@ from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, open_store
 from cytofm_cli.store.pack_file import is_pack
 from cytofm_cli.tiles.canvas import open_canvases
-from cytofm_cli.tiles.source import plan_of
+from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.views import stored
 from cytofm_cli.views.make import pad_nuclei
 from cytofm_cli.views.ncp import NcpConfig

@@ -28,6 +28,8 @@ def refusal(pyramid: Pyramid, decodes: Callable[[colour.Model], bool]) -> str | 
     directories = [d for level in pyramid.channels for d in level]
     if len(directories) > len(pyramid.levels):
         return "has its channels in separate pictures"
+    if pyramid.planes:
+        return "has focal planes, of which it reads one"
     if directories[0].planar:
         return "keeps its colours in separate planes"
     if not decodes(colour.model(directories[0])):

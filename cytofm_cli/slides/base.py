@@ -61,6 +61,8 @@ class SlideInfo:
         objective: magnification of the objective, if the file tells.
         n_focal_planes: planes in z; 1 for a plain slide.
         focal_plane: index of the plane that is read.
+        planes_um: height of each plane, µm, as the file states it; None where it does not.
+        reads_planes: `SlideReader.at_plane` gives every plane, not only `focal_plane`.
         has_icc_profile: the file holds a colour profile. Pixels are never converted.
         bounds_px0: the scanned part of level 0, if the file states it and it is not all of it;
             QuPath crops to it, so its (0, 0) is that corner.
@@ -77,6 +79,8 @@ class SlideInfo:
     objective: float | None = None
     n_focal_planes: int = 1
     focal_plane: int = 0
+    planes_um: tuple[float, ...] | None = None
+    reads_planes: bool = False
     has_icc_profile: bool = False
     bounds_px0: Box | None = None
     notes: tuple[str, ...] = ()
@@ -144,6 +148,30 @@ class SlideReader(Closes, Protocol):
         """Return access to the file's own JPEG tiles of a level, if it has them."""
         ...
 
+    def at_plane(self, plane: int) -> SlideReader:
+        """Return the slide at another focal plane: same levels, `info.focal_plane` = `plane`.
+
+        It may be this reader itself, and lives no longer than this one, which closes it. A reader
+        of several planes overrides `_open_plane` and states `info.reads_planes`.
+
+        Raises:
+            UsageError: the slide has no such plane.
+            SlideError: this reader cannot show it.
+        """
+        if plane == self.info.focal_plane:
+            return self
+        check_plane(self.info, plane)
+        return self._open_plane(plane)
+
+    def _open_plane(self, plane: int) -> SlideReader:
+        """Return the slide at a plane that exists and is not this reader's own."""
+        raise slide_error(
+            self.info.path,
+            f"of its {self.info.n_focal_planes} focal planes {self.info.reader} reads only "
+            f"number {self.info.focal_plane}.",
+            f"--focus plane:{self.info.focal_plane}, or convert it to OME-TIFF.",
+        )
+
     def close(self) -> None:
         """Release the file. Closing twice is allowed."""
         ...
@@ -179,6 +207,19 @@ def check_box(info: SlideInfo, level: int, box: Box) -> None:
         raise UsageError(
             f"{info.path}: box x={box.x} y={box.y} w={box.w} h={box.h} is not inside "
             f"level {level} ({width} x {height} px)."
+        )
+
+
+def check_plane(info: SlideInfo, plane: int) -> None:
+    """Refuse a focal plane that a slide does not have.
+
+    Raises:
+        UsageError: it has none of this number.
+    """
+    if not 0 <= plane < info.n_focal_planes:
+        raise UsageError(
+            f"{info.path}: no focal plane {plane}; it has {info.n_focal_planes}.",
+            hint=f"planes count from 0 to {info.n_focal_planes - 1}.",
         )
 
 

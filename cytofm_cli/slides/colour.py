@@ -214,8 +214,7 @@ def _lab(colour: NDArray[np.uint8], is_icc: bool) -> NDArray[np.uint8]:
 
 
 def _cmyk(colour: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    import pyvips
-
-    image = pyvips.Image.new_from_array(np.ascontiguousarray(colour), interpretation="cmyk")
-    rgb: NDArray[np.uint8] = image.colourspace("srgb").numpy()
+    """Convert inks as Pillow and libtiff do: no profile says how real inks mix."""
+    light = 255 - colour[..., 3:].astype(np.uint16)
+    rgb: NDArray[np.uint8] = (light - (colour[..., :3] * light + 127) // 255).astype(np.uint8)
     return rgb

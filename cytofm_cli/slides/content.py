@@ -46,12 +46,7 @@ def keep_same(pyramid: Pyramid, read: Read) -> Pyramid:
         return pyramid
     n_lost = len(pyramid.levels) - len(kept)
     note = f"{n_lost} smaller pictures in the file show something else and are no levels."
-    return replace(
-        pyramid,
-        levels=tuple(pyramid.levels[i] for i in kept),
-        channels=tuple(pyramid.channels[i] for i in kept),
-        notes=(*pyramid.notes, note),
-    )
+    return replace(pyramid.only(kept), notes=(*pyramid.notes, note))
 
 
 def _same(pyramid: Pyramid, fine: int, coarse: int, directory: Directory, read: Read) -> bool:

@@ -25,6 +25,10 @@ _SERIES_UID: Final = 0x0020_000E
 _TOTAL_COLUMNS: Final = 0x0048_0006
 _TOTAL_ROWS: Final = 0x0048_0007
 _WANTED: Final = (_SOP_CLASS, _SYNTAX, _IMAGE_TYPE, _SERIES_UID, _TOTAL_COLUMNS, _TOTAL_ROWS)
+# Behind the optical paths, each of which may hold a colour profile.
+_N_PATHS: Final = 0x0048_0302
+_N_PLANES: Final = 0x0048_0303
+_DEEP_BYTES: Final = 16_777_216
 _SLIDE: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _IMPLICIT: Final = "1.2.840.10008.1.2"
 _ITEMS: Final = (0xFFFE_E000, 0xFFFE_E00D, 0xFFFE_E0DD)
@@ -59,10 +63,12 @@ class Series:
         path: the file of its finest level; of any picture if it has no level.
         files: all of them.
         kinds: what they hold.
+        n_px: pixels of its finest level, 0 if it has none.
     """
 
     uid: str
     path: str
+    n_px: int
     files: tuple[str, ...]
     kinds: tuple[str, ...]
 
@@ -103,6 +109,27 @@ def read(path: str) -> Instance | None:
     )
 
 
+def planes_and_paths(path: str) -> tuple[int, int]:
+    """Return how many focal planes and optical paths a file says it has; 1 where it says none."""
+    elements: dict[int, bytes] = {}
+    with contextlib.suppress(OSError, struct.error), Path(path).open("rb") as handle:
+        head = handle.read(_DEEP_BYTES)
+        _walk(head, _MAGIC[0] + len(_MAGIC[1]), elements, _N_PLANES)
+    planes, paths = (
+        int.from_bytes(elements.get(tag, b"")[:4], "little") for tag in (_N_PLANES, _N_PATHS)
+    )
+    return max(1, planes), max(1, paths)
+
+
+def series_of(path: str) -> tuple[str, ...]:
+    """List the files of the slide that a file belongs to, among those of its folder."""
+    mine = read(path)
+    beside = group(str(file) for file in Path(path).parent.iterdir() if file.is_file())
+    return next(
+        (each.files for each in beside if mine is not None and each.uid == mine.series), (path,)
+    )
+
+
 def group(paths: Iterable[str]) -> list[Series]:
     """Group DICOM files by series, in the order of their paths; other files are left out."""
     of_series: dict[str, list[Instance]] = {}
@@ -114,6 +141,7 @@ def group(paths: Iterable[str]) -> list[Series]:
         Series(
             uid=uid,
             path=max(members, key=lambda each: (each.kind == "VOLUME", each.n_px)).path,
+            n_px=max((each.n_px for each in members if each.kind == "VOLUME"), default=0),
             files=tuple(each.path for each in members),
             kinds=tuple(each.kind for each in members),
         )
@@ -131,20 +159,20 @@ def _text(elements: dict[int, bytes], tag: int) -> str:
     return elements.get(tag, b"").decode("ascii", "replace").strip("\0 ")
 
 
-def _walk(head: bytes, place: int, elements: dict[int, bytes]) -> None:
-    """Collect the wanted elements of the top level."""
+def _walk(head: bytes, place: int, elements: dict[int, bytes], last: int = _TOTAL_ROWS) -> None:
+    """Collect the wanted elements of the top level, up to the tag `last`."""
     implicit = False
     while place + 8 <= len(head):
         tag = _tag(head, place)
         if tag >> 16 > 2:
             implicit = _text(elements, _SYNTAX) == _IMPLICIT
-        if tag > _TOTAL_ROWS:
+        if tag > last:
             return
         start, length = _value(head, place, implicit)
         if length == _UNDEFINED:
             place = _skip_sequence(head, start, implicit)
             continue
-        if tag in _WANTED:
+        if tag in _WANTED or tag in (_N_PATHS, _N_PLANES):
             elements[tag] = head[start : start + length]
         place = start + length
 

@@ -1,8 +1,9 @@
 """Which slides a folder holds.
 
-A slide is a file of a suffix that a reader declares, or the files of one DICOM series, whatever
-they are called and whatever lies beside them. Parts and thumbnails of slides are none. Linked
-folders are followed, each real folder once; the order does not depend on the file system.
+A slide is a file of a suffix that a reader declares, an OME-Zarr folder, or the files of one DICOM
+series, whatever they are called and whatever lies beside them. Parts and thumbnails of slides are
+none. Linked folders are followed, each real folder once; the order does not depend on the file
+system.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from cytofm_cli.registry import readers
-from cytofm_cli.slides import dicom, shells
+from cytofm_cli.slides import dicom, ngff, plane_files, shells
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ _NO_SLIDES: Final = frozenset(
     "@eadir #recycle @recycle #snapshot @tmp __macosx thumbs thumbnails $recycle.bin lost+found"
     " appledouble".split()
 ) | {"system volume information"}
+
+# UID of a DICOM series → for each folder with a part of it the pixels of the finest level there,
+# and the path that stands for the slide.
+Finest = dict[str, list[tuple[int, str]]]
 
 
 def readable_suffixes() -> frozenset[str]:
@@ -55,8 +60,11 @@ def find_slides(folder: str) -> list[str]:
     left out; so are label and overview files of DICOM, parts of VMS, VMU and MIRAX slides, and
     links to a file that is listed itself.
     """
-    paths = list(_walk(folder, {os.path.realpath(folder)}))
-    return _each_file_once(paths)
+    if ngff.is_image(Path(folder)):
+        return [folder]
+    series: Finest = {}
+    paths = list(_walk(folder, {os.path.realpath(folder)}, series))
+    return _each_file_once(_each_series_once(paths, series))
 
 
 def join_series(paths: Sequence[str]) -> list[str]:
@@ -74,7 +82,7 @@ def join_series(paths: Sequence[str]) -> list[str]:
     for folder, named in of_folder.items():
         if len(named) < 2:
             continue
-        whole = _in_folder(folder, sorted(file.name for file in Path(folder).iterdir()))
+        whole = _in_folder(folder, sorted(file.name for file in Path(folder).iterdir()), {})
         for series in dicom.group(named):
             slide = (folder if whole == [folder] else series.path) if series.is_slide else None
             joined.update((path, slide) for path in series.files)
@@ -92,24 +100,25 @@ def slide_id_of(path: str) -> str:
     return name.removesuffix(".ome") or name
 
 
-def _walk(folder: str, seen: set[str]) -> Iterator[str]:
+def _walk(folder: str, seen: set[str], series: Finest) -> Iterator[str]:
     """Yield the slides of a folder, then those below it: real folders first, then linked ones.
 
     Args:
         folder: as it is reached.
         seen: real paths of the folders that were visited or will be.
+        series: is told of each DICOM slide.
     """
     links: list[str] = []
-    yield from _descend(folder, seen, links)
+    yield from _descend(folder, seen, links, series)
     while links:
         link = links.pop(0)
         real = os.path.realpath(link)
         if real not in seen:
             seen.add(real)
-            yield from _descend(link, seen, links)
+            yield from _descend(link, seen, links, series)
 
 
-def _descend(folder: str, seen: set[str], links: list[str]) -> Iterator[str]:
+def _descend(folder: str, seen: set[str], links: list[str], series: Finest) -> Iterator[str]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
@@ -117,23 +126,30 @@ def _descend(folder: str, seen: set[str], links: list[str]) -> Iterator[str]:
     shown = [entry for entry in entries if not entry.name.startswith(".")]
     folders = [entry for entry in shown if entry.is_dir()]
     files = [entry.name for entry in shown if not entry.is_dir()]
-    yield from _in_folder(folder, files)
+    yield from _in_folder(folder, files, series)
     own = {os.path.splitext(name)[0] for name in files if name.lower().endswith(".mrxs")}
+    own |= {f"_{os.path.splitext(name)[0]}_" for name in files if name.lower().endswith(".vsi")}
     zooms = {f"{os.path.splitext(name)[0]}_files" for name in files if name.endswith(".dzi")}
     for entry in folders:
         name = entry.name
-        if name.lower() in _NO_SLIDES or name.endswith(STORE_SUFFIX) or name in own | zooms:
+        if name.lower() in _NO_SLIDES or name in own | zooms:
+            continue
+        if name.endswith(STORE_SUFFIX):
+            if ngff.is_image(Path(entry.path)):
+                yield entry.path
             continue
         real = os.path.realpath(entry.path)
         if entry.is_symlink():
             links.append(entry.path)
         elif real not in seen:
             seen.add(real)
-            yield from _descend(entry.path, seen, links)
+            yield from _descend(entry.path, seen, links, series)
 
 
-def _in_folder(folder: str, names: list[str]) -> list[str]:
+def _in_folder(folder: str, names: list[str], all_series: Finest) -> list[str]:
     """List the slides among the files of one folder."""
+    if plane_files.is_stack(names, slide_suffixes()):
+        return [folder]
     series = _series(folder, names)
     slides = [each.path for each in series if each.is_slide]
     skipped = {path for each in series for path in each.files} | _parts(folder, names)
@@ -147,9 +163,12 @@ def _in_folder(folder: str, names: list[str]) -> list[str]:
     beside = [name for name in names if name.lower().endswith(tuple(_BESIDE_DICOM))]
     if slides and beside:
         _log.warning("%s: %s beside a DICOM slide: no slide of its own.", folder, beside[0])
-    if len(slides) == 1 and not others:
-        return [folder]
-    return sorted([*slides, *others])
+    alone = len(slides) == 1 and not others
+    for each in series:
+        if each.is_slide:
+            path = folder if alone else each.path
+            all_series.setdefault(each.uid, []).append((each.n_px, path))
+    return [folder] if alone else sorted([*slides, *others])
 
 
 def _series(folder: str, names: list[str]) -> list[dicom.Series]:
@@ -161,6 +180,18 @@ def _parts(folder: str, names: list[str]) -> set[str]:
     indexes = [name for name in names if name.lower().endswith((".vms", ".vmu"))]
     parts = (part for name in indexes for part in shells.vms_parts(Path(folder, name)))
     return {os.path.join(folder, part) for part in parts}
+
+
+def _each_series_once(paths: list[str], series: Finest) -> list[str]:
+    """Drop what belongs to a DICOM slide in another folder: coarser levels, and copies."""
+    dropped: set[str] = set()
+    for parts in series.values():
+        _, best = max(parts, key=lambda part: part[0])
+        others = {path for _, path in parts} - {best}
+        for path in sorted(others):
+            _log.warning("%s: belongs to the DICOM slide %s: no slide of its own.", path, best)
+        dropped |= others
+    return [path for path in paths if path not in dropped]
 
 
 def _each_file_once(paths: list[str]) -> list[str]:

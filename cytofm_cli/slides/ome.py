@@ -29,6 +29,7 @@ class OmeImage:
         size_t: points in time.
         channel_names: one a Channel element; may be empty strings.
         um: µm/px along x and y, or None.
+        planes_um: height of each focal plane, µm; None where nothing says it.
         objective: nominal magnification, or None.
         pages: (channel, z, t) → page; the channel counts Channel elements.
         n_files: files that hold the planes.
@@ -39,6 +40,7 @@ class OmeImage:
     size_t: int
     channel_names: tuple[str, ...]
     um: tuple[float | None, float | None]
+    planes_um: tuple[float, ...] | None
     objective: float | None
     pages: dict[tuple[int, int, int], int]
     n_files: int
@@ -86,6 +88,7 @@ def _image(image: ET.Element, pixels: ET.Element, objective: float | None) -> Om
         size_t=sizes["T"],
         channel_names=tuple(channel.get("Name", "") for channel in channels),
         um=(_length_um(pixels, "X"), _length_um(pixels, "Y")),
+        planes_um=_heights_um(pixels, sizes["Z"]),
         objective=objective,
         pages=_pages(pixels, n_channels, sizes["Z"], sizes["T"]),
         n_files=max(1, len(files)),
@@ -106,9 +109,27 @@ def _objective(root: ET.Element, image: ET.Element) -> float | None:
 
 
 def _length_um(pixels: ET.Element, axis: str) -> float | None:
-    value = parse_float(pixels.get(f"PhysicalSize{axis}"))
-    scale = _UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    return _um(pixels, f"PhysicalSize{axis}")
+
+
+def _um(element: ET.Element, name: str) -> float | None:
+    value = parse_float(element.get(name))
+    scale = _UM.get(element.get(f"{name}Unit", "µm"))
     return None if value is None or scale is None else value * scale
+
+
+def _heights_um(pixels: ET.Element, n_z: int) -> tuple[float, ...] | None:
+    """Return the height of each focal plane: its PositionZ, else multiples of PhysicalSizeZ."""
+    stated: dict[int, float] = {}
+    for plane in pixels.findall("Plane"):
+        um = _um(plane, "PositionZ")
+        if um is not None:
+            stated.setdefault(int(plane.get("TheZ", "0")), um)
+    heights = [stated[z] for z in range(n_z) if z in stated]
+    if len(set(heights)) == n_z:
+        return tuple(heights)
+    step = _length_um(pixels, "Z")
+    return None if step is None or n_z == 1 else tuple(z * step for z in range(n_z))
 
 
 def _pages(pixels: ET.Element, n_c: int, n_z: int, n_t: int) -> dict[tuple[int, int, int], int]:

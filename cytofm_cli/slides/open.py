@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from cytofm_cli.errors import CytofmError, SlideError
+from cytofm_cli.errors import CytofmError, MissingPackageError, SlideError
 from cytofm_cli.registry import readers
-from cytofm_cli.slides import dicom, pyramid, shells, tiff
+from cytofm_cli.slides import dicom, ngff, plane_files, pyramid, shells, tiff
 from cytofm_cli.slides.base import DAMAGED_HINT, ReaderOpener, SlideReader, slide_error
+from cytofm_cli.slides.folders import slide_suffixes
 
 _HEAD_BYTES: Final = 4096
 _WHOLE_SERIES: Final = "copy all files of its series into one folder."
@@ -28,7 +29,8 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
     """Open a slide.
 
     Args:
-        path: a file, a folder with one DICOM slide, or an fsspec URL.
+        path: a file, a folder with one DICOM slide or with the focal planes of one slide (see
+            `plane_files`), or an fsspec URL.
         reader: name of a reader, or "auto" to choose by probing.
 
     Raises:
@@ -41,15 +43,19 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
         readers.load(reader)  # a wrong name is told first
     if path.startswith("file://"):
         path = unquote(urlsplit(path).path)
+    if "://" not in path and Path(path).is_dir():
+        stack = plane_files.find(path, slide_suffixes())
+        if stack is not None:
+            return plane_files.open_planes(stack, lambda file: open_slide(file, reader=reader))
     target = path if "://" in path else _local(path)
-    names = _order() if reader == "auto" else [reader]
+    names = _order(target) if reader == "auto" else [reader]
     reasons: dict[str, str] = {}
     failed: list[CytofmError] = []
     for name in names:
         try:
-            opener: ReaderOpener = readers.load(name).make()
-            refusal = opener.probe(target) if reader == "auto" else None
+            refusal = _refusal(name, target) if reader == "auto" else None
             if refusal is None:
+                opener: ReaderOpener = readers.load(name).make()
                 return opener.open(target)
             reasons[name] = refusal
         except CytofmError as error:
@@ -57,14 +63,33 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
                 raise
             failed.append(error)
             reasons[name] = error.message.removeprefix(f"{target}: ").removeprefix(f"{path}: ")
-    if failed and ("://" in target or len(names) == 1):
+    if failed and ("://" in target or reader != "auto"):
         raise failed[-1]
     raise _nobody(path, target, reasons, failed)
 
 
-def _order() -> list[str]:
+def _refusal(name: str, target: str) -> str | None:
+    """Return why a reader does not want a file.
+
+    One that is asked about its own suffixes alone looks at the file without its package, which
+    is missed only where it is wanted.
+    """
+    plugin = readers.find(name)
+    opener: ReaderOpener = (plugin if plugin.only else readers.load(name)).make()
+    return opener.probe(target)
+
+
+def _order(path: str) -> list[str]:
+    """Return the readers that are asked about a file, in their order."""
     plugins = readers.usable()
-    return sorted(plugins, key=lambda name: (plugins[name].turn, name))
+    suffix = os.path.splitext(path.rstrip("/"))[1].lower()
+    own = "://" not in path and suffix in shells.OWN
+    asked = [
+        name
+        for name, plugin in plugins.items()
+        if suffix in plugin.suffixes or not (own or plugin.only)
+    ]
+    return sorted(asked, key=lambda name: (plugins[name].turn, name))
 
 
 def _local(path: str) -> str:
@@ -128,6 +153,8 @@ def _refuse_no_level(path: str) -> None:
 
 def _in_folder(path: str) -> str:
     """Find the DICOM slide that a folder holds."""
+    if ngff.is_image(Path(path)):
+        return path
     files = [file for file in sorted(Path(path).iterdir()) if file.is_file()]
     all_series = dicom.group(map(str, files))
     slides = [series for series in all_series if series.is_slide]
@@ -164,11 +191,16 @@ def _nobody(
 
     Where one reader knew the format and has a hint of its own, its reason is the telling one.
     """
-    head = b"" if "://" in target else _head(target)
-    stranger = shells.stranger(path, head)
+    tried = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in reasons.items())
+    missing = [error for error in failed if isinstance(error, MissingPackageError)]
+    told = [error for error in failed if isinstance(error, SlideError)]
+    if len(told) == len(failed) == 1 and told[0].hint != DAMAGED_HINT:
+        return told[0]
+    if "://" not in target and Path(target).suffix.lower() in shells.OWN:
+        return shells.unread(path, tried, missing[0].hint if missing else None)
+    head = b"" if "://" in target or Path(target).is_dir() else _head(target)
+    stranger = None if missing else shells.stranger(path, head)
     if stranger is not None:
         return stranger
-    if len(failed) == 1 and isinstance(failed[0], SlideError) and failed[0].hint != DAMAGED_HINT:
-        return failed[0]
-    tried = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in reasons.items())
-    return slide_error(path, f"no reader can open it ({tried}).", _COMPLETE)
+    hints = [error.hint for error in (*missing, *told) if error.hint != DAMAGED_HINT]
+    return slide_error(path, f"no reader can open it ({tried}).", (*hints, _COMPLETE)[0] or "")

@@ -27,6 +27,10 @@ _VENDORS: Final = (
 _UNUSUAL: Final = 1.7
 
 
+# For each level the directories that make its pixels.
+Channels = tuple[tuple[Directory, ...], ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pyramid:
     """The levels of a TIFF slide.
@@ -38,17 +42,34 @@ class Pyramid:
             three channels of a fluorescence picture.
         mpp: µm/px, or None.
         mpp_source: what `mpp` was read from.
+        planes: `channels` of each focal plane; empty where there is one plane.
+        planes_um: height of each focal plane, µm, or None.
     """
 
     format: str
     levels: tuple[Level, ...]
-    channels: tuple[tuple[Directory, ...], ...]
+    channels: Channels
     mpp: float | None
     mpp_source: str | None
     objective: float | None = None
     n_focal_planes: int = 1
     focal_plane: int = 0
+    planes: tuple[Channels, ...] = ()
+    planes_um: tuple[float, ...] | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def at_plane(self, plane: int) -> Pyramid:
+        """Return the same levels at another focal plane."""
+        return replace(self, channels=self.planes[plane], focal_plane=plane)
+
+    def only(self, levels: Sequence[int]) -> Pyramid:
+        """Return the pyramid with some of its levels."""
+        return replace(
+            self,
+            levels=tuple(self.levels[i] for i in levels),
+            channels=tuple(self.channels[i] for i in levels),
+            planes=tuple(tuple(plane[i] for i in levels) for plane in self.planes),
+        )
 
 
 def vendor(directories: list[Directory]) -> str | None:
@@ -145,7 +166,8 @@ def _of_file(path: str, _mtime_ns: int) -> Pyramid | None:
     if vendor(directories):
         return None
     pyramid = build(path, directories)
-    tiff.verify(path, [d for level in pyramid.channels for d in level], size_bytes)
+    planes = pyramid.planes or (pyramid.channels,)
+    tiff.verify(path, [d for plane in planes for level in plane for d in level], size_bytes)
     return pyramid
 
 
@@ -200,19 +222,23 @@ def _ome_pyramid(path: str, directories: list[Directory], description: str) -> P
     pages = {d.page: d for d in directories if d.sub is None}
     owned = {page for image in images for page in image.pages.values()}
     free = [d for d in directories if d.page not in owned]
-    image, of_channel = _ome_slide(path, images, pages, directories, free)
-    n_levels = min(len(levels) for levels in of_channel)
+    image = _ome_slide(path, images, pages, directories, free)
+    middle = image.size_z // 2
+    planes = _ome_planes(path, image, pages, directories, free)
+    levels = [channels[0] for channels in planes[middle]]
     mpp, note = mean_mpp(*image.um)
     notes = [*_ome_notes(image, images), *([note] if note else [])]
     return Pyramid(
         format="ome-tiff",
-        levels=_as_levels(of_channel[0][:n_levels]),
-        channels=tuple(zip(*(levels[:n_levels] for levels in of_channel), strict=True)),
+        levels=_as_levels(levels),
+        channels=planes[middle],
         mpp=mpp,
         mpp_source="ome.PhysicalSizeX" if mpp else None,
         objective=image.objective,
         n_focal_planes=image.size_z,
-        focal_plane=image.size_z // 2,
+        focal_plane=middle,
+        planes=planes if image.size_z > 1 else (),
+        planes_um=image.planes_um,
         notes=tuple(notes),
     )
 
@@ -223,8 +249,8 @@ def _ome_slide(
     pages: dict[int, Directory],
     directories: list[Directory],
     free: list[Directory],
-) -> tuple[ome.OmeImage, list[list[Directory]]]:
-    """Choose the Image that is the slide; return it with the levels of each channel shown.
+) -> ome.OmeImage:
+    """Choose the Image that is the slide.
 
     Levels are the SubIFDs of its pages, or pages of the main chain that no Image owns (a few
     writers put them there); pages of other Images never are.
@@ -233,18 +259,11 @@ def _ome_slide(
     if not named:
         names = " and the ".join(sorted({image.name.lower() for image in images}))
         raise slide_error(path, f"holds only the {names} of a slide.", "copy the slide itself.")
-    choices: list[tuple[ome.OmeImage, list[list[Directory]]]] = []
+    choices: list[tuple[ome.OmeImage, list[Directory]]] = []
     for image in named:
-        wanted = [image.pages.get((c, image.size_z // 2, 0)) for c in _shown(image)]
-        bases = [pages[page] for page in wanted if page is not None and page in pages]
-        if image.n_files == 1 and bases and len(bases) == len(wanted):
-            of_channel = [
-                pictures.levels_of(base, [d for d in directories if d.page == base.page])
-                for base in bases
-            ]
-            if len(bases) == 1 and len(of_channel[0]) == 1:
-                of_channel = [pictures.levels_of(bases[0], [bases[0], *free])]
-            choices.append((image, of_channel))
+        of_channel = _ome_levels(image, image.size_z // 2, pages, directories, free)
+        if image.n_files == 1 and of_channel is not None:
+            choices.append((image, of_channel[0]))
     if not choices and any(image.n_files > 1 for image in named):
         raise slide_error(
             path,
@@ -254,7 +273,75 @@ def _ome_slide(
     if not choices:
         raise slide_error(path, "is truncated: its OME-XML lists planes that are not in it.")
     has_scale = [any(map(is_plausible_mpp, image.um)) for image, _ in choices]
-    return choices[pictures.choose([of_channel[0] for _, of_channel in choices], has_scale)]
+    return choices[pictures.choose([levels for _, levels in choices], has_scale)][0]
+
+
+def _ome_levels(
+    image: ome.OmeImage,
+    z: int,
+    pages: dict[int, Directory],
+    directories: list[Directory],
+    free: list[Directory],
+) -> list[list[Directory]] | None:
+    """Return the levels of each channel shown of one focal plane; None if it is not there."""
+    wanted = [image.pages.get((c, z, 0)) for c in _shown(image)]
+    bases = [pages[page] for page in wanted if page is not None and page in pages]
+    if not bases or len(bases) < len(wanted):
+        return None
+    of_channel = [
+        pictures.levels_of(base, [d for d in directories if d.page == base.page]) for base in bases
+    ]
+    if len(bases) == 1 and len(of_channel[0]) == 1:
+        of_channel = [pictures.levels_of(bases[0], [bases[0], *_free_of(free, z, image.size_z)])]
+    return of_channel
+
+
+def _free_of(free: list[Directory], z: int, n_z: int) -> list[Directory]:
+    """Return which pages that no Image owns belong to a focal plane: one of each size."""
+    if n_z == 1:
+        return free
+    of_size: dict[Size, list[Directory]] = {}
+    for directory in free:
+        of_size.setdefault(directory.size_px, []).append(directory)
+    return [same[z] for same in of_size.values() if len(same) == n_z]
+
+
+def _ome_planes(
+    path: str,
+    image: ome.OmeImage,
+    pages: dict[int, Directory],
+    directories: list[Directory],
+    free: list[Directory],
+) -> tuple[Channels, ...]:
+    """Return the levels and channels of every focal plane; all have the same levels.
+
+    Raises:
+        SlideError: a plane is missing, or of another size.
+    """
+    planes = []
+    for z in range(image.size_z):
+        of_channel = _ome_levels(image, z, pages, directories, free)
+        if of_channel is None:
+            raise slide_error(path, f"focal plane {z} of {image.size_z} is not in the file.")
+        planes.append(of_channel)
+    first = planes[image.size_z // 2][0]
+    n_levels = min(len(levels) for of_channel in planes for levels in of_channel)
+    for z, of_channel in enumerate(planes):
+        for levels in of_channel:
+            size, expected = levels[0].size_px, first[0].size_px
+            if size != expected:
+                raise slide_error(
+                    path,
+                    f"its focal planes differ in size: plane {z} is {size.w} x {size.h} px, "
+                    f"plane {image.size_z // 2} is {expected.w} x {expected.h} px.",
+                    "write the planes again, all of one size.",
+                )
+            same = [a.size_px == b.size_px for a, b in zip(levels, first, strict=False)]
+            n_levels = min(n_levels, [*same, False].index(False))
+    return tuple(
+        tuple(zip(*(levels[:n_levels] for levels in of_channel), strict=True))
+        for of_channel in planes
+    )
 
 
 def _shown(image: ome.OmeImage) -> list[int]:
@@ -275,7 +362,10 @@ def _ome_notes(image: ome.OmeImage, images: Sequence[ome.OmeImage]) -> list[str]
         notes.append(f"Of {len(images)} pictures in the file, Image {index}{name} is read.")
     if image.size_z > 1:
         plane = image.size_z // 2
-        notes.append(f"Of {image.size_z} focal planes the middle one (number {plane}) is read.")
+        notes.append(
+            f"It has {image.size_z} focal planes; where none is chosen the middle one (number "
+            f"{plane}) is read."
+        )
     if image.size_t > 1:
         notes.append(f"Of {image.size_t} points in time the first is read.")
     n_channels = len({channel for channel, _, _ in image.pages})

@@ -236,7 +236,8 @@ class Store(Closes):
         _ = self.tile
         kinds = (schema.TILE_XY, schema.TILE_FOREGROUND, schema.TILE_FOCUS)
         xy_px0, foreground, focus = (self.read(kind.path) for kind in kinds)
-        return Tiles(xy_px0=xy_px0, foreground=foreground, focus=focus)
+        plane = self.read(path) if self.has(path := schema.TILE_PLANE.path) else None
+        return Tiles(xy_px0=xy_px0, foreground=foreground, focus=focus, plane=plane)
 
     def files(self) -> tuple[str, ...] | None:
         """Return the name of the image that each tile was made of; None: tiles of a slide.

@@ -102,7 +102,8 @@ class SlideRecord(_Record):
         mpp_source: who states it: "file", "objective", "manifest", "--slide-mpp", "--mpp".
         codec: of its pixels.
         objective: magnification; None where the file tells none.
-        n_focal_planes, focal_plane: planes in z, and which one is read.
+        n_focal_planes, focal_plane: planes in z, and which one is read where none is chosen.
+        planes_um: their heights, µm; None where the file does not say, or with one plane.
         has_icc_profile: it holds a colour profile.
         bounds_px0: (x, y, w, h) of the scanned part; None where that is all of it, or where an
             old store does not say (`says_bounds`).
@@ -122,6 +123,7 @@ class SlideRecord(_Record):
     objective: float | None = None
     n_focal_planes: int = 1
     focal_plane: int = 0
+    planes_um: tuple[float, ...] | None = _if_said()
     has_icc_profile: bool = False
     bounds_px0: tuple[int, int, int, int] | None = None
     notes: tuple[str, ...] = ()
@@ -208,6 +210,8 @@ class TileRecord(StepRecord):
         illumination: "bright-field" or "dark-field"; None if nobody looked.
         background_rgb: colour of the empty glass.
         foreground_unsure: why the foreground may be wrong.
+        focus: of a slide with several focal planes "best", "fuse" or "plane:K"; None: it has one,
+            or the version read `SlideRecord.focal_plane`.
         apart: what surrounds the image of one cell in its tile: "cut-out" (its known background,
             `fill`) or "border" (the colour of its own border); None: the tiles of a slide, which
             lie beside each other.
@@ -232,6 +236,7 @@ class TileRecord(StepRecord):
     illumination: str | None = None
     background_rgb: tuple[int, int, int] | None = None
     foreground_unsure: str | None = None
+    focus: str | None = _if_said()
     apart: str | None = _if_said()
 
 

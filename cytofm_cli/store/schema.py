@@ -97,6 +97,19 @@ TILE_FOREGROUND: Final = ArrayKind(
     "tiles/foreground", ("float32",), ("tile",), "0..1", "foreground fraction of each tile"
 )
 TILE_FOCUS: Final = ArrayKind("tiles/focus", ("float32",), ("tile",), "0..1", "focus score")
+TILE_PLANE: Final = ArrayKind(
+    "tiles/plane", ("int16",), ("tile",), "index", "focal plane of each tile; fused: the sharpest"
+)
+TILE_PLANE_FOCUS: Final = ArrayKind(
+    "tiles/plane_focus", ("float32",), ("tile", "plane"), "0..1", "focus score of each plane"
+)
+TILE_PLANE_DETAIL: Final = ArrayKind(
+    "tiles/plane_detail",
+    ("float32",),
+    ("tile", "plane"),
+    "0..1",
+    "energy of detail of each plane beside the tile's sharpest",
+)
 TILE_PIXELS: Final = ArrayKind(
     "tiles/pixels", ("uint8",), ("tile", "y", "x", "c"), "RGB", "pixels of each tile"
 )
@@ -207,6 +220,9 @@ ARRAYS: Final = (
     TILE_XY,
     TILE_FOREGROUND,
     TILE_FOCUS,
+    TILE_PLANE,
+    TILE_PLANE_FOCUS,
+    TILE_PLANE_DETAIL,
     TILE_PIXELS,
     TILE_FILE,
     TILE_FILE_START,

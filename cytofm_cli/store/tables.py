@@ -31,11 +31,14 @@ class Tiles:
         xy_px0: int32 (n, 2), top-left corners, level-0 pixels.
         foreground: float32 (n,), foreground fraction.
         focus: float32 (n,), focus score in [0, 1].
+        plane: int16 (n,), focal plane, of the sharpest where planes are fused; None: the slide
+            has one.
     """
 
     xy_px0: NDArray[np.int32]
     foreground: NDArray[np.float32]
     focus: NDArray[np.float32]
+    plane: NDArray[np.int16] | None = None
 
     def __len__(self) -> int:
         return len(self.xy_px0)

@@ -14,10 +14,13 @@ from cytofm_cli.slides.base import NO_MICROSCOPE, SlideReader
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.records import TileRecord
 from cytofm_cli.tiles.config import TileJob
+from cytofm_cli.tiles.focal_word import BEST, FUSE, number_of
 from cytofm_cli.tiles.plan import TilePlan
 from cytofm_cli.tiles.read import Resolution
 from cytofm_cli.units import human_bytes
 
+# Notes of readers on the focal plane that they take; here `_about_focus` speaks.
+_ABOUT_PLANES = ("where none is chosen", "focal planes OpenSlide reads")
 Note = Callable[[str], None]
 
 
@@ -35,9 +38,10 @@ def announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, no
     note(
         f"{job.slide_id}: {n} of {plan.n_grid} tiles of {job.config.side_px} px at "
         f"{plan.read.mpp:.4g} µm/px{_by_whom(reader, plan.resolution)} "
-        f"({share:.1%} of the slide), {how}{f', about {human_bytes(n_bytes)}' if n_bytes else ''}"
+        f"({share:.1%} of the slide), {how}{_of_planes(plan)}"
+        f"{f', about {human_bytes(n_bytes)}' if n_bytes else ''}"
     )
-    for remark in _remarks(reader, plan.resolution):
+    for remark in [*_remarks(reader, plan), *_about_focus(job, reader, plan)]:
         note(f"{job.slide_id}: {remark}")
     if plan.resolution.warning:
         note(f"warning: {job.slide_id}: {plan.resolution.warning}")
@@ -55,13 +59,41 @@ def announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, no
         note(f"warning: {job.slide_id}: unsure of the foreground: {segmentation.unsure}")
 
 
-def _remarks(reader: SlideReader, resolution: Resolution) -> list[str]:
+def _of_planes(plan: TilePlan) -> str:
+    """Say which focal planes are stored."""
+    if plan.planes is None:
+        return "" if plan.focus is None else f", focal {plan.focus.replace(':', ' ')}"
+    n_planes = plan.planes.focus_NP.shape[1]
+    if plan.focus == FUSE:
+        return f", {n_planes} focal planes fused"
+    counts = np.bincount(plan.planes.plane_N, minlength=n_planes).tolist()
+    return f", the sharpest of {n_planes} focal planes ({' + '.join(map(str, counts))} tiles)"
+
+
+def _about_focus(job: TileJob, reader: SlideReader, plan: TilePlan) -> list[str]:
+    """Say where `--focus` could not do what it says."""
+    wanted = job.config.focus
+    if plan.focus is None and wanted != BEST:
+        return [f"has one focal plane: --focus {wanted} changes nothing"]
+    if plan.focus not in (None, wanted) and number_of(wanted) is None:
+        n_planes = reader.info.n_focal_planes
+        return [
+            f"of {n_planes} focal planes {reader.info.reader} reads only number "
+            f"{reader.info.focal_plane}: --focus {wanted} takes that one"
+        ]
+    return []
+
+
+def _remarks(reader: SlideReader, plan: TilePlan) -> list[str]:
     """Return what is odd about the file: another page, plane or channel could have been meant."""
+    resolution = plan.resolution
     corrected = resolution.source in ("manifest", "--slide-mpp")
     return [
         remark
         for remark in reader.info.notes
-        if remark not in resolution.warning and not (corrected and NO_MICROSCOPE in remark)
+        if not any(words in remark for words in _ABOUT_PLANES)
+        and remark not in resolution.warning
+        and not (corrected and NO_MICROSCOPE in remark)
     ]
 
 

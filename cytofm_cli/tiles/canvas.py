@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.slides.base import SlideReader
-from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.field import SlideAtHand, TiledField, mirrored, overlap, tiled_field
+from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.read import ReadPlan, read_tile
-from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_tiles, plan_of
+from cytofm_cli.tiles.shown import open_shown, views_of
+from cytofm_cli.tiles.source import StoredTiles, TileSource, open_tiles
 from cytofm_cli.units import Box
 
 
@@ -52,7 +53,7 @@ def open_canvases(store: Store, *, slides: Path | None = None) -> Iterator[Canva
         with open_tiles(store) as tiles, SlideAtHand(store, slides) as slide:
             yield StoredCanvases(tiled_field(store, tiles, slide), tiles)
         return
-    with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
+    with open_shown(store, slides=slides) as reader:
         yield SlideCanvases(reader, plan_of(store), store.tile_xy_px0, store.tile.fill)
 
 
@@ -89,9 +90,10 @@ class SlideCanvases:
     def read(self, index: int, margin_px: int = 0) -> NDArray[np.uint8]:
         """Return a tile with a margin on every side."""
         plan = replace(self._plan, tile_px=self._plan.tile_px + 2 * margin_px)
+        reader = self._reader if margin_px else views_of(self._reader).reader(index)
         shift = plan.px0(margin_px)
         x, y = (round(float(at) - shift) for at in self._xy_px0[index])
-        pixels = read_tile(self._reader, plan, x, y, fill=self._fill)
+        pixels = read_tile(reader, plan, x, y, fill=self._fill)
         size = self._reader.info.levels[plan.level].size_px
         known_x, known_y = (
             _on_slide(at / plan.downsample, plan.scale, plan.tile_px, most)

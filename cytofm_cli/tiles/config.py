@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Literal
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
+from cytofm_cli.tiles.focal_word import number_of
 
 # 40×, the resolution at which cytology is scanned and read.
 DEFAULT_MPP: Final = 0.25
@@ -59,11 +60,23 @@ class TileConfig(Settings):
         "source", "Pixels in the store: the slide's own JPEG bytes where possible, else lossless."
     )
     jpeg_quality: int = option(90, "Quality with --pixels jpeg.", low=1, high=100)
+    focus: str = option(
+        "best",
+        "Of slides with several focal planes: the sharpest of each tile (best), all fused (fuse), "
+        "or one (plane:K, from 0).",
+    )
     reader: str = option("auto", "Reader: auto, vips, openslide or tiffslide.")
     seed: int = option(0, "Seed of --select random.", low=0)
 
     def check(self) -> None:
-        """Refuse a number of tiles without a way to choose them."""
+        """Refuse a number of tiles without a way to choose them, and an unknown focus."""
+        try:
+            number_of(self.focus)
+        except ValueError as error:
+            raise UsageError(
+                f"{self.said('focus')}: choose best, fuse or plane:K.",
+                hint="planes count from 0; `cytofm info SLIDE` says how many there are.",
+            ) from error
         if self.max_tiles is not None and self.select == "all":
             raise UsageError(
                 f"{self.said('max_tiles')} needs a way to choose.",

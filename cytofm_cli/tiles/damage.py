@@ -30,7 +30,7 @@ class Damage:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sound: dict[tuple[int, int], bool] = {}
+        self._sound: dict[tuple[NativeJpeg, int, int], bool] = {}
         self._rows: set[int] = set()
 
     @property
@@ -50,7 +50,7 @@ class Damage:
             SlideError: it is damaged.
         """
         stream = jpeg.stream(column, row)
-        if stream is not None and not self._is_sound(stream, column, row):
+        if stream is not None and not self._is_sound(stream, (jpeg, column, row)):
             raise SlideError(f"damaged JPEG tile at column {column}, row {row}.")
         return stream
 
@@ -66,8 +66,7 @@ class Damage:
                 hint="copy the file again from its source.",
             )
 
-    def _is_sound(self, stream: bytes, column: int, row: int) -> bool:
-        key = (column, row)
+    def _is_sound(self, stream: bytes, key: tuple[NativeJpeg, int, int]) -> bool:
         with self._lock:
             known = self._sound.get(key)
         if known is None:

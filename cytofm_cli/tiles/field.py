@@ -29,8 +29,10 @@ from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
+from cytofm_cli.tiles.origin import find_slide, plan_of
 from cytofm_cli.tiles.read import ReadPlan, resample
-from cytofm_cli.tiles.source import StoredTiles, TileSource, find_slide, open_tiles, plan_of
+from cytofm_cli.tiles.shown import open_shown, shown
+from cytofm_cli.tiles.source import StoredTiles, TileSource, open_tiles
 from cytofm_cli.units import Box, Size
 from cytofm_cli.work.closing import Closes
 
@@ -86,7 +88,7 @@ def open_field(store: Store, *, slides: Path | None = None) -> Iterator[Field]:
         with open_tiles(store) as tiles, SlideAtHand(store, slides) as slide:
             yield tiled_field(store, tiles, slide)
         return
-    with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
+    with open_shown(store, slides=slides) as reader:
         yield SlideField(reader, plan_of(store), store.tile_xy_px0, store.tile.fill)
 
 
@@ -138,6 +140,7 @@ class SlideAtHand(Closes):
         self._store, self._slides, self._plan = store, slides, plan_of(store)
         self._lock = threading.Lock()
         self._reader: SlideReader | None = None
+        self._file: SlideReader | None = None
         self._missing = store.slide.is_remote
 
     def read(self, box: Box) -> NDArray[np.uint8] | None:
@@ -169,16 +172,18 @@ class SlideAtHand(Closes):
     def close(self) -> None:
         """Close the slide, if it was opened; it is not opened again."""
         with self._lock:
-            if self._reader is not None:
-                self._reader.close()
-            self._reader, self._missing = None, True
+            if self._file is not None:
+                self._file.close()
+            self._file = self._reader = None
+            self._missing = True
 
     def _opened(self) -> SlideReader | None:
         with self._lock:
             if self._reader is None and not self._missing:
                 try:
                     path = find_slide(self._store, self._slides)
-                    self._reader = open_slide(path, reader=self._store.slide.reader)
+                    self._file = open_slide(path, reader=self._store.slide.reader)
+                    self._reader = shown(self._file, self._store)
                 except SlideError:
                     self._missing = True
             return self._reader

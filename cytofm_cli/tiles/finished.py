@@ -9,7 +9,7 @@ from cytofm_cli.errors import ConfigMismatchError, MissingMppError, SlideError
 from cytofm_cli.slides.base import SlideInfo
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import io, schema
-from cytofm_cli.tiles import pixels, settings
+from cytofm_cli.tiles import focal, pixels, settings
 from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.read import ReadPlan, Resolution, plan_reading, resolve_mpp
 
@@ -65,9 +65,11 @@ def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str
     record, slide = store.tile, store.slide
     # Before objectives counted, --mpp stood in for the resolution of files that state one.
     guessed = slide.mpp_source == "--mpp" and slide.objective
-    if settings.same_words(record, settings.asked(job.config, job.mpp)) and not guessed:
+    if settings.same_words(record, slide, settings.asked(job.config, job.mpp)) and not guessed:
         return []
-    with open_slide(job.path, reader=job.config.reader) as reader:
+    with open_slide(job.path, reader=job.config.reader) as opened:
+        focus = focal.focus_of(opened.info, job.config.focus)
+        reader = focal.at_focus(opened, focus)
         try:
             resolution = resolution_of(reader.info, job)
         except MissingMppError:  # nobody contradicts what the store knows
@@ -83,7 +85,8 @@ def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str
             mpp=read.mpp,
             slide_mpp=read.slide_mpp,
             reader=reader.info.reader,
-            copies_source=pixels.find_source_tiles(reader, read, job.config)[0] is not None,
+            copies_source=pixels.find_source_tiles(reader, read, job.config, focus)[0] is not None,
+            focus=focus,
             n_foreground=settings.count_of_foreground(record),
         )
     former = settings.of_record(record, slide)

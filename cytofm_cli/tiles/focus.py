@@ -64,6 +64,14 @@ class FocusMap:
         ratio_N = np.divide(near_N, far_N, out=np.full(len(far_N), 0.25), where=seen_N)
         return _scaled(ratio_N)
 
+    def detail(self, xy_px0: NDArray[np.int32], tile_px0: float) -> NDArray[np.float64]:
+        """Return the energy of differences between direct neighbours in each tile, (n,).
+
+        Grows with contrast and area: comparable between pictures of the same cells only.
+        """
+        scale = np.array(self.cell_px0)
+        return morphology.box_sums(self.near_HW, xy_px0 / scale, (xy_px0 + tile_px0) / scale)
+
 
 def measure(
     bands: Iterable[tuple[int, NDArray[np.uint8]]],

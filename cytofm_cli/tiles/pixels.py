@@ -30,6 +30,8 @@ from cytofm_cli.store.zarr3 import (
 )
 from cytofm_cli.tiles.config import TileConfig
 from cytofm_cli.tiles.damage import Damage, LenientReader
+from cytofm_cli.tiles.focal import TileViews
+from cytofm_cli.tiles.focal_word import BEST, FUSE
 from cytofm_cli.tiles.read import ReadPlan, ordered_map, read_tile
 from cytofm_cli.units import Box
 
@@ -42,20 +44,24 @@ class SourceTiles:
     """The file's own JPEG tiles, checked to decode to what the reader shows.
 
     Attributes:
-        jpeg: access to the streams.
         side_px: side of a native tile, px of the level.
         align_px0: the grid must lie on multiples of this, level-0 px.
     """
 
-    jpeg: NativeJpeg
     side_px: int
     align_px0: int
 
 
 def find_source_tiles(
-    reader: SlideReader, plan: ReadPlan, config: TileConfig
+    reader: SlideReader, plan: ReadPlan, config: TileConfig, focus: str | None = None
 ) -> tuple[SourceTiles | None, str]:
     """Tell whether the file's own JPEG tiles can be copied, and why not.
+
+    Args:
+        reader: the open slide, at the plane of "plane:K".
+        plan: level and scale.
+        config: the settings.
+        focus: of a slide with several focal planes; see `focal.focus_of`.
 
     Returns:
         (the tiles, "") or (None, one clause that says why not; "" if the file has no JPEG
@@ -74,9 +80,20 @@ def find_source_tiles(
         return None, f"--tile-px and --stride-px are no multiples of the file's {side} px tiles"
     if min(reader.info.levels[plan.level].size_px) < config.side_px:
         return None, "the slide is smaller than one tile"
+    if focus == FUSE:
+        return None, "its focal planes are fused; --pixels jpeg takes less"
+    if focus == BEST and not _alike_in_planes(reader, plan.level, jpeg):
+        return None, "the focal planes have tiles of different kinds"
     if not _decodes_alike(reader, plan.level, jpeg):
         return None, "the file's JPEG tiles decode to other pixels than the reader shows"
-    return SourceTiles(jpeg=jpeg, side_px=side, align_px0=round(align)), ""
+    return SourceTiles(side_px=side, align_px0=round(align)), ""
+
+
+def _alike_in_planes(reader: SlideReader, level: int, jpeg: NativeJpeg) -> bool:
+    """Tell whether every focal plane has JPEG tiles on the same grid."""
+    planes = (reader.at_plane(plane) for plane in range(reader.info.n_focal_planes))
+    jpegs = [plane.native_jpeg(level) for plane in planes]
+    return all(each and (each.tile_px, each.grid) == (jpeg.tile_px, jpeg.grid) for each in jpegs)
 
 
 def _decodes_alike(reader: SlideReader, level: int, jpeg: NativeJpeg) -> bool:
@@ -96,7 +113,7 @@ def _decodes_alike(reader: SlideReader, level: int, jpeg: NativeJpeg) -> bool:
 
 
 def forecast_bytes(
-    reader: SlideReader,
+    views: TileViews,
     plan: ReadPlan,
     xy_px0: NDArray[np.int32],
     *,
@@ -110,14 +127,14 @@ def forecast_bytes(
     """
     if config.pixels == "none":
         return 0
-    encode, _ = _encoder(reader, plan, xy_px0, config, source, fill, Damage())
+    encode, _ = _encoder(views, plan, xy_px0, config, source, fill, Damage())
     rows = np.unique(np.linspace(0, len(xy_px0) - 1, _SAMPLE).round().astype(int)).tolist()
     sizes = [sum(len(chunk or b"") for chunk in encode(row)) for row in rows]
     return round(float(np.mean(sizes)) * len(xy_px0))
 
 
 def write_pixels(
-    reader: SlideReader,
+    views: TileViews,
     plan: ReadPlan,
     xy_px0: NDArray[np.int32],
     folder: Path,
@@ -138,9 +155,9 @@ def write_pixels(
     """
     damage = Damage()
     n = len(xy_px0)
-    encode, layout = _encoder(reader, plan, xy_px0, config, source, fill, damage)
+    encode, layout = _encoder(views, plan, xy_px0, config, source, fill, damage)
     written = write_tiles(folder, encode, (n, config.side_px), layout, threads, report)
-    damage.refuse_too_much(reader.info.path, n)
+    damage.refuse_too_much(views.path, n)
     return layout[2], written, damage.n_tiles
 
 
@@ -190,7 +207,7 @@ def encode_pixels(pixels: NDArray[np.uint8], config: TileConfig) -> bytes:
 
 
 def _encoder(
-    reader: SlideReader,
+    views: TileViews,
     plan: ReadPlan,
     xy_px0: NDArray[np.int32],
     config: TileConfig,
@@ -202,9 +219,8 @@ def _encoder(
     layout = layout_of(config, config.side_px, source)
     if source is not None:
         per_side = config.side_px // layout[0]
-        return partial(_copy_tile, source, plan, xy_px0, per_side, damage, fill), layout
-    jpeg = reader.native_jpeg(plan.level)
-    return partial(_encode_tile, reader, plan, xy_px0, config, fill, damage, jpeg), layout
+        return partial(_copy_tile, views, source, plan, xy_px0, per_side, damage, fill), layout
+    return partial(_encode_tile, views, plan, xy_px0, config, fill, damage), layout
 
 
 def layout_of(config: TileConfig, side_px: int, source: SourceTiles | None = None) -> Layout:
@@ -225,16 +241,15 @@ def _flatten(
 
 
 def _encode_tile(
-    reader: SlideReader,
+    views: TileViews,
     plan: ReadPlan,
     xy_px0: NDArray[np.int32],
     config: TileConfig,
     fill: int,
     damage: Damage,
-    jpeg: NativeJpeg | None,
     row: int,
 ) -> list[bytes | None]:
-    lenient = LenientReader(reader, damage, jpeg, fill)
+    lenient = LenientReader(views.reader(row), damage, views.jpeg(row, plan.level), fill)
     pixels = read_tile(lenient, plan, int(xy_px0[row, 0]), int(xy_px0[row, 1]), fill=fill)
     if lenient.has_damage:
         damage.tell(row)
@@ -242,6 +257,7 @@ def _encode_tile(
 
 
 def _copy_tile(
+    views: TileViews,
     source: SourceTiles,
     plan: ReadPlan,
     xy_px0: NDArray[np.int32],
@@ -251,13 +267,15 @@ def _copy_tile(
     row: int,
 ) -> list[bytes | None]:
     column, line = (round(int(v) / plan.downsample) // source.side_px for v in xy_px0[row])
+    jpeg = views.jpeg(row, plan.level)
+    assert jpeg is not None  # `find_source_tiles` looked
     streams: list[bytes | None] = []
     for dy in range(per_side):
         for dx in range(per_side):
             # A tile that the scanner left out is blank glass, shown white like the readers do.
             blank = 255
             try:
-                stream = damage.stream(source.jpeg, column + dx, line + dy)
+                stream = damage.stream(jpeg, column + dx, line + dy)
             except SlideError:
                 damage.tell(row)
                 stream, blank = None, fill

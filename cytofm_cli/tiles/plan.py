@@ -13,10 +13,11 @@ from cytofm_cli.errors import NoForegroundError
 from cytofm_cli.pictures.files import save_png
 from cytofm_cli.slides.base import SlideReader, finest_level_for
 from cytofm_cli.slides.blocks import WHITE
-from cytofm_cli.tiles import pixels, preview
+from cytofm_cli.tiles import focal, pixels, preview, shown
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.tiles.damage import Damage, LenientReader
 from cytofm_cli.tiles.finished import read_plan_of, resolution_of
+from cytofm_cli.tiles.focal_word import BEST, FUSE
 from cytofm_cli.tiles.focus import BAND_PX, FOCUS_MPP, FocusMap, measure, needs_band
 from cytofm_cli.tiles.foreground import Foreground, find_foreground, overview_mpp, tile_fraction
 from cytofm_cli.tiles.grid import lay_grid
@@ -54,7 +55,10 @@ class TilePlan:
         n_grid: tiles of the whole grid.
         n_foreground: those of them that hold foreground, before `--select`.
         xy_px0: int32 (n, 2) of the tiles taken, row-major.
-        foreground, focus: float32 (n,) of the tiles taken.
+        foreground, score: float32 (n,), fraction and focus score of the tiles taken.
+        focus: "best", "fuse" or "plane:K" of a slide with several focal planes; None: it has one.
+        planes: which plane each tile is of; None where nobody had to choose.
+        views: the reader of each tile.
         source: the file's own JPEG tiles, if they will be copied.
         why_not_source: why they will not be, if the file has some.
     """
@@ -66,7 +70,10 @@ class TilePlan:
     n_foreground: int
     xy_px0: NDArray[np.int32]
     foreground: NDArray[np.float32]
-    focus: NDArray[np.float32]
+    score: NDArray[np.float32]
+    focus: str | None
+    planes: focal.TilePlanes | None
+    views: focal.TileViews
     source: pixels.SourceTiles | None
     why_not_source: str
 
@@ -77,8 +84,13 @@ class TilePlan:
         return 0 if segmentation and segmentation.illumination == "dark-field" else 255
 
 
-def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
+def plan_tiles(reader: SlideReader, job: TileJob, focus: str | None = None) -> TilePlan:
     """Decide which tiles of a slide are taken.
+
+    Args:
+        reader: the open slide, at the plane of "plane:K".
+        job: what is asked for.
+        focus: of a slide with several focal planes; see `focal.focus_of`.
 
     Raises:
         NoForegroundError: none is left.
@@ -89,7 +101,7 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
     read = read_plan_of(info, job, resolution.mpp)
     # The grid follows the file's own tiles whatever becomes of the pixels, so that the bags of
     # a slide do not depend on --pixels.
-    source, why_not = pixels.find_source_tiles(reader, read, config)
+    source, why_not = pixels.find_source_tiles(reader, read, config, focus)
     align_px0 = source.align_px0 if source else 1
     grid_xy = lay_grid(info.size_px0, read.tile_px0, read.px0(config.step_px), align_px0=align_px0)
     overview = _look(reader, resolution.mpp, config.foreground)
@@ -97,11 +109,20 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
     if not len(xy):
         draw_preview(job, overview, xy, read.tile_px0)
         raise _no_foreground(info.path, len(grid_xy), overview, config)
-    focus_map = measure_focus(reader, resolution.mpp, overview.mask_HW, job.threads)
-    focus = focus_map.score(xy, read.tile_px0)
+
+    def measure_plane(plane: SlideReader) -> FocusMap:
+        return measure_focus(plane, resolution.mpp, overview.mask_HW, job.threads)
+
+    planes = None
+    if focus in (BEST, FUSE):
+        planes = focal.find_planes(reader, measure_plane, xy, read.tile_px0)
+        score = planes.scores()
+    else:
+        score = measure_plane(reader).score(xy, read.tile_px0)
     taken = choose(
-        fraction, focus, config.max_tiles, config.select, config.seed, slide_id=job.slide_id
+        fraction, score, config.max_tiles, config.select, config.seed, slide_id=job.slide_id
     )
+    chosen = None if planes is None else planes.take(taken)
     return TilePlan(
         read=read,
         resolution=resolution,
@@ -110,7 +131,10 @@ def plan_tiles(reader: SlideReader, job: TileJob) -> TilePlan:
         n_foreground=len(xy),
         xy_px0=xy[taken],
         foreground=fraction[taken],
-        focus=focus[taken],
+        score=score[taken],
+        focus=focus,
+        planes=chosen,
+        views=shown.views_of(shown.as_planned(reader, focus, xy[taken], read, chosen)),
         source=source,
         why_not_source=why_not,
     )

@@ -16,7 +16,7 @@ from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import arrays, commit, io, schema
 from cytofm_cli.store.records import LevelRecord, SlideRecord, TileRecord
-from cytofm_cli.tiles import pixels, settings
+from cytofm_cli.tiles import focal, pixels, settings
 from cytofm_cli.tiles.announce import Note, announce, announce_damage, announce_loss
 from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.finished import is_done
@@ -50,10 +50,12 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
             stack.enter_context(io.claim_step(job.stores, job.slide_id, schema.TILE_STEP))
             if is_done(job, path, mark):  # another process did it meanwhile
                 return "skipped", _facts(path)
-        reader = stack.enter_context(open_slide(job.path, reader=job.config.reader))
-        plan = plan_tiles(reader, job)
+        opened = stack.enter_context(open_slide(job.path, reader=job.config.reader))
+        focus = focal.focus_of(opened.info, job.config.focus)
+        reader = focal.at_focus(opened, focus)
+        plan = plan_tiles(reader, job, focus)
         how = _how(job, plan)
-        n_bytes = pixels.forecast_bytes(reader, plan.read, plan.xy_px0, **how)
+        n_bytes = pixels.forecast_bytes(plan.views, plan.read, plan.xy_px0, **how)
         announce(job, reader, plan, n_bytes, note)
         draw_preview(job, plan.overview, plan.xy_px0, plan.read.tile_px0)
         announce_loss(path, note)
@@ -112,11 +114,17 @@ def _write(
     arrays.write(staged, schema.FOREGROUND, mask.astype(np.uint8))
     arrays.write(staged, schema.TILE_XY, plan.xy_px0)
     arrays.write(staged, schema.TILE_FOREGROUND, plan.foreground)
-    arrays.write(staged, schema.TILE_FOCUS, plan.focus)
+    arrays.write(staged, schema.TILE_FOCUS, plan.score)
+    if plan.focus is not None:
+        same = np.full(len(plan.xy_px0), reader.info.focal_plane, np.int16)
+        arrays.write(staged, schema.TILE_PLANE, plan.planes.plane_N if plan.planes else same)
+    if plan.planes is not None:
+        arrays.write(staged, schema.TILE_PLANE_FOCUS, plan.planes.focus_NP)
+        arrays.write(staged, schema.TILE_PLANE_DETAIL, plan.planes.detail_NP)
     codec, n_bytes, n_damaged = "none", 0, 0
     if job.config.pixels != "none":
         codec, n_bytes, n_damaged = pixels.write_pixels(
-            reader,
+            plan.views,
             plan.read,
             plan.xy_px0,
             staged,
@@ -149,6 +157,7 @@ def _tile_record(
         reader=reader.info.reader,
         copies_source=plan.source is not None,
         n_foreground=plan.n_foreground,
+        focus=plan.focus,
     )
     segmentation = plan.overview.segmentation
     return TileRecord(
@@ -168,6 +177,7 @@ def _tile_record(
         illumination=segmentation.illumination if segmentation else None,
         background_rgb=segmentation.background_rgb if segmentation else None,
         foreground_unsure=segmentation.unsure if segmentation else None,
+        focus=plan.focus,
         **written,
     )
 
@@ -196,6 +206,7 @@ def _slide_record(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) 
         objective=info.objective,
         n_focal_planes=info.n_focal_planes,
         focal_plane=info.focal_plane,
+        planes_um=info.planes_um,
         has_icc_profile=info.has_icc_profile,
         bounds_px0=info.bounds_px0,
         notes=info.notes,

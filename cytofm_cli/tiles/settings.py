@@ -12,6 +12,7 @@ from typing import Any
 from cytofm_cli.config import as_record, differences
 from cytofm_cli.store.records import SlideRecord, TileRecord
 from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.tiles.focal_word import PLANE
 
 COPIED = "source jpeg"  # the codec of pixels that are the file's own JPEG bytes
 ABOUT_PIXELS = ("pixels", "jpeg_quality")  # which tiles there are does not depend on them
@@ -31,6 +32,7 @@ def resolved(
     reader: str,
     copies_source: bool,
     n_foreground: int | None,
+    focus: str | None = None,
 ) -> dict[str, Any]:
     """Return the settings that act on a slide; those that cannot change its tiles are left out.
 
@@ -41,6 +43,7 @@ def resolved(
         reader: name of the reader that opens the slide.
         copies_source: the file's own JPEG tiles can be copied.
         n_foreground: tiles among which `select` chooses; None if nobody knows any more.
+        focus: of a slide with several focal planes; see `focal.focus_of`.
     """
     acting = {
         "tile_px": settings["tile_px"],
@@ -54,6 +57,8 @@ def resolved(
     }
     if settings["pixels"] == "source" and not copies_source:
         acting["pixels"] = "lossless"
+    if focus is not None:
+        acting["focus"] = focus
     if settings["pixels"] == "jpeg":
         acting["jpeg_quality"] = settings["jpeg_quality"]
     if settings["foreground"] == "auto":
@@ -78,7 +83,18 @@ def of_record(record: TileRecord, slide: SlideRecord) -> dict[str, Any]:
         reader=slide.reader,
         copies_source=record.store_codec == COPIED,
         n_foreground=count_of_foreground(record),
+        focus=focus_of_record(record, slide),
     )
+
+
+def focus_of_record(record: TileRecord, slide: SlideRecord) -> str | None:
+    """Return "best", "fuse" or "plane:K" of the tiles; None for a slide of one plane.
+
+    Versions that read one plane said so in the facts of the slide.
+    """
+    if record.focus is not None or slide.n_focal_planes == 1:
+        return record.focus
+    return f"{PLANE}{slide.focal_plane}"
 
 
 def count_of_foreground(record: TileRecord) -> int | None:
@@ -89,9 +105,12 @@ def count_of_foreground(record: TileRecord) -> int | None:
     return n if limit is None or n < limit else None
 
 
-def same_words(record: TileRecord, wanted: Mapping[str, Any]) -> bool:
+def same_words(record: TileRecord, slide: SlideRecord, wanted: Mapping[str, Any]) -> bool:
     """Tell whether a step was asked for in the same words."""
-    return not differences(record.config if record.asked is None else record.asked, wanted)
+    asked = record.config if record.asked is None else record.asked
+    if slide.n_focal_planes == 1:  # nothing to focus, whoever asked for what
+        asked, wanted = dict(asked) | {"focus": None}, dict(wanted) | {"focus": None}
+    return not differences(asked, wanted)
 
 
 def _round(mpp: float) -> float:

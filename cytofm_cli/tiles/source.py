@@ -10,15 +10,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import SlideError, StoreError
-from cytofm_cli.runs import provenance
-from cytofm_cli.slides.base import SlideReader
-from cytofm_cli.slides.open import open_slide
+from cytofm_cli.errors import StoreError
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.store.zarr3 import ShardedArrayReader, chunk_decoder
+from cytofm_cli.tiles.focal import TileViews
 from cytofm_cli.tiles.kept import shared
+from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.read import ReadPlan, read_tile
+from cytofm_cli.tiles.shown import open_shown, views_of
 
 
 class TileSource(Protocol):
@@ -69,45 +69,9 @@ def open_tiles(store: Store, *, slides: Path | None = None) -> Iterator[TileSour
         with ShardedArrayReader(store.path / schema.TILE_PIXELS.path) as pixels:
             yield shared(StoredTiles(pixels, xy_px0), source)
         return
-    with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
-        yield shared(SlideTiles(reader, plan_of(store), xy_px0, fill=fill), source)
-
-
-def plan_of(store: Store) -> ReadPlan:
-    """Return how the tiles of a store were cut from its slide."""
-    record = store.tile
-    return ReadPlan(
-        level=record.level,
-        downsample=store.slide.levels[record.level].downsample,
-        scale=record.scale,
-        tile_px=record.tile_px,
-        mpp=record.mpp,
-        slide_mpp=store.slide.mpp,
-    )
-
-
-def find_slide(store: Store, slides: Path | None) -> str:
-    """Return the path of a store's slide, looking in `slides` for a moved one.
-
-    Raises:
-        SlideError: it is at neither place, or another file lies there.
-    """
-    path = store.slide.path
-    if store.slide.is_remote:
-        return path
-    moved = [] if slides is None else [slides / Path(path).name]
-    for candidate in [*moved, Path(path)]:
-        if candidate.exists():
-            if provenance.fingerprint(candidate) != store.slide.fingerprint:
-                raise SlideError(
-                    f"{candidate}: is not the slide that {store.path.name} was tiled from.",
-                    hint="--slides must name the folder of the same files; else tile it anew.",
-                )
-            return str(candidate)
-    raise SlideError(
-        f"{path}: the slide of {store.path.name} is not there, and the store holds no pixels.",
-        hint="--slides DIR says where it is now.",
-    )
+    with open_shown(store, slides=slides) as reader:
+        tiles = SlideTiles(views_of(reader), plan_of(store), xy_px0, fill=fill)
+        yield shared(tiles, source)
 
 
 class StoredTiles:
@@ -147,14 +111,14 @@ class SlideTiles:
     """Tiles that are read from the slide each time."""
 
     def __init__(
-        self, reader: SlideReader, plan: ReadPlan, xy_px0: NDArray[np.int32], *, fill: int
+        self, views: TileViews, plan: ReadPlan, xy_px0: NDArray[np.int32], *, fill: int
     ) -> None:
         self.xy_px0 = xy_px0
-        self._reader = reader
+        self._views = views
         self._plan = plan
         self._fill = fill
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return one tile."""
         x, y = (int(value) for value in self.xy_px0[index])
-        return read_tile(self._reader, self._plan, x, y, fill=self._fill)
+        return read_tile(self._views.reader(index), self._plan, x, y, fill=self._fill)

@@ -20,6 +20,7 @@ KINDS: Final = {
     "layers.js": _SCRIPT,
     "marks.js": _SCRIPT,
     "pane.js": _SCRIPT,
+    "planes.js": _SCRIPT,
     "slides.js": _SCRIPT,
     "viewer.js": _SCRIPT,
 }

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 _MOST_NAMES: Final = 200
+_AS_TILED: Final = -1  # the number of no focal plane
 _MOST_RANKED: Final = 500
 _CROP_PX: Final = 112
 _QUALITY: Final = 88
@@ -144,12 +145,18 @@ class _Answers:
         """Return a square of a slide as JPEG."""
         where = request.path_params
 
-        def make() -> bytes:
-            with self._slide(request) as view:
-                pixels = view.square(where["zoom"], where["column"], where["row"])
-                return jpeg_bytes(pixels, _QUALITY)
+        def answer() -> Response:
+            asked = int(_number(request, "plane", _AS_TILED, low=_AS_TILED))
+            plane = None if asked == _AS_TILED else asked
 
-        return await self._run(lambda: self._picture(("square", *where.values()), make))
+            def make() -> bytes:
+                with self._slide(request) as view:
+                    pixels = view.square(where["zoom"], where["column"], where["row"], plane)
+                    return jpeg_bytes(pixels, _QUALITY)
+
+            return self._picture(("square", plane, *where.values()), make)
+
+        return await self._run(answer)
 
     async def layer(self, request: Request) -> Response:
         """Return a square of a layer as PNG."""

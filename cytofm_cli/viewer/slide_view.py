@@ -22,7 +22,9 @@ from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.blocks import nuclei_columns
 from cytofm_cli.store.io import open_store
-from cytofm_cli.tiles.source import find_slide
+from cytofm_cli.tiles.origin import find_slide
+from cytofm_cli.tiles.settings import focus_of_record
+from cytofm_cli.tiles.shown import shown
 from cytofm_cli.units import Size
 from cytofm_cli.viewer import draw, maps, nuclei
 from cytofm_cli.viewer.places import Places, find_places
@@ -72,20 +74,35 @@ class SlideView(Closes):
         self.nuclei_kinds, notes = nuclei.kinds_of(self.store)
         self.map_kinds, more = maps.kinds_of(self.store)
         self.notes = [*notes, *more]
-        self.reader = self._open_slide(slides)
+        self._file = self._open_slide(slides)
+        self.reader = self._as_tiled()
         self._lock = threading.RLock()
         self._kept: dict[object, Any] = {}
         self.rankings = self._rankings()
 
     def close(self) -> None:
         """Close the slide."""
-        if self.reader is not None:
-            self.reader.close()
+        if self._file is not None:
+            self._file.close()
         self._kept.clear()
 
-    def square(self, zoom: int, column: int, row: int) -> NDArray[np.uint8]:
-        """Return a square of the slide; see `zoom.read_region`."""
-        return self.region(self.zooms.region(zoom, column, row))
+    def square(
+        self, zoom: int, column: int, row: int, plane: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Return a square of the slide; see `zoom.read_region`.
+
+        Args:
+            zoom, column, row: which one.
+            plane: of a slide with several focal planes; None: what its tiles show.
+
+        Raises:
+            UsageError: no such square or plane.
+        """
+        region = self.zooms.region(zoom, column, row)
+        if plane is None or self._file is None:
+            return self.region(region)
+        reader = self._file.at_plane(plane)
+        return read_region(reader, self.thumbnail, region, fill=self.fill)
 
     def region(self, region: Region) -> NDArray[np.uint8]:
         """Return any square part of the slide."""
@@ -193,6 +210,7 @@ class SlideView(Closes):
             "n_tiles": record.n_tiles,
             "tile_px0": self.tile_px0,
             "cell_px0": self.shown_px0("cell"),
+            "planes": self._planes_facts(),
             "has_foreground": self.store.has(schema.FOREGROUND.path),
             "dark": record.fill < 128,
             "nuclei": [self._nuclei_facts(kind) for kind in self.nuclei_kinds],
@@ -210,6 +228,19 @@ class SlideView(Closes):
             "notes": self._told(),
         }
 
+    def _planes_facts(self) -> dict[str, Any] | None:
+        """Return what there is to choose of focal planes; None: nothing."""
+        info = None if self._file is None else self._file.info
+        if info is None or not info.reads_planes or info.n_focal_planes == 1:
+            return None
+        heights = info.planes_um
+        return {
+            "n": info.n_focal_planes,
+            "um": None if heights is None else [round(height, 3) for height in heights],
+            "middle": info.focal_plane,
+            "tiles": focus_of_record(self.store.tile, self.store.slide),
+        }
+
     def _nuclei_facts(self, kind: nuclei.NucleiKind) -> dict[str, Any]:
         names, class_N = self.classes(kind)
         counts = np.bincount(class_N, minlength=len(names))
@@ -225,7 +256,7 @@ class SlideView(Closes):
     def _told(self) -> list[str]:
         slide = self.store.slide
         told = list(self.notes)
-        if slide.n_focal_planes > 1:
+        if slide.n_focal_planes > 1 and self._planes_facts() is None:
             told.append(
                 f"The slide has {slide.n_focal_planes} focal planes; number {slide.focal_plane} "
                 "is shown."
@@ -247,6 +278,16 @@ class SlideView(Closes):
             why = why.replace(", and the store holds no pixels", "")
             self.notes.insert(0, f"Only the thumbnail is shown. {why} --slides DIR finds it.")
             return None
+
+    def _as_tiled(self) -> SlideReader | None:
+        """Return the slide as its tiles show it, or as it is where the store does not say."""
+        if self._file is None:
+            return None
+        try:
+            return shown(self._file, self.store)
+        except CytofmError as error:
+            self.notes.append(f"Shown at one focal plane. {error.message}")
+            return self._file
 
     def _foreground(self, region: Region) -> draw.Canvas:
         path = schema.FOREGROUND.path

@@ -13,7 +13,7 @@ import torch
 from cytofm_cli.errors import InputError
 from cytofm_cli.store.io import open_store
 from cytofm_cli.tiles.canvas import open_canvases
-from cytofm_cli.tiles.source import plan_of
+from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.make import pad_nuclei
 from cytofm_cli.views.ncp import NcpConfig

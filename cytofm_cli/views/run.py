@@ -47,8 +47,8 @@ from cytofm_cli.store.zarr3 import (
     zstd_encode,
 )
 from cytofm_cli.tiles.canvas import open_canvases
+from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.read import ordered_map
-from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views.config import VERSION, ViewsConfig
 from cytofm_cli.views.make import make_views
 from cytofm_cli.views.plan import ViewPlan

@@ -19,8 +19,8 @@ from cytofm_cli.errors import UsageError
 from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.store.io import Store
 from cytofm_cli.tiles.canvas import Canvases
+from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.read import ReadPlan
-from cytofm_cli.tiles.source import plan_of
 from cytofm_cli.views import crops, draws, masks
 from cytofm_cli.views.make import pad_nuclei
 from cytofm_cli.views.ncp import NcpConfig

@@ -20,8 +20,9 @@ from cytofm_cli.errors import ConfigMismatchError, StoreError, UsageError
 from cytofm_cli.nuclei.base import make_table
 from cytofm_cli.store.io import Store, open_store
 from cytofm_cli.tiles.canvas import open_canvases
+from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.read import ReadPlan
-from cytofm_cli.tiles.source import open_tiles, plan_of
+from cytofm_cli.tiles.source import open_tiles
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.views.draws import sample_keys
 from cytofm_cli.views.make import make_views

@@ -12,7 +12,10 @@ from cytofm_cli.testing.suite import Case, Check, run_check
 
 # By hand, so that a folder that is not found does not pass for one without plug-ins.
 OURS = {
-    "reader": {"openslide", "tifffile", "tiffslide", "vips"},
+    "reader": {
+        "czi", "fastslide", "isyntax", "kfb", "ndpi", "ngff", "openslide", "sdpc", "tifffile",
+        "tiffslide", "tmap", "vips", "wsidicom",
+    },
     "detector": {"cellpose", "cellvit", "classical", "imported", "instanseg"},
     "encoder": {"handcrafted", "sr_vit", "timm"},
     "pretraining method": {

@@ -164,6 +164,25 @@ def test_folder__slides_that_nothing_reads_are_named(tmp_path) -> None:
     assert sorted(found(tmp_path)) == ["a", "b", "c", "d", "e"]
 
 
+def test_folder__a_series_in_two_folders_is_one_slide(tmp_path, caplog) -> None:
+    names = ("a.dcm", "b.dcm", "c.dcm", "d.dcm")
+    write_slide(tmp_path / "x" / "S1", names, series="1.2.3", seed=1)
+    (tmp_path / "x" / "S1" / "low").mkdir()
+    (tmp_path / "x" / "S1" / "b.dcm").rename(tmp_path / "x" / "S1" / "low" / "b.dcm")
+    write_slide(tmp_path / "backup" / "again", names, series="1.2.4", seed=2)
+    write_slide(tmp_path / "x" / "S2", names, series="1.2.4", seed=2)
+    assert sorted(found(tmp_path)) == ["S1", "again"]
+    assert "belongs to the DICOM slide" in caplog.text
+
+
+def test_folder__what_belongs_to_an_olympus_slide_is_no_slide(tmp_path, save) -> None:
+    touch(tmp_path, "T.VSI", "_T_/stack1/frame_t_0.ETS", "_T_/preview.jpg", "_other_/a.jpg")
+    assert sorted(found(tmp_path)) == ["T", "a"]
+    shutil.copy(save("t.tif"), tmp_path / "T.VSI")
+    with pytest.raises(SlideError, match=r"with its picture in _T_/stack1/frame_t_0\.ETS"):
+        open_slide(str(tmp_path / "T.VSI"))
+
+
 def test_slide_id__of_a_folder_named_from_inside(tmp_path, monkeypatch) -> None:
     (tmp_path / "case7" / "x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "case7")
@@ -174,12 +193,12 @@ def test_shells__are_refused_by_name(tmp_path, save) -> None:
     tiff = save("a.tif")
     touch(tmp_path, "_s_/stack1/frame_t.ets", "m/readme")
     for name, told in {
-        "s.vsi": r"Olympus VSI slide: the slide itself is in _s_/stack1/frame_t\.ets",
+        "s.vsi": r"is a slide in Olympus VSI, with its picture in _s_/stack1/frame_t\.ets, which",
         "s.tif": r"Olympus VSI slide: the slide itself is in _s_",  # renamed
         "alone.vsi": r"Olympus VSI slide: its folder _alone_ .* is not beside it",
-        "a.kfb": "is a KFBIO KFB slide, which no reader here opens",
-        "a.sdpc": "is a Sqray SDPC slide",
-        "a.tmap": "is a UNIC TMAP slide",
+        "a.kfb": "has the name of a slide in KFBIO KFB, but is a TIFF file",
+        "a.sdpc": "has the name of a slide in Sqray SDPC, but is a TIFF file",
+        "a.tmap": "has the name of a slide in UNIC TMAP, but is a TIFF file",
         "a.zvi": "is a Zeiss ZVI slide",
         "a.ndpis": "only lists the channels",
         "m.mrxs": "is a MIRAX slide whose folder m with Slidedat.ini is not beside it",
@@ -191,9 +210,15 @@ def test_shells__are_refused_by_name(tmp_path, save) -> None:
     (tmp_path / "v.vms").write_text(VMS)
     with pytest.raises(SlideError, match=r"5 of 5 parts are not beside it, part\.jpg among them"):
         open_slide(str(tmp_path / "v.vms"))
-    (tmp_path / "i.svs").write_bytes(b'<DataObject ObjectType="DPUfsImport">\n' + bytes(200))
-    with pytest.raises(SlideError, match="is a Philips iSyntax slide"):
-        open_slide(str(tmp_path / "i.svs"))
+    for head, name, suffix in (
+        (b'<DataObject ObjectType="DPUfsImport">', "Philips iSyntax", ".isyntax"),
+        (b"\xf1\x01\xee\xeeKFB\0", "KFBIO KFB", ".kfb"),
+        (b"TMAP07\0\0", "UNIC TMAP", ".tmap"),
+    ):
+        (tmp_path / "i.svs").write_bytes(head + bytes(200))
+        with pytest.raises(SlideError, match=f"is a slide in {name} under another") as caught:
+            open_slide(str(tmp_path / "i.svs"))
+        assert caught.value.hint == f"call it {suffix}."
 
 
 @pytest.mark.parametrize("name", ["vsi-ets-test-jpg2k.vsi", "vsi-without-its-ets.vsi"])

@@ -16,7 +16,8 @@ from PIL import Image
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides.jpeg_check import is_sound, refuse_broken_scan
 from cytofm_cli.slides.open import open_slide
-from cytofm_cli.units import Box
+from cytofm_cli.testing.samples.slides import draw
+from cytofm_cli.units import Box, Size
 
 SIDE = 256
 
@@ -127,3 +128,24 @@ def test_read__of_a_tile_that_ends_early_is_an_error_and_the_rest_reads(corrupt)
         with pytest.raises(SlideError, match="column 2, row 1: its scan ends in the middle"):
             slide.read(0, Box(250, 120, 20, 20))
     assert slide.read(0, Box(0, 0, 256, 128)).shape == (128, 256, 3)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (637, 477)])
+@pytest.mark.parametrize("damage", ["end of image", "zeros", "hole", "cut"])
+def test_field__of_damaged_jpeg_data_is_refused_not_read_grey(tmp_path, size, damage) -> None:
+    """What a camera's photograph has behind its data is no damage."""
+    Image.fromarray(draw(Size(*size))).save(tmp_path / "a.jpg", quality=90)
+    stream = (tmp_path / "a.jpg").read_bytes()
+    middle, box = len(stream) // 2, Box(0, 0, *size)
+    (tmp_path / "tail.jpg").write_bytes(stream[:-2] + bytes(3) + stream[-2:] + b"maker's own")
+    with open_slide(str(tmp_path / "tail.jpg")) as slide, Image.open(tmp_path / "a.jpg") as whole:
+        assert np.abs(slide.read(0, box).astype(int) - np.asarray(whole)).mean() < 2
+    broken = {
+        "end of image": stream[:middle] + b"\xff\xd9" * 20 + stream[middle + 40 :],
+        "zeros": stream[:middle] + bytes(4000) + stream[middle + 4000 :],
+        "hole": stream[:middle] + stream[middle + 900 :],
+        "cut": stream[:middle],
+    }
+    (tmp_path / "a.jpg").write_bytes(broken[damage])
+    with pytest.raises(SlideError, match=r"a\.jpg"), open_slide(str(tmp_path / "a.jpg")) as slide:
+        slide.read(0, box)

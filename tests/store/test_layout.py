@@ -27,6 +27,8 @@ from cytofm_cli.store.records import ClassesRecord, StepRecord
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.tiles.run import tile_slide
 
+from ..tiles.stacks import stack_of, write_stack  # noqa: TID252 - the folders are no packages
+
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -102,8 +104,11 @@ def test_finished_store__has_every_kind_of_array_and_no_other(
     Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(tmp_path / "cell.png")
     cytofm.tile([], tmp_path, cells=tmp_path, slide_mpp=0.25).raise_failures()
     of_cells = stored_arrays(tmp_path / f"{tmp_path.name}.zarr")
+    stack = write_stack(tmp_path / "stack.ome.tif", stack_of(128))
+    cytofm.tile(stack, tmp_path, tile_px=128, foreground="none").raise_failures()
+    of_stack = stored_arrays(tmp_path / "stack.zarr")
     kinds: dict[str, list[schema.ArrayKind]] = {}
-    for path, node in [*stored_arrays(finished).items(), *of_cells.items()]:
+    for path, node in [*stored_arrays(finished).items(), *of_cells.items(), *of_stack.items()]:
         kinds[path] = [kind for kind in schema.ARRAYS if kind.names(path)]
         assert len(kinds[path]) == 1, path
         assert node["data_type"] in kinds[path][0].dtype, path

@@ -106,8 +106,8 @@ SLIDE = SlideRecord(slide_id="s", path="s.svs", reader="vips", size_px0=(9, 9), 
 
 def test_settings__records_of_earlier_versions_are_recognised() -> None:
     assert settings.of_record(old_record(), SLIDE) == acting()
-    assert settings.same_words(old_record(), settings.asked(TileConfig(), None))
-    assert not settings.same_words(old_record(), settings.asked(TileConfig(mpp=0.25), None))
+    assert settings.same_words(old_record(), SLIDE, settings.asked(TileConfig(), None))
+    assert not settings.same_words(old_record(), SLIDE, settings.asked(TileConfig(mpp=0.25), None))
     copied = replace(old_record(), store_codec="source jpeg")
     assert settings.of_record(copied, SLIDE) == acting(copies=True)
 
@@ -116,3 +116,14 @@ def test_settings__an_old_record_tells_how_many_tiles_there_were_if_it_took_all(
     assert settings.count_of_foreground(old_record()) == 50
     assert settings.count_of_foreground(old_record(select="random", max_tiles=60)) == 50
     assert settings.count_of_foreground(old_record(select="random", max_tiles=50)) is None
+
+
+def test_settings__focus_counts_where_a_slide_has_planes() -> None:
+    stack = replace(SLIDE, n_focal_planes=5, focal_plane=2)
+    assert settings.of_record(old_record(), stack)["focus"] == "plane:2"
+    assert "focus" not in settings.of_record(old_record(), SLIDE)
+    fused = replace(old_record(), focus="fuse")
+    assert settings.of_record(fused, stack)["focus"] == "fuse"
+    other = settings.asked(TileConfig(focus="fuse"), None)
+    assert settings.same_words(old_record(), SLIDE, other)
+    assert not settings.same_words(old_record(), stack, settings.asked(TileConfig(), None))

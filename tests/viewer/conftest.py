@@ -13,6 +13,8 @@ from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.records import AttentionRecord
 
+from ..tiles.stacks import stack_of, write_stack  # noqa: TID252 - the folders are no packages
+
 RUN = "model"
 COLUMNS = ("attention", "score_HSIL")
 
@@ -69,3 +71,12 @@ def work(finished: Path, tmp_path: Path) -> Path:
     for name in ("stores", RUN, "other"):
         shutil.copytree(finished / name, tmp_path / name)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def stacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of a slide of three focal planes, each sharp in its column; to be read."""
+    folder = tmp_path_factory.mktemp("stacked")
+    path = write_stack(folder / "a.ome.tif", stack_of(512, width=512), levels=2)
+    cytofm.tile(path, folder / "stores", tile_px=128, foreground="none")
+    return folder / "stores" / "a.zarr"

@@ -20,6 +20,7 @@ from cytofm_cli.viewer.marks import read_book
 from ..browser import Browser  # noqa: TID252 - the folders of tests are no packages
 
 Serve = Callable[..., "Served"]
+NAMED = "document.getElementById('plane-name').textContent === arguments[0]"
 X0 = "<img src=x onerror=alert(1)>"
 
 
@@ -102,6 +103,17 @@ def on_pane(browser: Browser, x_px0: float, y_px0: float) -> None:
     browser.point_at("#pane-1 .map", at[0], at[1])
 
 
+def axe_finds(browser: Browser) -> dict[str, Any]:
+    """Return what axe finds wrong with the page, by rule."""
+    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
+    script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    browser.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": script})
+    found = browser.driver.execute_async_script(
+        "const done = arguments[arguments.length - 1]; axe.run().then(r => done(r.violations))"
+    )
+    return {each["id"]: [node["target"] for node in each["nodes"]] for each in found}
+
+
 def test_page__shows_the_slide_without_complaint_and_asks_nobody_else(
     browser: Browser, serve: Serve, work: Path
 ) -> None:
@@ -112,9 +124,7 @@ def test_page__shows_the_slide_without_complaint_and_asks_nobody_else(
     assert [b.text for b in browser.find_all("#slide-list button")] == ["p1_s1", "p2_s1"]
     assert sources(browser, "/square/") > 0
     assert browser.find("#pane-1 .said").text.startswith("model: attention for the slide's answer")
-    # Readers give one focal plane: there is nothing to choose.
-    sliders = [each.get_attribute("id") for each in browser.find_all("input[type=range]")]
-    assert all(each.startswith("opacity-") for each in sliders)
+    assert not browser.find("#planes").is_displayed()  # one focal plane: nothing to choose
     browser.until(
         "[...document.querySelectorAll('#gallery img')].slice(0, 3)"
         ".every(i => i.naturalWidth === 112)"
@@ -331,15 +341,42 @@ def test_place__is_kept_in_the_address(browser: Browser, serve: Serve, work: Pat
 
 
 def test_page__axe_finds_nothing(browser: Browser, serve: Serve, work: Path) -> None:
-    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     shown(browser, serve(work / "stores", "--run", work / "model"))
     browser.until("document.querySelector('#gallery button')")
-    script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-    browser.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": script})
-    for two in (False, True):
-        if two:
-            browser.keys("c")
-        found = browser.driver.execute_async_script(
-            "const done = arguments[arguments.length - 1]; axe.run().then(r => done(r.violations))"
-        )
-        assert {each["id"]: [n["target"] for n in each["nodes"]] for each in found} == {}
+    assert axe_finds(browser) == {}
+    browser.keys("c")
+    assert axe_finds(browser) == {}
+
+
+def test_planes__by_slider_and_by_keyboard(browser: Browser, serve: Serve, stacked: Path) -> None:
+    shown(browser, serve(stacked))
+    assert browser.find("#planes").is_displayed()
+    assert browser.find("#plane-tiled-name").text == "Best: sharpest plane of each tile"
+    assert (sources(browser, "/square/"), sources(browser, "plane=")) == (1, 0)
+    browser.keys(".")  # the one at which the slider stands
+    browser.until(
+        "document.getElementById('plane-name').textContent === 'plane 1 of 0 to 2, 1.5 µm'"
+    )
+    settled(browser)
+    assert sources(browser, "plane=1") == 1
+    browser.keys(".")
+    browser.keys(".")  # there are no more
+    browser.until(NAMED, "plane 2 of 0 to 2, 3 µm")
+    browser.keys(",")
+    settled(browser)
+    assert sources(browser, "plane=1") == 1
+    browser.keys("b")
+    settled(browser)
+    assert (sources(browser, "/square/"), sources(browser, "plane=")) == (1, 0)
+    browser.js(
+        "const s = document.getElementById('plane'); s.value = 0;"
+        "s.dispatchEvent(new Event('input', {bubbles: true}));"
+    )
+    settled(browser)
+    assert sources(browser, "plane=0") == 1
+    assert not browser.find("#plane-tiled").is_selected()
+    browser.keys("c")
+    settled(browser)
+    assert sources(browser, "plane=0", pane=2) == 1
+    assert axe_finds(browser) == {}
+    assert browser.console_errors() == []

@@ -23,6 +23,9 @@ from cytofm_cli.viewer.kept import Kept
 from cytofm_cli.viewer.marks import MarksFile
 from cytofm_cli.viewer.server import Viewer, make_app
 from cytofm_cli.viewer.shelf import MOST_OPEN, Shelf
+from cytofm_cli.viewer.slide_view import SlideView
+
+from ..tiles.stacks import stack_of  # noqa: TID252 - the folders are no packages
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
@@ -328,10 +331,10 @@ def test_slide__that_is_gone_shows_the_thumbnail_and_says_so(work: Path, tmp_pat
 def test_slide__of_several_focal_planes_says_which_one_is_shown(work: Path, tmp_path: Path) -> None:
     root = stores_of(work)[0] / "zarr.json"
     content = json.loads(root.read_text())
-    content["attributes"]["cytofm"]["slide"] |= {"n_focal_planes": 5, "focal_plane": 2}
+    content["attributes"]["cytofm"]["slide"] |= {"n_focal_planes": 5, "focal_plane": 0}
     root.write_text(json.dumps(content))
     asking = Asking(stores_of(work), tmp_path / "marks.jsonl")
-    told = "The slide has 5 focal planes; number 2 is shown."
+    told = "The slide has 5 focal planes; number 0 is shown."
     assert [told in asking.json(f"slides/{number}")["notes"] for number in (0, 1)] == [True, False]
     asking.close()
 
@@ -435,3 +438,35 @@ def test_marks__are_set_and_read_at_once_and_none_is_lost(asking: Asking) -> Non
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(set_and_read, range(24))) == [[200] * 5] * 24
     assert {mark["x"] for mark in asking.json("slides/1")["marks"]} == set(range(24))
+
+
+def test_planes__are_shown_one_by_one_or_as_the_tiles_have_them(
+    stacked: Path, tmp_path: Path
+) -> None:
+    asking = Asking([stacked], tmp_path / "marks.jsonl")
+    facts = asking.json("slides/0")
+    assert facts["planes"] == {"n": 3, "um": [0, 1.5, 3], "middle": 1, "tiles": "best"}
+    assert not any("focal planes" in note for note in facts["notes"])
+    stack, sharpest = stack_of(512, width=512), [0, 1, 2, 0]
+    tiled = np.concatenate(
+        [stack[plane][:, 128 * i : 128 * (i + 1)] for i, plane in enumerate(sharpest)], axis=1
+    )
+    expected = {None: tiled, 0: stack[0], 2: stack[2]}
+    with SlideView(stacked) as view:
+        for plane, pixels in expected.items():
+            np.testing.assert_array_equal(view.square(0, 0, 0, plane), pixels)
+    for plane in expected:
+        query = "" if plane is None else f"?plane={plane}"
+        shown = asking.picture(f"slides/0/square/0/0/0.jpg{query}").astype(float)
+        away = {other: np.abs(shown - pixels).mean() for other, pixels in expected.items()}
+        assert min(away, key=away.__getitem__) == plane
+    asking.close()
+
+
+@pytest.mark.parametrize("word", ["3", "-2", "best", "nan"])
+def test_planes__what_is_none_is_refused_in_words(stacked: Path, tmp_path: Path, word: str) -> None:
+    asking = Asking([stacked], tmp_path / "marks.jsonl")
+    answer = asking.get(f"slides/0/square/0/0/0.jpg?plane={word}")
+    assert answer.status_code == 400
+    assert "plane" in answer.json()["error"]
+    asking.close()

@@ -26,7 +26,7 @@ from cytofm_cli.registry import ExporterPlugin, samples
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store.io import Store
 from cytofm_cli.store.tables import MIN_POLYGON_POINTS
-from cytofm_cli.tiles.source import find_slide
+from cytofm_cli.tiles.origin import find_slide
 from cytofm_cli.work.files import replacing_folder
 
 POLYGONS, CIRCLES, TILES, PICTURE = "nuclei", "nuclei_circles", "tiles", "slide"

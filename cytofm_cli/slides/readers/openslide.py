@@ -175,7 +175,8 @@ def _info(path: str, slide: Any, directories: list[tiff.Directory]) -> SlideInfo
     n_planes = max(1, len(z_offsets), int(dicom_planes))
     notes = [note] if note else []
     if n_planes > 1:
-        notes.append(f"Of {n_planes} focal planes OpenSlide reads the one that it calls first.")
+        more = "; cytofm[dicom] reads all" if dicom_planes > 1 else ""
+        notes.append(f"Of {n_planes} focal planes OpenSlide reads the one it calls first{more}.")
     return SlideInfo(
         path=path,
         reader=NAME,

@@ -36,10 +36,9 @@ class TifffileReader(SlideReader):
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[int, int, int], NDArray[Any]] = OrderedDict()
         self._file: _File | None = None
+        self._planes: dict[int, TifffileReader] = {}
         self._pyramid = layout
         self.info = _info(path, layout)
-        self._pyramid = keep_same(layout, self.read)
-        self.info = _info(path, self._pyramid)
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""
@@ -70,9 +69,18 @@ class TifffileReader(SlideReader):
         """Release the file."""
         with self._lock:
             file, self._file = self._file, None
+            planes, self._planes = self._planes, {}
             self._kept.clear()
         if file is not None:
             file.close()
+        for reader in planes.values():
+            reader.close()
+
+    def _open_plane(self, plane: int) -> TifffileReader:
+        with self._lock:
+            if plane not in self._planes:
+                self._planes[plane] = TifffileReader(self._path, self._pyramid.at_plane(plane))
+            return self._planes[plane]
 
     def _rgb(self, directory: Directory, box: Box) -> NDArray[np.uint8]:
         """Decode a box of one directory; tiles that are left out are white."""
@@ -191,7 +199,7 @@ class TifffilePlugin:
         layout = pyramid.of_file(path)
         if layout is None:
             raise slide_error(path, "is no ordinary TIFF.", "leave --reader at auto.")
-        return TifffileReader(path, layout)
+        return TifffileReader(path, keep_same(layout, TifffileReader(path, layout).read))
 
 
 def _info(path: str, layout: pyramid.Pyramid) -> SlideInfo:
@@ -206,6 +214,8 @@ def _info(path: str, layout: pyramid.Pyramid) -> SlideInfo:
         objective=layout.objective,
         n_focal_planes=layout.n_focal_planes,
         focal_plane=layout.focal_plane,
+        planes_um=layout.planes_um,
+        reads_planes=bool(layout.planes),
         has_icc_profile=tiff.ICC_PROFILE in layout.channels[0][0].tags,
         notes=layout.notes,
     )

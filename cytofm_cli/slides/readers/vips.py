@@ -40,6 +40,7 @@ from cytofm_cli.slides.base import (
 from cytofm_cli.slides.blocks import damaged, overview_by_blocks
 from cytofm_cli.slides.content import keep_same
 from cytofm_cli.slides.tile_check import CheckedOnce
+from cytofm_cli.slides.vips_bands import merge, to_rgb
 from cytofm_cli.units import Box, Size
 
 _log = logging.getLogger(__name__)
@@ -58,13 +59,8 @@ _PLAIN: Final = (
 # Unlike "error", this level also stops at what libtiff calls a warning: tiles that it cannot
 # decode would come back black.
 _STRICT_TIFF: Final = "warning"
-_STRICT_PLAIN: Final = "truncated"
-
-# What libvips calls pixels that are wider than 8 bits.
-_WIDE: Final = {
-    "ushort": "16-bit", "short": "16-bit", "uint": "32-bit", "int": "32-bit",
-    "float": "floating-point", "double": "floating-point",
-}  # fmt: skip
+# For libjpeg damaged data are a warning as well: the rest of the picture would come back grey.
+_STRICT_PLAIN: Final = {"jpeg": "warning"}
 
 Load = Callable[[int, bool], Any]
 
@@ -88,6 +84,7 @@ class VipsReader(SlideReader):
         self._load = load
         self._pyramid = channels
         self._lock = threading.Lock()
+        self._planes: dict[int, VipsReader] = {}
         self._images: dict[int, Any] = {}
         self._checks: dict[int, list[CheckedOnce]] = {}
         self._local = threading.local()
@@ -134,6 +131,14 @@ class VipsReader(SlideReader):
             return None
         return native_jpeg.open_tiles(self.info.path, directories[0])
 
+    def _open_plane(self, plane: int) -> VipsReader:
+        if self._pyramid is None:
+            raise NotImplementedError
+        with self._lock:
+            if plane not in self._planes:
+                self._planes[plane] = _of_pyramid(self.info.path, self._pyramid.at_plane(plane))
+            return self._planes[plane]
+
     def _refuse_broken(self, level: int, box: Box) -> None:
         """Look at the data under a box, once each: libvips decodes some damage silently."""
         if self._pyramid is None:
@@ -149,9 +154,12 @@ class VipsReader(SlideReader):
     def close(self) -> None:
         """Release the file."""
         with self._lock:
+            planes, self._planes = self._planes, {}
             self._images.clear()
             self._checks.clear()
             self._local = threading.local()
+        for reader in planes.values():
+            reader.close()
 
     def _region(self, level: int) -> Any:
         image = self._images.get(level)
@@ -230,7 +238,10 @@ def _open_tiff(path: str) -> VipsReader:
     if layout is None:
         raise slide_error(path, "a TIFF with a layout of its own.", "leave --reader at auto.")
     trial = VipsReader(_tiff_info(path, layout), partial(_load_level, path, layout), layout)
-    layout = keep_same(layout, trial.read)
+    return _of_pyramid(path, keep_same(layout, trial.read))
+
+
+def _of_pyramid(path: str, layout: pyramid.Pyramid) -> VipsReader:
     load = partial(_load_level, path, layout)
     load(0, True)  # fails here rather than at the first read
     return VipsReader(_tiff_info(path, layout), load, layout)
@@ -240,11 +251,11 @@ def _load_level(path: str, layout: pyramid.Pyramid, level: int, sequential: bool
     directories = layout.channels[level]
     images = [_load_directory(path, each, sequential) for each in directories]
     if len(images) > 1:
-        return _merge(path, images)
+        return merge(path, images)
     model = colour.model(directories[0])
     # libvips unfolds a palette: one sample becomes as many bands as it needs.
     n_colour = None if model.kind == "palette" else model.n_colour
-    return _to_rgb(path, images[0], n_colour, has_alpha=model.alpha != "none")
+    return to_rgb(path, images[0], n_colour, has_alpha=model.alpha != "none")
 
 
 def _tiff_info(path: str, layout: pyramid.Pyramid) -> SlideInfo:
@@ -261,6 +272,8 @@ def _tiff_info(path: str, layout: pyramid.Pyramid) -> SlideInfo:
         objective=layout.objective,
         n_focal_planes=layout.n_focal_planes,
         focal_plane=layout.focal_plane,
+        planes_um=layout.planes_um,
+        reads_planes=bool(layout.planes),
         has_icc_profile=tiff.ICC_PROFILE in first.tags,
         notes=layout.notes + orientation,
     )
@@ -278,12 +291,14 @@ def _load_directory(path: str, directory: tiff.Directory, sequential: bool) -> A
 
 
 def _open_plain(path: str) -> VipsReader:
+    kind = _plain_format(_head(path)) or "unknown"
+    strict = _STRICT_PLAIN.get(kind, "truncated")
+
     def load(_level: int, sequential: bool) -> Any:
         access = "sequential" if sequential else "random"
-        image = _vips().Image.new_from_file(path, access=access, fail_on=_STRICT_PLAIN)
-        return _to_rgb(path, image)
+        image = _vips().Image.new_from_file(path, access=access, fail_on=strict)
+        return to_rgb(path, image)
 
-    kind = _plain_format(_head(path)) or "unknown"
     image = _vips().Image.new_from_file(path, access="sequential")
     fields = image.get_fields()
     size = Size(image.width, image.height)
@@ -294,7 +309,7 @@ def _open_plain(path: str) -> VipsReader:
             f"claims {size.w} x {size.h} px but has only {n_bytes} bytes.",
             "copy the file again from its source.",
         )
-    _to_rgb(path, image)
+    to_rgb(path, image)
     # libvips counts pixels a millimetre; files without a resolution are given 1.
     mpp, note = (None, None) if image.xres == 1 else mean_mpp(1e3 / image.xres, 1e3 / image.yres)
     orientation = image.get("orientation") if "orientation" in fields else 1
@@ -316,51 +331,6 @@ def _orientation_note(orientation: int) -> tuple[str, ...]:
     if orientation in (0, 1):
         return ()
     return (f"Orientation {orientation} of the file is not applied: pixels are as stored.",)
-
-
-def _to_rgb(
-    path: str, image: Any, n_colour: int | None = None, *, has_alpha: bool | None = None
-) -> Any:
-    """Give a picture three 8-bit bands; 8-bit RGB is left untouched.
-
-    Args:
-        path: for the message.
-        image: as libvips loads it.
-        n_colour: leading bands that are colour; None to ask libvips.
-        has_alpha: whether the band after them is alpha; None to ask libvips.
-    """
-    image = _eight_bit(path, image)
-    if has_alpha is None:
-        has_alpha = image.hasalpha()
-    if n_colour is None:
-        n_colour = image.bands - has_alpha
-    image = image.extract_band(0, n=min(image.bands, n_colour + has_alpha))
-    if image.interpretation == "cmyk":
-        image = image.colourspace("srgb")
-    if has_alpha:
-        image = image.flatten(background=255)
-    if image.bands == 1:
-        return image.bandjoin([image, image])
-    return image if image.bands == 3 else image.extract_band(0, n=3)
-
-
-def _merge(path: str, images: list[Any]) -> Any:
-    """Show up to three channels as red, green and blue."""
-    bands = [_eight_bit(path, image).extract_band(0) for image in images]
-    black = bands[0].new_from_image(0)
-    return bands[0].bandjoin([*bands[1:], *[black] * (3 - len(bands))])
-
-
-def _eight_bit(path: str, image: Any) -> Any:
-    if image.format == "char":
-        image = (image < 0).ifthenelse(0, image).cast("uchar")
-    if image.format != "uchar":
-        raise slide_error(
-            path,
-            f"has {_WIDE.get(image.format, image.format)} samples; only 8-bit ones are read.",
-            "scale it to 8 bits.",
-        )
-    return image
 
 
 def _translate(path: str, error: Any, level: int = 0, box: Box | None = None) -> Exception:

@@ -38,7 +38,17 @@ export class Pane {
     if (this.section.hidden) this.map.setView(this.bounds.getCenter(), 0, { animate: false });
     else this.whole();
     this.section.classList.toggle("dark", facts.dark);
-    this.#put("slide", `slides/${number}/square/{z}/{x}/{y}.jpg`, 1, 100);
+    this.#put("slide", this.#square(""), 1, 100);
+  }
+
+  // Shows a focal plane; "" is what the tiles show.
+  plane(query) {
+    const url = this.#square(query);
+    if (this.layers.slide && this.layers.slide._url !== url) this.layers.slide.setUrl(url);
+  }
+
+  #square(query) {
+    return `slides/${this.number}/square/{z}/{x}/{y}.jpg${query}`;
   }
 
   // Shows nothing: the slide cannot be opened.

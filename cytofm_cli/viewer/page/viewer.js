@@ -5,6 +5,7 @@ import { Gallery } from "./gallery.js";
 import { Layers } from "./layers.js";
 import { Marks } from "./marks.js";
 import { Pane, tie } from "./pane.js";
+import { Planes } from "./planes.js";
 import { Slides } from "./slides.js";
 
 const of = (id) => document.getElementById(id);
@@ -27,6 +28,7 @@ async function begin() {
     for (const pane of panes) pane.setMarks(standing);
   });
   const slides = new Slides(open);
+  const planes = new Planes(panes);
   const showSecond = tie(...panes);
   for (const pane of panes) listen(pane);
   of("compare").addEventListener("click", () => compare(panes[1].section.hidden));
@@ -53,7 +55,7 @@ async function begin() {
     slides.current(wanted);
     if (!answer) {
       facts = number = null; // keys must not mark what was shown before
-      for (const each of [...panes, layers, gallery]) each.clear();
+      for (const each of [...panes, layers, planes, gallery]) each.clear();
       const named = (slides.names ?? []).find((slide) => slide.number === wanted);
       of("slide-name").textContent = named?.name ?? "";
       of("slide-facts").textContent = "cannot be shown; see below";
@@ -66,6 +68,7 @@ async function begin() {
     marks.show(number, facts.marks);
     for (const pane of panes) pane.show(number, facts, marks.colours);
     marks.show(number, facts.marks);
+    planes.offer(facts);
     layers.offer(facts, start.runs);
     await gallery.offer(number, facts, start.runs);
   }
@@ -93,6 +96,8 @@ async function begin() {
     else if (event.key in LAYERS) layers.toggle(LAYERS[event.key]);
     else if (event.key === "+" || event.key === "=") active.map.zoomIn(1);
     else if (event.key === "-") active.map.zoomOut(1);
+    else if (event.key === "," || event.key === ".") planes.step(event.key === "." ? 1 : -1);
+    else if (event.key === "b") planes.tiled();
     else if (event.key === "c") of("compare").click();
     else if (event.key === "[" || event.key === "]") slides.step(event.key === "]" ? 1 : -1);
     else return;

@@ -1,0 +1,47 @@
+"""Where the slide of a store lies now, and how its tiles were cut from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cytofm_cli.errors import SlideError
+from cytofm_cli.runs import provenance
+from cytofm_cli.store.io import Store
+from cytofm_cli.tiles.read import ReadPlan
+
+
+def plan_of(store: Store) -> ReadPlan:
+    """Return how the tiles of a store were cut from its slide."""
+    record = store.tile
+    return ReadPlan(
+        level=record.level,
+        downsample=store.slide.levels[record.level].downsample,
+        scale=record.scale,
+        tile_px=record.tile_px,
+        mpp=record.mpp,
+        slide_mpp=store.slide.mpp,
+    )
+
+
+def find_slide(store: Store, slides: Path | None) -> str:
+    """Return the path of a store's slide, looking in `slides` for a moved one.
+
+    Raises:
+        SlideError: it is at neither place, or another file lies there.
+    """
+    path = store.slide.path
+    if store.slide.is_remote:
+        return path
+    moved = [] if slides is None else [slides / Path(path).name]
+    for candidate in [*moved, Path(path)]:
+        if candidate.exists():
+            if provenance.fingerprint(candidate) != store.slide.fingerprint:
+                raise SlideError(
+                    f"{candidate}: is not the slide that {store.path.name} was tiled from.",
+                    hint="--slides must name the folder of the same files; else tile it anew.",
+                )
+            return str(candidate)
+    raise SlideError(
+        f"{path}: the slide of {store.path.name} is not there, and the store holds no pixels.",
+        hint="--slides DIR says where it is now.",
+    )
