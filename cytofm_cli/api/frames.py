@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cytofm_cli.api.given import PathLike
 from cytofm_cli.errors import MissingPackageError
 from cytofm_cli.exporters.bags import nuclei_of
+from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, open_store
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def to_anndata(store: StoreLike, encoder: str | None = None, unit: str = "cell")
     """
     anndata, pandas, store = require("anndata"), require("pandas"), _opened(store)
     bag = store.embeddings(encoder, unit)
+    store.require_all_rows(schema.embedding_step(bag.encoder, unit))
     nuclei = nuclei_of(store, bag.xy_px0) if unit == "cell" else None
     if unit == "tile":
         obs = tiles_frame(store)

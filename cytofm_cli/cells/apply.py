@@ -280,6 +280,7 @@ def stored_embeddings(store: io.Store, card: Card, detector: str) -> str | None:
     for step, record in store.embedding_records("cell").items():
         if (
             _is_of(record, card)
+            and record.regions is None
             and nuclei in lineage.parents_of(store.steps, step)
             and record.config.get("dtype", "float32") == "float32"
             and store.why_stale(step) is None

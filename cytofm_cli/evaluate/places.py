@@ -177,6 +177,8 @@ def _fits(config: RobustnessConfig, choice: Choice, store: Store, key: str) -> b
     record = store.embedding_records(config.unit).get(step)
     if record is None or choice.weights_sha256 not in (None, record.weights_sha256):
         return False
+    if record.regions is not None:  # its rows are not those of the tiles or nuclei
+        return False
     if config.unit == "cell":
         nuclei = schema.nuclei_step(store.which_detector(config.detector))
         if nuclei not in (record.made_from or {}) or config.crop_um not in (None, record.cell_um):

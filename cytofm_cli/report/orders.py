@@ -137,6 +137,8 @@ def _attention(store: Store, step: str, run: str | None) -> Iterator[Order]:
     attention = schema.attention_step(key, "cell")
     store.require_fresh(attention)
     bag = lineage.rows_from(store.steps, attention)
+    if bag is not None and bag.startswith("embeddings/"):
+        store.require_all_rows(bag)
     _require_rows(store, bag or attention, step)
     values_NK = store.read(f"{attention}/values").astype(np.float64)
     for number, column in enumerate(record.columns):

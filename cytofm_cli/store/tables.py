@@ -31,11 +31,18 @@ class Tiles:
         xy_px0: int32 (n, 2), top-left corners, level-0 pixels.
         foreground: float32 (n,), foreground fraction.
         focus: float32 (n,), focus score in [0, 1].
+        quality: the other columns of quality by name, float32 (n,); none in old stores.
+        label: int16 (n,), index into `labels`, -1 for none: the region that labels each tile;
+            None without regions.
+        labels: names of the classes of regions that label tiles.
     """
 
     xy_px0: NDArray[np.int32]
     foreground: NDArray[np.float32]
     focus: NDArray[np.float32]
+    quality: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    label: NDArray[np.int16] | None = None
+    labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.xy_px0)

@@ -37,6 +37,8 @@ def announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, no
         f"{plan.read.mpp:.4g} µm/px{_by_whom(reader, plan.resolution)} "
         f"({share:.1%} of the slide), {how}{f', about {human_bytes(n_bytes)}' if n_bytes else ''}"
     )
+    for line in _narrowed(plan):
+        note(f"{job.slide_id}: {line}")
     for remark in _remarks(reader, plan.resolution):
         note(f"{job.slide_id}: {remark}")
     if plan.resolution.warning:
@@ -53,6 +55,26 @@ def announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, no
     segmentation = plan.overview.segmentation
     if segmentation is not None and segmentation.unsure:
         note(f"warning: {job.slide_id}: unsure of the foreground: {segmentation.unsure}")
+
+
+def _narrowed(plan: TilePlan) -> list[str]:
+    """Say what regions and limits of quality did, if there are some."""
+    lines = []
+    if (regions := plan.regions) is not None:
+        labels = ", ".join(f"{name} {n}" for name, n in regions["labelled"].items())
+        labels = f"; labelled {labels}, none {regions['n_unlabelled']}" if labels else ""
+        lines.append(
+            f"regions of {regions['file']} ({regions['rule']}): {regions['n_outside']} of "
+            f"{plan.n_foreground} tiles with foreground lie outside, {regions['n_excluded']} in "
+            f"excluded ones{labels}"
+        )
+    if (limits := plan.limits) is not None:
+        of_each = ", ".join(f"{name} {n}" for name, n in limits["removed"].items())
+        lines.append(
+            f"limits of quality take away {limits['n_removed']} of "
+            f"{plan.n_candidates + limits['n_removed']} tiles: {of_each}"
+        )
+    return lines
 
 
 def _remarks(reader: SlideReader, resolution: Resolution) -> list[str]:

@@ -51,7 +51,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
             if is_done(job, path, mark):  # another process did it meanwhile
                 return "skipped", _facts(path)
         reader = stack.enter_context(open_slide(job.path, reader=job.config.reader))
-        plan = plan_tiles(reader, job)
+        plan = plan_tiles(reader, job, note)
         how = _how(job, plan)
         n_bytes = pixels.forecast_bytes(reader, plan.read, plan.xy_px0, **how)
         announce(job, reader, plan, n_bytes, note)
@@ -113,6 +113,10 @@ def _write(
     arrays.write(staged, schema.TILE_XY, plan.xy_px0)
     arrays.write(staged, schema.TILE_FOREGROUND, plan.foreground)
     arrays.write(staged, schema.TILE_FOCUS, plan.focus)
+    for name, column in plan.quality.items():
+        arrays.write(staged, schema.TILE_QUALITY[name], column)
+    if plan.label is not None:
+        arrays.write(staged, schema.TILE_REGION, plan.label)
     codec, n_bytes, n_damaged = "none", 0, 0
     if job.config.pixels != "none":
         codec, n_bytes, n_damaged = pixels.write_pixels(
@@ -141,14 +145,14 @@ def _tile_record(
     job: TileJob, reader: SlideReader, plan: TilePlan, mark: str, **written: Any
 ) -> TileRecord:
     """Return the provenance record of the step; `written` tells what came of writing."""
-    asked = settings.asked(job.config, job.mpp)
+    asked = settings.asked_of(job)
     acting = settings.resolved(
         asked,
         mpp=plan.read.mpp,
         slide_mpp=plan.read.slide_mpp,
         reader=reader.info.reader,
         copies_source=plan.source is not None,
-        n_foreground=plan.n_foreground,
+        n_foreground=plan.n_candidates,
     )
     segmentation = plan.overview.segmentation
     return TileRecord(
@@ -157,6 +161,7 @@ def _tile_record(
         n_tiles=len(plan.xy_px0),
         n_grid=plan.n_grid,
         n_foreground=plan.n_foreground,
+        n_candidates=plan.n_candidates if plan.n_candidates != plan.n_foreground else None,
         tile_px=job.config.side_px,
         tile_px0=plan.read.tile_px0,
         mpp=plan.read.mpp,
@@ -168,6 +173,8 @@ def _tile_record(
         illumination=segmentation.illumination if segmentation else None,
         background_rgb=segmentation.background_rgb if segmentation else None,
         foreground_unsure=segmentation.unsure if segmentation else None,
+        regions=plan.regions,
+        quality=plan.limits,
         **written,
     )
 
@@ -198,6 +205,7 @@ def _slide_record(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) 
         focal_plane=info.focal_plane,
         has_icc_profile=info.has_icc_profile,
         bounds_px0=info.bounds_px0,
+        centre_nm=info.centre_nm,
         notes=info.notes,
         fingerprint=mark,
     )
