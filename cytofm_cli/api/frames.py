@@ -29,9 +29,10 @@ StoreLike = Store | PathLike
 
 
 def tiles_frame(store: StoreLike) -> pd.DataFrame:
-    """Return the tiles, one row each in the order of the store: place, foreground, focus.
+    """Return the tiles, one row each in the order of the store: place, foreground, quality.
 
-    Columns: x_px0, y_px0 (top-left corner), foreground and focus (0 to 1).
+    Columns: x_px0, y_px0 (top-left corner), foreground and focus (0 to 1); the other columns of
+    quality, which old stores have not; and region, by name, where regions label tiles.
 
     Raises:
         MissingPackageError: pandas is not installed.
@@ -39,6 +40,9 @@ def tiles_frame(store: StoreLike) -> pd.DataFrame:
     """
     pandas, tiles = require("pandas"), _opened(store).tiles()
     columns = _places(tiles.xy_px0) | {"foreground": tiles.foreground, "focus": tiles.focus}
+    columns |= tiles.quality
+    if tiles.label is not None:
+        columns["region"] = pandas.Categorical.from_codes(tiles.label, tiles.labels)
     return pandas.DataFrame(columns).rename_axis("tile")
 
 

@@ -77,7 +77,8 @@ def read_regions(
     corner = _corner(drawn, path, place, origin, note)
     scale = 1 / place.mpp if unit == "um" and drawn.unit != "nm" else 1.0
     regions = tuple(region.moved(scale, corner) for region in drawn.regions)
-    frame = place.frame(BOUNDS if corner != (0.0, 0.0) else SLIDE)
+    frame = place.frame(BOUNDS)
+    frame = frame if corner == frame[:2] else place.frame(SLIDE)
     if unit == "auto" and drawn.unit == "um":
         raise _in_um(path, "says that it is in micrometres")
     _refuse_outside(regions, frame, path, place)

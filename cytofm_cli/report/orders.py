@@ -103,6 +103,7 @@ def _outlier(store: Store, step: str, encoder: str | None) -> Order:
     key = store.which_encoder(encoder, "cell")
     bag = schema.embedding_step(key, "cell")
     store.require_fresh(bag)
+    store.require_all_rows(bag)
     _require_rows(store, bag, step)
     x_ND = store.read(f"{bag}/values").astype(np.float64)
     if not np.isfinite(x_ND).all():

@@ -102,8 +102,17 @@ def test_finished_store__has_every_kind_of_array_and_no_other(
     Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(tmp_path / "cell.png")
     cytofm.tile([], tmp_path, cells=tmp_path, slide_mpp=0.25).raise_failures()
     of_cells = stored_arrays(tmp_path / f"{tmp_path.name}.zarr")
+    half = '{"type":"Polygon","coordinates":[[[0,0],[20,0],[20,9],[0,9],[0,0]]]}'
+    (tmp_path / "half.geojson").write_text(f'[{{"type":"Feature","geometry":{half}}}]')
+    cytofm.tile(
+        tmp_path / "cell.png", tmp_path, tile_px=16, slide_mpp=0.25, foreground="none",
+        regions=tmp_path / "half.geojson",
+    ).raise_failures()  # fmt: skip
+    in_regions = stored_arrays(tmp_path / "cell.zarr")
     kinds: dict[str, list[schema.ArrayKind]] = {}
-    for path, node in [*stored_arrays(finished).items(), *of_cells.items()]:
+    for path, node in [
+        *stored_arrays(finished).items(), *of_cells.items(), *in_regions.items()
+    ]:  # fmt: skip
         kinds[path] = [kind for kind in schema.ARRAYS if kind.names(path)]
         assert len(kinds[path]) == 1, path
         assert node["data_type"] in kinds[path][0].dtype, path
