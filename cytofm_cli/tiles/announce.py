@@ -16,6 +16,7 @@ from cytofm_cli.store.records import TileRecord
 from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.plan import TilePlan
 from cytofm_cli.tiles.read import Resolution
+from cytofm_cli.tiles.told import limits_line, regions_line
 from cytofm_cli.units import human_bytes
 
 Note = Callable[[str], None]
@@ -59,22 +60,8 @@ def announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, no
 
 def _narrowed(plan: TilePlan) -> list[str]:
     """Say what regions and limits of quality did, if there are some."""
-    lines = []
-    if (regions := plan.regions) is not None:
-        labels = ", ".join(f"{name} {n}" for name, n in regions["labelled"].items())
-        labels = f"; labelled {labels}, none {regions['n_unlabelled']}" if labels else ""
-        lines.append(
-            f"regions of {regions['file']} ({regions['rule']}): {regions['n_outside']} of "
-            f"{plan.n_foreground} tiles with foreground lie outside, {regions['n_excluded']} in "
-            f"excluded ones{labels}"
-        )
-    if (limits := plan.limits) is not None:
-        of_each = ", ".join(f"{name} {n}" for name, n in limits["removed"].items())
-        lines.append(
-            f"limits of quality take away {limits['n_removed']} of "
-            f"{plan.n_candidates + limits['n_removed']} tiles: {of_each}"
-        )
-    return lines
+    lines = [] if plan.regions is None else [regions_line(plan.regions, plan.n_foreground)]
+    return lines + ([] if plan.limits is None else [limits_line(plan.limits, plan.n_candidates)])
 
 
 def _remarks(reader: SlideReader, resolution: Resolution) -> list[str]:
