@@ -18,14 +18,14 @@ HOW = ("--slide-mpp", 0.25, "--tile-px", 128, "--no-progress")
 
 
 def picture(seed: int = 0) -> np.ndarray:
-    """Return a field of nuclei, those of the left half darker."""
+    """Return a field of nuclei, those of the left half more red."""
     rng = np.random.default_rng(seed)
     image = np.full((SIDE, SIDE, 3), 238, np.uint8)
     rows, columns = np.mgrid[:SIDE, :SIDE]
     for x in range(32, SIDE, 64):
         for y in range(32, SIDE, 64):
             far = np.hypot(columns - x - rng.integers(-6, 6), rows - y - rng.integers(-6, 6))
-            image[far < 13] = (90, 40, 120) if x < 500 else (150, 110, 170)
+            image[far < 13] = (90, 40, 120) if x < 500 else (70, 60, 150)
     return image
 
 
@@ -98,10 +98,10 @@ def test_detect_and_embed__look_at_what_lies_inside(here, field: Path, tmp_path:
     assert here("detect", stores, *inside, "--no-progress").returncode == 0
     whole = open_store(stores / "a.zarr")
     nuclei = whole.nuclei("classical")
-    assert len(nuclei) == 28  # of those at 32, 96, …: 4 columns right of 500, 7 rows above 500
+    assert len(nuclei) == 32  # of those at 32, 96, …: 4 columns right of 500, 8 rows above it
     assert ((nuclei.xy_px0[:, 0] > 500) & (nuclei.xy_px0[:, 1] < 500)).all()
     record = whole.nuclei_record("classical").regions
-    assert record is not None and record["n_outside"] == 144 - 28
+    assert record is not None and record["n_outside"] == 144 - 32
     assert here("embed", stores, "--encoder", "handcrafted", *inside).returncode == 0
     again = here("embed", stores, "--encoder", "handcrafted", *inside)
     assert "skipped" in again.stderr, again.stderr
@@ -113,7 +113,8 @@ def test_detect_and_embed__look_at_what_lies_inside(here, field: Path, tmp_path:
     assert here("embed", stores, "--encoder", "handcrafted", "--overwrite").returncode == 0
     every = open_store(stores / "a.zarr").embeddings("handcrafted", "tile")
     rows = [every.xy_px0.tolist().index(corner) for corner in bag.xy_px0.tolist()]
-    assert np.array_equal(every.values[rows], bag.values)
+    # Other rows share a batch, so sums of float32 may round otherwise.
+    np.testing.assert_allclose(every.values[rows], bag.values, rtol=1e-4, atol=1e-5)
     assert here("embed", stores, "--unit", "cell", "--encoder", "handcrafted",
                 "--regions", path, "--region-exclude", "Stroma").returncode == 3  # fmt: skip
 
@@ -133,7 +134,7 @@ def test_bag_of_regions__is_refused_where_every_tile_counts(
 
 
 def test_run__one_flag_speaks_to_all_steps(here, field: Path, tmp_path: Path) -> None:
-    inside = ("--regions", tmp_path, "--region-include", "Stroma")
+    inside = ("--regions", tmp_path / "{slide}.geojson", "--region-include", "Stroma")
     done = here("run", field, "-o", tmp_path / "o", *HOW, *inside, "--unit", "tile")
     assert done.returncode == 0, done.stderr
     store = open_store(tmp_path / "o" / "stores" / "a.zarr")
