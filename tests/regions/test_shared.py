@@ -11,7 +11,7 @@ from cytofm_cli.regions.read import read_regions
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.tiles.narrow import place_of_slide
 
-from ..conftest import SHARED
+SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 @pytest.mark.needs_shared("data/wsi")
