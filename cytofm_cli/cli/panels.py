@@ -18,6 +18,13 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         RUNNING: "config print_config dry_run overwrite shard workers threads timeout_s fail_fast",
         OUTPUT: "json quiet verbose no_progress",
     },
+    "tile": {
+        "Tiles": "tile_px mpp slide_mpp mpp_tolerance stride_px",
+        "Which tiles": "foreground min_foreground select max_tiles seed",
+        "Regions": f"{REGIONS} region_rule",
+        "Quality": "min_focus max_pen max_edge max_clump max_saturation max_blank",
+        "Pixels": "pixels jpeg_quality reader",
+    },
     "detect": {
         "Detector": "detector weights",
         "Regions": REGIONS,
@@ -35,13 +42,6 @@ PANELS: Final[dict[str, dict[str, str]]] = {
     "simulate": {
         "Cohort": "preset patients slides_per_patient abnormal_share seed",
         "Slides": "size_px covered planes plane_um format",
-    },
-    "tile": {
-        "Tiles": "tile_px mpp slide_mpp mpp_tolerance stride_px",
-        "Which tiles": "foreground min_foreground select max_tiles seed",
-        "Regions": f"{REGIONS} region_rule",
-        "Quality": "min_focus max_pen max_edge max_clump max_saturation max_blank",
-        "Pixels": "pixels jpeg_quality reader",
     },
     "pretrain": {
         "Method and encoder": "method encoder name ncp h h_anneal irpe init lora_rank lora_alpha "

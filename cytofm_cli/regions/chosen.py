@@ -77,9 +77,9 @@ class Polygons:
 
     def smallest(self, names: Sequence[str], xy_N2: Places) -> NDArray[np.int16]:
         """See `RegionSet`; a region within another says more than the other."""
-        label_N = np.full(len(xy_N2), -1, np.int16)
+        points, label_N = cover.Points(xy_N2), np.full(len(xy_N2), -1, np.int16)
         for region in sorted(self._of(names), key=cover.area_of, reverse=True):
-            label_N[cover.within(region, xy_N2)] = names.index(region.name)
+            label_N[points.within(region)] = names.index(region.name)
         return label_N
 
     def shares(

@@ -26,25 +26,38 @@ LINES: Final = 128
 _PAIRS: Final = 2**21  # of an edge and a line that are worked on at a time
 
 
+class Points:
+    """Points that many regions are asked about, sorted by y once.
+
+    Args:
+        xy_N2: where they lie.
+    """
+
+    def __init__(self, xy_N2: Places) -> None:
+        points_N2 = np.asarray(xy_N2, np.float64)
+        self._order = np.argsort(points_N2[:, 1], kind="stable")
+        self._x, self._y = points_N2[self._order].T
+
+    def within(self, region: Region) -> NDArray[np.int64]:
+        """Return which points lie in a region, by the even-odd rule."""
+        low, high = region.low, region.high
+        first = np.searchsorted(self._y, low[1], "left")
+        last = np.searchsorted(self._y, high[1], "right")
+        x, y = self._x[first:last], self._y[first:last]
+        near = np.flatnonzero((x >= low[0]) & (x <= high[0]))
+        x, y = x[near], y[near]
+        left = np.zeros(len(near), np.int64)  # edges to the left of each point
+        for row, at_x in _crossings(region.rings, y):
+            left += np.bincount(row[at_x <= x[row]], minlength=len(near))
+        rows: NDArray[np.int64] = self._order[first:last][near[left % 2 == 1]]
+        return rows
+
+
 def inside(regions: Sequence[Region], xy_N2: Places) -> NDArray[np.bool_]:
     """Tell which points lie in any of the regions, bool (N,)."""
-    there = np.zeros(len(xy_N2), bool)
+    points, there = Points(xy_N2), np.zeros(len(xy_N2), bool)
     for region in regions:
-        there |= within(region, xy_N2)
-    return there
-
-
-def within(region: Region, xy_N2: Places) -> NDArray[np.bool_]:
-    """Tell which points lie in one region, bool (N,)."""
-    points_N2 = np.asarray(xy_N2, np.float64)
-    near = np.flatnonzero(((points_N2 >= region.low) & (points_N2 <= region.high)).all(1))
-    near = near[np.argsort(points_N2[near, 1], kind="stable")]
-    x, y = points_N2[near].T
-    left = np.zeros(len(near), np.int64)  # edges to the left of each point
-    for row, at_x in _crossings(region.rings, y):
-        left += np.bincount(row[at_x <= x[row]], minlength=len(near))
-    there = np.zeros(len(points_N2), bool)
-    there[near] = left % 2 == 1
+        there[points.within(region)] = True
     return there
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.regions.base import SLIDE, Drawn, Region, Ring, box_ring, ellipse_ring, ring_of
-from cytofm_cli.regions.cover import within
+from cytofm_cli.regions.cover import inside
 
 ROOT: Final = "Annotations"
 _LEFT_OUT: Final = {"3": "arrow(s)", "4": "ruler(s)", "5": "text(s)"}
@@ -71,7 +71,7 @@ def _ring(region: Element, kind: str, where: str) -> Ring:
 
 def _pierced(region: Region, holes: list[Ring]) -> Region:
     """Return a region with those holes that begin inside it."""
-    own = [hole for hole in holes if bool(within(region, hole[:1])[0])]
+    own = [hole for hole in holes if bool(inside([region], hole[:1])[0])]
     return Region(name=region.name, rings=(*region.rings, *own), where=region.where)
 
 
