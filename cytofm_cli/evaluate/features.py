@@ -26,6 +26,7 @@ from cytofm_cli.slides.open import open_slide
 from cytofm_cli.stats.classes import as_found, class_order, is_bethesda
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, is_store, open_store
+from cytofm_cli.store.records import is_part
 from cytofm_cli.tiles.field import Field, SlideField, TiledField, open_field
 from cytofm_cli.tiles.read import plan_reading, resolve_mpp
 from cytofm_cli.tiles.source import TileSource, open_tiles, plan_of, some_rows
@@ -261,7 +262,7 @@ def stored_features(
         record = store.embedding_records("tile").get(schema.embedding_step(key, "tile"))
         if record is None or weights_sha256 not in (None, record.weights_sha256):
             return None
-        if record.regions is not None:  # its rows are not those of the tiles
+        if is_part(record.regions):  # its rows are not those of the tiles
             return None
         parts.append(store.embeddings(key, "tile").values[points.tile_N[rows]])
     return np.concatenate(parts).astype(np.float32)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cytofm_cli.store import schema
-from cytofm_cli.store.records import StepRecord
+from cytofm_cli.store.records import StepRecord, is_part
 from cytofm_cli.store.zarr3 import hash_array
 
 Steps = Mapping[str, StepRecord]
@@ -128,10 +128,8 @@ def rows_from(steps: Steps, step: str) -> str | None:
 
 
 def in_regions(steps: Steps, step: str) -> bool:
-    """Tell whether a bag holds only the tiles or cells that lie in regions."""
-    record = steps[step]
-    told = record.to_json().get("regions") if step.startswith("embeddings/") else None
-    return told is not None
+    """Tell whether a bag holds only those tiles or cells that lie in regions."""
+    return step.startswith("embeddings/") and is_part(steps[step].to_json().get("regions"))
 
 
 def _old_mark(steps: Steps, parents: list[str]) -> str:

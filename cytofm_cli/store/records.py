@@ -326,6 +326,11 @@ class EmbeddingRecord(StepRecord):
     regions: Mapping[str, Any] | None = _if_said()
 
 
+def is_part(regions: Mapping[str, Any] | None) -> bool:
+    """Tell whether regions, as a record says, have left something out."""
+    return regions is not None and regions["n_outside"] + regions["n_excluded"] > 0
+
+
 # What a model knew of a slide that it judged: nothing; other slides of the same cross-validation,
 # but never it or its patient; the slide or its patient itself.
 NEW, OUT_OF_FOLD, TRAINING = "new", "out-of-fold", "training"

@@ -141,6 +141,10 @@ def test_run__one_flag_speaks_to_all_steps(here, field: Path, tmp_path: Path) ->
     assert store.tile.n_tiles == 8
     assert store.nuclei_record().regions is not None
     assert store.embedding_record(None, "tile").regions is not None
+    # Nothing was left to leave out: each tile has its row, and whoever needs that has it.
+    done = here("export", tmp_path / "o" / "stores", "-o", tmp_path / "e", "--to", "h5ad",
+                "--unit", "tile")  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_probe__takes_the_labels_of_regions(here, tmp_path: Path) -> None:
