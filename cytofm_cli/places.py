@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Final
 
 NAMESPACE: Final = "cytofm_plugins"
@@ -87,7 +88,7 @@ def modules_in(folders: Sequence[str]) -> set[str]:
 def _changed(folder: str) -> int | None:
     """Return when the names in a folder last changed, ns; None: there is none."""
     try:
-        return os.stat(folder).st_mtime_ns
+        return Path(folder).stat().st_mtime_ns
     except OSError:
         return None
 

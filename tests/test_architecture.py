@@ -19,8 +19,18 @@ from cytofm_cli.cli.app import COMMANDS
 ROOT = Path(__file__).parents[1]
 PACKAGE = "cytofm_cli"
 
-GROUND = {"errors", "units", "words", "table_text", "tables", "kinds", "config", "places"}
-GROUND |= {"registry"}
+GROUND = {
+    "errors",
+    "units",
+    "words",
+    "table_text",
+    "tables",
+    "kinds",
+    "config",
+    "places",
+    "slide_files",
+}
+GROUND |= {"registry", "slide_files"}
 SHARED = GROUND | {"work", "runs", "stats", "store", "pictures"}
 # A room that is not named here does not exist yet: say whom it may import.
 ALLOWED: dict[str, set[str]] = {
@@ -32,10 +42,11 @@ ALLOWED: dict[str, set[str]] = {
     "store": GROUND | {"work", "runs"},
     "simulate": GROUND | {"work", "runs", "stats", "pictures"},
     "slides": GROUND | {"work"},
-    "tiles": SHARED | {"slides"},
-    "nuclei": SHARED | {"slides", "tiles"},
+    "regions": SHARED,
+    "tiles": SHARED | {"slides", "regions"},
+    "nuclei": SHARED | {"slides", "tiles", "regions"},
     "views": SHARED | {"slides", "tiles", "nuclei"},
-    "encoders": SHARED | {"slides", "tiles", "nuclei"},
+    "encoders": SHARED | {"slides", "tiles", "nuclei", "regions"},
     "mil": SHARED,
     "evaluate": SHARED | {"slides", "tiles", "nuclei", "views", "encoders"},
     "pretrain": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},

@@ -14,6 +14,7 @@ from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.tiles.cell_table import CellTable, read_cells
 from cytofm_cli.tiles.cells import CellsJob, Sheet, Survey, side_for, survey
 from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.tiles.quality_config import LIMITS
 from cytofm_cli.work.batch import Reporter, Status, Task
 
 # Cut-out cells leave at least this share of their images' borders flat (malaria cells: 0.88). Crops
@@ -21,7 +22,10 @@ from cytofm_cli.work.batch import Reporter, Status, Task
 _CUT_OUT: Final = 2 / 3
 _FILLS: Final = {"black": 0, "white": 255}
 # What chooses tiles of a slide has no meaning where the tiles are given.
-_OF_SLIDES: Final = ("stride_px", "select", "max_tiles", "reader", "foreground")
+_OF_SLIDES: Final = (
+    *("stride_px", "select", "max_tiles", "reader", "foreground"),
+    *("regions", *LIMITS.values()),
+)
 
 
 def tile_cells(

@@ -12,6 +12,7 @@ from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import Paths, config_of, plugin_settings, words_of
 from cytofm_cli.api.inputs import find_stores, store_id, take_shard
 from cytofm_cli.api.outcomes import Outcomes
+from cytofm_cli.api.regions import regions_of
 from cytofm_cli.config import Layer
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.nuclei.config import DetectConfig
@@ -21,6 +22,7 @@ from cytofm_cli.work.device import check_device
 
 if TYPE_CHECKING:
     from cytofm_cli.nuclei.run import Detection, DetectJob
+    from cytofm_cli.regions.files import RegionFile
 
 
 def detect(
@@ -75,9 +77,10 @@ def detect(
     check_detector(config, own)
     found = find_stores(words_of(stores))
     files = nuclei_of(config, [store_id(path) for path in found], manner)
+    regions = regions_of(config, [store_id(path) for path in found], manner.warn)
     paths = take_shard(found, shard, key=store_id)
     n_workers, n_threads = manner.crew(len(paths))
-    jobs = detect_jobs(paths, config, own, files, manner, n_threads)
+    jobs = detect_jobs(paths, config, own, files, regions, manner, n_threads)
     return run_cohort("detect", jobs, Detecting(), found[0].parent, manner, workers=n_workers)
 
 
@@ -108,6 +111,7 @@ def detect_jobs(
     config: DetectConfig,
     own: Layer,
     files: Mapping[str, Path],
+    regions: Mapping[str, RegionFile],
     manner: Manner,
     threads: int,
 ) -> list[DetectJob]:
@@ -127,6 +131,7 @@ def detect_jobs(
                 own=own,
                 weights_sha256=digest(read) if read else None,
                 nuclei=files.get(store_id(path)),
+                regions=regions.get(store_id(path)),
                 overwrite=manner.overwrite,
                 dry_run=manner.dry_run,
                 threads=threads,
@@ -169,10 +174,6 @@ def nuclei_of(config: DetectConfig, slide_ids: Sequence[str], manner: Manner) ->
     from cytofm_cli.nuclei.files import match_files
 
     files = match_files(config.nuclei, slide_ids)
-    if files.unmatched:
-        more = f" and {len(files.unmatched) - 5} more" if len(files.unmatched) > 5 else ""
-        manner.warn(
-            f"{len(files.unmatched)} belong to none of the {len(slide_ids)} slides: "
-            f"{', '.join(files.unmatched[:5])}{more}"
-        )
+    if told := files.leftover(len(slide_ids)):
+        manner.warn(told)
     return files.of_slide

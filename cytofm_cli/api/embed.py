@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from cytofm_cli.api.inputs import (
     take_shard,
 )
 from cytofm_cli.api.outcomes import Outcomes
+from cytofm_cli.api.regions import regions_of
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.registry import encoders
@@ -30,6 +31,7 @@ from cytofm_cli.work.device import check_device
 
 if TYPE_CHECKING:
     from cytofm_cli.encoders.run import Embedder, EmbedJob
+    from cytofm_cli.regions.files import RegionFile
 
 
 def embed(
@@ -98,17 +100,23 @@ def embed(
         all_stores = find_stores(words)
         folder = all_stores[0].parent
         _refuse_other_folder(path_of(out), folder)
+        regions = regions_of(config, [store_id(path) for path in all_stores], manner.warn)
         paths = take_shard(all_stores, shard, key=store_id)
         n_workers, n_threads = crew_for(config, manner, len(paths))
-        jobs = store_jobs(paths, config, digest, manner, n_threads)
+        jobs = store_jobs(paths, config, digest, regions, manner, n_threads)
     else:
         if out is None:
             raise UsageError("embedding slides needs a folder for the stores.", hint="-o stores")
         folder = Path(out)
         refs = find_slides(words, path_of(manifest), warn=manner.warn)
+        ids = [ref.slide_id for ref in refs]
+        regions = regions_of(config, ids, manner.warn)
+        of_tiles = regions_of(tile, ids, manner.warn) if tile.regions != config.regions else regions
         refs = take_shard(refs, shard, key=lambda ref: ref.slide_id)
         n_workers, n_threads = crew_for(config, manner, len(refs))
-        jobs = _slide_jobs(refs, config, tile, digest, manner, folder, n_threads)
+        jobs = _slide_jobs(
+            refs, config, tile, digest, (regions, of_tiles), manner, folder, n_threads
+        )
     return run_cohort("embed", jobs, Embedding(), folder, manner, workers=n_workers)
 
 
@@ -174,7 +182,12 @@ def _gpu_is_there() -> bool:
 
 
 def store_jobs(
-    paths: Sequence[Path], config: EmbedConfig, digest: str | None, manner: Manner, threads: int
+    paths: Sequence[Path],
+    config: EmbedConfig,
+    digest: str | None,
+    regions: Mapping[str, RegionFile],
+    manner: Manner,
+    threads: int,
 ) -> list[EmbedJob]:
     """Return what to do with each store, also with those that are still to be made."""
     from cytofm_cli.encoders.run import EmbedJob
@@ -186,6 +199,7 @@ def store_jobs(
             store=path,
             config=config,
             weights_sha256=digest,
+            regions=regions.get(store_id(path)),
             overwrite=manner.overwrite,
             dry_run=manner.dry_run,
             threads=threads,
@@ -199,6 +213,7 @@ def _slide_jobs(
     config: EmbedConfig,
     tile: TileConfig,
     digest: str | None,
+    regions: tuple[Mapping[str, RegionFile], Mapping[str, RegionFile]],
     manner: Manner,
     folder: Path,
     threads: int,
@@ -223,8 +238,10 @@ def _slide_jobs(
                     overwrite=manner.overwrite,
                     dry_run=manner.dry_run,
                     threads=threads,
+                    regions=regions[1].get(ref.slide_id),
                 )
             ),
+            regions=regions[0].get(ref.slide_id),
             overwrite=manner.overwrite,
             dry_run=manner.dry_run,
             threads=threads,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cytofm_cli.api.given import PathLike
 from cytofm_cli.errors import MissingPackageError
 from cytofm_cli.exporters.bags import nuclei_of
+from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, open_store
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ StoreLike = Store | PathLike
 
 
 def tiles_frame(store: StoreLike) -> pd.DataFrame:
-    """Return the tiles, one row each in the order of the store: place, foreground, focus.
+    """Return the tiles, one row each in the order of the store: place, foreground, quality.
 
     Columns: x_px0, y_px0 (top-left corner), foreground and focus (0 to 1); plane (focal plane,
-    from 0) where the slide has several.
+    from 0) where the slide has several; the other columns of quality, which old stores have not;
+    and region, by name, where regions label tiles.
 
     Raises:
         MissingPackageError: pandas is not installed.
@@ -41,6 +43,9 @@ def tiles_frame(store: StoreLike) -> pd.DataFrame:
     columns = _places(tiles.xy_px0) | {"foreground": tiles.foreground, "focus": tiles.focus}
     if tiles.plane is not None:
         columns["plane"] = tiles.plane
+    columns |= tiles.quality
+    if tiles.label is not None:
+        columns["region"] = pandas.Categorical.from_codes(tiles.label, tiles.labels)
     return pandas.DataFrame(columns).rename_axis("tile")
 
 
@@ -105,6 +110,7 @@ def to_anndata(store: StoreLike, encoder: str | None = None, unit: str = "cell")
     """
     anndata, pandas, store = require("anndata"), require("pandas"), _opened(store)
     bag = store.embeddings(encoder, unit)
+    store.require_all_rows(schema.embedding_step(bag.encoder, unit))
     nuclei = nuclei_of(store, bag.xy_px0) if unit == "cell" else None
     if unit == "tile":
         obs = tiles_frame(store)

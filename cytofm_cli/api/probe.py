@@ -36,7 +36,7 @@ def probe(
     Args:
         inputs: slides or stores, or folders of them: one or several.
         points: table slide_id|image,x,y,label[,group]; level-0 pixels. None: the labels that stores
-            of images of cells hold.
+            of images of cells hold, or, with `unit="tile"`, those of regions.
         out: folder of the RUN to make.
         config: settings as a whole; instead, each may be given by its name (`unit="tile"`).
         encoders: NAME, weight FILE, or NAME=FILE; one or several.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.detect import check_detector, detect_jobs, nuclei_of, with_nuclei
@@ -15,6 +15,7 @@ from cytofm_cli.api.given import PathLike, Paths, config_of, path_of, plugin_set
 from cytofm_cli.api.inputs import SlideRef, check_reader, find_slides, take_shard
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.api.pipeline import RunJob, Running, ScoreJob
+from cytofm_cli.api.regions import regions_of
 from cytofm_cli.config import Layer, Settings
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.errors import UsageError
@@ -28,6 +29,9 @@ from cytofm_cli.store import schema
 from cytofm_cli.store.io import store_path
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.work.files import output_errors, write_text
+
+if TYPE_CHECKING:
+    from cytofm_cli.regions.files import RegionFile
 
 C = TypeVar("C", bound=Settings)
 Bag = EmbedConfig | Mapping[str, Any]
@@ -238,20 +242,24 @@ class _Jobs:
         plan, manner = self.plan, self.manner
         ids = tuple(ref.slide_id for ref in refs)
         nuclei = nuclei_of(plan.detect, ids, manner)
+        regions = [
+            regions_of(plan.tile, ids, manner.warn),  # one set of files, told of once
+            *(regions_of(of, ids, lambda _: None) for of in (plan.detect, *plan.embed)),
+        ]
         refs = take_shard(refs, manner.shard, key=lambda ref: ref.slide_id)
         workers, threads = crew_for(plan.embed[-1], manner, len(refs))
         paths = [store_path(self.stores, ref.slide_id) for ref in refs]
-        detect = detect_jobs(paths, plan.detect, self.own, nuclei, manner, threads)
+        detect = detect_jobs(paths, plan.detect, self.own, nuclei, regions[1], manner, threads)
         bags = [
-            store_jobs(paths, bag, digest, manner, threads)
-            for bag, digest in zip(plan.embed, digests, strict=True)
+            store_jobs(paths, bag, digest, regions_of_bag, manner, threads)
+            for bag, digest, regions_of_bag in zip(plan.embed, digests, regions[2:], strict=True)
         ]
         jobs = [
             RunJob(
                 slide_id=ref.slide_id,
                 path=ref.path,
                 store=path,
-                tile=self._tile(ref, threads),
+                tile=self._tile(ref, regions[0].get(ref.slide_id), threads),
                 detect=of_slide,
                 embed=tuple(embed),
                 score=self._score(path, ids),
@@ -262,7 +270,7 @@ class _Jobs:
         ]
         return jobs, workers
 
-    def _tile(self, ref: SlideRef, threads: int) -> TileJob:
+    def _tile(self, ref: SlideRef, regions: RegionFile | None, threads: int) -> TileJob:
         return TileJob(
             slide_id=ref.slide_id,
             path=ref.path,
@@ -273,6 +281,7 @@ class _Jobs:
             dry_run=self.manner.dry_run,
             preview=self.preview,
             threads=threads,
+            regions=regions,
         )
 
     def _score(self, store: Path, ids: tuple[str, ...]) -> ScoreJob | None:

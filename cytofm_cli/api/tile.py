@@ -9,6 +9,7 @@ from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import PathLike, Paths, config_of, path_of, words_of
 from cytofm_cli.api.inputs import check_reader, find_slides, take_shard
 from cytofm_cli.api.outcomes import Outcomes
+from cytofm_cli.api.regions import regions_of
 from cytofm_cli.errors import UsageError
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.work.batch import Reporter, Status, Task
@@ -85,6 +86,7 @@ def tile(
         )
     check_reader(config.reader)
     refs = find_slides(words_of(slides), path_of(manifest), warn=manner.warn)
+    regions = regions_of(config, [ref.slide_id for ref in refs], manner.warn)
     refs = take_shard(refs, shard, key=lambda ref: ref.slide_id)
     n_workers, n_threads = manner.crew(len(refs))
     jobs = [
@@ -98,6 +100,7 @@ def tile(
             dry_run=dry_run,
             preview=path_of(preview),
             threads=n_threads,
+            regions=regions.get(ref.slide_id),
         )
         for ref in refs
     ]

@@ -26,7 +26,14 @@ from cytofm_cli.runs import provenance
 from cytofm_cli.stats.classes import spelling_key
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
-from cytofm_cli.store.records import NEW, OUT_OF_FOLD, TRAINING, ClassesRecord, EmbeddingRecord
+from cytofm_cli.store.records import (
+    NEW,
+    OUT_OF_FOLD,
+    TRAINING,
+    ClassesRecord,
+    EmbeddingRecord,
+    is_part,
+)
 from cytofm_cli.work.batch import Status
 
 Report = Callable[[int, int], None]
@@ -280,6 +287,7 @@ def stored_embeddings(store: io.Store, card: Card, detector: str) -> str | None:
     for step, record in store.embedding_records("cell").items():
         if (
             _is_of(record, card)
+            and not is_part(record.regions)
             and nuclei in lineage.parents_of(store.steps, step)
             and record.config.get("dtype", "float32") == "float32"
             and store.why_stale(step) is None

@@ -25,7 +25,7 @@ PointsTable = Annotated[
     Path | None,
     typer.Option(
         help="Table slide_id|image,x,y,label[,group]; level-0 pixels [default: the labels that "
-        "stores of `tile --cells` hold]."
+        "stores of `tile --cells` hold, or, with --unit tile, of `tile --regions`]."
     ),
 ]
 GroupsTable = Annotated[

@@ -77,6 +77,7 @@ def _tell_store(store: Store) -> None:
     for step in sorted(store.steps):
         stale = f"; out of date: {why[step]}" if step in why else ""
         lines.append(f"  {step}  {_step_line(store, step)}{stale}")
+        lines += [f"    {line}" for line in _narrowed(store, step)]
     arrays = _arrays(store)
     record = {
         "store": str(store.path),
@@ -104,6 +105,24 @@ def _step_line(store: Store, step: str) -> str:
             f"({human_bytes(tile.pixel_bytes)}); {when}"
         )
     return f"{_held(store, step)}; {when}"
+
+
+def _narrowed(store: Store, step: str) -> list[str]:
+    """Say what regions and limits of quality did in a step, and how good its tiles are."""
+    from cytofm_cli.tiles.told import narrowed_lines, quality_means
+
+    if step == "tile":
+        means = quality_means(store.tiles())
+        told = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+        quality = [f"quality, mean of the tiles: {told}"] if told else []
+        return [*narrowed_lines(store.tile), *quality]
+    regions = store.steps[step].to_json().get("regions")
+    if not regions:
+        return []
+    return [
+        f"regions of {regions['file']} ({regions['rule']}): {regions['n_outside']} lay outside, "
+        f"{regions['n_excluded']} in excluded ones"
+    ]
 
 
 def _held(store: Store, step: str) -> str:

@@ -226,8 +226,16 @@ def _once(groups: Iterable[list[inspect.Parameter]]) -> list[inspect.Parameter]:
         first = by_name.setdefault(parameter.name, parameter)
         if first is not parameter:
             one, other = (typing.get_args(p.annotation)[1] for p in (first, parameter))
-            one.help = f"{one.help} {other.help}"
+            one.help = _joined(one.help, other.help)
     return list(by_name.values())
+
+
+def _joined(first: str, second: str) -> str:
+    """Join the help of one flag for two steps; where both say the same, it is said once."""
+    (text, facts), (other, more) = (one.split("  [", 1) for one in (first, second))
+    if text != other:
+        return f"{first} {second}"
+    return f"{text}  [{facts.removesuffix(']')}, {more.removeprefix('env var: ')}"
 
 
 def _flags(

@@ -10,28 +10,38 @@ OUTPUT: Final = "What is printed"
 # The headings that end every help, in this order.
 LAST: Final = (RUNNING, OUTPUT)
 
+REGIONS: Final = "regions region_include region_exclude region_label region_unit region_origin"
+
 # Section of the settings: heading: settings. What is not named stands under the first heading.
 PANELS: Final[dict[str, dict[str, str]]] = {
     "run": {
         RUNNING: "config print_config dry_run overwrite shard workers threads timeout_s fail_fast",
         OUTPUT: "json quiet verbose no_progress",
     },
-    "detect": {"Detector": "detector weights", FILES: "slides nuclei", RUNNING: "device"},
+    "tile": {
+        "Tiles": "tile_px mpp slide_mpp mpp_tolerance stride_px",
+        "Which tiles": "foreground min_foreground select max_tiles seed",
+        "Regions": f"{REGIONS} region_rule",
+        "Quality": "min_focus max_pen max_edge max_clump max_saturation max_blank",
+        "Pixels": "pixels jpeg_quality focus reader",
+    },
+    "detect": {
+        "Detector": "detector weights",
+        "Regions": REGIONS,
+        FILES: "slides nuclei",
+        RUNNING: "device",
+    },
     "embed": {
         "Encoder": "encoder weights weights_key download random_weights input_px resize_px mean "
         "std pooling arch_arg seed",
         "Rows of a bag": "unit detector cell_um dtype",
+        "Regions": f"{REGIONS} region_rule",
         FILES: "slides",
         RUNNING: "device batch_size",
     },
     "simulate": {
         "Cohort": "preset patients slides_per_patient abnormal_share seed",
         "Slides": "size_px covered planes plane_um format",
-    },
-    "tile": {
-        "Tiles": "tile_px mpp slide_mpp mpp_tolerance stride_px",
-        "Which tiles": "foreground min_foreground select max_tiles seed",
-        "Pixels": "pixels jpeg_quality focus reader",
     },
     "pretrain": {
         "Method and encoder": "method encoder name ncp h h_anneal irpe init lora_rank lora_alpha "

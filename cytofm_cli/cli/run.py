@@ -21,14 +21,18 @@ from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.exporters.config import ExportConfig
 from cytofm_cli.mil.config import ScoreConfig
 from cytofm_cli.nuclei.config import DetectConfig
+from cytofm_cli.regions.config import NAMES
 from cytofm_cli.registry import exporters
 from cytofm_cli.tiles.config import TileConfig
 from cytofm_cli.work.batch import Outcome
 
 # The settings of the steps that are flags here; all others stand in --config and environment.
 _FLAGS: Final = {
-    "detect": ("detector", "device"),
-    "embed": ("encoder", "weights", "download", "random_weights", "unit", "cell_um", "device"),
+    "detect": ("detector", "device", *NAMES),
+    "embed": (
+        *("encoder", "weights", "download", "random_weights", "unit", "cell_um", "device"),
+        *NAMES,
+    ),
     "export": ("to",),
     "score": (),
 }

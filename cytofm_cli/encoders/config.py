@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
+from cytofm_cli.regions.config import TileRegions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class EncodingSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(EncodingSettings):
+class EmbedConfig(EncodingSettings, TileRegions):
     """How tiles or cells become embeddings."""
 
     SECTION: ClassVar[str] = "embed"
@@ -118,6 +119,7 @@ class EmbedConfig(EncodingSettings):
 
     def check(self) -> None:
         """Refuse colours that cannot be, and what is no setting of a network."""
+        super().check()
         self.builder  # noqa: B018 - it raises
         if self.resize_px is not None and self.resize_px < (self.input_px or 1):
             raise UsageError(

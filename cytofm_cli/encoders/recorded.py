@@ -13,6 +13,7 @@ from cytofm_cli.encoders.catalogue import resolve
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.errors import WeightsError
+from cytofm_cli.regions import config as region_config
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, schema
 from cytofm_cli.store.records import EmbeddingRecord
@@ -37,10 +38,16 @@ def digest_of_weights(config: EmbedConfig) -> str | None:
     return provenance.sha256_file(named)
 
 
-def settings_of(config: EmbedConfig, weights_sha256: str | None) -> dict[str, Any]:
-    """Return the settings that change a value; the weights count by content, not by path."""
+def settings_of(
+    config: EmbedConfig, weights_sha256: str | None, regions_sha256: str | None = None
+) -> dict[str, Any]:
+    """Return the settings that change a value; files count by content, not by path."""
     record = as_record(config, results_only=True)
-    record.pop("weights")
+    for name in ("weights", *region_config.NAMES):
+        record.pop(name)
+    record |= region_config.acting(vars(config), regions_sha256)
+    for name in ("region_label", *(["region_rule"] if config.unit == "cell" else [])):
+        record.pop(name, None)  # rows get no labels, and the centre of a cell counts
     for name in _ABOUT_FOREIGN_WEIGHTS:
         value = record.pop(name)
         if value is not None:  # stores from before these settings have no such entry

@@ -13,6 +13,7 @@ from cytofm_cli.encoders.base import CELL_UM, Encoder, store_key
 from cytofm_cli.encoders.batches import Embedding, Report, default_batch
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.dtype import as_stored, refuse_overflow
+from cytofm_cli.encoders.in_regions import rows_in_regions
 from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.recorded import (
     find_finished,
@@ -24,6 +25,7 @@ from cytofm_cli.encoders.recorded import (
 )
 from cytofm_cli.errors import ConfigMismatchError, UsageError, WeightsError
 from cytofm_cli.nuclei.crops import open_cells
+from cytofm_cli.regions.files import RegionFile
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
@@ -31,7 +33,7 @@ from cytofm_cli.store.records import EmbeddingRecord
 from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.finished import is_done
 from cytofm_cli.tiles.run import fingerprint_of, tile_slide
-from cytofm_cli.tiles.source import TileSource, open_tiles
+from cytofm_cli.tiles.source import TileSource, open_tiles, some_rows
 from cytofm_cli.work.batch import Status
 
 Note = Callable[[str], None]
@@ -48,6 +50,7 @@ class EmbedJob:
         config: the settings.
         weights_sha256: digest of `config.weights`, None without.
         tile: how to tile the slide first, if it has no store yet; None for a store.
+        regions: the file of its regions, if it has one.
         overwrite: replace finished embeddings of this encoder.
         dry_run: write nothing.
         threads: threads for this slide.
@@ -59,6 +62,7 @@ class EmbedJob:
     config: EmbedConfig
     weights_sha256: str | None = None
     tile: TileJob | None = None
+    regions: RegionFile | None = None
     overwrite: bool = False
     dry_run: bool = False
     threads: int = 1
@@ -87,7 +91,8 @@ class Embedder:
                 return tile_slide(job.tile, report, note)
             _ensure_tiles(job.tile, job.store, report, note)
         store = io.open_store(job.store)
-        settings = self._settings_of(job.config, job.weights_sha256)
+        regions = None if job.regions is None else job.regions.sha256
+        settings = self._settings_of(job.config, job.weights_sha256, regions)
         mark = input_mark(store, job.config)
         finished = find_finished(store, job.config.unit, settings, mark)
         if finished is not None and not job.overwrite:
@@ -150,6 +155,7 @@ class Embedder:
         encoder = self._load(job.config, note)
         config, spec, tile = job.config, encoder.spec, store.tile
         made_from = lineage.made_from(store.steps, *sources_of(store, config))
+        rows, regions = rows_in_regions(store, job.regions, config, note)
         cell_um = config.cell_um or spec.cell_um or CELL_UM
         side_px = tile.tile_px if config.unit == "tile" else cell_um / tile.mpp
         seen_mpp = tile.mpp * side_px / (spec.input_px or side_px)
@@ -159,7 +165,8 @@ class Embedder:
                 f"{seen_mpp:.3g}: its input should cover {spec.mpp * (spec.input_px or 0):.0f} µm."
             )
         with io.staging(job.store.parent, job.slide_id, step) as staged:
-            with _open_instances(store, config, cell_um) as instances:
+            with _open_instances(store, config, cell_um) as all_instances:
+                instances = all_instances if rows is None else some_rows(all_instances, rows)
                 embedding = _stage(staged, job, instances, encoder, round(side_px), report)
                 n = len(instances.xy_px0)
             record = EmbeddingRecord(
@@ -175,6 +182,7 @@ class Embedder:
                 store_codec=tile.store_codec,
                 source_codec=tile.source_codec,
                 seed=config.seed,
+                regions=regions,
                 made_from=made_from,
             )
             gone = commit.commit_group(staged, job.store, step, record)

@@ -26,10 +26,11 @@ from cytofm_cli.slides.open import open_slide
 from cytofm_cli.stats.classes import as_found, class_order, is_bethesda
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, is_store, open_store
+from cytofm_cli.store.records import is_part
 from cytofm_cli.tiles.field import Field, SlideField, TiledField, open_field
 from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.read import plan_reading, resolve_mpp
-from cytofm_cli.tiles.source import TileSource, open_tiles
+from cytofm_cli.tiles.source import TileSource, open_tiles, some_rows
 from cytofm_cli.words import named
 
 log = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ def tile_features(
     def tiles(source: Source, rows: NDArray[np.int64]) -> Iterator[TileSource]:
         assert points.tile_N is not None
         with open_tiles(_store_of(source), slides=slides) as all_tiles:
-            yield _SomeTiles(all_tiles, points.tile_N[rows])
+            yield some_rows(all_tiles, points.tile_N[rows])
 
     return _encode(points, sources, encoder, tiles, device, batch_size, threads, report)
 
@@ -261,6 +262,8 @@ def stored_features(
         store = _store_of(source)
         record = store.embedding_records("tile").get(schema.embedding_step(key, "tile"))
         if record is None or weights_sha256 not in (None, record.weights_sha256):
+            return None
+        if is_part(record.regions):  # its rows are not those of the tiles
             return None
         parts.append(store.embeddings(key, "tile").values[points.tile_N[rows]])
     return np.concatenate(parts).astype(np.float32)
@@ -370,17 +373,6 @@ def _encode(
         done += len(rows)
     check_finite(values_ND, points, encoder.spec.name)
     return values_ND
-
-
-class _SomeTiles:
-    """A choice of the tiles of a store."""
-
-    def __init__(self, tiles: TileSource, numbers: NDArray[np.int64]) -> None:
-        self.xy_px0 = tiles.xy_px0[numbers]
-        self._tiles, self._numbers = tiles, numbers
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return self._tiles.read(int(self._numbers[index]))
 
 
 def _store_of(source: Source) -> Store:

@@ -21,6 +21,7 @@ from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.points import Points, read_points
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
+from cytofm_cli.store.records import is_part
 from cytofm_cli.tables import match_slide, read_table
 from cytofm_cli.words import named
 
@@ -176,6 +177,8 @@ def _fits(config: RobustnessConfig, choice: Choice, store: Store, key: str) -> b
     step = schema.embedding_step(key, config.unit)
     record = store.embedding_records(config.unit).get(step)
     if record is None or choice.weights_sha256 not in (None, record.weights_sha256):
+        return False
+    if is_part(record.regions):  # its rows are not those of the tiles or nuclei
         return False
     if config.unit == "cell":
         nuclei = schema.nuclei_step(store.which_detector(config.detector))

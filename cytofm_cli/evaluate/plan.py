@@ -22,7 +22,7 @@ from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.points import Points, Task, make_tasks, read_points
-from cytofm_cli.evaluate.stored_points import stored_points
+from cytofm_cli.evaluate.stored_points import stored_points, stored_tiles
 from cytofm_cli.runs import provenance
 
 
@@ -77,7 +77,7 @@ def make_plan(
     """
     located = locate_points(config, sources, points, groups)
     cells, used = located.points, located.sources
-    if config.unit == "tile":
+    if config.unit == "tile" and cells.tile_N is None:
         cells = features.label_tiles(cells, used, rule=config.tile_label, positive=config.positive)
     tasks = make_tasks(cells, config.task, config.positive)
     for task in tasks:
@@ -131,16 +131,25 @@ def locate_points(
 ) -> Located:
     """Read points and find them on slides or in stores; see `read_points`, `locate`.
 
-    Without a table the labels are those that stores of images of cells hold: `stored_points`.
+    Without a table the labels are those that the stores hold: of images of cells
+    (`stored_points`), or of tiles in regions (`stored_tiles`).
     """
     unknown: list[str] = []
-    if points is None:
+    if points is None and config.unit == "tile" and not _of_cells(sources):
+        cells = stored_tiles(sources, groups)
+    elif points is None:
         cells = stored_points(sources, groups)
     else:
         cells, unknown = read_points(points, {source.slide_id for source in sources}, groups)
     used = [source for source in sources if source.slide_id in set(cells.slides)]
     cells, unread = features.locate(cells, used, mpp=config.slide_mpp, slides=config.slides)
     return Located(cells, used, unread, unknown)
+
+
+def _of_cells(sources: Sequence[Source]) -> bool:
+    """Tell whether all are stores of images of cells."""
+    stores = [source.store for source in sources]
+    return all(store is not None and store.tile.apart is not None for store in stores)
 
 
 def marks_of(points: Points, sources: Sequence[Source]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Labelled points that the stores hold themselves: the classes of images of cells."""
+"""Labels that the stores hold themselves: classes of images of cells, regions of tiles."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def stored_points(sources: Sequence[Source], groups: Path | None = None) -> Poin
         if store is None or store.tile.apart is None:
             raise UsageError(
                 f"{source.path}: needs labelled points.",
-                hint="--points points.csv; only stores of `cytofm tile --cells` hold labels",
+                hint="--points points.csv; stores of `cytofm tile --cells` hold labels of cells, "
+                "those of `tile --regions` of tiles (--unit tile)",
             )
         nuclei = store.nuclei(schema.GIVEN)
         names = [nuclei.classes[index] for index in nuclei.class_id]
@@ -51,6 +52,44 @@ def stored_points(sources: Sequence[Source], groups: Path | None = None) -> Poin
     of_group, notes = _groups_of(slides, groups)
     merged, remarks = merge_spellings(labels, "label")
     return Points(tuple(slides), np.concatenate(xy_px0), merged, of_group, notes=(*notes, *remarks))
+
+
+def stored_tiles(sources: Sequence[Source], groups: Path | None = None) -> Points:
+    """Return the tiles of stores of `cytofm tile --regions` that a region labels.
+
+    Arguments and errors as of `stored_points`.
+    """
+    slides: list[str] = []
+    labels: list[str] = []
+    xy_px0 = [np.zeros((0, 2))]
+    rows = [np.zeros(0, np.int64)]
+    for source in sorted(sources, key=lambda source: source.slide_id):
+        tiles = None if source.store is None else source.store.tiles()
+        if tiles is None or tiles.label is None:
+            raise UsageError(
+                f"{source.path}: holds no labels of tiles.",
+                hint="`cytofm tile --regions FILE` stores them; or --points points.csv",
+            )
+        there = np.flatnonzero(tiles.label >= 0)
+        slides += [source.slide_id] * len(there)
+        labels += [tiles.labels[index] for index in tiles.label[there]]
+        xy_px0.append(tiles.xy_px0[there].astype(np.float64))
+        rows.append(there)
+    if not slides:
+        raise LabelError(
+            "no tile of these stores has a label of a region.",
+            hint="`cytofm tile --region-label CLASS,CLASS`, or --points points.csv",
+        )
+    of_group, notes = _groups_of(slides, groups)
+    merged, remarks = merge_spellings(labels, "label")
+    return Points(
+        tuple(slides),
+        np.concatenate(xy_px0),
+        merged,
+        of_group,
+        np.concatenate(rows),
+        notes=(*notes, *remarks),
+    )
 
 
 def _groups_of(slides: Sequence[str], groups: Path | None) -> tuple[tuple[str, ...], list[str]]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from cytofm_cli.config import Settings, option
+from cytofm_cli.config import option
 from cytofm_cli.errors import UsageError
+from cytofm_cli.regions.config import RegionChoice
 from cytofm_cli.registry import detectors
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectConfig(Settings):
+class DetectConfig(RegionChoice):
     """Which nuclei detector runs, and on what."""
 
     SECTION: ClassVar[str] = "detect"
@@ -31,6 +32,7 @@ class DetectConfig(Settings):
 
     def check(self) -> None:
         """Refuse a file of nuclei without the detector that reads it, and that one without."""
+        super().check()
         if not detectors.find(self.detector).from_files:
             if self.nuclei is not None:
                 raise UsageError(

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from cytofm_cli.nuclei import rings
 from cytofm_cli.nuclei.base import NucleusTable
+from cytofm_cli.regions.geojson_objects import PROBABILITY
 
-PROBABILITY: Final = "Detection probability"
 AREA: Final = "Area µm^2"
 # Colours that colour-blind eyes tell apart (Okabe and Ito, 2008), by class.
 _COLOURS: Final = (

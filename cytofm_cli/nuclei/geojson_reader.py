@@ -18,8 +18,8 @@ import numpy as np
 from cytofm_cli.errors import InputError
 from cytofm_cli.nuclei import geojson_rows
 from cytofm_cli.nuclei.base import MAX_CLASSES, NucleusTable, concatenate
-from cytofm_cli.nuclei.geojson_objects import REGIONS, GeoObject, is_number, is_points, objects_of
-from cytofm_cli.nuclei.geojson_stream import Pieces
+from cytofm_cli.regions.geojson_objects import REGIONS, GeoObject, is_number, is_points, objects_of
+from cytofm_cli.regions.geojson_stream import Pieces
 
 Note = Callable[[str], None]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import InputError
 from cytofm_cli.nuclei import polygons, rings
 from cytofm_cli.nuclei.base import MIN_POLYGON_POINTS, NucleusTable
-from cytofm_cli.nuclei.geojson_objects import (
+from cytofm_cli.regions.geojson_objects import (
     GeoObject,
     class_name,
     probability_of,

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.nuclei.base import MAX_CLASSES, NUCLEUS, NucleusTable, empty_table, make_table
-from cytofm_cli.nuclei.files import EXPECTED, slide_column, slide_of
-from cytofm_cli.nuclei.geojson_objects import REGIONS, plain_kind
+from cytofm_cli.nuclei.files import EXPECTED, slide_column
+from cytofm_cli.regions.geojson_objects import REGIONS, plain_kind
+from cytofm_cli.slide_files import slide_of
 from cytofm_cli.tables import Table, read_table
 from cytofm_cli.words import is_missing
 

@@ -21,6 +21,7 @@ from cytofm_cli.nuclei.base import (
     NucleusTable,
 )
 from cytofm_cli.nuclei.config import DetectConfig
+from cytofm_cli.nuclei.in_regions import regions_of_store, within_regions
 from cytofm_cli.nuclei.place import count_off_tiles, place_of
 from cytofm_cli.nuclei.stitch import (
     detect_tile_in_parts,
@@ -31,6 +32,8 @@ from cytofm_cli.nuclei.stitch import (
 )
 from cytofm_cli.nuclei.survey import doubts, settle
 from cytofm_cli.nuclei.weights import check_whole, existing_file
+from cytofm_cli.regions.config import acting
+from cytofm_cli.regions.files import RegionFile
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
@@ -57,6 +60,7 @@ class DetectJob:
         own: settings of the detector itself.
         weights_sha256: digest of `config.weights`, or of `nuclei`; None without.
         nuclei: the file that the detector `import` reads for this slide.
+        regions: the file of its regions, if it has one.
         overwrite: replace finished nuclei of this detector.
         dry_run: write nothing.
         threads: threads for this slide.
@@ -68,6 +72,7 @@ class DetectJob:
     own: Mapping[str, str] = field(default_factory=dict)
     weights_sha256: str | None = None
     nuclei: Path | None = None
+    regions: RegionFile | None = None
     overwrite: bool = False
     dry_run: bool = False
     threads: int = 1
@@ -120,7 +125,11 @@ class Detection:
         with io.claim_step(store.path.parent, job.slide_id, step):
             if self._is_done(job, step, settings, mark):
                 return "skipped", _facts(io.open_store(store.path), job.detector)
+            wanted = regions_of_store(
+                store, job.regions, job.config, note, slides=job.config.slides
+            )
             table, facts, notes = self._run(job, store, report, note)
+            table, facts["regions"] = within_regions(wanted, table, job.slide_id, note)
             # Of another program's nuclei only their absence is odd.
             odd = doubts(len(table), store) if job.nuclei is None or not len(table) else []
             for line in [*notes, *odd]:
@@ -208,7 +217,15 @@ def settings_of(job: DetectJob) -> dict[str, Any]:
         own.pop(path, None)
     version = registry.detectors.load(job.detector).version
     made_by = {"version": version} if version > 1 else {}
-    return {"detector": job.detector, "weights_sha256": job.weights_sha256, **made_by, **own}
+    regions = acting(vars(job.config), None if job.regions is None else job.regions.sha256)
+    regions.pop("region_label", None)  # nuclei get no labels of regions
+    return {
+        "detector": job.detector,
+        "weights_sha256": job.weights_sha256,
+        **made_by,
+        **own,
+        **regions,
+    }
 
 
 def check_weights(job: DetectJob) -> None:

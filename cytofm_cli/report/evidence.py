@@ -16,6 +16,7 @@ from cytofm_cli.report import maps
 from cytofm_cli.report.crops import CellPicture, cell_pictures, outlines_of, tile_pictures
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.io import Store
+from cytofm_cli.tiles.told import narrowed_lines, quality_means
 
 _QUALITY: Final = 74  # of JPEG: 100 slides of ten cells are to stay within one page
 
@@ -61,6 +62,8 @@ class Quality:
         foreground: mean share of foreground of the kept tiles.
         focus: median focus score of the kept tiles.
         nuclei: found.
+        pen, edge, clump, saturation, blank: means over the kept tiles; None in old stores.
+        narrowed: what regions and limits of quality took away, a sentence each.
     """
 
     tiles: int
@@ -69,6 +72,12 @@ class Quality:
     foreground: float | None
     focus: float | None
     nuclei: int | None
+    pen: float | None = None
+    edge: float | None = None
+    clump: float | None = None
+    saturation: float | None = None
+    blank: float | None = None
+    narrowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,8 @@ def quality_of(store: Store, notes: list[str]) -> Quality:
         foreground=_finite(tiles.foreground.mean()) if len(tiles) else None,
         focus=_finite(np.median(tiles.focus)) if len(tiles) else None,
         nuclei=nuclei,
+        narrowed=tuple(narrowed_lines(tile)),
+        **quality_means(tiles),
     )
 
 

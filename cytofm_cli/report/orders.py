@@ -103,6 +103,7 @@ def _outlier(store: Store, step: str, encoder: str | None) -> Order:
     key = store.which_encoder(encoder, "cell")
     bag = schema.embedding_step(key, "cell")
     store.require_fresh(bag)
+    store.require_all_rows(bag)
     _require_rows(store, bag, step)
     x_ND = store.read(f"{bag}/values").astype(np.float64)
     if not np.isfinite(x_ND).all():
@@ -137,6 +138,8 @@ def _attention(store: Store, step: str, run: str | None) -> Iterator[Order]:
     attention = schema.attention_step(key, "cell")
     store.require_fresh(attention)
     bag = lineage.rows_from(store.steps, attention)
+    if bag is not None and bag.startswith("embeddings/"):
+        store.require_all_rows(bag)
     _require_rows(store, bag or attention, step)
     values_NK = store.read(f"{attention}/values").astype(np.float64)
     for number, column in enumerate(record.columns):

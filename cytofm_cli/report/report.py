@@ -22,7 +22,8 @@ from cytofm_cli.report.shown import ShownCell, show_cell
 from cytofm_cli.stats.compare import Comparison, compare_runs, share_splits
 
 _QUALITY: Final = (
-    "tiles", "dropped", "damaged", "foreground", "focus", "nuclei",
+    "tiles", "dropped", "damaged", "foreground", "focus", "nuclei", "pen", "edge", "clump",
+    "saturation", "blank",
 )  # fmt: skip
 
 
@@ -224,7 +225,13 @@ def _slide_row(
         "warnings": seen.warnings,
         "instances": instances,
         "line": _instances_line(seen, run),
-        "facts": "; ".join((*seen.made_by, *([seen.store] if seen.store else []))),
+        "facts": "; ".join(
+            (
+                *(seen.quality.narrowed if seen.quality else ()),
+                *seen.made_by,
+                *([seen.store] if seen.store else []),
+            )
+        ),
     }
 
 
@@ -238,7 +245,8 @@ def _cells(runs: Sequence[RunAnswers], slide: int, seen: Evidence) -> list[dict[
         for place, text in enumerate(words)
     ]
     cells += [_number_cell(_probability(other, name, run.positive), ".3f") for other in runs]
-    forms = {"foreground": ".2f", "focus": ".2f"}
+    shares = ("foreground", "focus", "pen", "edge", "clump", "saturation", "blank")
+    forms = dict.fromkeys(shares, ".2f")
     for key in _QUALITY:
         value = None if seen.quality is None else getattr(seen.quality, key)
         cells.append(_number_cell(value, forms.get(key, "d")))
@@ -302,7 +310,8 @@ def _slides_line(runs: Sequence[RunAnswers]) -> str:
     of = f"the positive class, {run.positive}" if run.positive else "the class that is answered"
     return (
         f"Answers of {run.name}. p: probability of {of}. Quality: tiles kept, dropped and damaged; "
-        "mean share of foreground and median focus (0 to 1) of the kept tiles; nuclei found. "
+        "mean share of foreground and median focus (0 to 1) of the kept tiles; nuclei found; mean "
+        "share of the tiles under pen, on rims, in clumps, stained black, blank. "
         "Buttons in the head of the table sort; a slide's name opens what decided."
     )
 

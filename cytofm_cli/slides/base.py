@@ -66,6 +66,8 @@ class SlideInfo:
         has_icc_profile: the file holds a colour profile. Pixels are never converted.
         bounds_px0: the scanned part of level 0, if the file states it and it is not all of it;
             QuPath crops to it, so its (0, 0) is that corner.
+        centre_nm: how far the middle of level 0 lies from that of the glass, (x, y) in
+            nanometres, as Hamamatsu's files state it: their annotations count from there.
         notes: what a user should know about how this file is read, one sentence each.
     """
 
@@ -83,6 +85,7 @@ class SlideInfo:
     reads_planes: bool = False
     has_icc_profile: bool = False
     bounds_px0: Box | None = None
+    centre_nm: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError, StoreError
 from cytofm_cli.registry import detectors
-from cytofm_cli.store import fresh, schema
+from cytofm_cli.store import fresh, lineage, schema
 from cytofm_cli.store.records import (
     AttentionRecord,
     ClassesRecord,
@@ -233,11 +233,27 @@ class Store(Closes):
         Raises:
             StoreError: no tiles, or damaged.
         """
-        _ = self.tile
+        regions = self.tile.regions or {}
         kinds = (schema.TILE_XY, schema.TILE_FOREGROUND, schema.TILE_FOCUS)
         xy_px0, foreground, focus = (self.read(kind.path) for kind in kinds)
-        plane = self.read(path) if self.has(path := schema.TILE_PLANE.path) else None
-        return Tiles(xy_px0=xy_px0, foreground=foreground, focus=focus, plane=plane)
+        quality = {
+            name: self.read(kind.path)
+            for name, kind in schema.TILE_QUALITY.items()
+            if self.has(kind.path)
+        }
+        plane, label = (
+            self.read(kind.path) if self.has(kind.path) else None
+            for kind in (schema.TILE_PLANE, schema.TILE_REGION)
+        )
+        return Tiles(
+            xy_px0=xy_px0,
+            foreground=foreground,
+            focus=focus,
+            plane=plane,
+            quality=quality,
+            label=label,
+            labels=tuple(regions.get("label", ())),
+        )
 
     def files(self) -> tuple[str, ...] | None:
         """Return the name of the image that each tile was made of; None: tiles of a slide.
@@ -323,6 +339,19 @@ class Store(Closes):
             raise StoreError(
                 f"{self.path}: {step} is out of date: {why}.",
                 hint=fresh.again(self.path, self.slide, self.steps, step),
+            )
+
+    def require_all_rows(self, step: str) -> None:
+        """Refuse a bag that holds only what lies in regions, where each tile or nucleus counts.
+
+        Raises:
+            StoreError: it is one.
+        """
+        if lineage.in_regions(self.steps, step):
+            raise StoreError(
+                f"{self.path}: {step} holds only what lies in regions, and this needs a row for "
+                "each tile or nucleus.",
+                hint="embed without --regions; `tile` and `detect` take it",
             )
 
     def _typed(self, kind: type[R], step: str) -> R:

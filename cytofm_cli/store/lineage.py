@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cytofm_cli.store import schema
-from cytofm_cli.store.records import StepRecord
+from cytofm_cli.store.records import StepRecord, is_part
 from cytofm_cli.store.zarr3 import hash_array
 
 Steps = Mapping[str, StepRecord]
@@ -112,7 +112,12 @@ def descendants(steps: Steps, step: str) -> list[str]:
 
 
 def rows_from(steps: Steps, step: str) -> str | None:
-    """Name the step whose rows a step's rows belong to, one by one; None without one."""
+    """Name the step whose rows a step's rows belong to, one by one; None without one.
+
+    A bag of what lies in regions has some of the rows alone.
+    """
+    if in_regions(steps, step):
+        return None
     kind, unit = step.partition("/")[0], step.rpartition("/")[2]
     of_kind = {"attention": "embeddings/", "embeddings": "nuclei/", "classes": "nuclei/"}
     whose = of_kind.get(kind, "none")
@@ -120,6 +125,11 @@ def rows_from(steps: Steps, step: str) -> str | None:
         whose = schema.TILE_STEP
     parents = [name for name in parents_of(steps, step) if name.startswith(whose)]
     return next((name for name in parents if name in steps), None)
+
+
+def in_regions(steps: Steps, step: str) -> bool:
+    """Tell whether a bag holds only those tiles or cells that lie in regions."""
+    return step.startswith("embeddings/") and is_part(steps[step].to_json().get("regions"))
 
 
 def _old_mark(steps: Steps, parents: list[str]) -> str:

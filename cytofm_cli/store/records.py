@@ -107,6 +107,8 @@ class SlideRecord(_Record):
         has_icc_profile: it holds a colour profile.
         bounds_px0: (x, y, w, h) of the scanned part; None where that is all of it, or where an
             old store does not say (`says_bounds`).
+        centre_nm: how far the middle of level 0 lies from that of the glass, (x, y) in
+            nanometres, where the file states it (Hamamatsu).
         notes: what is odd about the file.
         fingerprint: what it is known by, wherever it lies.
     """
@@ -126,6 +128,7 @@ class SlideRecord(_Record):
     planes_um: tuple[float, ...] | None = _if_said()
     has_icc_profile: bool = False
     bounds_px0: tuple[int, int, int, int] | None = None
+    centre_nm: tuple[float, float] | None = _if_said()
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
 
@@ -196,6 +199,7 @@ class TileRecord(StepRecord):
         n_tiles: tiles taken.
         n_grid: tiles of the whole grid.
         n_foreground: those of them with foreground, before a selection; None: not said.
+        n_candidates: those of them that regions and quality leave, before a selection; None: all.
         tile_px: side, pixels at `mpp`.
         tile_px0: side, level-0 pixels.
         mpp: µm/px of the tiles.
@@ -215,12 +219,18 @@ class TileRecord(StepRecord):
         apart: what surrounds the image of one cell in its tile: "cut-out" (its known background,
             `fill`) or "border" (the colour of its own border); None: the tiles of a slide, which
             lie beside each other.
+        regions: what was applied of marked regions: `file`, `sha256`, `rule`, `classes` and how
+            many regions of each, `include`, `exclude`, `label`, how many tiles lay `n_outside` or
+            were `n_excluded`, and `labelled`: tiles of each class; None: no regions.
+        quality: the thresholds that were asked for, by column, as `limits`, and how many tiles
+            each took away, as `removed`; None: none were.
     """
 
     asked: Mapping[str, Any] | None = _if_said()
     n_tiles: int
     n_grid: int = 0
     n_foreground: int | None = None
+    n_candidates: int | None = _if_said()
     tile_px: int
     tile_px0: float
     mpp: float
@@ -238,6 +248,8 @@ class TileRecord(StepRecord):
     foreground_unsure: str | None = None
     focus: str | None = _if_said()
     apart: str | None = _if_said()
+    regions: Mapping[str, Any] | None = _if_said()
+    quality: Mapping[str, Any] | None = _if_said()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +265,8 @@ class NucleiRecord(StepRecord):
         classes: names of the classes.
         weights_sha256: digest of its weights, or of `nuclei_file`.
         nuclei_file: name of the file they were read from.
+        regions: what was applied of marked regions, as of a `TileRecord`, and how many nuclei
+            lay `n_outside` or were `n_excluded`; None: no regions.
     """
 
     _other_before: ClassVar[str | None] = "n_quartered"
@@ -265,6 +279,7 @@ class NucleiRecord(StepRecord):
     classes: tuple[str, ...]
     weights_sha256: str | None = None
     nuclei_file: str | None = None
+    regions: Mapping[str, Any] | None = _if_said()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +303,8 @@ class EmbeddingRecord(StepRecord):
         batch_size: that fitted.
         store_codec, source_codec: of the pixels that it saw.
         seed: of random weights.
+        regions: what was applied of marked regions, as of a `TileRecord`, and how many rows lay
+            `n_outside` or were `n_excluded`; None: no regions.
     """
 
     encoder: str = ""
@@ -311,6 +328,12 @@ class EmbeddingRecord(StepRecord):
     store_codec: str = "unknown"
     source_codec: str = "unknown"
     seed: int = 0
+    regions: Mapping[str, Any] | None = _if_said()
+
+
+def is_part(regions: Mapping[str, Any] | None) -> bool:
+    """Tell whether regions, as a record says, have left something out."""
+    return regions is not None and regions["n_outside"] + regions["n_excluded"] > 0
 
 
 # What a model knew of a slide that it judged: nothing; other slides of the same cross-validation,

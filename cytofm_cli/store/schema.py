@@ -110,6 +110,24 @@ TILE_PLANE_DETAIL: Final = ArrayKind(
     "0..1",
     "energy of detail of each plane beside the tile's sharpest",
 )
+TILE_REGION: Final = ArrayKind(
+    "tiles/region",
+    ("int16",),
+    ("tile",),
+    "index",
+    "class of the region that labels each tile, index into `regions.label` of the step; -1: none",
+)
+# What is measured of each tile's quality; stores of earlier versions have none of them.
+TILE_QUALITY: Final = {
+    name: ArrayKind(f"tiles/{name}", ("float32",), ("tile",), "0..1", text)
+    for name, text in (
+        ("pen", "share of the tile under ink: dark, smooth and long"),
+        ("edge", "share of the tile on long thin rims: bubbles, coverslip edges, scratches"),
+        ("clump", "share of the tile in dark groups that hold a square of 40 µm"),
+        ("saturation", "share of the tile's foreground that lets less than 5 % of the light pass"),
+        ("blank", "share of the tile that is empty glass"),
+    )
+}
 TILE_PIXELS: Final = ArrayKind(
     "tiles/pixels", ("uint8",), ("tile", "y", "x", "c"), "RGB", "pixels of each tile"
 )
@@ -223,6 +241,8 @@ ARRAYS: Final = (
     TILE_PLANE,
     TILE_PLANE_FOCUS,
     TILE_PLANE_DETAIL,
+    TILE_REGION,
+    *TILE_QUALITY.values(),
     TILE_PIXELS,
     TILE_FILE,
     TILE_FILE_START,

@@ -33,12 +33,19 @@ class Tiles:
         focus: float32 (n,), focus score in [0, 1].
         plane: int16 (n,), focal plane, of the sharpest where planes are fused; None: the slide
             has one.
+        quality: the other columns of quality by name, float32 (n,); none in old stores.
+        label: int16 (n,), index into `labels`, -1 for none: the region that labels each tile;
+            None without regions.
+        labels: names of the classes of regions that label tiles.
     """
 
     xy_px0: NDArray[np.int32]
     foreground: NDArray[np.float32]
     focus: NDArray[np.float32]
     plane: NDArray[np.int16] | None = None
+    quality: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    label: NDArray[np.int16] | None = None
+    labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.xy_px0)

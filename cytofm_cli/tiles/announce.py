@@ -17,6 +17,7 @@ from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.focal_word import BEST, FUSE, number_of
 from cytofm_cli.tiles.plan import TilePlan
 from cytofm_cli.tiles.read import Resolution
+from cytofm_cli.tiles.told import limits_line, regions_line
 from cytofm_cli.units import human_bytes
 
 # Notes of readers on the focal plane that they take; here `_about_focus` speaks.
@@ -41,6 +42,8 @@ def announce(job: TileJob, reader: SlideReader, plan: TilePlan, n_bytes: int, no
         f"({share:.1%} of the slide), {how}{_of_planes(plan)}"
         f"{f', about {human_bytes(n_bytes)}' if n_bytes else ''}"
     )
+    for line in _narrowed(plan):
+        note(f"{job.slide_id}: {line}")
     for remark in [*_remarks(reader, plan), *_about_focus(job, reader, plan)]:
         note(f"{job.slide_id}: {remark}")
     if plan.resolution.warning:
@@ -82,6 +85,12 @@ def _about_focus(job: TileJob, reader: SlideReader, plan: TilePlan) -> list[str]
             f"{reader.info.focal_plane}: --focus {wanted} takes that one"
         ]
     return []
+
+
+def _narrowed(plan: TilePlan) -> list[str]:
+    """Say what regions and limits of quality did, if there are some."""
+    lines = [] if plan.regions is None else [regions_line(plan.regions, plan.n_foreground)]
+    return lines + ([] if plan.limits is None else [limits_line(plan.limits, plan.n_candidates)])
 
 
 def _remarks(reader: SlideReader, plan: TilePlan) -> list[str]:

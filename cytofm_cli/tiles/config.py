@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from cytofm_cli.config import Settings, option
+from cytofm_cli.config import option
 from cytofm_cli.errors import UsageError
+from cytofm_cli.regions.config import TileRegions
 from cytofm_cli.tiles.focal_word import number_of
+from cytofm_cli.tiles.quality_config import QualityLimits
+
+if TYPE_CHECKING:
+    from cytofm_cli.regions.files import RegionFile
 
 # 40×, the resolution at which cytology is scanned and read.
 DEFAULT_MPP: Final = 0.25
@@ -16,7 +21,7 @@ DEFAULT_TILE_PX: Final = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileConfig(Settings):
+class TileConfig(QualityLimits, TileRegions):
     """How slides are cut into tiles."""
 
     SECTION: ClassVar[str] = "tile"
@@ -70,6 +75,7 @@ class TileConfig(Settings):
 
     def check(self) -> None:
         """Refuse a number of tiles without a way to choose them, and an unknown focus."""
+        super().check()
         try:
             number_of(self.focus)
         except ValueError as error:
@@ -113,6 +119,7 @@ class TileJob:
         dry_run: decide everything, write nothing.
         preview: folder for pictures of the choice, or None.
         threads: threads for this slide.
+        regions: the file of its regions, if it has one.
     """
 
     slide_id: str
@@ -124,3 +131,4 @@ class TileJob:
     dry_run: bool = False
     preview: Path | None = None
     threads: int = 1
+    regions: RegionFile | None = None

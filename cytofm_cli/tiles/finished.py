@@ -65,7 +65,7 @@ def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str
     record, slide = store.tile, store.slide
     # Before objectives counted, --mpp stood in for the resolution of files that state one.
     guessed = slide.mpp_source == "--mpp" and slide.objective
-    if settings.same_words(record, slide, settings.asked(job.config, job.mpp)) and not guessed:
+    if settings.same_words(record, slide, settings.asked_of(job)) and not guessed:
         return []
     with open_slide(job.path, reader=job.config.reader) as opened:
         focus = focal.focus_of(opened.info, job.config.focus)
@@ -81,7 +81,7 @@ def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str
             scales["slide_mpp"] = (slide.mpp, resolution.mpp)
             return [f"{k}: {a:.4g} → {b:.4g}" for k, (a, b) in scales.items() if a != b]
         wanted = settings.resolved(
-            settings.asked(job.config, job.mpp),
+            settings.asked_of(job),
             mpp=read.mpp,
             slide_mpp=read.slide_mpp,
             reader=reader.info.reader,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from cytofm_cli.regions.boxes import box_sums
 from cytofm_cli.tiles import morphology
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class FocusMap:
         """
         scale = np.array(self.cell_px0)
         low_N2, high_N2 = xy_px0 / scale, (xy_px0 + tile_px0) / scale
-        near_N = morphology.box_sums(self.near_HW, low_N2, high_N2)
-        far_N = morphology.box_sums(self.far_HW, low_N2, high_N2)
+        near_N = box_sums(self.near_HW, low_N2, high_N2)
+        far_N = box_sums(self.far_HW, low_N2, high_N2)
         seen_N = far_N > 1e-3  # sums of squared grey levels: nothing lies between 0 and 1
         ratio_N = np.divide(near_N, far_N, out=np.full(len(far_N), 0.25), where=seen_N)
         return _scaled(ratio_N)
@@ -70,7 +71,7 @@ class FocusMap:
         Grows with contrast and area: comparable between pictures of the same cells only.
         """
         scale = np.array(self.cell_px0)
-        return morphology.box_sums(self.near_HW, xy_px0 / scale, (xy_px0 + tile_px0) / scale)
+        return box_sums(self.near_HW, xy_px0 / scale, (xy_px0 + tile_px0) / scale)
 
 
 def measure(

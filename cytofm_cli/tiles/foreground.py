@@ -36,10 +36,11 @@ maxima in log2(n) passes over uint8 make a line of any length cheap.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
+from cytofm_cli.regions.boxes import box_sums
 from cytofm_cli.tiles import morphology
 
 if TYPE_CHECKING:
@@ -83,12 +84,18 @@ class Foreground:
         background_rgb: colour of the glass, 0-255.
         illumination: which way round the picture is.
         unsure: why the mask should not be trusted, one line; None if it can be.
+        ink_HW: bool, what was taken for ink.
+        rim_HW: bool, what was taken for rims, edges and scratches.
+        contrast_HW: uint8, contrast as a blob; 255 is the glass' brightness.
     """
 
     mask_HW: NDArray[np.bool_]
     background_rgb: tuple[int, int, int]
     illumination: Illumination
     unsure: str | None
+    ink_HW: NDArray[np.bool_]
+    rim_HW: NDArray[np.bool_]
+    contrast_HW: NDArray[np.uint8]
 
 
 def overview_mpp(size_px0: Size, mpp: float) -> float:
@@ -121,7 +128,8 @@ def find_foreground(
     scene = _scene(small_HWC)
     contrast_HW = _blob_contrast(small_HWC, scene, mpp, strip_px)
     mask_HW = contrast_HW >= MIN_CONTRAST * 255
-    mask_HW &= ~_lines(mask_HW, mpp)
+    rim_HW = _lines(mask_HW, mpp)
+    mask_HW &= ~rim_HW
     # Smoothness is a matter of scale: ink is always looked for at the coarse one.
     coarse = max(1, int(COARSE_MPP / mpp + 0.01))
     ink_HW = _ink(morphology.shrink(small_HWC, coarse), scene, mpp * coarse)
@@ -130,12 +138,23 @@ def find_foreground(
     mask_HW = parts.paint(parts.area_px_K >= max(2, SPECK_UM2 / mpp**2))
     mask_HW |= _tissue_gaps(small_HWC, mask_HW, scene, mpp) & ~ink_HW
     unsure = scene.unsure or _doubt(mask_HW, contrast_HW)
-    mask_HW = _enlarge(mask_HW, max(1, reduce), (height, width))
     red, green, blue = (round(float(level)) for level in scene.background_C)
-    return Foreground(mask_HW, (red, green, blue), scene.illumination, unsure)
+    mask_HW, ink_HW, rim_HW, contrast_HW = (
+        _enlarge(plane_HW, max(1, reduce), (height, width))
+        for plane_HW in (mask_HW, ink_HW, rim_HW, contrast_HW)
+    )
+    return Foreground(
+        mask_HW,
+        (red, green, blue),
+        scene.illumination,
+        unsure,
+        ink_HW=ink_HW,
+        rim_HW=rim_HW,
+        contrast_HW=contrast_HW,
+    )
 
 
-def _enlarge(mask_HW: NDArray[np.bool_], factor: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _enlarge(mask_HW: NDArray[Any], factor: int, shape: tuple[int, ...]) -> NDArray[Any]:
     if factor == 1:
         return mask_HW
     return mask_HW.repeat(factor, 0)[: shape[0]].repeat(factor, 1)[:, : shape[1]]
@@ -166,7 +185,7 @@ def tile_fraction(
     height, width = mask_HW.shape
     inside_N2 = np.clip(high_N2, 0, (width, height)) - np.clip(low_N2, 0, (width, height))
     area_N = inside_N2.prod(1)
-    covered_N = morphology.box_sums(mask_HW, low_N2, high_N2)
+    covered_N = box_sums(mask_HW, low_N2, high_N2)
     share_N = np.divide(covered_N, area_N, out=np.zeros(len(area_N)), where=area_N > 0)
     clipped_N: NDArray[np.float32] = np.clip(share_N, 0, 1).astype(np.float32)
     return clipped_N

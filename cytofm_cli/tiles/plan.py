@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from cytofm_cli.tiles.focal_word import BEST, FUSE
 from cytofm_cli.tiles.focus import BAND_PX, FOCUS_MPP, FocusMap, measure, needs_band
 from cytofm_cli.tiles.foreground import Foreground, find_foreground, overview_mpp, tile_fraction
 from cytofm_cli.tiles.grid import lay_grid
+from cytofm_cli.tiles.narrow import Note, in_regions, labelled, wanted_regions, within_limits
+from cytofm_cli.tiles.quality import Signs, find_signs
 from cytofm_cli.tiles.read import ReadPlan, Resolution, ordered_map
 from cytofm_cli.tiles.select import choose
 from cytofm_cli.units import Box
@@ -36,12 +39,14 @@ class Overview:
         downsample: level-0 pixels to a pixel of it, along x and y.
         mask_HW: bool, its foreground; all of it with `--foreground none`.
         segmentation: how the foreground was found; None with `--foreground none`.
+        signs: where something is wrong with the slide.
     """
 
     image_HWC: NDArray[np.uint8]
     downsample: tuple[float, float]
     mask_HW: NDArray[np.bool_]
     segmentation: Foreground | None
+    signs: Signs
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,12 +58,16 @@ class TilePlan:
         resolution: of the slide, and who states it.
         overview: the slide and its foreground.
         n_grid: tiles of the whole grid.
-        n_foreground: those of them that hold foreground, before `--select`.
+        n_foreground: those of them that hold foreground.
+        n_candidates: those of them that regions and limits of quality leave, before `--select`.
         xy_px0: int32 (n, 2) of the tiles taken, row-major.
         foreground, score: float32 (n,), fraction and focus score of the tiles taken.
         focus: "best", "fuse" or "plane:K" of a slide with several focal planes; None: it has one.
         planes: which plane each tile is of; None where nobody had to choose.
         views: the reader of each tile.
+        quality: the other columns of quality, float32 (n,), by name.
+        label: int16 (n,), the region that labels each tile; None without regions.
+        regions, limits: what the record says of them; None without.
         source: the file's own JPEG tiles, if they will be copied.
         why_not_source: why they will not be, if the file has some.
     """
@@ -68,12 +77,17 @@ class TilePlan:
     overview: Overview
     n_grid: int
     n_foreground: int
+    n_candidates: int
     xy_px0: NDArray[np.int32]
     foreground: NDArray[np.float32]
     score: NDArray[np.float32]
     focus: str | None
     planes: focal.TilePlanes | None
     views: focal.TileViews
+    quality: Mapping[str, NDArray[np.float32]]
+    label: NDArray[np.int16] | None
+    regions: Mapping[str, Any] | None
+    limits: Mapping[str, Any] | None
     source: pixels.SourceTiles | None
     why_not_source: str
 
@@ -84,16 +98,23 @@ class TilePlan:
         return 0 if segmentation and segmentation.illumination == "dark-field" else 255
 
 
-def plan_tiles(reader: SlideReader, job: TileJob, focus: str | None = None) -> TilePlan:
+def plan_tiles(
+    reader: SlideReader,
+    job: TileJob,
+    focus: str | None = None,
+    note: Note = lambda _: None,
+) -> TilePlan:
     """Decide which tiles of a slide are taken.
 
     Args:
         reader: the open slide, at the plane of "plane:K".
         job: what is asked for.
         focus: of a slide with several focal planes; see `focal.focus_of`.
+        note: told what is odd about its regions.
 
     Raises:
         NoForegroundError: none is left.
+        InputError: regions that cannot be used.
         MissingMppError, SlideError: see `resolve_mpp` and `plan_reading`.
     """
     config, info = job.config, reader.info
@@ -109,35 +130,60 @@ def plan_tiles(reader: SlideReader, job: TileJob, focus: str | None = None) -> T
     if not len(xy):
         draw_preview(job, overview, xy, read.tile_px0)
         raise _no_foreground(info.path, len(grid_xy), overview, config)
-
-    def measure_plane(plane: SlideReader) -> FocusMap:
-        return measure_focus(plane, resolution.mpp, overview.mask_HW, job.threads)
-
-    planes = None
-    if focus in (BEST, FUSE):
-        planes = focal.find_planes(reader, measure_plane, xy, read.tile_px0)
-        score = planes.scores()
-    else:
-        score = measure_plane(reader).score(xy, read.tile_px0)
-    taken = choose(
-        fraction, score, config.max_tiles, config.select, config.seed, slide_id=job.slide_id
-    )
+    n_foreground = len(xy)
+    wanted = wanted_regions(info, job, resolution.mpp, overview.mask_HW, note)
+    inside = in_regions(wanted, xy, read.tile_px0, info.path)
+    xy, fraction = xy[inside.rows_M], fraction[inside.rows_M]
+    score, planes = _focus_of_tiles(reader, job, focus, overview, read, xy)
+    quality = overview.signs.measure(overview.downsample, xy, read.tile_px0)
+    good, limits = within_limits({"focus": score, **quality}, config.limits(), info.path)
+    taken = good[
+        choose(
+            fraction[good], score[good], config.max_tiles, config.select, config.seed,
+            slide_id=job.slide_id,
+        )
+    ]  # fmt: skip
+    label = None if inside.label_M is None else inside.label_M[taken]
     chosen = None if planes is None else planes.take(taken)
     return TilePlan(
         read=read,
         resolution=resolution,
         overview=overview,
         n_grid=len(grid_xy),
-        n_foreground=len(xy),
+        n_foreground=n_foreground,
+        n_candidates=len(good),
         xy_px0=xy[taken],
         foreground=fraction[taken],
         score=score[taken],
         focus=focus,
         planes=chosen,
         views=shown.views_of(shown.as_planned(reader, focus, xy[taken], read, chosen)),
+        quality={name: column[taken] for name, column in quality.items()},
+        label=label,
+        regions=labelled(inside.facts, label),
+        limits=limits,
         source=source,
         why_not_source=why_not,
     )
+
+
+def _focus_of_tiles(
+    reader: SlideReader,
+    job: TileJob,
+    focus: str | None,
+    overview: Overview,
+    read: ReadPlan,
+    xy_px0: NDArray[np.int32],
+) -> tuple[NDArray[np.float32], focal.TilePlanes | None]:
+    """Return the focus score of tiles, and their planes where somebody has to choose."""
+
+    def measure_plane(plane: SlideReader) -> FocusMap:
+        return measure_focus(plane, read.slide_mpp, overview.mask_HW, job.threads)
+
+    if focus not in (BEST, FUSE):
+        return measure_plane(reader).score(xy_px0, read.tile_px0), None
+    planes = focal.find_planes(reader, measure_plane, xy_px0, read.tile_px0)
+    return planes.scores(), planes
 
 
 def draw_preview(
@@ -160,12 +206,15 @@ def _look(reader: SlideReader, slide_mpp: float, foreground: Literal["auto", "no
     image_HWC = reader.overview(overview_mpp(size_px0, slide_mpp) / slide_mpp)
     height, width = image_HWC.shape[:2]
     downsample = (size_px0.w / width, size_px0.h / height)
-    segmentation, mask_HW = None, np.ones((height, width), dtype=bool)
-    if foreground == "auto":
-        segmentation = find_foreground(image_HWC, slide_mpp * max(downsample))
-        mask_HW = segmentation.mask_HW
+    mpp = slide_mpp * max(downsample)
+    seen = find_foreground(image_HWC, mpp)
+    wanted = foreground == "auto"
     return Overview(
-        image_HWC=image_HWC, downsample=downsample, mask_HW=mask_HW, segmentation=segmentation
+        image_HWC=image_HWC,
+        downsample=downsample,
+        mask_HW=seen.mask_HW if wanted else np.ones((height, width), dtype=bool),
+        segmentation=seen if wanted else None,
+        signs=find_signs(image_HWC, seen, mpp),
     )
 
 

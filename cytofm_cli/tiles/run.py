@@ -53,7 +53,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         opened = stack.enter_context(open_slide(job.path, reader=job.config.reader))
         focus = focal.focus_of(opened.info, job.config.focus)
         reader = focal.at_focus(opened, focus)
-        plan = plan_tiles(reader, job, focus)
+        plan = plan_tiles(reader, job, focus, note)
         how = _how(job, plan)
         n_bytes = pixels.forecast_bytes(plan.views, plan.read, plan.xy_px0, **how)
         announce(job, reader, plan, n_bytes, note)
@@ -121,6 +121,10 @@ def _write(
     if plan.planes is not None:
         arrays.write(staged, schema.TILE_PLANE_FOCUS, plan.planes.focus_NP)
         arrays.write(staged, schema.TILE_PLANE_DETAIL, plan.planes.detail_NP)
+    for name, column in plan.quality.items():
+        arrays.write(staged, schema.TILE_QUALITY[name], column)
+    if plan.label is not None:
+        arrays.write(staged, schema.TILE_REGION, plan.label)
     codec, n_bytes, n_damaged = "none", 0, 0
     if job.config.pixels != "none":
         codec, n_bytes, n_damaged = pixels.write_pixels(
@@ -149,14 +153,14 @@ def _tile_record(
     job: TileJob, reader: SlideReader, plan: TilePlan, mark: str, **written: Any
 ) -> TileRecord:
     """Return the provenance record of the step; `written` tells what came of writing."""
-    asked = settings.asked(job.config, job.mpp)
+    asked = settings.asked_of(job)
     acting = settings.resolved(
         asked,
         mpp=plan.read.mpp,
         slide_mpp=plan.read.slide_mpp,
         reader=reader.info.reader,
         copies_source=plan.source is not None,
-        n_foreground=plan.n_foreground,
+        n_foreground=plan.n_candidates,
         focus=plan.focus,
     )
     segmentation = plan.overview.segmentation
@@ -166,6 +170,7 @@ def _tile_record(
         n_tiles=len(plan.xy_px0),
         n_grid=plan.n_grid,
         n_foreground=plan.n_foreground,
+        n_candidates=plan.n_candidates if plan.n_candidates != plan.n_foreground else None,
         tile_px=job.config.side_px,
         tile_px0=plan.read.tile_px0,
         mpp=plan.read.mpp,
@@ -178,6 +183,8 @@ def _tile_record(
         background_rgb=segmentation.background_rgb if segmentation else None,
         foreground_unsure=segmentation.unsure if segmentation else None,
         focus=plan.focus,
+        regions=plan.regions,
+        quality=plan.limits,
         **written,
     )
 
@@ -209,6 +216,7 @@ def _slide_record(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) 
         planes_um=info.planes_um,
         has_icc_profile=info.has_icc_profile,
         bounds_px0=info.bounds_px0,
+        centre_nm=info.centre_nm,
         notes=info.notes,
         fingerprint=mark,
     )

@@ -10,18 +10,37 @@ from collections.abc import Mapping
 from typing import Any
 
 from cytofm_cli.config import as_record, differences
+from cytofm_cli.regions import config as region_config
 from cytofm_cli.store.records import SlideRecord, TileRecord
-from cytofm_cli.tiles.config import TileConfig
+from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.tiles.focal_word import PLANE
+from cytofm_cli.tiles.quality_config import LIMITS
 
 COPIED = "source jpeg"  # the codec of pixels that are the file's own JPEG bytes
 ABOUT_PIXELS = ("pixels", "jpeg_quality")  # which tiles there are does not depend on them
 
 
-def asked(config: TileConfig, manifest_mpp: float | None) -> dict[str, Any]:
-    """Return the settings as typed; the same words on the same slide need no second look."""
+def asked(
+    config: TileConfig, manifest_mpp: float | None, regions: str | None = None
+) -> dict[str, Any]:
+    """Return the settings as typed; the same words on the same slide need no second look.
+
+    Args:
+        config: the settings.
+        manifest_mpp: µm/px that a manifest states.
+        regions: digest of the file of regions, which stands for its path.
+    """
     typed = as_record(config, results_only=True)
+    for name in (*region_config.NAMES, *LIMITS.values()):  # older versions had none of them
+        if typed[name] is None or name in region_config.NAMES:
+            del typed[name]
+    typed |= region_config.acting(vars(config), regions)
     return typed | {"tile_px": config.side_px, "manifest_mpp": manifest_mpp}
+
+
+def asked_of(job: TileJob) -> dict[str, Any]:
+    """Return the settings of a job as typed; see `asked`."""
+    return asked(job.config, job.mpp, None if job.regions is None else job.regions.sha256)
 
 
 def resolved(
@@ -63,6 +82,8 @@ def resolved(
         acting["jpeg_quality"] = settings["jpeg_quality"]
     if settings["foreground"] == "auto":
         acting["min_foreground"] = settings["min_foreground"]
+    kept = (*region_config.NAMES, *LIMITS.values())
+    acting |= {name: settings[name] for name in kept if settings.get(name) is not None}
     limit = settings.get("max_tiles")
     if limit is not None and (n_foreground is None or limit < n_foreground):
         acting |= {"select": settings["select"], "max_tiles": limit}
@@ -99,6 +120,8 @@ def focus_of_record(record: TileRecord, slide: SlideRecord) -> str | None:
 
 def count_of_foreground(record: TileRecord) -> int | None:
     """Return among how many tiles was chosen; None if an old record cannot tell."""
+    if record.n_candidates is not None:
+        return record.n_candidates
     if record.n_foreground is not None:
         return record.n_foreground
     limit, n = record.config.get("max_tiles"), record.n_tiles

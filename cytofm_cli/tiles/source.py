@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,39 @@ def read_many(tiles: TileSource, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     if isinstance(tiles, ManyTiles):
         return tiles.read_many(rows)
     return np.stack([tiles.read(int(row)) for row in rows])
+
+
+def some_rows(tiles: TileSource, rows: NDArray[np.int64]) -> TileSource:
+    """Return a choice of tiles, or of other squares, as a source of their own."""
+    return _SomeOfMany(tiles, rows) if isinstance(tiles, ManyTiles) else _Some(tiles, rows)
+
+
+class _Some:
+    """Some rows of a source."""
+
+    def __init__(self, tiles: Any, rows: NDArray[np.int64]) -> None:
+        self.xy_px0 = tiles.xy_px0[rows]
+        self._tiles, self._rows = tiles, rows
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return one square."""
+        square: NDArray[np.uint8] = self._tiles.read(int(self._rows[index]))
+        return square
+
+
+class _SomeOfMany(_Some):
+    """Some rows of a source that has an order of its own."""
+
+    def reading_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the same rows, near ones one after the other."""
+        ordered: NDArray[np.int64] = self._tiles.reading_order(self._rows[rows])
+        place = np.argsort(self._rows, kind="stable")
+        return place[np.searchsorted(self._rows, ordered, sorter=place)]
+
+    def read_many(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return squares."""
+        squares: NDArray[np.uint8] = self._tiles.read_many(self._rows[rows])
+        return squares
 
 
 @contextlib.contextmanager

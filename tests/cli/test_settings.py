@@ -170,6 +170,10 @@ def test_every_setting__is_read_from_its_variable(
             value = other_value(field, kinds[field.name])
             if (name, field.name) == ("detect", "detector"):
                 value = "import"  # the one that reads --nuclei,
+            if field.name == "region_exclude":
+                value = "c,d"  # others than are included
+            if field.name == "region_rule":
+                value = "fraction>=0.25"
             if field.name == "arch_arg":
                 value = "depth=3,act_layer=silu"
             if (name, field.name) == ("detect", "weights"):

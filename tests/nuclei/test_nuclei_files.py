@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cytofm_cli.errors import InputError, UsageError
-from cytofm_cli.nuclei.files import match_files, slide_of
+from cytofm_cli.nuclei.files import match_files
+from cytofm_cli.slide_files import slide_of
 
 IDS = ["a", "b", "c.1"]
 
@@ -63,7 +64,7 @@ def test_pattern__by_field_and_by_star(tmp_path):
     found = match_files(tmp_path / "*" / "*.geojson", IDS)
     assert found.of_slide == {i: tmp_path / i / f"{i}.geojson" for i in "ab"}
     with pytest.raises(InputError, match="no such file") as refused:
-        match_files(tmp_path / "{slide}.csv", IDS)
+        match_files(tmp_path / "{name}.csv", IDS)
     assert "{slide_id}" in str(refused.value.hint)
 
 

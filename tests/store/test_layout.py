@@ -107,8 +107,16 @@ def test_finished_store__has_every_kind_of_array_and_no_other(
     stack = write_stack(tmp_path / "stack.ome.tif", stack_of(128))
     cytofm.tile(stack, tmp_path, tile_px=128, foreground="none").raise_failures()
     of_stack = stored_arrays(tmp_path / "stack.zarr")
+    half = '{"type":"Polygon","coordinates":[[[0,0],[20,0],[20,9],[0,9],[0,0]]]}'
+    (tmp_path / "half.geojson").write_text(f'[{{"type":"Feature","geometry":{half}}}]')
+    cytofm.tile(
+        tmp_path / "cell.png", tmp_path, tile_px=16, slide_mpp=0.25, foreground="none",
+        regions=tmp_path / "half.geojson",
+    ).raise_failures()  # fmt: skip
+    in_regions = stored_arrays(tmp_path / "cell.zarr")
     kinds: dict[str, list[schema.ArrayKind]] = {}
-    for path, node in [*stored_arrays(finished).items(), *of_cells.items(), *of_stack.items()]:
+    stores = (stored_arrays(finished), of_cells, of_stack, in_regions)
+    for path, node in [item for store in stores for item in store.items()]:
         kinds[path] = [kind for kind in schema.ARRAYS if kind.names(path)]
         assert len(kinds[path]) == 1, path
         assert node["data_type"] in kinds[path][0].dtype, path

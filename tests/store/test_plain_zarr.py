@@ -72,6 +72,7 @@ def test_example__lists_everything_and_decodes_jpeg_without_cytofm(store: Path) 
         "tiles/xy_px0",
         "tiles/foreground",
         "tiles/focus",
+        *(f"tiles/{name}" for name in ("pen", "edge", "clump", "saturation", "blank")),
         "tiles/pixels",
         "embeddings/handcrafted/tile/values",
         "embeddings/handcrafted/tile/xy_px0",

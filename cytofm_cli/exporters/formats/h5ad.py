@@ -85,6 +85,7 @@ def planned(request: ExportRequest, layout: str) -> Planned:
     key = store.which_encoder(request.config.encoder, unit)
     step = schema.embedding_step(key, unit)
     store.require_fresh(step)
+    store.require_all_rows(step)
     if request.config.detector is not None:
         store.which_detector(request.config.detector)
     nuclei = _nuclei_of(request, store.embedding_record(key, unit)) if unit == "cell" else None

@@ -189,6 +189,7 @@ def _info(path: str, slide: Any, directories: list[tiff.Directory]) -> SlideInfo
         n_focal_planes=n_planes,
         has_icc_profile="openslide.icc-size" in properties,
         bounds_px0=_bounds(properties, Size(*slide.dimensions)),
+        centre_nm=_centre(properties),
         notes=tuple(notes),
     )
 
@@ -200,6 +201,12 @@ def _bounds(properties: dict[str, str], size: Size) -> Box | None:
     x, y, w, h = (int(number) if number is not None else -1 for number in numbers)
     inside = x >= 0 and y >= 0 and w >= 1 and h >= 1 and x + w <= size.w and y + h <= size.h
     return Box(x, y, w, h) if inside and (w, h) != size else None
+
+
+def _centre(properties: dict[str, str]) -> tuple[float, float] | None:
+    """Return where the middle of the picture lies on the glass, nm, if Hamamatsu says so."""
+    x, y = (parse_float(properties.get(f"hamamatsu.{a}OffsetFromSlideCentre")) for a in "XY")
+    return None if x is None or y is None else (x, y)
 
 
 def _level(slide: Any, properties: dict[str, str], level: int) -> Level:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.nuclei import geojson_reader, geojson_stream
-from cytofm_cli.nuclei.geojson_stream import Pieces
+from cytofm_cli.nuclei import geojson_reader
+from cytofm_cli.regions import geojson_stream
+from cytofm_cli.regions.geojson_stream import Pieces
 
 WORDS = st.text('ab},{"[]\\ \n\u00fc\U0001f52c:', max_size=8)
 VALUES = st.recursive(

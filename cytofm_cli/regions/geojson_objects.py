@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.nuclei.base import NUCLEUS
-from cytofm_cli.nuclei.geojson import PROBABILITY
+from cytofm_cli.store.tables import NUCLEUS
 
+PROBABILITY: Final = "Detection probability"
 # Kinds of objects that are regions, by their plain name, and how a message calls them.
 REGIONS: Final = {
     "annotation": "annotation(s)", "tile": "tile(s)", "tmacore": "TMA core(s)", "root": "root(s)",
@@ -75,12 +75,17 @@ def is_points(found: GeoObject) -> bool:
     return isinstance(geometry, dict) and geometry.get("type") in ("Point", "MultiPoint")
 
 
-def class_name(properties: dict[str, Any]) -> str:
-    """Return the name of a class: of an object, a string, a list of names, or with a parent."""
+def class_name(properties: dict[str, Any], default: str = NUCLEUS) -> str:
+    """Return the name of a class: of an object, a string, a list of names, or with a parent.
+
+    Args:
+        properties: of the Feature.
+        default: the name of what has no class.
+    """
     name = _named(properties.get("classification"))
     others = (properties.get(key) for key in _CLASS_KEYS)
     words = (word for word in others if isinstance(word, str) and plain_kind(word) not in _OBJECTS)
-    return name or next((word.strip() for word in words if word.strip()), "") or NUCLEUS
+    return name or next((word.strip() for word in words if word.strip()), "") or default
 
 
 def _named(classification: Any) -> str:

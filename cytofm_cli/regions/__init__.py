@@ -1,0 +1,1 @@
+"""Marked regions of slides: files of other programs, and what lies inside."""

@@ -1,0 +1,1 @@
+"""Files of regions: a format is a file."""
