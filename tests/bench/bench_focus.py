@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import cytofm_cli as cytofm
-from cytofm_cli.simulate.nuclei import points_table, read_nuclei
+from cytofm_cli.simulate.nuclei import TrueNuclei, points_table, read_nuclei
 from cytofm_cli.slides.base import SlideReader, finest_level_for
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.stats.matching import match_points
@@ -70,10 +70,10 @@ def make_cohort(work: Path, args: argparse.Namespace) -> Path:
     return work / "cohort"
 
 
-def nuclei_found(stores: Path, cohort: Path) -> np.ndarray:
+def nuclei_found(stores: Path, nuclei: dict[str, TrueNuclei]) -> np.ndarray:
     """Return (slides, 4): marked nuclei, those found, detections, those that are nuclei."""
     counts = []
-    for slide, truth in read_nuclei(cohort).items():
+    for slide, truth in nuclei.items():
         store = open_store(stores / f"{slide}.zarr")
         xy = store.nuclei("classical").xy_px0.astype(float)
         pairs = match_points(truth.xy_px0, xy, MATCH_UM / store.slide.mpp)
@@ -102,16 +102,23 @@ def interval(value: Callable[[np.ndarray], float], n: int, minus: object = None)
 def judge(work: Path, cohort: Path, args: argparse.Namespace) -> None:
     """Print recall, precision and AUC of each way."""
     points = work / "points.csv"
-    points.write_text(points_table(read_nuclei(cohort)), encoding="utf-8")
+    nuclei = dict(list(read_nuclei(cohort).items())[: args.slides])
+    slides = [cohort / "slides" / f"{slide}.ome.tiff" for slide in nuclei]
+    points.write_text(points_table(nuclei), encoding="utf-8")
     found: dict[str, np.ndarray] = {}
     aucs: dict[str, list[str]] = {}
     for name, settings in ways(args.planes).items():
         folder = work / re.sub(r"\W+", "-", name)
-        cytofm.tile(cohort / "slides", folder / "stores", workers=1, **settings)
-        cytofm.detect(folder / "stores", detector="classical", workers=1)
-        found[name] = nuclei_found(folder / "stores", cohort)
+        cytofm.tile(slides, folder / "stores", workers=1, **settings)
+        stores = [folder / "stores" / f"{slide}.zarr" for slide in nuclei]
+        cytofm.detect(stores, detector="classical", workers=1)
+        found[name] = nuclei_found(folder / "stores", nuclei)
         run = cytofm.probe(
-            folder / "stores", points, folder / "probe", encoders=list(ENCODERS), task=("abnormal",)
+            stores,
+            points,
+            folder / f"probe-{len(stores)}",
+            encoders=list(ENCODERS),
+            task=("abnormal",),
         )
         aucs[name] = [auc_of(run.metrics, encoder) for encoder in ENCODERS]
     first = next(iter(found))
@@ -236,6 +243,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--patients", type=int, default=12)
     parser.add_argument("--planes", type=int, default=7)
+    parser.add_argument("--slides", type=int, help="judge the first so many alone")
     parser.add_argument("--plane-um", type=float, default=2.0)
     parser.add_argument("--depth-um", type=float, default=4.0)
     args = parser.parse_args()

@@ -146,7 +146,7 @@ def other_value(field: dataclasses.Field[Any], kind: Kind) -> str:
         low, high = field.metadata["low"] or 0, field.metadata["high"]
         near = (field.default or low) + 1
         return str(near if high is None or near <= high else (low + high) / 2)
-    return "word"
+    return {"focus": "plane:2"}.get(field.name, "word")
 
 
 def test_every_command__has_its_table_in_a_configuration_file() -> None:
