@@ -204,17 +204,17 @@ def test_limits__remove_count_and_never_empty_a_slide(here, field: Path, tmp_pat
     Image.fromarray(image).save(field)
     done = here("tile", field, "-o", tmp_path / "all", *HOW, "--foreground", "none")
     tiles = open_store(tmp_path / "all" / "a.zarr").tiles()
-    dirty = tiles.quality["pen"] > 0.5
+    dirty = tiles.quality["pen"] > 0.9  # its neighbours have the margin
     assert dirty.sum() == 6 and (tiles.xy_px0[dirty, 0] == 256).all()
     words = ("tile", field, "-o", tmp_path / "s", *HOW, "--foreground", "none")
-    done = here(*words, "--max-pen", 0.5)
-    assert "limits of quality take away 6 of 36 tiles: pen > 0.5 6" in done.stderr
+    done = here(*words, "--max-pen", 0.9)
+    assert "limits of quality take away 6 of 36 tiles: pen > 0.9 6" in done.stderr
     store = open_store(tmp_path / "s" / "a.zarr")
-    assert store.tile.quality == {"limits": {"pen": 0.5}, "removed": {"pen": 6}, "n_removed": 6}
+    assert store.tile.quality == {"limits": {"pen": 0.9}, "removed": {"pen": 6}, "n_removed": 6}
     assert store.tile.n_tiles == store.tile.n_candidates == 30
-    assert "skipped" in here(*words, "--max-pen", 0.5).stderr
-    refused = here(*words, "--max-pen", 0.4)
-    assert refused.returncode == 2 and "max_pen: 0.5 → 0.4" in refused.stderr
+    assert "skipped" in here(*words, "--max-pen", 0.9).stderr
+    refused = here(*words, "--max-pen", 0.8)
+    assert refused.returncode == 2 and "max_pen: 0.9 → 0.8" in refused.stderr
     empty = here("tile", field, "-o", tmp_path / "e", *HOW, "--max-blank", 0.0)
     assert empty.returncode == 3 and "the limits of quality leave none of" in empty.stderr
     assert not (tmp_path / "e" / "a.zarr").exists()
