@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import re
 import statistics
@@ -319,7 +320,7 @@ def _slides_per_hour(times: Sequence[float]) -> float | None:
     slides as a rule. What is done in the same second has no pace.
     """
     last = sorted(when for when in times if 0 < when <= time.time() + _PAUSE_S)[-_LAST:]
-    gaps = [after - before for before, after in zip(last, last[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(last)]
     if not gaps:
         return None
     pause = max(_PAUSE_S, _PAUSE_OF_GAPS * statistics.median(gaps))
