@@ -98,6 +98,7 @@ def apply_cells(
     timeout_s: float = 300.0,
     fail_fast: bool = False,
     fork: bool = False,
+    gpus: int | None = None,
     listen: Listen | None = None,
     **settings: Any,
 ) -> Outcomes:
@@ -110,8 +111,8 @@ def apply_cells(
         run: folder that `train_cells` made.
         stores: stores, or folders of stores: one or several.
         config: settings as a whole; instead, each may be given by its name (`abstain=0.7`).
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, listen: see
-            `cytofm_cli.api.cohort.Manner`.
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus,
+            listen: see `cytofm_cli.api.cohort.Manner`.
         **settings: fields of `ApplyConfig`.
 
     Returns:
@@ -132,6 +133,7 @@ def apply_cells(
         timeout_s=timeout_s,
         fail_fast=fail_fast,
         fork=fork,
+        gpus=gpus,
         listen=listen,
     )
     check_device(config.device)

@@ -15,7 +15,9 @@ from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.errors import CytofmWarning
 from cytofm_cli.work.batch import Event, Note, Outcome, Task, Work, attempt, run_batch
 from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.device import OnGpus
 from cytofm_cli.work.files import output_errors
+from cytofm_cli.work.shard import resolve_shard
 
 # A slide that another process holds is looked at again before the step says "held".
 _LOOKS_AT_HELD = 3
@@ -40,7 +42,7 @@ class Manner:
     Attributes:
         overwrite: make finished steps anew, also with other settings.
         dry_run: say what would be done, write nothing.
-        shard: do the i-th of n parts, "i/n".
+        shard: do the i-th of n parts, "i/n"; "slurm": that of this task of a Slurm array.
         workers: slides at a time, each in a process of its own; None: in this process, one after
             the other; with `fork`, as fits.
         threads: processors to use; None: all allowed.
@@ -48,6 +50,7 @@ class Manner:
         fail_fast: raise the error of the first slide that fails.
         fork: fork the children off this process, which then must have no threads (no libvips, no
             torch): a command line's. Else they are forked off a fresh interpreter.
+        gpus: compute on so many GPUs, one worker on each, unless `workers` says how many.
         listen: called with `Started`, `Progress`, `Note` and `Outcome`, in this process; None:
             warnings and failures become Python warnings.
     """
@@ -60,7 +63,13 @@ class Manner:
     timeout_s: float = 300.0
     fail_fast: bool = False
     fork: bool = False
+    gpus: int | None = None
     listen: Listen | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shard", resolve_shard(self.shard))
+        if self.workers is None and self.gpus is not None:
+            object.__setattr__(self, "workers", self.gpus)
 
     def crew(self, n_slides: int) -> tuple[int, int]:
         """Split the processors over slides: (slides at a time, threads for each)."""
@@ -117,6 +126,8 @@ def run_cohort(
             folder.mkdir(parents=True, exist_ok=True)
         log = FailureLog(folder, step, manner.shard)
     listen = manner.listen or Warnings()
+    if manner.gpus is not None:
+        work = OnGpus(work, manner.gpus)
     outcomes = _do(tasks, work, manner, log, listen, workers)
     for _ in range(_LOOKS_AT_HELD):
         held = {outcome.slide_id for outcome in outcomes if outcome.status == "held"}

@@ -47,6 +47,7 @@ def embed(
     timeout_s: float = 300.0,
     fail_fast: bool = False,
     fork: bool = False,
+    gpus: int | None = None,
     listen: Listen | None = None,
     **settings: Any,
 ) -> Outcomes:
@@ -60,8 +61,8 @@ def embed(
             (`encoder="handcrafted"`, `unit="cell"`).
         tile: how slides are cut into tiles; of no use for stores.
         manifest: table slide_id,path[,mpp] of slides.
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, listen: see
-            `cytofm_cli.api.cohort.Manner`.
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus,
+            listen: see `cytofm_cli.api.cohort.Manner`.
         **settings: fields of `EmbedConfig`.
 
     Returns:
@@ -86,6 +87,7 @@ def embed(
         timeout_s=timeout_s,
         fail_fast=fail_fast,
         fork=fork,
+        gpus=gpus,
         listen=listen,
     )
     words = words_of(inputs)

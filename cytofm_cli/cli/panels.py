@@ -13,7 +13,8 @@ LAST: Final = (RUNNING, OUTPUT)
 # Section of the settings: heading: settings. What is not named stands under the first heading.
 PANELS: Final[dict[str, dict[str, str]]] = {
     "run": {
-        RUNNING: "config print_config dry_run overwrite shard workers threads timeout_s fail_fast",
+        RUNNING: "config print_config dry_run overwrite shard workers gpus threads timeout_s "
+        "fail_fast scratch",
         OUTPUT: "json quiet verbose no_progress",
     },
     "detect": {"Detector": "detector weights", FILES: "slides nuclei", RUNNING: "device"},
