@@ -87,7 +87,7 @@ def _refuse_fewer(n_gpus: int) -> None:
     if there < n_gpus:
         error = UsageError(
             f"--gpus {n_gpus}: there {f'are {there} GPUs' if there != 1 else 'is one GPU'} here.",
-            hint="ask the scheduler for as many (--gres=gpu:N), or leave --gpus out",
+            hint="ask the scheduler for as many (sbatch --gres=gpu:N), or leave --gpus out",
         )
         error.of_all_slides = True
         raise error

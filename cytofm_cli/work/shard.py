@@ -57,7 +57,7 @@ def _of_slurm() -> str:
     if rest or not whole or not 0 <= place < count:
         raise UsageError(
             f"--shard slurm: the array of {count} tasks that task {task} is of has gaps.",
-            hint="number it without, as --array=0-31 does, or give --shard i/n",
+            hint="number it without, as `sbatch --array=0-31` does, or give --shard i/n",
         )
     return f"{place}/{count}"
 
