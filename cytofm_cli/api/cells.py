@@ -99,6 +99,7 @@ def apply_cells(
     fail_fast: bool = False,
     fork: bool = False,
     gpus: int | None = None,
+    on: str | None = None,
     listen: Listen | None = None,
     **settings: Any,
 ) -> Outcomes:
@@ -111,7 +112,7 @@ def apply_cells(
         run: folder that `train_cells` made.
         stores: stores, or folders of stores: one or several.
         config: settings as a whole; instead, each may be given by its name (`abstain=0.7`).
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus,
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus, on,
             listen: see `cytofm_cli.api.cohort.Manner`.
         **settings: fields of `ApplyConfig`.
 
@@ -134,6 +135,7 @@ def apply_cells(
         fail_fast=fail_fast,
         fork=fork,
         gpus=gpus,
+        on=on,
         listen=listen,
     )
     check_device(config.device)

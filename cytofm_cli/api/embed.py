@@ -48,6 +48,7 @@ def embed(
     fail_fast: bool = False,
     fork: bool = False,
     gpus: int | None = None,
+    on: str | None = None,
     listen: Listen | None = None,
     **settings: Any,
 ) -> Outcomes:
@@ -61,7 +62,7 @@ def embed(
             (`encoder="handcrafted"`, `unit="cell"`).
         tile: how slides are cut into tiles; of no use for stores.
         manifest: table slide_id,path[,mpp] of slides.
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus,
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus, on,
             listen: see `cytofm_cli.api.cohort.Manner`.
         **settings: fields of `EmbedConfig`.
 
@@ -88,6 +89,7 @@ def embed(
         fail_fast=fail_fast,
         fork=fork,
         gpus=gpus,
+        on=on,
         listen=listen,
     )
     words = words_of(inputs)

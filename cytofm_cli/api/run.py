@@ -57,6 +57,7 @@ def run(
     fail_fast: bool = False,
     fork: bool = False,
     gpus: int | None = None,
+    on: str | None = None,
     listen: Listen | None = None,
 ) -> Outcomes:
     """Tile slides, find their nuclei and embed them, slide by slide; what is finished is skipped.
@@ -76,7 +77,7 @@ def run(
         manifest: table slide_id,path[,mpp] of slides, instead of `slides` or besides.
         preview: folder for pictures of the mask and the chosen tiles.
         detector_settings, exporter_settings: settings of these plug-ins, by name.
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus,
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus, on,
             listen: see `cytofm_cli.api.cohort.Manner`.
 
     Returns:
@@ -99,6 +100,7 @@ def run(
         fail_fast=fail_fast,
         fork=fork,
         gpus=gpus,
+        on=on,
         listen=listen,
     )
     plan = _plan(tile, detect, embed, model, score, export, manner)

@@ -141,7 +141,18 @@ class SlideOptions(Sharded, CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(SlideOptions):
+class EngineOptions(SlideOptions):
+    """Settings of commands that may also work on the machines of a cluster."""
+
+    on: str | None = option(
+        None,
+        "Work on a cluster of dask.distributed: tls://host:port, a scheduler file, or slurm (pbs, "
+        "lsf, sge, htcondor, oar), which submits --workers jobs.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(EngineOptions):
     """Settings of commands that may also compute on GPUs: all of the table [run]."""
 
     gpus: int | None = option(None, "Compute on so many GPUs, one worker on each.", low=1)

@@ -14,7 +14,7 @@ LAST: Final = (RUNNING, OUTPUT)
 PANELS: Final[dict[str, dict[str, str]]] = {
     "run": {
         RUNNING: "config print_config dry_run overwrite shard workers gpus threads timeout_s "
-        "fail_fast scratch",
+        "fail_fast scratch on",
         OUTPUT: "json quiet verbose no_progress",
     },
     "detect": {"Detector": "detector weights", FILES: "slides nuclei", RUNNING: "device"},

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cytofm_cli.api.cohort import Started
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.cli.options import RunOptions, SlideOptions
+from cytofm_cli.cli.options import SlideOptions
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.progress import Progress as Bar
 from cytofm_cli.work.batch import Event, Note, Outcome, Progress
@@ -68,8 +68,8 @@ def show(
 def _flags(run: SlideOptions) -> dict[str, Any]:
     """Return the flags that say how slides are done; this process has no threads yet."""
     names = ("overwrite", "dry_run", "shard", "workers", "threads", "timeout_s", "fail_fast")
-    gpus = {"gpus": run.gpus} if isinstance(run, RunOptions) else {}
-    return {**{name: getattr(run, name) for name in names}, **gpus, "fork": True}
+    more = [name for name in ("on", "gpus") if hasattr(run, name)]
+    return {**{name: getattr(run, name) for name in (*names, *more)}, "fork": True}
 
 
 class _Screen:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sinfo", "sbatch", "squeue", "scancel", "scontrol")
-WAIT_S = 120.0  # ends what hangs: nothing takes as long, on a busy machine either
+WAIT_S = 900.0  # ends what hangs: nothing takes as long, on a busy machine either
 NODES = 2
 _SBIN = "/usr/sbin:/sbin"
 
@@ -61,7 +61,7 @@ UnkillableStepTimeout=60
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0
 GresTypes=gpu
-NodeName=n[0-1] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 Gres=gpu:2
+NodeName=n[0-1] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory=4000 Gres=gpu:2
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
 """
@@ -186,7 +186,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         process.terminate()
     for process in processes:
         try:
-            process.wait(WAIT_S / 4)
+            process.wait(30.0)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
