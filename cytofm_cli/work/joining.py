@@ -7,6 +7,7 @@ cluster that is made here has keys of its own, made for this run and gone with i
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -147,9 +148,13 @@ def _submitted(where: str, workers: int, threads: int | None) -> Iterator[Client
             ],
             **how,
         )
-        with cluster, Client(cluster, timeout=_CONNECT_S, set_as_default=False) as client:
-            cluster.scale(jobs=workers)
-            yield client
+        try:
+            with cluster, Client(cluster, timeout=_CONNECT_S, set_as_default=False) as client:
+                cluster.scale(jobs=workers)
+                yield client
+        finally:
+            del cluster, client
+            gc.collect()  # its files of keys go with it, and then their folder
 
 
 def _require(package: str) -> None:

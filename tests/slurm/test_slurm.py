@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,25 @@ def test_array__preempted_and_killed_it_makes_what_a_local_run_makes(
     assert arrays(out / "stores") == arrays(local)
     assert [path.name for path in out.rglob(".*")] == []
     assert not list(out.glob("failures*"))
+
+
+@pytest.mark.skipif(
+    find_spec("dask_jobqueue") is None,
+    reason="no dask-jobqueue here: pip install 'cytofm[cluster]'",
+)
+def test_on_slurm__submits_workers_that_make_what_a_local_run_makes(
+    cluster: Cluster, slides: Path, local: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cytofm_cli", "run", slides, "-o", tmp_path / "out", *RUN,
+         "--on", "slurm", "--workers", "2"],
+        env={**cluster.environment, "DASK_JOBQUEUE__SLURM__MEMORY": "1GB"}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert arrays(tmp_path / "out" / "stores") == arrays(local)
+    cluster.wait_for(lambda: not cluster.ask("squeue", "-h"), "the end of the workers")
 
 
 def test_pretrain__preempted_on_two_nodes_it_goes_on_exactly(
