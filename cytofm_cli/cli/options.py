@@ -125,6 +125,23 @@ class DrawingOptions(ConfigOptions):
         return {**{name: getattr(self, name) for name in names}, "fork": True}
 
 
+_ON = (
+    "Work on a cluster of dask.distributed: tls://host:port, a scheduler file, or slurm (pbs, lsf, "
+    "sge, htcondor, oar), which submits --workers jobs."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(DrawingOptions):
+    """Settings of a page whose slides may be read on the machines of a cluster."""
+
+    on: str | None = option(None, _ON)
+
+    def flags(self) -> dict[str, Any]:
+        """Return what `cytofm_cli.api.cohort.Manner` needs."""
+        return {**super().flags(), "on": self.on}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlideOptions(Sharded, CommonOptions):
     """Settings of commands that work on many slides."""
@@ -144,11 +161,7 @@ class SlideOptions(Sharded, CommonOptions):
 class EngineOptions(SlideOptions):
     """Settings of commands that may also work on the machines of a cluster."""
 
-    on: str | None = option(
-        None,
-        "Work on a cluster of dask.distributed: tls://host:port, a scheduler file, or slurm (pbs, "
-        "lsf, sge, htcondor, oar), which submits --workers jobs.",
-    )
+    on: str | None = option(None, _ON)
 
 
 @dataclass(frozen=True, kw_only=True)
