@@ -118,8 +118,9 @@ class _Batch:
                 yield None
                 yield from self._news()
         finally:
-            self.client.cancel(list(self.flying), force=True)
-            self.client.unsubscribe_topic(self.run)
+            with contextlib.suppress(Exception):  # of a scheduler that is gone
+                self.client.cancel(list(self.flying), force=True)
+                self.client.unsubscribe_topic(self.run)
 
     def _n_workers(self) -> int:
         try:
@@ -160,6 +161,8 @@ class _Batch:
         from distributed import KilledWorker
 
         self.heard.pop(task.name, None)
+        if future.cancelled():  # nobody here did: the scheduler has forgotten it
+            raise _gone()
         try:
             outcome: Outcome = future.result()
         except KilledWorker:

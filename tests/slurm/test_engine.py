@@ -16,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 WAIT_S = 900.0  # ends what hangs
@@ -158,6 +160,34 @@ def test_engine__stores_are_those_of_a_local_run(
             [(failure["slide_id"], failure["error"]) for failure in failures],
         )
     assert len(made["here"][0]) > 8
+    assert made["here"] == made["there"]
+
+
+def test_engine__runs_of_a_benchmark_are_those_of_a_local_one(
+    engine: Engine, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["slide_id,label,group"]
+    for number in range(12):
+        bag = rng.normal(size=(20, 8)) + 3 * (number % 2)
+        torch.save(torch.from_numpy(bag.astype(np.float32)), tmp_path / f"s{number:02}.pt")
+        rows.append(f"s{number:02},{number % 2},g{number // 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    words = (
+        "mil", "benchmark", "--bags", tmp_path, "--labels", tmp_path / "labels.csv",
+        "--method", "abmil,mean", "--folds", 2, "--epochs", 2, "--bootstrap", 100,
+    )  # fmt: skip
+    made = {}
+    for name, on in (("here", ()), ("there", ("--on", engine.file))):
+        done = engine.cytofm(*words, "-o", tmp_path / name, *on)
+        assert done.returncode == 0, done.stderr
+        made[name] = {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in sorted((tmp_path / name).rglob("*"))
+            if path.name in ("predictions.csv", "table.csv", "splits.csv")
+            or path.suffix == ".safetensors"
+        }
+    assert len(made["here"]) >= 6
     assert made["here"] == made["there"]
 
 
