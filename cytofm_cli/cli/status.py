@@ -13,6 +13,7 @@ import typer
 
 from cytofm_cli.api.status import Failure, Running, Status, StepStatus
 from cytofm_cli.api.status import status as look
+from cytofm_cli.cli.options import ConfigOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.progress import duration, timestamp
@@ -36,6 +37,8 @@ def status(
         float | None,
         typer.Option(min=1, metavar="SECONDS", help="Look again and again, until nothing is left."),
     ] = None,
+    *,
+    run: ConfigOptions,
 ) -> None:
     """Say how far a cohort is: done, running, failed and why, left, time to go.
 
@@ -52,7 +55,7 @@ def status(
     """
     while True:
         now = look(stores, slides, manifest=manifest)
-        if watch is not None and not out.json:
+        if watch is not None and not run.json:
             out.data((_CLEAR if sys.stdout.isatty() else "") + timestamp())
         out.data("\n".join(_lines(now)), dataclasses.asdict(now))
         if watch is None or now.is_finished:
@@ -75,7 +78,8 @@ def _lines(now: Status) -> Iterator[str]:
 
 def _step_line(step: StepStatus, width: int) -> str:
     counts = "".join(f"{n:>9}" for n in (step.done, step.running, step.failed, step.left))
-    pace = "-" if step.slides_per_hour is None else f"{step.slides_per_hour:.3g}"
+    per_hour = step.slides_per_hour
+    pace = "-" if per_hour is None else f"{per_hour:.0f}" if per_hour >= 100 else f"{per_hour:.3g}"
     to_go = "-" if step.left_s is None else duration(step.left_s)
     stale = f"  ({step.out_of_date} out of date)" if step.out_of_date else ""
     return f"{step.step:<{width}}{counts}{pace:>11}  {to_go}{stale}"
