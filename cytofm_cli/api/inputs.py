@@ -214,7 +214,11 @@ def take_shard(items: Sequence[T], shard: str | None, *, key: Callable[[T], str]
     if shard is None:
         return list(items)
     part, n_parts = parts(shard)
-    return [item for item in items if zlib.crc32(key(item).encode()) % n_parts == part]
+    return [
+        item
+        for item in items
+        if zlib.crc32(key(item).encode("utf-8", "surrogateescape")) % n_parts == part
+    ]
 
 
 def store_id(path: Path) -> str:
