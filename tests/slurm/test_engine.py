@@ -150,7 +150,7 @@ def test_engine__stores_are_those_of_a_local_run(
         for words in (("detect", out), ("embed", out, "--unit", "cell")):
             done = engine.cytofm(*words, *on)
             assert done.returncode == 0, done.stderr
-        failures = [json.loads(line) for line in (out / "failures.jsonl").open()]
+        failures = list(map(json.loads, (out / "failures.jsonl").read_text().splitlines()))
         made[name] = (
             {
                 path.relative_to(out): path.read_bytes()
