@@ -48,6 +48,7 @@ _NAMES_IN = {
     "api.run": ("run",),
     "api.score": ("Scores", "score"),
     "api.simulate": ("simulate_slides",),
+    "api.status": ("Status", "status"),
     "api.tile": ("tile",),
     "api.train": ("train",),
     "api.truth": ("judge_nuclei",),

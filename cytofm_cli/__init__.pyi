@@ -37,6 +37,8 @@ from cytofm_cli.api.run import run as run
 from cytofm_cli.api.score import Scores as Scores
 from cytofm_cli.api.score import score as score
 from cytofm_cli.api.simulate import simulate_slides as simulate_slides
+from cytofm_cli.api.status import Status as Status
+from cytofm_cli.api.status import status as status
 from cytofm_cli.api.tile import tile as tile
 from cytofm_cli.api.train import train as train
 from cytofm_cli.api.truth import judge_nuclei as judge_nuclei

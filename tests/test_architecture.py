@@ -66,7 +66,17 @@ ALLOWED |= {
 }
 # What takes long to import, or may be missing: never on the way of `cytofm --help`.
 HEAVY = {"torch", "torchvision", "timm", "transformers", "scipy", "sklearn", "skimage", "zarr"}
-HEAVY |= {"h5py", "pyvips", "openslide", "tiffslide", "tifffile", "imagecodecs", "PIL"}
+HEAVY |= {
+    "distributed",
+    "dask",
+    "h5py",
+    "pyvips",
+    "openslide",
+    "tiffslide",
+    "tifffile",
+    "imagecodecs",
+    "PIL",
+}
 
 
 EXITS = {"sys.exit", "os._exit", "exit", "quit", "typer.Exit", "typer.Abort", "SystemExit"}

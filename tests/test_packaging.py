@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cytofm_cli", "kernels/cytofm_kernels")
 # Where a distribution and what is imported of it are called differently.
 MODULES = {
+    "dask-jobqueue": "dask_jobqueue",
     "opencv-python-headless": "cv2",
     "google-crc32c": "google_crc32c",
     "openslide-python": "openslide",
@@ -30,6 +31,7 @@ UNSEEN = {
     "torchvision": "timm calls its operators; it must be of torch's build",
     "openslide-bin": "the library that openslide-python loads",
     "pyvips-binary": "the library that pyvips loads",
+    "cryptography": "distributed makes its keys with it",
     "tensorboard": "torch.utils.tensorboard loads it",
     "xstatic-leaflet": "the page loads its files",
     **dict.fromkeys(

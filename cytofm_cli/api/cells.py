@@ -98,6 +98,8 @@ def apply_cells(
     timeout_s: float = 300.0,
     fail_fast: bool = False,
     fork: bool = False,
+    gpus: int | None = None,
+    on: str | None = None,
     listen: Listen | None = None,
     **settings: Any,
 ) -> Outcomes:
@@ -110,8 +112,8 @@ def apply_cells(
         run: folder that `train_cells` made.
         stores: stores, or folders of stores: one or several.
         config: settings as a whole; instead, each may be given by its name (`abstain=0.7`).
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, listen: see
-            `cytofm_cli.api.cohort.Manner`.
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus, on,
+            listen: see `cytofm_cli.api.cohort.Manner`.
         **settings: fields of `ApplyConfig`.
 
     Returns:
@@ -132,6 +134,8 @@ def apply_cells(
         timeout_s=timeout_s,
         fail_fast=fail_fast,
         fork=fork,
+        gpus=gpus,
+        on=on,
         listen=listen,
     )
     check_device(config.device)

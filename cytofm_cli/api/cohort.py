@@ -12,10 +12,13 @@ from typing import Any, Protocol
 
 from cytofm_cli.api.failures import FailureLog, explain
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.errors import CytofmWarning
+from cytofm_cli.errors import CytofmWarning, UsageError
 from cytofm_cli.work.batch import Event, Note, Outcome, Task, Work, attempt, run_batch
 from cytofm_cli.work.cpus import cpu_count
+from cytofm_cli.work.device import OnGpus
 from cytofm_cli.work.files import output_errors
+from cytofm_cli.work.joining import check_place, join
+from cytofm_cli.work.shard import resolve_shard
 
 # A slide that another process holds is looked at again before the step says "held".
 _LOOKS_AT_HELD = 3
@@ -40,7 +43,7 @@ class Manner:
     Attributes:
         overwrite: make finished steps anew, also with other settings.
         dry_run: say what would be done, write nothing.
-        shard: do the i-th of n parts, "i/n".
+        shard: do the i-th of n parts, "i/n"; "slurm": that of this task of a Slurm array.
         workers: slides at a time, each in a process of its own; None: in this process, one after
             the other; with `fork`, as fits.
         threads: processors to use; None: all allowed.
@@ -48,6 +51,10 @@ class Manner:
         fail_fast: raise the error of the first slide that fails.
         fork: fork the children off this process, which then must have no threads (no libvips, no
             torch): a command line's. Else they are forked off a fresh interpreter.
+        gpus: compute on so many GPUs, one worker on each, unless `workers` says how many.
+        on: workers of dask.distributed on other machines: address of a scheduler, its scheduler
+            file, or a batch system to submit them to (`cytofm_cli.work.joining`). `workers` is
+            then how many; `threads`, for each, are those of the worker unless said.
         listen: called with `Started`, `Progress`, `Note` and `Outcome`, in this process; None:
             warnings and failures become Python warnings.
     """
@@ -60,10 +67,26 @@ class Manner:
     timeout_s: float = 300.0
     fail_fast: bool = False
     fork: bool = False
+    gpus: int | None = None
+    on: str | None = None
     listen: Listen | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shard", resolve_shard(self.shard))
+        if self.on is not None:
+            if self.gpus is not None:
+                raise UsageError(
+                    "--on and --gpus: workers of a cluster have one GPU each.",
+                    hint="leave --gpus out, and start a worker for each GPU",
+                )
+            check_place(self.on)
+        if self.workers is None and self.gpus is not None:
+            object.__setattr__(self, "workers", self.gpus)
 
     def crew(self, n_slides: int) -> tuple[int, int]:
         """Split the processors over slides: (slides at a time, threads for each)."""
+        if self.on is not None:
+            return self.workers or 1, self.threads or 1
         processors = self.threads or cpu_count()
         if self.workers is None and not self.fork:
             return 1, processors
@@ -117,8 +140,10 @@ def run_cohort(
             folder.mkdir(parents=True, exist_ok=True)
         log = FailureLog(folder, step, manner.shard)
     listen = manner.listen or Warnings()
+    if manner.gpus is not None:
+        work = OnGpus(work, manner.gpus)
     outcomes = _do(tasks, work, manner, log, listen, workers)
-    for _ in range(_LOOKS_AT_HELD):
+    for _ in range(0 if manner.on is not None else _LOOKS_AT_HELD):
         held = {outcome.slide_id for outcome in outcomes if outcome.status == "held"}
         if not held:
             break
@@ -168,7 +193,7 @@ def _do(
             raise event.error
 
     listen(Started(len(tasks)))
-    if manner.workers is None and not manner.fork:
+    if manner.workers is None and not manner.fork and manner.on is None:
         for task in tasks:
             hear(attempt(work, explain, task, hear))
     else:
@@ -181,12 +206,33 @@ def _do(
 def _elsewhere(
     work: Work, tasks: Sequence[Task], manner: Manner, workers: int
 ) -> Generator[Event, None, None]:
+    if manner.on is not None:
+        return _on_cluster(work, tasks, manner)
     if manner.fork:
         stall_s = manner.timeout_s
         return run_batch(work, tasks, workers=workers, stall_s=stall_s, explain=explain)
     from cytofm_cli.api.fresh import run_fresh
 
     return run_fresh(work, tasks, workers=workers, stall_s=manner.timeout_s)
+
+
+def _on_cluster(work: Work, tasks: Sequence[Task], manner: Manner) -> Generator[Event, None, None]:
+    from cytofm_cli.work.engine import run_on
+
+    def connect() -> contextlib.AbstractContextManager[Any]:
+        return join(
+            str(manner.on), workers=manner.workers, threads=manner.threads, warn=manner.warn
+        )
+
+    return run_on(
+        connect,
+        work,
+        tasks,
+        workers=manner.workers,
+        threads=manner.threads,
+        stall_s=manner.timeout_s,
+        explain=explain,
+    )
 
 
 class Warnings:

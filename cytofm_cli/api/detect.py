@@ -38,6 +38,8 @@ def detect(
     timeout_s: float = 300.0,
     fail_fast: bool = False,
     fork: bool = False,
+    gpus: int | None = None,
+    on: str | None = None,
     listen: Listen | None = None,
     **settings: Any,
 ) -> Outcomes:
@@ -48,8 +50,8 @@ def detect(
         config: settings as a whole; instead, each may be given by its name
             (`detector="cellvit"`).
         detector_settings: settings of the detector itself, by name.
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, listen: see
-            `cytofm_cli.api.cohort.Manner`.
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus, on,
+            listen: see `cytofm_cli.api.cohort.Manner`.
         **settings: fields of `DetectConfig`.
 
     Returns:
@@ -70,6 +72,8 @@ def detect(
         timeout_s=timeout_s,
         fail_fast=fail_fast,
         fork=fork,
+        gpus=gpus,
+        on=on,
         listen=listen,
     )
     config = with_nuclei(config, manner)

@@ -49,6 +49,8 @@ def embed(
     timeout_s: float = 300.0,
     fail_fast: bool = False,
     fork: bool = False,
+    gpus: int | None = None,
+    on: str | None = None,
     listen: Listen | None = None,
     **settings: Any,
 ) -> Outcomes:
@@ -62,8 +64,8 @@ def embed(
             (`encoder="handcrafted"`, `unit="cell"`).
         tile: how slides are cut into tiles; of no use for stores.
         manifest: table slide_id,path[,mpp] of slides.
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, listen: see
-            `cytofm_cli.api.cohort.Manner`.
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus, on,
+            listen: see `cytofm_cli.api.cohort.Manner`.
         **settings: fields of `EmbedConfig`.
 
     Returns:
@@ -88,6 +90,8 @@ def embed(
         timeout_s=timeout_s,
         fail_fast=fail_fast,
         fork=fork,
+        gpus=gpus,
+        on=on,
         listen=listen,
     )
     words = words_of(inputs)

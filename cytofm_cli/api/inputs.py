@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import glob
 import math
-import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from cytofm_cli.store.io import is_store
 from cytofm_cli.store.pack_file import is_pack
 from cytofm_cli.tables import read_table
 from cytofm_cli.units import is_plausible_mpp
+from cytofm_cli.work.shard import parts, resolve_shard
 
 _ID_NAMES = ("slide_id", "slide", "slide_name", "image_id")
 _PATH_NAMES = ("path", "file", "filename", "file_name", "file_path", "slide_path")
@@ -204,19 +204,21 @@ def take_shard(items: Sequence[T], shard: str | None, *, key: Callable[[T], str]
 
     Args:
         items: slides or stores.
-        shard: "i/n", or None for everything.
+        shard: "i/n", "slurm" in a task of a Slurm array, or None for everything.
+
+    Raises:
+        UsageError: see `cytofm_cli.work.shard.resolve_shard`.
         key: name of the slide of an item.
     """
+    shard = resolve_shard(shard)
     if shard is None:
         return list(items)
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not match or not int(match[1]) < int(match[2]):
-        raise UsageError(
-            f"--shard {shard}: must be i/n with 0 ≤ i < n.",
-            hint='--shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT", array from 0.',
-        )
-    part, parts = int(match[1]), int(match[2])
-    return [item for item in items if zlib.crc32(key(item).encode()) % parts == part]
+    part, n_parts = parts(shard)
+    return [
+        item
+        for item in items
+        if zlib.crc32(key(item).encode("utf-8", "surrogateescape")) % n_parts == part
+    ]
 
 
 def store_id(path: Path) -> str:

@@ -53,6 +53,7 @@ def make_report(
     threads: int | None = None,
     timeout_s: float = 300.0,
     fork: bool = False,
+    on: str | None = None,
     listen: Listen | None = None,
     **settings: Any,
 ) -> Report:
@@ -66,7 +67,7 @@ def make_report(
         out: the page, e.g. `report.html`.
         config: settings as a whole; instead, each may be given by its name (`cells=20`).
         overwrite: replace a page that is there.
-        workers, threads, timeout_s, fork, listen: see `cytofm_cli.api.cohort.Manner`.
+        workers, threads, timeout_s, fork, on, listen: see `cytofm_cli.api.cohort.Manner`.
         **settings: fields of `ReportConfig`.
 
     Raises:
@@ -83,7 +84,7 @@ def make_report(
     found = find_stores(words_of(stores)) if stores is not None else []
     manner = Manner(
         workers=workers, threads=threads, timeout_s=timeout_s, fork=fork, listen=listen,
-        dry_run=True,
+        on=on, dry_run=True,
     )  # fmt: skip
     jobs, notes = _jobs(answers[0], found, config)
     evidence = _gather(jobs, page.parent, manner)

@@ -61,6 +61,8 @@ def run(
     timeout_s: float = 300.0,
     fail_fast: bool = False,
     fork: bool = False,
+    gpus: int | None = None,
+    on: str | None = None,
     listen: Listen | None = None,
 ) -> Outcomes:
     """Tile slides, find their nuclei and embed them, slide by slide; what is finished is skipped.
@@ -80,8 +82,8 @@ def run(
         manifest: table slide_id,path[,mpp] of slides, instead of `slides` or besides.
         preview: folder for pictures of the mask and the chosen tiles.
         detector_settings, exporter_settings: settings of these plug-ins, by name.
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, listen: see
-            `cytofm_cli.api.cohort.Manner`.
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, gpus, on,
+            listen: see `cytofm_cli.api.cohort.Manner`.
 
     Returns:
         One outcome a slide; `facts["steps"]` says of each step its status and what it made.
@@ -102,6 +104,8 @@ def run(
         timeout_s=timeout_s,
         fail_fast=fail_fast,
         fork=fork,
+        gpus=gpus,
+        on=on,
         listen=listen,
     )
     plan = _plan(tile, detect, embed, model, score, export, manner)
@@ -119,7 +123,7 @@ def run(
             folder.mkdir(parents=True, exist_ok=True)
     outcomes = run_cohort("run", made, Running(), Path(out), manner, workers=workers)
     if plan.model is not None and not dry_run:
-        _write_scores(_of_shard(Path(out) / SCORES, shard), outcomes)
+        _write_scores(_of_shard(Path(out) / SCORES, manner.shard), outcomes)
     return outcomes
 
 

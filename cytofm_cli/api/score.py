@@ -15,6 +15,7 @@ from cytofm_cli.api.inputs import take_shard
 from cytofm_cli.errors import CytofmError, OutputError, SomeSlidesFailedError, UsageError
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.work.batch import Note, Outcome, Status
+from cytofm_cli.work.shard import resolve_shard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +139,7 @@ def score(
         attention: also write attention of every instance into the stores; None: where there are
             stores.
         geojson: folder for maps for QuPath; None: none.
-        shard: score the i-th of n parts, "i/n".
+        shard: score the i-th of n parts, "i/n"; "slurm": that of this task of a Slurm array.
         dry_run: find everything, score nothing.
         listen: called with `Started`, `Note` and `Outcome`; None: warnings and failures become
             Python warnings.
@@ -200,7 +201,7 @@ def table_of(table: Path | None, shard: str | None) -> Path | None:
     """
     if table is None:
         return None
-    if shard:
+    if shard := resolve_shard(shard):
         table = table.with_name(f"{table.stem}.{shard.replace('/', '-of-')}{table.suffix}")
     if table.is_dir():
         raise OutputError(f"{table}: is a folder.", hint=f"-o {table / 'scores.csv'}")

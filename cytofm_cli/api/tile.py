@@ -32,6 +32,7 @@ def tile(
     timeout_s: float = 300.0,
     fail_fast: bool = False,
     fork: bool = False,
+    on: str | None = None,
     listen: Listen | None = None,
     **settings: Any,
 ) -> Outcomes:
@@ -48,8 +49,8 @@ def tile(
         cell_fill: what surrounds a cell on its tile: "black", "white" or a grey level for cells
             that are cut out, "border" for the colour of each image's border, "auto" to look.
         preview: folder for pictures of the mask and the chosen tiles.
-        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, listen: see
-            `cytofm_cli.api.cohort.Manner`.
+        overwrite, dry_run, shard, workers, threads, timeout_s, fail_fast, fork, on, listen:
+            see `cytofm_cli.api.cohort.Manner`.
         **settings: fields of `TileConfig`.
 
     Returns:
@@ -71,6 +72,7 @@ def tile(
         timeout_s=timeout_s,
         fail_fast=fail_fast,
         fork=fork,
+        on=on,
         listen=listen,
     )
     if cells is not None:

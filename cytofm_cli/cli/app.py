@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Write bags as h5, pt or h5ad, nuclei as GeoJSON or CSV."),
     "view": ("view", "Look at slides and attention in a browser, and mark cells."),
     "info": ("info", "Say what slides and stores hold."),
+    "status": ("status", "Say how far a cohort is: done, running, failed, left."),
     "encoders": ("listing", "List the encoders that can be loaded."),
     "detectors": ("listing", "List the nuclei detectors."),
     "methods": ("listing", "List the methods of MIL and pretraining, or one's settings."),
@@ -57,10 +58,11 @@ PAGES: dict[str, str] = {
     "export": "README.md, docs/qupath.md",
     "view": "docs/viewer.md",
     "info": "docs/tiles.md",
+    "status": "docs/clusters.md",
     "encoders": "README.md, docs/cytofm-tiny.md",
     "detectors": "docs/nuclei.md",
     "methods": "README.md, docs/pretraining.md",
-    "doctor": "README.md",
+    "doctor": "docs/clusters.md",
 }
 
 _HELP = """From glass slide to slide-level answer, for cytology.

@@ -10,7 +10,7 @@ import typer
 from cytofm_cli.api.attention import Attention
 from cytofm_cli.api.attention import attention as measure
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.options import SlideOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import show
@@ -35,7 +35,7 @@ def attention(
     ] = False,
     *,
     config: AttentionConfig,
-    run: RunOptions,
+    run: SlideOptions,
 ) -> None:
     """Show what the heads of an encoder's last layer look at: nucleus, cytoplasm, other.
 

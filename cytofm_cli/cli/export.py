@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.cli.options import RunOptions, SetWords, parse_settings
+from cytofm_cli.cli.options import SetWords, SlideOptions, parse_settings
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import show
@@ -24,7 +24,7 @@ def export(
     settings: SetWords = None,
     *,
     config: ExportConfig,
-    run: RunOptions,
+    run: SlideOptions,
 ) -> None:
     """Write bags as h5 (TRIDENT, CLAM), pt or h5ad (AnnData), nuclei as GeoJSON (QuPath) or CSV.
 
@@ -55,7 +55,7 @@ def export(
 
 
 def _pool(
-    stores: list[str], path: Path, config: ExportConfig, own: list[str] | None, run: RunOptions
+    stores: list[str], path: Path, config: ExportConfig, own: list[str] | None, run: SlideOptions
 ) -> None:
     """Write one table of all slides."""
     from cytofm_cli.api.pooling import pool_slides

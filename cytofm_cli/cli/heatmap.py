@@ -11,7 +11,7 @@ import typer
 
 from cytofm_cli.api.heatmap import heatmap as draw
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.options import SlideOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import show
 from cytofm_cli.maps.config import HeatmapConfig
@@ -31,7 +31,7 @@ def heatmap(
     ] = None,
     *,
     config: HeatmapConfig,
-    run: RunOptions,
+    run: SlideOptions,
 ) -> None:
     """Draw the attention or the instance scores of a RUN on slides.
 

@@ -185,6 +185,13 @@ def benchmark(
     outside_labels: Annotated[
         Path | None, typer.Option(help="Table of their labels; patients that no run knows.")
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Make the runs on a cluster of dask.distributed: tls://host:port, a scheduler "
+            "file, or slurm (pbs, lsf, sge, htcondor, oar), which submits --workers jobs."
+        ),
+    ] = None,
     *,
     config: BenchmarkConfig,
     run: CommonOptions,
@@ -222,7 +229,7 @@ def benchmark(
             f"{len(heads)} heads"
         )
         return
-    _benchmark(config, sources, heads, labels, folder, values, overwrite=run.overwrite)
+    _benchmark(config, sources, heads, labels, folder, values, overwrite=run.overwrite, on=on)
     if outside_labels is not None:
         _compare_ensembles(config, sources, heads, labels, folder, outside_labels, outside, values)
 
@@ -255,6 +262,7 @@ def _benchmark(
     tune: Tune,
     *,
     overwrite: bool,
+    on: str | None,
 ) -> None:
     """Make the runs and the table, and say what came of them."""
     from cytofm_cli.mil.benchmark import RUNS, run_name
@@ -271,6 +279,8 @@ def _benchmark(
             folder,
             tune=tune,
             overwrite=overwrite,
+            on=on,
+            warn=out.warn,
             progress=lambda _done, _total, name: bar.finish(name),
         )
     out.note(report.table)

@@ -96,7 +96,9 @@ class DryRun(Settings):
 class Sharded(Settings):
     """Part of the settings of commands whose slides may be shared out."""
 
-    shard: str | None = option(None, "Do the i-th of n parts, i/n from 0/n: for job arrays.")
+    shard: str | None = option(
+        None, "Do the i-th of n parts, i/n from 0/n; slurm: the part of this task of an array."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +125,26 @@ class DrawingOptions(ConfigOptions):
         return {**{name: getattr(self, name) for name in names}, "fork": True}
 
 
+_ON = (
+    "Work on a cluster of dask.distributed: tls://host:port, a scheduler file, or slurm (pbs, lsf, "
+    "sge, htcondor, oar), which submits --workers jobs."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(Sharded, CommonOptions):
-    """Settings of commands that work on many slides: all of the table [run]."""
+class ReportOptions(DrawingOptions):
+    """Settings of a page whose slides may be read on the machines of a cluster."""
+
+    on: str | None = option(None, _ON)
+
+    def flags(self) -> dict[str, Any]:
+        """Return what `cytofm_cli.api.cohort.Manner` needs."""
+        return {**super().flags(), "on": self.on}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideOptions(Sharded, CommonOptions):
+    """Settings of commands that work on many slides."""
 
     workers: int | None = option(None, "Slides at a time [default: as fits].", low=1)
     threads: int | None = option(None, "Processors to use [default: all allowed].", low=1)
@@ -133,6 +152,23 @@ class RunOptions(Sharded, CommonOptions):
         300.0, "Give a slide up after so many seconds without progress.", low=1.0
     )
     fail_fast: bool = option(False, "Stop at the first slide that fails.")
+    scratch: str | None = option(
+        None, "Temporary files there; auto: SLURM_TMPDIR or TMPDIR, the disk of the node."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(SlideOptions):
+    """Settings of commands that may also work on the machines of a cluster."""
+
+    on: str | None = option(None, _ON)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(EngineOptions):
+    """Settings of commands that may also compute on GPUs: all of the table [run]."""
+
+    gpus: int | None = option(None, "Compute on so many GPUs, one worker on each.", low=1)
 
 
 def register(

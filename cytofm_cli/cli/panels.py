@@ -15,7 +15,8 @@ REGIONS: Final = "regions region_include region_exclude region_label region_unit
 # Section of the settings: heading: settings. What is not named stands under the first heading.
 PANELS: Final[dict[str, dict[str, str]]] = {
     "run": {
-        RUNNING: "config print_config dry_run overwrite shard workers threads timeout_s fail_fast",
+        RUNNING: "config print_config dry_run overwrite shard workers gpus threads timeout_s "
+        "fail_fast scratch on",
         OUTPUT: "json quiet verbose no_progress",
     },
     "tile": {

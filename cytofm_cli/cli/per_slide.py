@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 from cytofm_cli.api.cohort import Started
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.options import SlideOptions
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.progress import Progress as Bar
 from cytofm_cli.work.batch import Event, Note, Outcome, Progress
+from cytofm_cli.work.scratch import temporary_in
 
 
 class Sums(Protocol):
@@ -33,7 +34,7 @@ class Line(Protocol):
 
 def show(
     command: str,
-    run: RunOptions,
+    run: SlideOptions,
     step: Callable[..., Outcomes],
     *,
     items: str = "slides",
@@ -55,7 +56,7 @@ def show(
         CytofmError: one slide failed of one (its own error), all failed (exit 3), some failed
             (exit 4), some are held by other processes (exit 75), or a signal came.
     """
-    with contextlib.ExitStack() as stack:
+    with temporary_in(run.scratch), contextlib.ExitStack() as stack:
         outcomes = step(**_flags(run), listen=_Screen(command, run, stack, items, parts, line))
     if not _is_told_by_its_error(outcomes):
         told = (sums or _sum_up)(outcomes, planned=run.dry_run)
@@ -64,10 +65,11 @@ def show(
     outcomes.raise_failures()
 
 
-def _flags(run: RunOptions) -> dict[str, Any]:
+def _flags(run: SlideOptions) -> dict[str, Any]:
     """Return the flags that say how slides are done; this process has no threads yet."""
     names = ("overwrite", "dry_run", "shard", "workers", "threads", "timeout_s", "fail_fast")
-    return {**{name: getattr(run, name) for name in names}, "fork": True}
+    more = [name for name in ("on", "gpus") if hasattr(run, name)]
+    return {**{name: getattr(run, name) for name in (*names, *more)}, "fork": True}
 
 
 class _Screen:
@@ -76,7 +78,7 @@ class _Screen:
     def __init__(
         self,
         command: str,
-        run: RunOptions,
+        run: SlideOptions,
         stack: contextlib.ExitStack,
         items: str,
         parts: str,
@@ -129,7 +131,9 @@ class Counting:
             self._bar.finish(event.slide_id)
 
 
-def _report(outcome: Outcome, run: RunOptions, said: set[str], line: Line, *, alone: bool) -> None:
+def _report(
+    outcome: Outcome, run: SlideOptions, said: set[str], line: Line, *, alone: bool
+) -> None:
     record = {
         "slide_id": outcome.slide_id,
         "path": outcome.path,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cytofm_cli.cli.options import DrawingOptions
+from cytofm_cli.cli.options import ReportOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import Counting
@@ -26,7 +26,7 @@ def report(
     ),
     *,
     config: ReportConfig,
-    run: DrawingOptions,
+    run: ReportOptions,
 ) -> None:
     """Write one page about RUNs: metrics, curves, every slide, and the cells that decided.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.options import SlideOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import show
@@ -19,7 +19,7 @@ def simulate(
     folder: Annotated[Path, typer.Option("-o", "--out", help="Folder for the cohort.")],
     *,
     config: SimulateConfig,
-    run: RunOptions,
+    run: SlideOptions,
 ) -> None:
     """Simulate slides whose truth is known: every cell, its outline, its class; every label.
 

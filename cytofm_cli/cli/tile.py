@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cytofm_cli.cli.options import Out, RunOptions
+from cytofm_cli.cli.options import EngineOptions, Out
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import show
 from cytofm_cli.tiles.config import TileConfig
@@ -42,7 +42,7 @@ def tile(
     ] = None,
     *,
     config: TileConfig,
-    run: RunOptions,
+    run: EngineOptions,
 ) -> None:
     """Tile slides into one Zarr store a slide.
 

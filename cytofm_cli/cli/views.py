@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.api.inputs import find_stores, store_id, take_shard
-from cytofm_cli.cli.options import RunOptions, SlidesNow
+from cytofm_cli.cli.options import SlideOptions, SlidesNow
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import show
@@ -50,7 +50,7 @@ def views(
     slides: SlidesNow = None,
     *,
     config: ViewsConfig,
-    run: RunOptions,
+    run: SlideOptions,
 ) -> None:
     """Make nuclei-centred views: a contact sheet to judge them by, or a Zarr dump.
 
@@ -79,7 +79,7 @@ def views(
 
 
 def _preview(
-    paths: list[Path], n: int, folder: Path, config: ViewsConfig, run: RunOptions, **how: Any
+    paths: list[Path], n: int, folder: Path, config: ViewsConfig, run: SlideOptions, **how: Any
 ) -> None:
     import torch
 

@@ -9,24 +9,20 @@ import csv
 import io
 import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 from cytofm_cli.config import as_record, field_types
 from cytofm_cli.errors import (
-    CytofmError,
     InputError,
-    StoppedError,
     UsageError,
 )
 from cytofm_cli.mil import tables
 from cytofm_cli.mil.answers import read_answers
+from cytofm_cli.mil.benchmark_runs import make_here, make_on, tasks_of
 from cytofm_cli.mil.config import MilConfig, MilSettings
 from cytofm_cli.mil.plan import make_folds
-from cytofm_cli.mil.run import train_run
 from cytofm_cli.mil.run_folder import METRICS, SPLITS, read_config, read_metrics
 from cytofm_cli.mil.sources import Source, cohort_of
 from cytofm_cli.mil.splits import to_csv
@@ -34,11 +30,9 @@ from cytofm_cli.runs.folder import refuse_changes
 from cytofm_cli.runs.record import changes
 from cytofm_cli.stats.compare import Comparison, compare_runs
 from cytofm_cli.words import named
-from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.device import find_device
 from cytofm_cli.work.files import output_errors, write_text
-from cytofm_cli.work.pool import in_processes
-from cytofm_cli.work.signals import catch_signals
+from cytofm_cli.work.joining import check_place
 
 RUNS, FAILURES, ENSEMBLE = "runs", "failures.jsonl", "ensemble"
 # Settings whose effect is compared: whose features, classes and patients by each run, folds here.
@@ -72,6 +66,8 @@ def benchmark(
     *,
     tune: Mapping[str, Sequence[str]] | None = None,
     overwrite: bool = False,
+    on: str | None = None,
+    warn: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> BenchmarkReport:
     """Train every head on every kind of bags, on the same folds, and write the tables.
@@ -84,21 +80,31 @@ def benchmark(
         out: folder for runs and tables.
         tune: values to try for settings of the recipe, in every run; see `train_run`.
         overwrite: make runs with other settings anew.
+        on: cluster on whose workers the runs are made, see `cytofm_cli.work.joining.join`.
+        warn: told that the connection to it is not secret.
         progress: called with (runs done, of how many, name of the last).
 
     Raises:
+        TryAgainError: the scheduler of the cluster is gone.
         ConfigMismatchError: `out` holds folds or runs of these names with other settings.
         InputError: every run failed.
         UsageError: a setting to tune that not every head has.
     """
     check_tuned(tune or {})
+    if on is not None:
+        check_place(on)
     jobs = _jobs(config, sources, methods, out)
     folder_of = {run_name(s.name, method): s.bags for s in sources for method in methods}
     layout = check_folder(config, sources, methods, labels, out, overwrite=overwrite)
     with output_errors(out):
         (out / RUNS).mkdir(parents=True, exist_ok=True)
         write_text(out / SPLITS, layout)
-        failures = _run_all(jobs, folder_of, labels, out, tune, overwrite, progress or _silent)
+        runs = {name: out / RUNS / name for name in jobs}
+        tasks = tasks_of(jobs, folder_of, labels, runs, tune or {}, overwrite=overwrite)
+        if on is None:
+            failures = make_here(tasks, config.workers, progress or _silent)
+        else:
+            failures = make_on(on, tasks, config.workers, warn, progress or _silent)
         write_text(out / FAILURES, "".join(_line(n, why) for n, why in failures.items()))
         if len(failures) == len(jobs):
             raise InputError(f"every run failed; the first: {next(iter(failures.values()))}")
@@ -309,63 +315,6 @@ def _apart(old: str, new: str) -> str:
     if other := slides[0] ^ slides[1]:
         return f"slides that are in one only: {named(other)}"
     return "the same slides in other folds: another seed, or other labels or groups"
-
-
-def _run_all(
-    jobs: Mapping[str, MilConfig],
-    folder_of: Mapping[str, Path],
-    labels: Path,
-    out: Path,
-    tune: Mapping[str, Sequence[str]] | None,
-    overwrite: bool,
-    progress: Callable[[int, int, str], None],
-) -> dict[str, str]:
-    """Run the jobs in processes, one model at a time in each; return what failed and why."""
-    devices = {job.device for job in jobs.values()}
-    asked = next(iter(jobs.values())).workers
-    workers = min(asked or (cpu_count() if devices == {"cpu"} else len(devices)), len(jobs))
-    failures: dict[str, str] = {}
-    tasks = [
-        (
-            name,
-            asdict(replace(job, workers=1)),
-            folder_of[name],
-            labels,
-            out / RUNS / name,
-            dict(tune or {}),
-            overwrite,
-        )
-        for name, job in jobs.items()
-    ]
-    if workers == 1:
-        for done, task in enumerate(tasks, start=1):
-            _note(failures, task[0], _run_one(task))
-            progress(done, len(tasks), task[0])
-        return failures
-    with catch_signals() as stop, closing(in_processes(_run_one, tasks, workers, stop)) as ended:
-        for done, (task, reason) in enumerate(ended, start=1):
-            _note(failures, task[0], reason)
-            progress(done, len(tasks), task[0])
-    return {name: failures[name] for name in jobs if name in failures}
-
-
-def _run_one(
-    task: tuple[str, dict[str, Any], Path, Path, Path, dict[str, Sequence[str]], bool],
-) -> str | None:
-    """Train one cell of the table; return why it failed, if it did."""
-    _, settings, bags, labels, run, tune, overwrite = task
-    try:
-        train_run(MilConfig(**settings), bags, labels, run, tune=tune, overwrite=overwrite)
-    except StoppedError:
-        raise
-    except CytofmError as error:
-        return error.one_line()
-    return None
-
-
-def _note(failures: dict[str, str], name: str, reason: str | None) -> None:
-    if reason is not None:
-        failures[name] = reason
 
 
 def run_name(row: str, method: str) -> str:

@@ -32,6 +32,7 @@ Task = TypeVar("Task")
 Method = Literal["fork", "spawn"]
 Say = Callable[[object], None]
 Answer = Callable[[Task, Say], object]
+_slot: int | None = None
 
 POLL_S: Final = 0.5
 STOP_GRACE_S: Final = 5.0
@@ -101,7 +102,9 @@ def supervise(
                 if waiting and not child.is_busy:
                     child.give(waiting.popleft())
             while waiting and len(crew) < workers:
-                crew.append(_Child(answer, method, start, start_args))
+                taken = {child.slot for child in crew}
+                slot = next(number for number in range(workers) if number not in taken)
+                crew.append(_Child(answer, method, start, start_args, slot))
                 crew[-1].give(waiting.popleft())
             wait([handle for child in crew for handle in child.handles()], POLL_S)
             if stop:
@@ -115,6 +118,14 @@ def supervise(
                     crew.remove(child)
     finally:
         _dismiss(crew)
+
+
+def slot() -> int | None:
+    """Return which of the children at a time this process is, from 0; None: it is no child.
+
+    One that is gone leaves its number to the one that replaces it.
+    """
+    return _slot
 
 
 def _is_asked(stop: StopFlag) -> bool:
@@ -134,11 +145,13 @@ class _Child(Generic[Task]):
         method: Method,
         start: Callable[..., None] | None,
         start_args: Sequence[Any],
+        slot: int,
     ) -> None:
+        self.slot = slot
         context = multiprocessing.get_context(method)
         self.pipe, theirs = context.Pipe()
         forked_along = self.pipe if method == "fork" else None
-        arguments = (os.getpid(), theirs, forked_along, answer, start, tuple(start_args))
+        arguments = (os.getpid(), theirs, forked_along, slot, answer, start, tuple(start_args))
         self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
             target=_serve, args=arguments, daemon=False
         )
@@ -250,6 +263,7 @@ def _serve(
     parent: int,
     pipe: Connection,
     supervisors_end: Connection | None,
+    slot: int,
     answer: Answer[Any],
     start: Callable[..., None] | None,
     start_args: tuple[Any, ...],
@@ -257,6 +271,8 @@ def _serve(
     """Live as a child: answer one task after the other until told to leave."""
     if supervisors_end is not None:
         supervisors_end.close()
+    global _slot  # noqa: PLW0603 - a child is one for its whole life
+    _slot = slot
     die_with(parent)
     share_heap()
     keep_freed()

@@ -9,7 +9,6 @@ from typing import Final
 
 _MOUNT: Final = Path("/sys/fs/cgroup")
 _OWN_GROUPS: Final = Path("/proc/self/cgroup")
-_SLURM: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
 
 
 def cpu_count() -> int:
@@ -22,9 +21,24 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         limits.append(float(len(os.sched_getaffinity(0))))
     limits.extend(_quotas(_MOUNT, _OWN_GROUPS))
-    granted = (os.environ.get(name, "") for name in _SLURM)
-    limits.extend([float(text) for text in granted if text.isdigit()][:1])
+    limits.extend(_slurm())
     return max(1, int(min(limits)))
+
+
+def _slurm() -> Iterator[float]:
+    """Yield what Slurm granted: by task where that was asked for, else by node and its tasks.
+
+    Tasks are those of the step that `srun` started; a job without a step is one process.
+    """
+    by_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    on_node = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if by_task.isdecimal():
+        yield float(by_task)
+    elif on_node.isdecimal():
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+        nodes = os.environ.get("SLURM_STEP_NUM_NODES", "")
+        both = tasks.isdecimal() and nodes.isdecimal() and int(nodes) > 0
+        yield int(on_node) // max(1, -(-int(tasks) // int(nodes)) if both else 1)
 
 
 def _quotas(mount: Path, own_groups: Path) -> Iterator[float]:

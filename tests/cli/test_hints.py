@@ -45,7 +45,7 @@ RAISED_BY = {
     "views/": {"views"},
 }
 # Other tools that a hint may name, with options of their own.
-FOREIGN = ("srun", "torchrun")
+FOREIGN = ("sbatch", "srun", "torchrun")
 
 
 def options() -> dict[str, set[str]]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -110,6 +111,57 @@ def test_pretrain__two_processes__a_killed_one_changes_nothing(detected, tmp_pat
     assert process.returncode == 0, said
     assert "goes on at step" in said
     assert_same(killed, whole)
+
+
+def two_nodes(detected: Path, run: Path) -> list[subprocess.Popen[str]]:
+    """Start one torchrun a node, both here, as `srun --ntasks-per-node=1 torchrun` does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [
+        *"-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --max-restarts=0".split(),
+        *"--rdzv-backend=c10d --local-addr=127.0.0.1 --shutdown-timeout=60".split(),
+        *(f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-id={run.name}"),
+        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2",
+    ]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, *launcher, *words_of(detected, run)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+
+
+def ends_of(nodes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
+    said = "".join(node.communicate()[0] for node in nodes)
+    return [node.returncode for node in nodes], said
+
+
+@pytest.mark.slow
+def test_pretrain__two_nodes__a_warning_to_one_stops_both_and_it_goes_on_exactly(
+    detected, tmp_path
+):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    codes, said = ends_of(two_nodes(detected, whole))
+    assert codes == [0, 0], said
+    nodes = two_nodes(detected, run)
+    wait_for(run / "checkpoints" / "step-00000002", nodes[0])
+    nodes[1].send_signal(signal.SIGUSR1)
+    codes, said = ends_of(nodes)
+    assert codes[1] != 0
+    assert not (run / "summary.json").exists(), said
+    assert (run / "stopped").exists(), said  # what a batch script asks before it requeues
+    (saved,) = sorted((run / "checkpoints").glob("step-*"))[-1:]
+    codes, said = ends_of(two_nodes(detected, run))
+    assert codes == [0, 0], said
+    assert f"goes on at step {int(saved.name[5:])} " in said
+    assert not (run / "stopped").exists()
+    assert_same(run, whole)
 
 
 def test_pretrain__exports_an_encoder_that_embeds(whole, detected, here):

@@ -14,7 +14,7 @@ import torch
 import zarr
 from PIL import Image
 
-from cytofm_cli.cli.options import RunOptions
+from cytofm_cli.cli.options import SlideOptions
 from cytofm_cli.cli.views import views
 from cytofm_cli.errors import ConfigMismatchError, StoreError, UsageError
 from cytofm_cli.nuclei.base import make_table
@@ -241,12 +241,12 @@ def test_views__without_nuclei_refuse_in_one_line(cytofm, stores, tmp_path):
 )
 def test_views__refuse_what_cannot_be(two, tmp_path, how, message):
     with pytest.raises(UsageError, match=message):
-        views([str(two)], tmp_path, **{"config": CONFIG, "run": RunOptions(), **how})
+        views([str(two)], tmp_path, **{"config": CONFIG, "run": SlideOptions(), **how})
 
 
 def test_views__are_kept_apart_from_stores(two):
     with pytest.raises(UsageError, match="holds stores"):
-        views([str(two)], two, config=CONFIG, run=RunOptions())
+        views([str(two)], two, config=CONFIG, run=SlideOptions())
 
 
 def test_tile_keys__depend_on_slide_and_tile_only():

@@ -64,7 +64,7 @@ def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
             report.progress(3, 6)
         case "note":
             report.note("look at this")
-    return "done", {"pid": os.getpid()}
+    return "done", {"pid": os.getpid(), "slot": children.slot()}
 
 
 def explain(task: Task, loss: Loss) -> InputError:
@@ -77,6 +77,16 @@ def run(*payloads: str, workers: int = 1) -> tuple[dict[str, Outcome], list[Even
     outcomes = [event for event in events if isinstance(event, Outcome)]
     assert sorted(outcome.slide_id for outcome in outcomes) == sorted(task.name for task in tasks)
     return {outcome.path: outcome for outcome in outcomes}, events
+
+
+def test_run_batch__a_child_that_is_gone_leaves_its_slot_to_the_next() -> None:
+    tasks = [Task(name=f"{i}", path=p, payload=p) for i, p in enumerate(["ok", "crash"] * 6)]
+    events = run_batch(work, tasks, workers=3, stall_s=HANG_GUARD_S, explain=explain)
+    done = [event for event in events if isinstance(event, Outcome) and event.status == "done"]
+    slots = [outcome.facts["slot"] for outcome in done]
+    assert len(slots) == 6
+    assert set(slots) <= {0, 1, 2}
+    assert children.slot() is None
 
 
 def test_run_batch__errors_of_one_item_leave_the_others_done() -> None:

@@ -15,7 +15,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give a machine of 64 processors without limits; cgroups are in the folder."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(48)), raising=False)
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+    slurm = ("CPUS_PER_TASK", "CPUS_ON_NODE", "STEP_NUM_TASKS", "STEP_NUM_NODES")
+    for name in (f"SLURM_{name}" for name in slurm):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cpus, "_MOUNT", tmp_path)
     monkeypatch.setattr(cpus, "_OWN_GROUPS", tmp_path / "own")
@@ -43,6 +44,12 @@ def test_cpu_count__affinity_is_less_than_the_machine(
         ({"SLURM_CPUS_PER_TASK": "", "SLURM_CPUS_ON_NODE": "12"}, 12),
         ({"SLURM_CPUS_ON_NODE": "12(x2)"}, 48),
         ({"SLURM_CPUS_ON_NODE": "0"}, 1),
+        ({"SLURM_CPUS_ON_NODE": "12", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "2"}, 4),
+        (
+            {"SLURM_CPUS_ON_NODE": "12", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"},
+            12,
+        ),
+        ({"SLURM_CPUS_ON_NODE": "2", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "1"}, 1),
     ],
 )
 def test_cpu_count__slurm(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cytofm_cli.errors import UsageError
-from cytofm_cli.work.device import check_device, find_device
+from cytofm_cli.work import device as module
+from cytofm_cli.work.device import OnGpus, check_device, find_device, own_gpu
 
 
 @pytest.fixture(params=[0, 1, 3])
@@ -44,6 +45,30 @@ def test_find_device__of_several_processes_each_takes_its_own(gpus: int) -> None
             find_device(name, rank=3)
     assert find_device("cuda:1", rank=2) == torch.device("cuda", 1)
     assert find_device("cpu", rank=2) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("gpus", [3], indirect=True)
+@pytest.mark.parametrize(("slot", "n", "number"), [(0, 3, 0), (2, 3, 2), (2, 2, 0), (None, 2, 0)])
+def test_on_gpus__each_worker_has_its_own_in_turns(
+    gpus: int, monkeypatch: pytest.MonkeyPatch, slot: int | None, n: int, number: int
+) -> None:
+    monkeypatch.setattr(module, "_shared_gpus", None)
+    monkeypatch.setattr(module, "slot", lambda: slot)
+    assert own_gpu() is None
+    devices = OnGpus(find_device, n)
+    assert devices("auto") == devices("cuda") == torch.device("cuda", number)
+    assert devices("cuda:1") == torch.device("cuda", 1)
+    assert devices("cpu") == torch.device("cpu")
+
+
+def test_on_gpus__fewer_than_asked_for_end_all_slides(
+    gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_shared_gpus", None)
+    with pytest.raises(UsageError, match="--gpus 4: there") as caught:
+        OnGpus(find_device, 4)("auto")
+    assert caught.value.of_all_slides
+    assert own_gpu() is None
 
 
 @pytest.mark.parametrize("gpus", [0], indirect=True)
