@@ -108,6 +108,8 @@ class SlideRecord(_Record):
             old store does not say (`says_bounds`).
         notes: what is odd about the file.
         fingerprint: what it is known by, wherever it lies.
+        synthetic: what made its pixels where no microscope did: the tool, its weights, its
+            settings; None: they are real, as far as is known.
     """
 
     slide_id: str
@@ -126,6 +128,7 @@ class SlideRecord(_Record):
     bounds_px0: tuple[int, int, int, int] | None = None
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    synthetic: Mapping[str, Any] | None = _if_said()
 
     @property
     def says_bounds(self) -> bool:
