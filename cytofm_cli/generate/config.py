@@ -35,6 +35,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 SETTLED: Final = tuple(PRESETS["tiny"])  # by presets, each of them by all
 NO_ENCODER: Final = "none"
 _LONGEST_EMA: Final = 0.9999
+_LEAST_JUDGED: Final = 32  # pixels of the smallest image that the discriminator's layers take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +137,15 @@ class GenerateConfig(Settings):
         affects_result=False,
     )  # fmt: skip
 
-    def check(self) -> None:
-        """Refuse what does not go together."""
-        if self.condition == "class" and self.unit == "tile":
-            raise UsageError("classes are those of cells.", hint="--unit cell")
-
 
 def settled(config: GenerateConfig) -> GenerateConfig:
-    """Return the settings with what the preset settles, and the encoder that is aligned with."""
+    """Return the settings with what the preset settles, and the encoder that is aligned with.
+
+    Raises:
+        UsageError: settings that do not go together.
+    """
+    if config.condition == "class" and config.unit == "tile":
+        raise UsageError("classes are those of cells.", hint="--unit cell")
     preset = PRESETS[config.preset]
     open_ = {name: preset[name] for name in SETTLED if getattr(config, name) is None}
     if "aligned_depth" in open_:  # of a SiT that was made shallower
@@ -176,6 +178,11 @@ def _check_sizes(config: GenerateConfig) -> None:
         raise UsageError(
             f"--size-px {size} is no multiple of {step}, a patch of {patch} latent places.",
             hint=f"--size-px {step * max(1, round(size / step))}",
+        )
+    if config.gan and size < _LEAST_JUDGED:
+        raise UsageError(
+            f"--size-px {size}: the discriminator judges images from {_LEAST_JUDGED} px on.",
+            hint="--gan 0",
         )
     assert config.aligned_depth is not None and config.depth is not None
     if config.aligned_depth > config.depth:

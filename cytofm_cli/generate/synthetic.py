@@ -119,7 +119,7 @@ def sample_run(
         images = draw_images(generator, asked.given, config.n, config, device, progress=progress)
         with folder.holding(out):
             staging = folder.staging_of(out, record)
-            _write(staging, out.name, images, asked, generator, record)
+            _write(staging, out, images, asked, generator, record)
             folder.publish(staging, out)
     return SampleReport(out, store, config.n, skipped=False)
 
@@ -132,7 +132,7 @@ def about_with_shapes(generator: Generator) -> dict[str, Any]:
 
 def _write(
     staging: Path,
-    name: str,
+    out: Path,
     images: NDArray[np.uint8],
     asked: Asked,
     generator: Generator,
@@ -153,8 +153,8 @@ def _write(
         write_bytes(staging / file, with_text(png_bytes(image), text))
     shown = list(images[:_SHOWN])
     save_png(staging / "grid.png", grid(shown, math.ceil(math.sqrt(len(shown)))))
-    write_text(staging / TABLE, _table(files, asked, name, mpp))
-    _store(staging, name, files, asked, about, mpp, made_by)
+    write_text(staging / TABLE, _table(files, asked, out.name, mpp))
+    _store(staging, out, files, asked, about, mpp, made_by)
     versions = {"cytofm": __version__}
     write_text(staging / folder.CONFIG, to_text({**record, "made": versions}))
 
@@ -184,7 +184,7 @@ def _table(files: Sequence[str], asked: Asked, name: str, mpp: float) -> str:
 
 def _store(
     staging: Path,
-    name: str,
+    out: Path,
     files: Sequence[str],
     asked: Asked,
     about: Mapping[str, Any],
@@ -200,8 +200,8 @@ def _store(
     )
     sheet = Sheet(side_px=size_of(about), mpp=mpp, tolerance=0.01, apart="border", fill=255)
     job = CellsJob(
-        slide_id=name,
-        path=TABLE,
+        slide_id=out.name,
+        path=str(out / TABLE),
         stores=staging,
         cells=cells,
         classes=classes,
@@ -212,4 +212,4 @@ def _store(
     )
     tile_cells(job, lambda done, total: None, lambda text: None)
     if about.get("unit", "cell") == "cell":
-        keep_given(staging / f"{name}.zarr", labels, classes)
+        keep_given(staging / f"{out.name}.zarr", labels, classes)
