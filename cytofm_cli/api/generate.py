@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.api.given import PathLike, Paths, config_of, path_of, words_of
 from cytofm_cli.api.inputs import find_stores_and_packs
-from cytofm_cli.generate.config import GenerateConfig, SampleConfig
+from cytofm_cli.generate.config import GenerateConfig, MeasureConfig, SampleConfig
 
 if TYPE_CHECKING:
     from cytofm_cli.generate.run import GenerateReport
     from cytofm_cli.generate.synthetic import SampleReport
+    from cytofm_cli.runs.folder import RunReport
 
 
 def train_generator(
@@ -100,6 +101,52 @@ def sample_generator(
         config_of(SampleConfig, config, settings, "sample_generator"),
         like=words_of(like),
         of_class=of_class,
+        slides=path_of(slides),
+        overwrite=overwrite,
+        note=note,
+        progress=progress,
+    )
+
+
+def evaluate_generator(
+    run: PathLike,
+    stores: Paths,
+    out: PathLike,
+    config: MeasureConfig | None = None,
+    *,
+    slides: PathLike | None = None,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    **settings: Any,
+) -> RunReport:
+    """Judge a generator's images beside real ones, and beside what a codec alone does.
+
+    Args:
+        run: a RUN of `train_generator`, or its file.
+        stores: of real cells or tiles of at least two slides; unseen ones say most.
+        out: folder of the RUN to make.
+        config: settings as a whole; instead, each may be given by its name (`n=500`).
+        slides: folder where the slides lie now.
+        overwrite: judge anew.
+        note: told what the reader should know.
+        progress: called with (what, done, of how many).
+        **settings: fields of `MeasureConfig`.
+
+    Returns:
+        `path` of the RUN and its `metrics`.
+
+    Raises:
+        InputError: fewer than two slides, too few images.
+        ConfigMismatchError: `out` was made with other settings.
+    """
+    from cytofm_cli.generate.evaluate import evaluate_run
+
+    return evaluate_run(
+        Path(run),
+        find_stores_and_packs(words_of(stores)),
+        Path(out),
+        config_of(MeasureConfig, config, settings, "evaluate_generator"),
         slides=path_of(slides),
         overwrite=overwrite,
         note=note,

@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "views": ("views", "Make nuclei-centred views: a contact sheet, or a Zarr dump."),
     "pack": ("pack", "Pack tiles or cells into one file for pretraining."),
     "pretrain": ("pretrain", "Pretrain an encoder on tiles and nuclei, without labels."),
-    "generate": ("generate", "Train generators of cells, and make images with them."),
+    "generate": ("generate", "Train generators of cells, make images with them, judge these."),
     "embed": ("embed", "Turn tiles into embeddings: one bag a slide."),
     "evaluate": ("evaluate", "Judge frozen encoders on labelled cells and tiles."),
     "attention": ("attention", "Show what an encoder's heads look at: nuclei, or the rest."),

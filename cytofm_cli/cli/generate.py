@@ -1,4 +1,4 @@
-"""`cytofm generate`: train generators of cells, and sample them."""
+"""`cytofm generate`: train generators of cells, sample and judge them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from cytofm_cli.cli.options import CommonOptions, SlidesNow
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
-from cytofm_cli.generate.config import GenerateConfig, SampleConfig
+from cytofm_cli.generate.config import GenerateConfig, MeasureConfig, SampleConfig
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="Made by `generate train`, or a file of REPA-E.")
@@ -132,18 +132,70 @@ def sample(
     out.data(store, {"folder": str(folder), "store": store, "n": report.n})
 
 
+def evaluate(
+    run_folder: Run,
+    stores: Stores,
+    folder: Annotated[Path, typer.Option("-o", "--out", help="Folder of the RUN to make.")],
+    slides: SlidesNow = None,
+    *,
+    config: MeasureConfig,
+    run: CommonOptions,
+) -> None:
+    """Judge a generator: Fréchet distance, precision, recall, memorisation, fidelity.
+
+    Beside each number stand two floors: real images of other slides, and the same real images
+    as JPEG of several qualities.
+
+    Examples:
+
+      cytofm generate evaluate run held-out-stores -o judged
+
+      cytofm generate evaluate run stores -o judged --encoder cytofm-tiny,h-optimus-0=FILE
+    """
+    from cytofm_cli.api.generate import evaluate_generator
+
+    if run.dry_run:
+        from cytofm_cli.generate.run_folder import generator_of
+
+        out.note(f"would judge {generator_of(run_folder)} in {', '.join(config.encoder)}")
+        return
+    with out.progress_bar("generate evaluate", 1, "runs", "images") as bar:
+        report = evaluate_generator(
+            run_folder,
+            stores,
+            folder,
+            config,
+            slides=slides,
+            overwrite=run.overwrite,
+            note=out.warn,
+            progress=bar.part,
+        )
+    if report.skipped:
+        out.note(f"{folder}: done before, skipped")
+    for name, space in report.metrics["spaces"].items():
+        made, floor = space["made"], space["floor"]
+        line = (
+            f"{name}: Fréchet {made['frechet']:.4g} (real images of other slides "
+            f"{floor['frechet']:.4g}), precision {made['precision']:.3f}, recall "
+            f"{made['recall']:.3f}"
+        )
+        out.data(line, {"encoder": name, "run": str(folder), **space})
+    out.note(f"see {folder / 'table.md'}")
+
+
 def register(app: typer.Typer) -> None:
     """Add the group of commands."""
     group = typer.Typer(
-        help="Train generators of cells and tiles, and make images with them.",
+        help="Train generators of cells and tiles, make images with them, judge these.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
     group.callback()(_group)
     register_command(group, "train", train)
     register_command(group, "sample", sample)
+    register_command(group, "evaluate", evaluate)
     app.add_typer(group, name="generate")
 
 
 def _group() -> None:
-    """Train generators of cells and tiles, and make images with them."""
+    """Train generators of cells and tiles, make images with them, judge these."""

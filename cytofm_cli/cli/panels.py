@@ -133,6 +133,11 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         "Condition": "encoder detector side_um unit",
         RUNNING: "device batch_size",
     },
+    "generate_evaluate": {
+        "Measures": "encoder n k density_k qualities",
+        "Images": "sampler steps guidance interval vae_ema seed",
+        RUNNING: "device batch_size",
+    },
     "cells_count": {"Counting": "run min_probability top_k"},
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
@@ -198,9 +198,7 @@ class SampleConfig(Settings):
     SECTION: ClassVar[str] = "generate_sample"
 
     n: int = option(16, "Images to make.", low=1, short="-n")
-    sampler: SamplerName = option(
-        "sde", f"Way from noise to data: {', '.join(get_args(SamplerName))}."
-    )
+    sampler: SamplerName = option("sde", "Way from noise to data; sde has noise on the way.")
     steps: int = option(250, "Steps of it.", low=1)
     guidance: float = option(
         1.0, "How far the condition leads; 1: as trained, above: further.", low=0
@@ -248,7 +246,7 @@ class MeasureConfig(Settings):
         (95, 90, 80, 70, 60, 50), "JPEG qualities of the sweep.", low=1, high=100
     )
     sampler: SamplerName = option("sde", "Way from noise to data.")
-    steps: int = option(250, "Steps of it.", low=1)
+    steps: int = option(50, "Steps of it.", low=1)
     guidance: float = option(1.0, "How far the condition leads.", low=0)
     interval: tuple[float, ...] = option(
         (0.0, 1.0), "Where guidance acts: LOW,HIGH.", low=0, high=1

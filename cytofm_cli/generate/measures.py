@@ -181,15 +181,15 @@ def radii(x_ND: Features, k: int) -> NDArray[np.float64]:
 
 def _root(x_ND: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return X with Xᵀ X the sample covariance: at most D rows."""
-    centred = (x_ND - x_ND.mean(0)) / np.sqrt(len(x_ND) - 1)
+    centred: NDArray[np.float64] = (x_ND - x_ND.mean(0)) / np.sqrt(len(x_ND) - 1)
     if len(centred) <= centred.shape[1]:
         return centred
-    upper: NDArray[np.float64] = np.linalg.qr(centred, mode="r")
-    return upper
+    return np.asarray(np.linalg.qr(centred, mode="r"), np.float64)
 
 
 def _unit(x_ND: NDArray[np.float64]) -> NDArray[np.float64]:
-    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+    lengths = np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+    return np.asarray(x_ND / lengths, np.float64)
 
 
 def _checked(

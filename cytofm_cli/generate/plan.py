@@ -122,7 +122,7 @@ def make_plan(
             kind=config.condition, dim=told.dim if told else 0, classes=len(classes)
         ),
     )
-    length = make_length(config, index.n_tiles)
+    length = make_length(config.batch, index.n_tiles, steps=config.steps, epochs=config.epochs)
     record = {
         "generate": as_record(config, results_only=True),
         "encoders": _named(told, aligned),

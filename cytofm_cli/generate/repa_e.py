@@ -248,9 +248,9 @@ def at_rest(network: nn.Module) -> Iterator[Any]:
     """Build a graph through a network whose parameters take no gradient from it."""
     trained = [p for p in network.parameters() if p.requires_grad]
     for parameter in trained:
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     try:
         yield network
     finally:
         for parameter in trained:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad = True

@@ -132,7 +132,7 @@ def _train(
     progress: Callable[[int, int, float], None],
 ) -> dict[str, Any]:
     """Train to the end and write the generator; returns the summary."""
-    share_of(plan.config, world)
+    share_of(_LoopSettings.of(plan.config), world)
     trainer = make_trainer(plan, out, world, device)
     for line in plan.notes:
         note(line)
