@@ -224,10 +224,12 @@ class SampleConfig(Settings):
 
     def check(self) -> None:
         """Refuse an interval that is none."""
-        if len(self.interval) != 2 or self.interval[0] > self.interval[1]:
-            raise UsageError(
-                f"{self.said('interval')}: two numbers, low ≤ high.", hint="--interval 0,0.75"
-            )
+        _check_interval(self, self.interval)
+
+
+def _check_interval(config: Settings, interval: tuple[float, ...]) -> None:
+    if len(interval) != 2 or interval[0] > interval[1]:
+        raise UsageError(f"{config.said('interval')}: two numbers, low ≤ high.", hint="0,0.75")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +241,7 @@ class MeasureConfig(Settings):
     encoder: tuple[str, ...] = option(
         ("cytofm-tiny", "handcrafted"), "Feature spaces: NAME, NAME=FILE or FILE, with commas."
     )
-    n: int = option(500, "Images to sample, and real ones to compare with, at most.", low=8)
+    n: int = option(500, "Images to sample, and real ones to compare with, at most.", low=2)
     k: int = option(3, "Neighbours of precision and recall.", low=1)
     density_k: int = option(5, "Neighbours of density and coverage.", low=1)
     qualities: tuple[int, ...] = option(
@@ -255,3 +257,7 @@ class MeasureConfig(Settings):
     seed: int = option(0, "Seed of the noise and of which real images.", low=0)
     batch_size: int = option(16, "Images at a time; another number may change last digits.", low=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:N.", affects_result=False)
+
+    def check(self) -> None:
+        """Refuse an interval that is none."""
+        _check_interval(self, self.interval)

@@ -61,7 +61,7 @@ def test_sample__pngs_and_store_hold_the_same_and_say_that_they_are_synthetic(
     lines = (tmp_path / "fakes" / "cells.csv").read_text().splitlines()
     assert lines[0] == "file,label,slide_id,mpp,condition"
     assert lines[4] == "images/00003.png,light,fakes,0.25,class light"
-    with open_cells(store, nuclei.xy_px0, crop_um=8.0, px=32) as crops:  # as other commands read
+    with open_cells(store, detector=None, cell_um=8.0) as crops:  # as other commands read it
         assert np.array_equal(crops.read(2), images[2])
 
 
