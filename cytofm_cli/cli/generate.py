@@ -105,7 +105,7 @@ def sample(
 
       cytofm generate sample run -n 64 -o fakes --like stores/a.zarr:12
 
-      cytofm generate sample run -o fakes --class HSIL --guidance 2.5 --interval 0,0.75
+      cytofm generate sample run -o fakes --class HSIL --guidance 2.5
     """
     from cytofm_cli.api.generate import sample_generator
 
@@ -150,7 +150,7 @@ def evaluate(
 
       cytofm generate evaluate run held-out-stores -o judged
 
-      cytofm generate evaluate run stores -o judged --encoder cytofm-tiny,h-optimus-0=FILE
+      cytofm generate evaluate run stores -o judged --encoder cytofm-tiny
     """
     from cytofm_cli.api.generate import evaluate_generator
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _EPS: Final = 1e-6
+_LEAST_IN_GROUP: Final = 4  # channels, as upstream's finest level has
 _LOGVAR: Final = (-30.0, 20.0)
 
 
@@ -27,7 +28,7 @@ class VaeShape:
     """Sizes of an autoencoder.
 
     Attributes:
-        base: channels of the finest level; groups of the norms are min(32, base).
+        base: channels of the finest level.
         multipliers: channels of each level, over `base`; each but the last halves the image.
         blocks: residual blocks a level; the decoder has one more.
         latent: channels of the latent.
@@ -37,6 +38,15 @@ class VaeShape:
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     blocks: int = 2
     latent: int = 4
+
+    @property
+    def groups(self) -> int:
+        """Return the groups of every norm: 32 at base 128, and of four channels below.
+
+        Of one channel each, as 32 groups at base 32 would be, the decoder's last norm would take
+        the mean of every channel out of every image: no image could have a colour of its own.
+        """
+        return min(32, max(1, self.base // _LEAST_IN_GROUP))
 
     @property
     def factor(self) -> int:
@@ -93,7 +103,7 @@ class Vae(nn.Module):
 
 
 def _norm(channels: int, shape: VaeShape) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, shape.base), channels, eps=_EPS)
+    return nn.GroupNorm(shape.groups, channels, eps=_EPS)
 
 
 class _Block(nn.Module):

@@ -168,6 +168,19 @@ def test_vae__gives_back_the_shape_and_halves_twice() -> None:
     assert VAE.factor == 2 and VaeShape().factor == 8
 
 
+def test_vae__the_last_norm_of_a_small_decoder_leaves_an_image_its_colour() -> None:
+    """Norms of one channel a group would make the mean of each channel 0 in every image."""
+    assert [VaeShape(base=base).groups for base in (128, 64, 32, 16)] == [32, 16, 8, 4]
+    torch.manual_seed(6)
+    vae = Vae(VaeShape(base=16, multipliers=(1, 2), blocks=1))
+    seen: list[torch.Tensor] = []
+    vae.decoder.norm_out.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    vae.decode(torch.randn(2, 4, 6, 6))
+    assert float(seen[0].mean((2, 3)).abs().mean().detach()) > 0.1
+    alone = torch.nn.GroupNorm(16, 16)(seen[0])
+    assert float(alone.mean((2, 3)).abs().max().detach()) < 1e-5
+
+
 def test_posterior__divergence_and_sample_by_hand() -> None:
     mean = torch.tensor([[[[1.0, 0.0]]]])
     logvar = torch.tensor([[[[0.0, float(np.log(4.0))]]]])
