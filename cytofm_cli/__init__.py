@@ -29,6 +29,7 @@ _NAMES_IN = {
     "api.gallery": ("MadeGallery", "make_gallery"),
     "api.pooling": ("Pooled", "pool_slides"),
     "api.frames": ("embeddings_frame", "nuclei_frame", "tiles_frame", "to_anndata"),
+    "api.generate": ("evaluate_generator", "sample_generator", "train_generator"),
     "api.heatmap": ("heatmap",),
     "api.opening": (
         "ImageEncoder",
@@ -59,6 +60,7 @@ _NAMES_IN = {
     "errors": ("CytofmError", "CytofmWarning"),
     "evaluate.condition_config": ("RetentionConfig", "RobustnessConfig"),
     "evaluate.config": ("ProbeConfig",),
+    "generate.config": ("GenerateConfig", "MeasureConfig", "SampleConfig"),
     "maps.config": ("AttentionConfig", "HeatmapConfig"),
     "mil.bag": ("Bag",),
     "mil.config": ("MilConfig",),

@@ -15,6 +15,9 @@ from cytofm_cli.api.frames import tiles_frame as tiles_frame
 from cytofm_cli.api.frames import to_anndata as to_anndata
 from cytofm_cli.api.gallery import MadeGallery as MadeGallery
 from cytofm_cli.api.gallery import make_gallery as make_gallery
+from cytofm_cli.api.generate import evaluate_generator as evaluate_generator
+from cytofm_cli.api.generate import sample_generator as sample_generator
+from cytofm_cli.api.generate import train_generator as train_generator
 from cytofm_cli.api.heatmap import heatmap as heatmap
 from cytofm_cli.api.opening import ImageEncoder as ImageEncoder
 from cytofm_cli.api.opening import list_detectors as list_detectors
@@ -54,6 +57,9 @@ from cytofm_cli.errors import CytofmWarning as CytofmWarning
 from cytofm_cli.evaluate.condition_config import RetentionConfig as RetentionConfig
 from cytofm_cli.evaluate.condition_config import RobustnessConfig as RobustnessConfig
 from cytofm_cli.evaluate.config import ProbeConfig as ProbeConfig
+from cytofm_cli.generate.config import GenerateConfig as GenerateConfig
+from cytofm_cli.generate.config import MeasureConfig as MeasureConfig
+from cytofm_cli.generate.config import SampleConfig as SampleConfig
 from cytofm_cli.maps.config import AttentionConfig as AttentionConfig
 from cytofm_cli.maps.config import HeatmapConfig as HeatmapConfig
 from cytofm_cli.mil.bag import Bag as Bag

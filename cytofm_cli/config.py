@@ -185,6 +185,7 @@ SECTIONS = (
     *("run", "simulate", "tile", "detect", "views", "pack", "pretrain", "embed", "evaluate"),
     *("evaluate_robustness", "evaluate_retention", "export", "mil", "mil_score", "mil_compare"),
     *("cells", "cells_apply", "cells_count", "attention", "heatmap", "report", "gallery", "view"),
+    *("generate", "generate_sample", "generate_evaluate"),
 )
 
 

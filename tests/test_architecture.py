@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "mil": SHARED,
     "evaluate": SHARED | {"slides", "tiles", "nuclei", "views", "encoders"},
     "pretrain": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
+    "generate": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate", "pretrain"},
     "cells": SHARED | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate"},
     "maps": SHARED
     | {"slides", "tiles", "nuclei", "views", "encoders", "evaluate", "mil", "exporters"},

@@ -73,6 +73,8 @@ def _tell_store(store: Store) -> None:
         f"  slide   {slide.path}  {w} × {h} px  {slide.mpp:.4g} µm/px ({slide.mpp_source})"
         f"  {_kind(slide.format, slide.codec)}, read by {slide.reader}"
     )
+    if slide.synthetic is not None:
+        lines.append(f"  synthetic: made by {slide.synthetic.get('tool', 'a generator')}")
     why = {step: told for step in store.steps if (told := store.why_stale(step)) is not None}
     for step in sorted(store.steps):
         stale = f"; out of date: {why[step]}" if step in why else ""

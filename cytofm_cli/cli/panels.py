@@ -129,6 +129,26 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         "Pictures": "to raw colours mpp cells",
         RUNNING: "device",
     },
+    "generate": {
+        "Networks": "preset size_px vae_base vae_blocks depth width heads patch aligned_depth "
+        "projector licence",
+        "Condition and alignment": "condition encoder align dropped",
+        "Data": "unit cell_um detector flips balance",
+        "Training": "steps epochs batch lr lr_end warmup clip ema seed accumulate amp",
+        "Losses": "times kl perceptual gan align_vae align_sit",
+        "Watching": "log_every save_every keep_every",
+        RUNNING: "device threads",
+    },
+    "generate_sample": {
+        "Images": "n sampler steps guidance interval ema vae_ema seed",
+        "Condition": "encoder detector side_um unit",
+        RUNNING: "device batch_size",
+    },
+    "generate_evaluate": {
+        "Measures": "encoder n k density_k qualities",
+        "Images": "sampler steps guidance interval vae_ema seed",
+        RUNNING: "device batch_size",
+    },
     "cells_count": {"Counting": "run min_probability top_k"},
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from cytofm_cli.work.files import write_bytes
 
 Image = NDArray[np.uint8]
+_PNG_HEADER: Final = 33  # signature and IHDR
 
 
 def png_bytes(image: Image, effort: int = 6) -> bytes:
@@ -39,6 +42,25 @@ def save_png(path: Path, image: Image) -> None:
         OutputError, DiskFullError: it cannot be written.
     """
     write_bytes(path, png_bytes(image))
+
+
+def with_text(png: bytes, text: Mapping[str, str]) -> bytes:
+    """Return a PNG that says more about itself, in text chunks (iTXt) behind its header.
+
+    Args:
+        png: the file.
+        text: by keyword, of up to 79 Latin letters.
+    """
+    chunks = b"".join(
+        _chunk(b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + value.encode())
+        for key, value in text.items()
+    )
+    return png[:_PNG_HEADER] + chunks + png[_PNG_HEADER:]
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    check = zlib.crc32(kind + data)
+    return len(data).to_bytes(4, "big") + kind + data + check.to_bytes(4, "big")
 
 
 def _vips(image: Image) -> Any:

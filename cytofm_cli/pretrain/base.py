@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cytofm_cli.config import Settings, option
@@ -99,11 +101,13 @@ class Batch:
         views: float32 (B, 3, S, S) each, normalised, global ones first.
         n_global: how many views are global.
         keys_B: one key a tile and visit, on the host, for a method's own draws.
+        tiles_B: the number of each tile in the index, on the host; None: they are of no index.
     """
 
     views: list[Tensor]
     n_global: int
     keys_B: Keys
+    tiles_B: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,8 @@ class MethodConfig(Settings):
     drop_path: float = option(0.1, "largest rate of dropped residual branches", low=0, high=1)
 
 
-class Method(nn.Module):
-    """A student, mostly a teacher, their heads, and a loss.
+class Learner(nn.Module):
+    """What the loop trains: networks and a loss.
 
     Parameters that take no gradient (teachers) have `requires_grad = False`. Buffers that are
     part of the run's state (centres, queues) are persistent, so `state_dict()` is all there is.
@@ -180,6 +184,10 @@ class Method(nn.Module):
     def notes(self) -> tuple[str, ...]:
         """Return what the user should know of the settings, one line each."""
         return ()
+
+
+class Method(Learner):
+    """A student, mostly a teacher, their heads, and a loss: it leaves an encoder."""
 
     @abstractmethod
     def encoder(self) -> Backbone:

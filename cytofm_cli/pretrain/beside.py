@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cytofm_cli.pictures.files import save_png
 from cytofm_cli.pretrain import attention
+from cytofm_cli.pretrain.base import Method
 from cytofm_cli.pretrain.loop import Hooks, Trainer
 from cytofm_cli.pretrain.monitor import RunLog
 
@@ -36,7 +37,7 @@ class Beside:
     def __init__(
         self,
         plan: Plan,
-        trainer: Trainer,
+        trainer: Trainer[Method],
         *,
         writes: bool,
         slides: Path | None,
@@ -68,6 +69,8 @@ class Beside:
             probe=self._probe() if config.probe and self._joins else None,
             picture=self._pictures() if config.attention_every and self._joins else None,
             progress=progress,
+            probe_every=config.probe_every if config.probe else 0,
+            picture_every=config.attention_every,
         )
 
     def _line(self, step: int, values: dict[str, float]) -> None:
@@ -120,7 +123,7 @@ class Beside:
 
 
 @contextlib.contextmanager
-def _at_rest(trainer: Trainer) -> Any:
+def _at_rest(trainer: Trainer[Method]) -> Any:
     """Give the encoder in evaluation mode; it trains on afterwards as if nothing had been."""
     trunk = trainer.method.encoder()
     was = trunk.training

@@ -32,6 +32,7 @@ from cytofm_cli.work.closing import Closes
 __all__ = ["Batches", "Schedule", "TileIndex", "open_index"]
 
 _CHUNK: Final = 8  # tiles that a thread works on at a time
+_Item = tuple[NDArray[np.int64], draws.Keys]  # the tiles of a part, and their keys
 
 
 class Batches(Closes):
@@ -135,9 +136,9 @@ class Batches(Closes):
             for i in range(0, len(tiles), self._chunk)
         ]
         if self._stream is None:
-            self._ahead.append(self._finisher.submit(job.join, chunks, keys_B))
+            self._ahead.append(self._finisher.submit(job.join, chunks, item))
         else:
-            self._ahead.append(self._finisher.submit(job.upload, chunks, keys_B, self._stream))
+            self._ahead.append(self._finisher.submit(job.upload, chunks, item, self._stream))
 
 
 @dataclass(frozen=True)
@@ -178,18 +179,18 @@ class _Job:
         """Read some tiles and make their views, on the CPU."""
         return self._make(self.read(tiles, keys_B), keys_B)
 
-    def join(self, chunks: Sequence[Future[ViewSet]], keys_B: draws.Keys) -> _Made:
+    def join(self, chunks: Sequence[Future[ViewSet]], item: _Item) -> _Made:
         """Put chunks of views together."""
         sets = [chunk.result() for chunk in chunks]
         views = [
             torch.cat(some) for some in zip(*(views_of.views for views_of in sets), strict=True)
         ]
-        return self._made(views, sum(views_of.n_without_nuclei for views_of in sets), keys_B)
+        return self._made(views, sum(views_of.n_without_nuclei for views_of in sets), item)
 
     def upload(
         self,
         chunks: Sequence[Future[stored.Batch]],
-        keys_B: draws.Keys,
+        item: _Item,
         stream: torch.cuda.Stream,
     ) -> _Made:
         """Bring tiles to the GPU and make their views there, beside what it is doing."""
@@ -199,10 +200,10 @@ class _Job:
             label = batch.label_BHW
             if label is not None:
                 label = label.pin_memory().to(self.device, non_blocking=True)
-            views = self._make(replace(batch, tile_BCHW=tile, label_BHW=label), keys_B)
+            views = self._make(replace(batch, tile_BCHW=tile, label_BHW=label), item[1])
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(stream)
-        return replace(self._made(views.views, views.n_without_nuclei, keys_B), ready=ready)
+        return replace(self._made(views.views, views.n_without_nuclei, item), ready=ready)
 
     def _make(self, batch: stored.Batch, keys_B: draws.Keys) -> ViewSet:
         return make_views(
@@ -217,8 +218,10 @@ class _Job:
             margin_px=batch.margin_px,
         )
 
-    def _made(self, views: list[Tensor], n_without: int, keys_B: draws.Keys) -> _Made:
-        batch = Batch(views=views, n_global=self.recipe.n_global, keys_B=keys_B)
+    def _made(self, views: list[Tensor], n_without: int, item: _Item) -> _Made:
+        tiles_B, keys_B = item
+        n_global = self.recipe.n_global
+        batch = Batch(views=views, n_global=n_global, keys_B=keys_B, tiles_B=tiles_B)
         return _Made(batch, n_without if self.index.detector else 0)
 
 
@@ -228,7 +231,7 @@ def _items(
     parts: int,
     place: tuple[int, int],
     steps: Iterator[int],
-) -> Iterator[tuple[NDArray[np.int64], draws.Keys]]:
+) -> Iterator[_Item]:
     rank, world = place
     for step in steps:
         tiles, keys_B = schedule.share(step, batch=batch, rank=rank, world=world)

@@ -30,6 +30,17 @@ def copy_weights(teacher: nn.Module, student: nn.Module) -> None:
         buffer.copy_(buffers[name])
 
 
+@torch.no_grad()
+def follow_buffers(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher's buffers too: numbers are averaged as parameters are, counts copied."""
+    buffers = dict(student.named_buffers())
+    for name, buffer in teacher.named_buffers():
+        if buffer.is_floating_point():
+            buffer.lerp_(buffers[name], 1 - momentum)
+        else:
+            buffer.copy_(buffers[name])
+
+
 def _pairs(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     by_name = dict(student.named_parameters())
     named = list(teacher.named_parameters())

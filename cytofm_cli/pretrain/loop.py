@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,7 @@ from torch.optim import Optimizer
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.pretrain import checkpoint, distributed, optim
-from cytofm_cli.pretrain.base import Batch, Length, Method, StepOutput
-from cytofm_cli.pretrain.config import PretrainConfig
+from cytofm_cli.pretrain.base import Batch, Learner, Length, StepOutput
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.monitor import collapse, utilisation
 from cytofm_cli.views import draws
@@ -36,6 +35,25 @@ _SEED_STREAM = 700  # what the run's seed is folded with for torch's generator
 
 class DivergedError(InputError):
     """The loss or the gradient is not finite any more."""
+
+
+class LoopSettings(Protocol):
+    """The settings that the loop looks at: see `config.PretrainConfig`."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def amp(self) -> str: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def save_every(self) -> int: ...
+    @property
+    def keep_every(self) -> int: ...
 
 
 class Batches(Protocol):
@@ -55,12 +73,16 @@ class Hooks:
         probe: judges the encoder; the first number is the score, the higher the better.
         picture: draws the attention.
         progress: called after every update.
+        probe_every: steps between probes, by whichever process; 0: there are none.
+        picture_every: steps between pictures.
     """
 
     log: Callable[[int, dict[str, float]], None]
     probe: Callable[[int], dict[str, float]] | None = None
     picture: Callable[[int], None] | None = None
     progress: Callable[[int, float], None] = lambda step, loss: None
+    probe_every: int = 0
+    picture_every: int = 1
 
 
 @dataclass
@@ -103,26 +125,34 @@ class Meters:
         return Meters(dict(record["sums"]), record["n"], step, score)
 
 
+L = TypeVar("L", bound=Learner)
+
+
 @dataclass
-class Trainer:
+class Trainer(Generic[L]):
     """A method in training.
 
     Attributes:
+        config: the settings of the loop.
+        name: of what is trained, for messages.
         method: the method itself.
         wrapped: what is called: the method, or DDP around it.
         before: called before every update with the updates done, e.g. to anneal h.
+        saves_memory: what else a hint may advise where the device is too small.
         begun_processes: processes that wrote the checkpoint it goes on from; None: it begins.
     """
 
     run: Path
-    config: PretrainConfig
+    config: LoopSettings
+    name: str
     length: Length
-    method: Method
+    method: L
     wrapped: nn.Module
     optimiser: Optimizer
     world: World
     device: torch.device
     before: Callable[[int], None]
+    saves_memory: str = ""
     hooks: Hooks = field(default_factory=lambda: Hooks(log=lambda step, line: None))
     meters: Meters = field(default_factory=Meters)
     step: int = 0
@@ -170,7 +200,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         seen: dict[str, float] = {}
         for part in range(parts):
-            with _out_of_memory(self.config), self._sync(last=part == parts - 1):
+            with self._out_of_memory(), self._sync(last=part == parts - 1):
                 out = self._forward(next(batches), step)
                 self._require_finite("loss", out.loss)
                 torch.autograd.backward(self.scaler.scale(out.loss / parts))
@@ -212,15 +242,15 @@ class Trainer:
         """Probe, draw and save where it is time to."""
         step, last = self.step, self.step == self.length.n_steps
         due = last or step % self.config.save_every == 0
-        if self.hooks.probe and (last or step % self.config.probe_every == 0):
+        if self.hooks.probe and (last or step % self.hooks.probe_every == 0):
             scores = self.hooks.probe(step)
             self.hooks.log(step, {f"probe_{name}": value for name, value in scores.items()})
             score = next(iter(scores.values()))
             if score > self.meters.best_score:
                 self.meters.best_step, self.meters.best_score, due = step, score, True
-        if self.config.probe and (last or step % self.config.probe_every == 0):
+        if self.hooks.probe_every and (last or step % self.hooks.probe_every == 0):
             due = distributed.any_process(due, self.device)  # rank 0 alone knows the score
-        if self.hooks.picture and (last or step % self.config.attention_every == 0):
+        if self.hooks.picture and (last or step % self.hooks.picture_every == 0):
             self.hooks.picture(step)
         if due:
             self.save()
@@ -237,9 +267,17 @@ class Trainer:
             kept = f"checkpoint of step {saved[-1]} is kept" if saved else "no checkpoint yet"
             raise DivergedError(
                 f"{self.run}: the {what} is not finite at step {self.step} "
-                f"({self.config.method}, lr {self.optimiser.param_groups[0]['lr']:.2g}); {kept}.",
-                hint="a lower --lr, --set clip=1, or --amp off; with --overwrite",
+                f"({self.name}, lr {self.optimiser.param_groups[0]['lr']:.2g}); {kept}.",
+                hint="a lower --lr or clip, or --amp off; with --overwrite",
             )
+
+    def _out_of_memory(self) -> contextlib.AbstractContextManager[None]:
+        config = self.config
+        return out_of_memory(
+            f"the device has too little memory for batch {config.batch} "
+            f"in {config.accumulate} part(s).",
+            hint=f"--accumulate {config.accumulate * 2}{self.saves_memory}",
+        )
 
     def _sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Leave the exchange of gradients to the last part of a batch."""
@@ -292,11 +330,3 @@ class _Clock:
     def _restart(self) -> None:
         self._start, self._cpu = time.monotonic(), time.process_time()
         self._images, self._waited = 0, self._batches.waited_s
-
-
-def _out_of_memory(config: PretrainConfig) -> contextlib.AbstractContextManager[None]:
-    return out_of_memory(
-        f"the device has too little memory for batch {config.batch} "
-        f"in {config.accumulate} part(s).",
-        hint=f"--accumulate {config.accumulate * 2} or --checkpoint-activations",
-    )

@@ -10,14 +10,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from cytofm_cli.pretrain.base import Length, Method, MethodConfig
+from cytofm_cli.pretrain.base import Learner, Length, Method, MethodConfig
 from cytofm_cli.pretrain.schedules import cosine
 
 _TOKENS: Final = {"pos_embed", "cls_token", "reg_token", "mask_token"}
 _BLOCK: Final = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
-def parameter_groups(method: Method) -> list[dict[str, Any]]:
+def parameter_groups(method: Learner) -> list[dict[str, Any]]:
     """Sort the parameters that take a gradient into groups.
 
     `decayed` of the configuration says which of them decay: all (MoCo v3); all but biases and
@@ -46,7 +46,7 @@ def parameter_groups(method: Method) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def build_optimizer(method: Method, *, fused: bool | None = None) -> torch.optim.AdamW:
+def build_optimizer(method: Learner, *, fused: bool | None = None) -> torch.optim.AdamW:
     """Build AdamW for a method; whoever steps it sets the rates of each update in its groups."""
     return torch.optim.AdamW(parameter_groups(method), lr=method.config.lr, fused=fused)
 
@@ -112,14 +112,14 @@ def _undecayed(method: nn.Module) -> set[str]:
     return names
 
 
-def _lr_scales(method: Method) -> dict[int, float]:
+def _lr_scales(method: Learner) -> dict[int, float]:
     """Return the share of the learning rate that each parameter of the trunk gets, by id.
 
     Of L blocks, block i gets layer_decay^(L - i), what comes before the blocks
     layer_decay^(L + 1), the last norm 1; the patch embedding `patch_lr` times that (DINOv2).
     """
     decay, patch_lr = method.config.layer_decay, method.config.patch_lr
-    if decay == 1 and patch_lr == 1:
+    if (decay == 1 and patch_lr == 1) or not isinstance(method, Method):
         return {}
     named = list(method.student().named_parameters())
     block_of = {name: int(hit[1]) for name, _ in named if (hit := _BLOCK.search(name))}

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cytofm_cli.pretrain.base import Method
+from cytofm_cli.pretrain.base import Learner, Method
 from cytofm_cli.pretrain.distributed import World
 
+L = TypeVar("L", bound=Learner)
 
-def prepare(method: Method, device: torch.device, world: World, *, compiled: bool) -> Method:
+
+def prepare(method: L, device: torch.device, world: World) -> L:
     """Move a method to its device; batch statistics are of all processes on GPUs.
 
     On CPUs each process keeps the statistics of its own share: torch has no other there.
     """
     moved = method.to(device)
     if world.size > 1 and device.type == "cuda":
-        moved = cast("Method", nn.SyncBatchNorm.convert_sync_batchnorm(moved))  # type: ignore[no-untyped-call]
-    if compiled:
-        moved.student().compile()
+        moved = cast("L", nn.SyncBatchNorm.convert_sync_batchnorm(moved))  # type: ignore[no-untyped-call]
     return moved
 
 
-def wrap(method: Method, kind: str, world: World, device: torch.device) -> nn.Module:
+def wrap(method: Learner, kind: str, world: World, device: torch.device) -> nn.Module:
     """Return what is called in the place of the method; build the optimiser afterwards.
 
     Args:
@@ -38,7 +38,7 @@ def wrap(method: Method, kind: str, world: World, device: torch.device) -> nn.Mo
     if world.size == 1:
         return method
     if kind == "fsdp":
-        _shard(method)
+        _shard(cast("Method", method))
         return method
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False)

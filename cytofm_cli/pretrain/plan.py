@@ -18,6 +18,7 @@ from cytofm_cli.pretrain.by_length import by_length
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.data import TileIndex, open_index
 from cytofm_cli.pretrain.distributed import World
+from cytofm_cli.pretrain.loop import LoopSettings
 from cytofm_cli.views.config import VERSION, ViewsConfig
 from cytofm_cli.views.ncp import NcpConfig
 from cytofm_cli.views.recipes import Recipe, ncp_of, recipe_of
@@ -69,7 +70,7 @@ def make_plan(
     )
     if config.probe is not None and any(s.packed_px is not None for s in index.slides):
         raise UsageError("--probe reads the cells around its points: a pack has no slides.")
-    length = make_length(config, index.n_tiles)
+    length = make_length(config.batch, index.n_tiles, steps=config.steps, epochs=config.epochs)
     if config.by_length:
         given = {name.replace("-", "_") for name in wanted}
         method_config = by_length(method_config, length, given)
@@ -98,24 +99,29 @@ def _kept_whole(ncp: NcpConfig, index: TileIndex) -> Iterator[str]:
         )
 
 
-def make_length(config: PretrainConfig, n_tiles: int) -> Length:
+def make_length(batch: int, n_tiles: int, *, steps: int | None, epochs: float) -> Length:
     """Return how long a run is.
+
+    Args:
+        batch: tiles an update.
+        n_tiles: that there are.
+        steps: updates; None: from `epochs`.
+        epochs: passes over the tiles.
 
     Raises:
         InputError: fewer tiles than a batch takes.
-        UsageError: the batch cannot be shared out.
     """
-    if n_tiles < config.batch:
+    if n_tiles < batch:
         raise InputError(
-            f"{n_tiles} tiles are too few for batches of {config.batch}.",
+            f"{n_tiles} tiles are too few for batches of {batch}.",
             hint=f"--batch {max(2, n_tiles)}, or more slides",
         )
-    steps_per_epoch = max(1, n_tiles // config.batch)
-    steps = config.steps or max(1, round(config.epochs * n_tiles / config.batch))
-    return Length(n_steps=steps, steps_per_epoch=steps_per_epoch, batch=config.batch)
+    steps_per_epoch = max(1, n_tiles // batch)
+    steps = steps or max(1, round(epochs * n_tiles / batch))
+    return Length(n_steps=steps, steps_per_epoch=steps_per_epoch, batch=batch)
 
 
-def share_of(config: PretrainConfig, world: World) -> int:
+def share_of(config: LoopSettings, world: World) -> int:
     """Return the tiles of one part of a process's batch.
 
     Raises:

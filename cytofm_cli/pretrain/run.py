@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from cytofm_cli import registry
-from cytofm_cli.errors import CytofmError, InputError, StoppedError
+from cytofm_cli.errors import InputError
 from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel, run_folder
 from cytofm_cli.pretrain.backbone import TrunkInfo, VitTrunk, h_at, make_backbones
 from cytofm_cli.pretrain.base import Method
@@ -26,6 +25,7 @@ from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, make_plan, own_device, share_of
+from cytofm_cli.pretrain.session import leaving_word, take_threads
 from cytofm_cli.pretrain.teacher import LEAST_MOVED, MOST_START
 from cytofm_cli.runs import folder
 from cytofm_cli.views.config import ViewsConfig
@@ -95,7 +95,7 @@ def pretrain(
         stop = stack.enter_context(catch_signals())
         plan = make_plan(config, views, stores, settings or {}, slides=slides)
         stack.callback(plan.index.close)
-        threads = _threads(config, out, overwrite=overwrite)
+        threads = take_threads(config.threads, out, overwrite=overwrite)
         plan = _with_threads(plan, threads, device)
         with output_errors(out):
             done = run_folder.is_done(out, plan.record, overwrite=overwrite)
@@ -109,39 +109,10 @@ def pretrain(
                 run_folder.prepare(out, plan.record, overwrite=overwrite)
             distributed.barrier()
             say = note if world.is_main else _silent
-            with _leaving_word(out, world):
+            with leaving_word(out, world):
                 summary = _train(plan, out, world, device, stop, say, progress, slides)
     encoder = out / run_folder.ENCODER
     return PretrainReport(out, encoder, summary, skipped=False, is_main=world.is_main)
-
-
-@contextlib.contextmanager
-def _leaving_word(out: Path, world: World) -> Iterator[None]:
-    """Let the RUN folder tell how training ended where it did not finish."""
-    try:
-        yield
-    except StoppedError as error:
-        if world.is_main:  # torchrun hides exit codes: batch scripts look at this
-            folder.mark_stopped(out, error.message)
-        raise
-    except CytofmError:
-        if world.is_main:
-            run_folder.forget_false_start(out)
-        raise
-
-
-def _threads(config: PretrainConfig, out: Path, *, overwrite: bool) -> int:
-    """Set and return the threads of this process: as asked, as begun, or its share of the node.
-
-    With another number of threads torch adds in another order, so a RUN keeps to its own.
-    """
-    from cytofm_cli.work.cpus import cpu_count
-
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    begun = None if overwrite else run_folder.begun_threads(out)
-    threads = config.threads or begun or max(1, cpu_count() // local)
-    torch.set_num_threads(threads)
-    return threads
 
 
 def _with_threads(plan: Plan, threads: int, device: torch.device) -> Plan:
@@ -214,7 +185,7 @@ def _train(
 
 def _trainer(
     plan: Plan, out: Path, world: World, device: torch.device
-) -> tuple[Trainer, TrunkInfo]:
+) -> tuple[Trainer[Method], TrunkInfo]:
     """Build the method, its optimiser and the trainer; go back to the last checkpoint."""
     config = plan.config
     backbones, trunk = make_backbones(
@@ -227,12 +198,15 @@ def _trainer(
     torch.manual_seed(config.seed)
     make = registry.pretrain_methods.load(config.method).make
     method: Method = make(backbones, plan.method, plan.length)
-    method = parallel.prepare(method.train(), device, world, compiled=config.compile)
+    method = parallel.prepare(method.train(), device, world)
+    if config.compile:
+        method.student().compile()
     wrapped = parallel.wrap(method, config.parallel, world, device)
     sharded = config.parallel == "fsdp" and world.size > 1
     trainer = Trainer(
         run=out,
         config=config,
+        name=config.method,
         length=plan.length,
         method=method,
         wrapped=wrapped,
@@ -240,6 +214,7 @@ def _trainer(
         world=world,
         device=device,
         before=_annealing(plan, method),
+        saves_memory=" or --checkpoint-activations",
     )
     steps = checkpoint.saved_steps(out)
     if steps:
@@ -247,7 +222,7 @@ def _trainer(
     return trainer, trunk
 
 
-def _batches(plan: Plan, trainer: Trainer) -> Batches:
+def _batches(plan: Plan, trainer: Trainer[Method]) -> Batches:
     """Return the batches from the trainer's step on."""
     config, world = plan.config, trainer.world
     assert config.threads is not None  # see _with_threads
@@ -268,7 +243,7 @@ def _batches(plan: Plan, trainer: Trainer) -> Batches:
 
 
 def _finish(
-    plan: Plan, trainer: Trainer, trunk: TrunkInfo, state: Mapping[str, torch.Tensor]
+    plan: Plan, trainer: Trainer[Method], trunk: TrunkInfo, state: Mapping[str, torch.Tensor]
 ) -> dict[str, Any]:
     """Export the encoder and write the summary, which marks the RUN as finished."""
     out, config, best = trainer.run, plan.config, trainer.meters

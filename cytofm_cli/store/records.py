@@ -111,6 +111,8 @@ class SlideRecord(_Record):
             nanometres, where the file states it (Hamamatsu).
         notes: what is odd about the file.
         fingerprint: what it is known by, wherever it lies.
+        synthetic: what made its pixels where no microscope did: the tool, its weights, its
+            settings; None: they are real, as far as is known.
     """
 
     slide_id: str
@@ -131,6 +133,7 @@ class SlideRecord(_Record):
     centre_nm: tuple[float, float] | None = _if_said()
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    synthetic: Mapping[str, Any] | None = _if_said()
 
     @property
     def says_bounds(self) -> bool:

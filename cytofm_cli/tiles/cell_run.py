@@ -221,6 +221,7 @@ def _slide_record(job: CellsJob, mark: str) -> SlideRecord:
         codec="images",
         notes=("A sheet of images of single cells, each on a tile of its own.",),
         fingerprint=mark,
+        synthetic=job.synthetic,
     )
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,7 @@ class CellsJob:
         overwrite: replace a finished store.
         dry_run: write nothing.
         threads: threads for this store.
+        synthetic: what made the images where no microscope did; None: they are real.
     """
 
     slide_id: str
@@ -122,6 +123,7 @@ class CellsJob:
     overwrite: bool = False
     dry_run: bool = False
     threads: int = 1
+    synthetic: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ RAISED_BY = {
     "evaluate/places.py": {"evaluate robustness"},
     "evaluate/robustness.py": {"evaluate robustness"},
     "exporters/": {"export"},
+    "generate/": {"generate train", "generate sample"},
+    "generate/asked.py": {"generate sample"},
+    "generate/config.py": {"generate train"},
+    "generate/file.py": {"generate sample"},
+    "generate/plan.py": {"generate train"},
+    "generate/sample.py": {"generate sample"},
     "nuclei/": {"detect"},
     "pretrain/": {"pretrain"},
     "store/": {"tile", "detect", "embed"},
@@ -96,7 +102,7 @@ def test_hints__name_only_options_that_a_command_which_raises_them_has() -> None
         else:
             allowed = set.union(*known.values())
         # `cytofm tile --mpp` speaks of tile, whoever says it.
-        for named in re.finditer(r"cytofm ((?:mil |evaluate )?\w+)([^`]*)", text):
+        for named in re.finditer(r"cytofm ((?:mil |evaluate |generate )?\w+)([^`]*)", text):
             if named[1] in known:
                 allowed |= known[named[1]]
         named_options = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text)

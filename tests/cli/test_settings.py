@@ -60,6 +60,7 @@ REGISTERED = [
         ("cytofm_cli.pretrain.config.PretrainConfig", "cytofm_cli.pretrain.config.PretrainViews"),
     ),
     ("embed", ("cytofm_cli.encoders.config.EmbedConfig", "cytofm_cli.tiles.config.TileConfig")),
+    ("generate train", ("cytofm_cli.generate.config.GenerateConfig",)),
     ("evaluate probe", ("cytofm_cli.evaluate.config.ProbeConfig",)),
     ("mil train", ("cytofm_cli.mil.config.MilConfig",)),
     ("mil score", ("cytofm_cli.mil.config.ScoreConfig",)),

@@ -1,0 +1,162 @@
+"""Images from a generator.
+
+Each image has a noise of its own, drawn from the seed and its number: asking for more images gives
+the same first ones. Levels are rounded, not cut (upstream truncates, half a grey level darker).
+
+Letters: B images, C channels, H W pixels, h w places of the latent, D width of the transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.generate.file import Generator
+from cytofm_cli.generate.samplers import Guidance, SamplerName, Velocity, guided, sample
+from cytofm_cli.views import draws
+
+_STREAM: Final = 900  # what the seed is folded with for the noise of images
+
+
+class HowToSample(Protocol):
+    """The settings of sampling that both commands have: see `config.SampleConfig`."""
+
+    @property
+    def sampler(self) -> SamplerName: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def interval(self) -> tuple[float, ...]: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+def draw_images(
+    generator: Generator,
+    given: Tensor | None,
+    n: int,
+    how: HowToSample,
+    device: torch.device,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> NDArray[np.uint8]:
+    """Return n images, uint8 (n, H, W, 3).
+
+    Args:
+        generator: the networks; moved to the device.
+        given: a condition an image, (n, E) vectors or (n,) classes; None: the null condition.
+        n: how many.
+        how: sampler, steps, guidance, seed.
+        device: where to compute.
+        progress: called with (images done, of how many).
+
+    Raises:
+        UsageError: guidance without a condition to lead to, or a null one to lead from; a
+            condition of another width.
+        InputError: a sample is not finite.
+    """
+    guidance = Guidance(scale=how.guidance, low=how.interval[0], high=how.interval[-1])
+    require_guidance(generator, given, guidance)
+    generator.sit.to(device)
+    generator.vae.to(device)
+    made = []
+    for first in range(0, n, how.batch_size):
+        numbers = range(first, min(first + how.batch_size, n))
+        some = None if given is None else given[numbers.start : numbers.stop].to(device)
+        made.append(_batch(generator, some, numbers, how, guidance, device))
+        progress(numbers.stop, n)
+    return np.concatenate(made)
+
+
+def require_guidance(generator: Generator, given: Tensor | None, guidance: Guidance) -> None:
+    """Refuse guidance that has nothing to lead from or to.
+
+    Raises:
+        UsageError: see `draw_images`.
+    """
+    if guidance.scale <= 1:
+        return
+    if generator.sit.shape.condition.kind == "none":
+        raise UsageError(
+            f"guidance {guidance.scale:g} without a null vector: this generator was trained "
+            "without a condition.",
+            hint="--guidance 1",
+        )
+    if given is None:
+        raise UsageError(
+            f"guidance {guidance.scale:g} leads to a condition, and none is given.",
+            hint="--like STORE:CELL, --class NAME, or --guidance 1",
+        )
+
+
+@torch.inference_mode()
+def _batch(
+    generator: Generator,
+    given: Tensor | None,
+    numbers: range,
+    how: HowToSample,
+    guidance: Guidance,
+    device: torch.device,
+) -> NDArray[np.uint8]:
+    shape = generator.sit.shape
+    streams = [_stream(how.seed, number) for number in numbers]
+    place = (shape.latent, shape.side, shape.side)
+
+    def noise(step: int, n: Tensor) -> Tensor:
+        drawn = [torch.randn(place, generator=s, dtype=torch.float64) for s in streams]
+        return torch.stack(drawn).to(device)
+
+    told, null = _velocities(generator, given, len(numbers))
+    latent = sample(
+        guided(told, null, guidance),
+        noise(-1, torch.empty(0)),
+        sampler=how.sampler,
+        steps=how.steps,
+        noise=noise,
+    )
+    decoded = generator.vae.decode(generator.sit.bn.back(latent.float()))
+    if not bool(torch.isfinite(decoded).all()):
+        raise InputError(
+            "the generator gives images that are not finite.", hint="its training diverged"
+        )
+    return to_levels(decoded)
+
+
+def _velocities(generator: Generator, given: Tensor | None, n: int) -> tuple[Velocity, Velocity]:
+    """Return the network's velocity under the condition, and under none."""
+    sit = generator.sit
+    has = sit.shape.condition.kind != "none"
+    null_BD = sit.y_embedder.null(n) if has else None
+    told_BD = null_BD if given is None or not has else sit.y_embedder(given)
+
+    def of(condition_BD: Tensor | None) -> Velocity:
+        def velocity(n_t: Tensor, t: float) -> Tensor:
+            times = torch.full((len(n_t),), t, device=n_t.device)
+            said: Tensor = sit(n_t.float(), times, condition_BD)
+            return said
+
+        return velocity
+
+    return of(told_BD), of(null_BD)
+
+
+def to_levels(x_BCHW: Tensor) -> NDArray[np.uint8]:
+    """Return images in [-1, 1] as uint8 (B, H, W, 3), rounded."""
+    levels = ((x_BCHW + 1) * 127.5).round().clamp(0, 255).byte()
+    image: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).cpu().numpy()
+    return image
+
+
+def _stream(seed: int, number: int) -> torch.Generator:
+    key = int(draws.fold(draws.sample_keys(seed, _STREAM), number)) >> 1
+    return torch.Generator().manual_seed(key)
