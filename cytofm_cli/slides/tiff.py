@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides.base import slide_error
 from cytofm_cli.units import Size
+from cytofm_cli.urls import check_url, is_url
 
 # Tag numbers, named as in the TIFF 6.0 specification.
 NEW_SUBFILE_TYPE: Final = 254
@@ -222,8 +223,9 @@ def open_file(path: str) -> BinaryIO:
     Raises:
         OSError: it is not there.
     """
-    if "://" not in path:
+    if not is_url(path):
         return open(path, "rb", buffering=0)  # noqa: PTH123 - a str, as given
+    check_url(path)
     import fsspec
 
     handle: BinaryIO = fsspec.open(path, "rb").open()
