@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(words: list[str]) -> int:
     from cytofm_cli.cli.app import build
     from cytofm_cli.cli.out import out, silence_broken_pipe
-    from cytofm_cli.errors import CytofmError
+    from cytofm_cli.errors import CytofmError, visible, without_secrets
 
     if "-vv" in words:
         words[words.index("-vv")] = "-v"
@@ -41,8 +41,8 @@ def _run(words: list[str]) -> int:
         return 141
     except Exception as bug:
         print(
-            f"error: {type(bug).__name__}: {bug} (a bug of cytofm). "
-            "Hint: run again with -vv for the trace, and report it.",
+            visible(without_secrets(f"error: {type(bug).__name__}: {bug} (a bug of cytofm). "))
+            + "Hint: run again with -vv for the trace, and report it.",
             file=sys.stderr,
         )
         _trace(out.verbose)

@@ -84,7 +84,7 @@ def _tell_store(store: Store) -> None:
         "arrays": arrays,
     }
     lines += [f"    {a['path']}  {a['dtype']} {tuple(a['shape'])}" for a in arrays]
-    out.data("\n".join(lines), record)
+    out.data(lines, record)
 
 
 def _kind(form: str, codec: str) -> str:
@@ -176,7 +176,7 @@ def _tell_slide(path: str) -> None:
         "n_focal_planes": facts.n_focal_planes,
         "notes": list(facts.notes),
     }
-    out.data("\n".join(lines), record)
+    out.data(lines, record)
 
 
 def register(app: typer.Typer) -> None:

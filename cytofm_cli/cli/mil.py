@@ -273,7 +273,7 @@ def _benchmark(
             overwrite=overwrite,
             progress=lambda _done, _total, name: bar.finish(name),
         )
-    out.note(report.table)
+    out.note(report.table.splitlines())
     if report.left_out:
         out.note(
             f"{len(report.left_out)} older run(s) in {folder / RUNS} are not in the table: "

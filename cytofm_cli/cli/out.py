@@ -10,12 +10,12 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from cytofm_cli.cli.progress import BarProgress, LogProgress, Progress
-from cytofm_cli.errors import CytofmError
+from cytofm_cli.errors import CytofmError, visible, without_secrets
 
 
 @dataclass
@@ -36,17 +36,20 @@ class Out:
     _warned: set[str] = field(default_factory=set)
     _bar: Progress | None = None
 
-    def data(self, text: str, record: dict[str, Any] | None = None) -> None:
-        """Print one piece of data: `text` for people and pipes, `record` with --json."""
-        if self.json:
-            if record is not None:
-                self._print(json.dumps(record, ensure_ascii=False, allow_nan=False), sys.stdout)
-        else:
-            self._print(text, sys.stdout)
+    def data(self, text: str | Sequence[str], record: dict[str, Any] | None = None) -> None:
+        """Print one piece of data: `text`, a line or several, for people and pipes.
 
-    def note(self, text: str) -> None:
-        """Say something useful on stderr; what starts with `warning: ` also with -q."""
-        if not self.quiet or text.startswith("warning: "):
+        With --json, `record` is printed instead. Names of files hold what they like: a line break
+        or an escape sequence in one is spelt out.
+        """
+        if not self.json:
+            self._print(text, sys.stdout)
+        elif record is not None:
+            self._print(json.dumps(record, ensure_ascii=False, allow_nan=False), sys.stdout)
+
+    def note(self, text: str | Sequence[str]) -> None:
+        """Say a line, or several, on stderr; what starts with `warning: ` also with -q."""
+        if not self.quiet or (isinstance(text, str) and text.startswith("warning: ")):
             self._print(text, sys.stderr)
 
     def detail(self, text: str) -> None:
@@ -82,8 +85,10 @@ class Out:
         else:
             yield LogProgress(label, n_items, unit, parts)
 
-    def _print(self, text: str, stream: TextIO) -> None:
-        """Print a line; a bar on the same terminal makes room for it."""
+    def _print(self, text: str | Sequence[str], stream: TextIO) -> None:
+        """Print a line, or several; a bar on the same terminal makes room for it."""
+        lines = [text] if isinstance(text, str) else text
+        text = "\n".join(visible(without_secrets(line)) for line in lines)
         if self._bar is not None and stream.isatty():
             with self._bar.aside():
                 print(text, file=stream, flush=True)
