@@ -30,11 +30,24 @@ def refuse_claim(path: Path, node: Mapping[str, Any]) -> None:
         ValueError: it does, or its shape, chunks or dtype are impossible.
     """
     sizes = [n_bytes(node, shape) for shape in (node["shape"], *chunk_shapes(node))]
-    if max(sizes) <= FREE_BYTES:
-        return
-    stored = sum(file.stat().st_size for file in path.rglob("c*") if file.is_file())
-    if max(sizes) > FREE_BYTES + _MOST_RATIO * stored:
-        raise ValueError(f"its node states {max(sizes)} bytes, and its files hold {stored}")
+    if max(sizes) > FREE_BYTES:
+        stored = sum(file.stat().st_size for file in path.rglob("c*") if file.is_file())
+        refuse_size(max(sizes), stored)
+
+
+def refuse_size(stated: int, stored: int, ratio: int = _MOST_RATIO) -> None:
+    """Refuse what states to be far larger than what is stored of it can unpack to.
+
+    Args:
+        stated: bytes that memory would be taken for.
+        stored: bytes on the disk.
+        ratio: bytes to one that are believed.
+
+    Raises:
+        ValueError: it does.
+    """
+    if stated > FREE_BYTES + ratio * stored:
+        raise ValueError(f"it states to hold {stated} bytes, and {stored} are stored")
 
 
 def refuse_chunks(node: Mapping[str, Any]) -> None:

@@ -140,7 +140,7 @@ def test_node__what_zarr_and_cytofm_read_of_it_is_checked_and_the_rest_is_free(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"shape": [10**12, 2]}, "states 8000000000000 bytes"),
+        ({"shape": [10**12, 2]}, "states to hold 8000000000000 bytes"),
         ({"shape": [-1, 2]}, "impossible shape"),
         ({"shape": [2.5, 2]}, "impossible shape"),
         ({"data_type": "float99"}, "impossible dtype"),
