@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import InputError
 from cytofm_cli.mil.foreign import h5_origin
 from cytofm_cli.mil.origin import Origin
-from cytofm_cli.store.budget import refuse_size
+from cytofm_cli.store.budget import MOST_RATIO
+from cytofm_cli.work.budget import refuse_size
 
 if TYPE_CHECKING:
     import h5py
@@ -69,7 +70,8 @@ def _dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
         raise InputError(f"{path}: `{key}` holds {node.dtype}, expected numbers.")
     sizes = [math.prod(shape) for shape in (node.shape or (), node.chunks or ())]
     try:
-        refuse_size(max(sizes) * node.dtype.itemsize, node.id.get_storage_size())
+        stated = max(sizes) * node.dtype.itemsize
+        refuse_size(stated, node.id.get_storage_size(), ratio=MOST_RATIO)
     except ValueError as error:
         raise InputError(f"{path}: `{key}`: {error}.") from error
     return node

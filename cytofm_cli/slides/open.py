@@ -100,6 +100,8 @@ def _verify(path: str, size_bytes: int) -> None:
     """Refuse a TIFF that lies, or of which no reader may show what it holds."""
     try:
         directories = tiff.read_directories(path)
+    except tiff.TooLargeError:
+        raise
     except SlideError:
         return  # the readers say what is wrong, in their own words
     maker = pyramid.vendor(directories)

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-# Up to here nothing is asked: blank masks and thumbnails compress without bounds.
-FREE_BYTES: Final = 256 << 20
-_MOST_RATIO: Final = 1000
+from cytofm_cli.work.budget import FREE_BYTES, refuse_size
+
+MOST_RATIO: Final = 1000
 _MOST_CHUNK_BYTES: Final = 1 << 30
 
 
@@ -32,22 +32,7 @@ def refuse_claim(path: Path, node: Mapping[str, Any]) -> None:
     sizes = [n_bytes(node, shape) for shape in (node["shape"], *chunk_shapes(node))]
     if max(sizes) > FREE_BYTES:
         stored = sum(file.stat().st_size for file in path.rglob("c*") if file.is_file())
-        refuse_size(max(sizes), stored)
-
-
-def refuse_size(stated: int, stored: int, ratio: int = _MOST_RATIO) -> None:
-    """Refuse what states to be far larger than what is stored of it can unpack to.
-
-    Args:
-        stated: bytes that memory would be taken for.
-        stored: bytes on the disk.
-        ratio: bytes to one that are believed.
-
-    Raises:
-        ValueError: it does.
-    """
-    if stated > FREE_BYTES + ratio * stored:
-        raise ValueError(f"it states to hold {stated} bytes, and {stored} are stored")
+        refuse_size(max(sizes), stored, ratio=MOST_RATIO)
 
 
 def refuse_chunks(node: Mapping[str, Any]) -> None:

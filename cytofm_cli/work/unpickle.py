@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cytofm_cli.errors import InputError
+from cytofm_cli.work.budget import FREE_BYTES
 
 # How torch names what it refuses.
-_FREE_BYTES: Final = 256 << 20
 _DEPTH: Final = 6  # of containers in containers; checkpoints have three
 _REFUSED: Final = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -74,7 +74,7 @@ def _refuse_packed(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         size = sum(member.file_size for member in archive.infolist())
-    if size > path.stat().st_size + _FREE_BYTES:
+    if size > path.stat().st_size + FREE_BYTES:
         raise ValueError(f"it unpacks to {size} bytes, far more than the file has")
 
 
@@ -86,7 +86,7 @@ def _refuse_spread(content: Any, depth: int = 0) -> None:
         if content.layout is not torch.strided:
             return
         size = content.numel() * content.element_size()
-        if size > content.untyped_storage().nbytes() + _FREE_BYTES:
+        if size > content.untyped_storage().nbytes() + FREE_BYTES:
             raise ValueError(f"a tensor of {size} bytes, far more than the file has")
     elif depth < _DEPTH and isinstance(content, Mapping | list | tuple):
         for held in content.values() if isinstance(content, Mapping) else content:
