@@ -182,10 +182,11 @@ def _error_number(error: Exception) -> int | None:
     told = _NUMBER.search(str(error))
     if told and int(told[1]) in _FULL:
         return int(told[1])
-    before: BaseException | None = error
-    while (before := before.__context__) is not None:  # torch's writer hides what its file said
+    before = error.__context__
+    while before is not None:  # torch's writer hides what its file said
         if isinstance(before, OSError) and before.errno in _FULL:
             return before.errno
+        before = before.__context__
     return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides import tiff
@@ -104,3 +105,17 @@ def test_verify__a_large_strip_that_is_stored_as_it_is_may_be_read() -> None:
         }  # fmt: skip
         arrays = {tag: np.array([value], np.uint32) for tag, value in tags.items()}
         tiff.verify("a.tif", [tiff.Directory(page=0, sub=None, tags=arrays)], n_bytes + 200)
+
+
+def test_open__a_picture_of_size_0_with_a_level_that_has_one_is_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for subifds in (1, 0):
+            file.write(pixels, tile=(64, 64), photometric="rgb", metadata=None, subifds=subifds)
+    data = path.read_bytes()
+    width = struct.pack("<HHII", tiff.IMAGE_WIDTH, 4, 1, 64)
+    assert data.count(width) == 2
+    path.write_bytes(data.replace(width, width[:8] + bytes(4), 1))
+    with pytest.raises(SlideError, match="without a picture size"):
+        open_slide(str(path))
