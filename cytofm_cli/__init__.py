@@ -53,6 +53,7 @@ _NAMES_IN = {
     "api.tile": ("tile",),
     "api.train": ("train",),
     "api.truth": ("judge_nuclei",),
+    "api.verify": ("verify",),
     "api.view": ("export_marks", "view"),
     "api.views": ("make_views",),
     "cells.config": ("ApplyConfig", "CellsConfig", "CountConfig"),

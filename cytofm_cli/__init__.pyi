@@ -45,6 +45,7 @@ from cytofm_cli.api.status import status as status
 from cytofm_cli.api.tile import tile as tile
 from cytofm_cli.api.train import train as train
 from cytofm_cli.api.truth import judge_nuclei as judge_nuclei
+from cytofm_cli.api.verify import verify as verify
 from cytofm_cli.api.view import export_marks as export_marks
 from cytofm_cli.api.view import view as view
 from cytofm_cli.api.views import make_views as make_views

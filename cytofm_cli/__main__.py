@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 # Before NumPy is loaded: its matrix products are small here, and threads that wait for the next one
 # cost a detector half as much again. Work is shared out by processes and threads of ours.
@@ -15,13 +16,24 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `cytofm`; exits."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     sys.exit(_run(words))
+
+
+def _open_streams() -> None:
+    """Give standard streams that the caller has closed somewhere to go.
+
+    Else the first file that is opened gets the number of one, and what a library prints.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - until the end
 
 
 def _run(words: list[str]) -> int:
     from cytofm_cli.cli.app import build
-    from cytofm_cli.cli.out import out, silence_broken_pipe
-    from cytofm_cli.errors import CytofmError
+    from cytofm_cli.cli.out import OutputClosedError, known_error, out, silence_stdout
+    from cytofm_cli.errors import CytofmError, visible, without_secrets
 
     if "-vv" in words:
         words[words.index("-vv")] = "-v"
@@ -31,18 +43,25 @@ def _run(words: list[str]) -> int:
     except SystemExit as done:
         return int(done.code or 0) if not isinstance(done.code, str) else 1
     except CytofmError as error:
-        out.error(error)
+        with suppress(OSError, OutputClosedError):
+            out.error(error)
         _trace(out.verbose)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        silence_broken_pipe()
+    except OutputClosedError:
+        silence_stdout()
         return 141
     except Exception as bug:
+        if isinstance(bug, OSError) and (known := known_error(bug)) is not None:
+            silence_stdout()
+            with suppress(OSError, OutputClosedError):  # stderr may be what is full
+                out.error(known)
+            _trace(out.verbose)
+            return known.exit_code
         print(
-            f"error: {type(bug).__name__}: {bug} (a bug of cytofm). "
-            "Hint: run again with -vv for the trace, and report it.",
+            visible(without_secrets(f"error: {type(bug).__name__}: {bug} (a bug of cytofm). "))
+            + "Hint: run again with -vv for the trace, and report it.",
             file=sys.stderr,
         )
         _trace(out.verbose)

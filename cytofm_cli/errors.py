@@ -6,7 +6,27 @@ Raise near the cause: `message` says what and where, `hint` says what to type. O
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
+
+# What lets in: name and password before the host, and the query, where signed URLs have tokens.
+_URL: Final = re.compile(
+    r"(\b[A-Za-z][A-Za-z0-9+.\-]*://)(?:[^\s/?#\"']*@)?([^\s?#\"']*)(\?[^\s\"']*)?"
+)
+# Escape sequences move the cursor and name windows; others turn the order of letters around.
+_UNSEEN: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose URLs have neither name and password nor a query."""
+    return _URL.sub(r"\1\2", text) if "://" in text else text
+
+
+def visible(text: str) -> str:
+    r"""Return a line in which what a terminal would obey is spelt out: `\x1b`, `\n`, `\u202e`."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class CytofmError(Exception):
@@ -25,9 +45,10 @@ class CytofmError(Exception):
     of_all_slides: bool = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = without_secrets(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint and without_secrets(hint)
         self.facts: dict[str, object] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -36,8 +57,8 @@ class CytofmError(Exception):
 
     def one_line(self) -> str:
         """Return message and hint as the single line that a user reads."""
-        text = " ".join(self.message.split())
-        return f"{text} Hint: {' '.join(self.hint.split())}" if self.hint else text
+        text = visible(" ".join(self.message.split()))
+        return f"{text} Hint: {visible(' '.join(self.hint.split()))}" if self.hint else text
 
 
 class CytofmWarning(UserWarning):

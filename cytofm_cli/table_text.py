@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TextIO
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.words import is_missing, plain_name
@@ -26,6 +27,49 @@ _NO_TEXT = (
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook"),
     (b"\x1f\x8b", "gzip-compressed"),
 )
+
+# What a spreadsheet takes for the start of a formula, behind any quotes: names may begin so.
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r]")
+
+
+def inert(cell: Any) -> Any:
+    """Return a cell as it is written: a text that would be a formula gets a `'`, a number none.
+
+    A spreadsheet runs `=HYPERLINK(…)` wherever it stands, also in the name of a slide.
+    """
+    if not isinstance(cell, str) or not _FORMULA.match(cell):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def meant(cell: str) -> str:
+    """Return what a cell stood for before `inert`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+class TableWriter:
+    """Writes rows of CSV in which no text is a formula.
+
+    Args:
+        to: a file, opened as text.
+        end: what ends a line.
+    """
+
+    def __init__(self, to: TextIO, end: str = "\n") -> None:
+        self._writer = csv.writer(to, lineterminator=end)
+
+    def writerow(self, cells: Iterable[Any]) -> None:
+        """Write a row."""
+        self._writer.writerow([inert(cell) for cell in cells])
+
+    def writerows(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Write rows."""
+        for row in rows:
+            self.writerow(row)
 
 
 def read_text(path: Path, error: type[InputError]) -> tuple[str, list[str]]:
@@ -68,7 +112,7 @@ def records(text: str, delimiter: str, first_line: int = 1) -> Iterator[tuple[in
     try:
         for cells in reader:
             start, end = end, reader.line_num
-            stripped = [cell.strip() for cell in cells]
+            stripped = [meant(cell.strip()) for cell in cells]
             if any(stripped):
                 yield first_line + start, stripped
     except csv.Error as reason:

@@ -19,18 +19,8 @@ from cytofm_cli.cli.app import COMMANDS
 ROOT = Path(__file__).parents[1]
 PACKAGE = "cytofm_cli"
 
-GROUND = {
-    "errors",
-    "units",
-    "words",
-    "table_text",
-    "tables",
-    "kinds",
-    "config",
-    "places",
-    "slide_files",
-}
-GROUND |= {"registry", "slide_files"}
+GROUND = {"errors", "units", "words", "table_text", "tables", "kinds", "config", "places"}
+GROUND |= {"registry", "slide_files", "urls"}
 SHARED = GROUND | {"work", "runs", "stats", "store", "pictures"}
 # A room that is not named here does not exist yet: say whom it may import.
 ALLOWED: dict[str, set[str]] = {

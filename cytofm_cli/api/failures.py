@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cytofm_cli.errors import SlideError, SlideTimeoutError
+from cytofm_cli.errors import SlideError, SlideTimeoutError, without_secrets
 from cytofm_cli.work.batch import Loss, Outcome, Task
 from cytofm_cli.work.files import output_errors, write_text
 
@@ -39,7 +39,7 @@ class FailureLog:
             self._records[key] = {
                 "command": self._command,
                 "slide_id": outcome.slide_id,
-                "path": outcome.path,
+                "path": without_secrets(outcome.path),
                 "error": outcome.error.message,
                 "hint": outcome.error.hint,
                 "kind": type(outcome.error).__name__,
@@ -64,7 +64,8 @@ class FailureLog:
             if not self._records:
                 self.path.unlink(missing_ok=True)
                 return
-            lines = (json.dumps(r, ensure_ascii=False) for r in self._records.values())
+            told = (json.dumps(r, ensure_ascii=False) for r in self._records.values())
+            lines = map(without_secrets, told)  # a trace may name what was opened
             write_text(self.path, "\n".join(lines) + "\n")
 
 

@@ -40,7 +40,8 @@ def run_fresh(
         CytofmError: it could not go on, or a signal stopped it.
     """
     ours, theirs = Pipe()
-    words = [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno())]
+    # -P: no module of the working folder, be it called json, comes before the standard library.
+    words = [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno())]
     with contextlib.closing(theirs):
         supervisor = subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
             [*words, str(os.getpid())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL

@@ -209,7 +209,7 @@ def _scoring(job: ScoreJob) -> Scoring:
 
 def _same_model(config: EmbedConfig) -> EmbedConfig:
     """Return settings that are equal for bags that one loaded encoder can make."""
-    return replace(config, unit="cell", cell_um=None, detector=None, dtype="float32")
+    return replace(config, unit="cell", cell_um=None, detector=None, dtype="float32", slides=None)
 
 
 class _PartOfSlide(Reporter):

@@ -28,6 +28,7 @@ from cytofm_cli.slides import ngff
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import store_path
 from cytofm_cli.tiles.config import TileConfig, TileJob
+from cytofm_cli.urls import is_url
 from cytofm_cli.work.files import output_errors, write_text
 
 if TYPE_CHECKING:
@@ -264,8 +265,8 @@ class _Jobs:
                 path=ref.path,
                 store=path,
                 tile=self._tile(ref, regions[0].get(ref.slide_id), threads),
-                detect=of_slide,
-                embed=tuple(embed),
+                detect=_vouched(of_slide, ref),
+                embed=tuple(_vouched(bag, ref) for bag in embed),
                 score=self._score(path, ids),
                 export=self._export(ref.slide_id, path),
                 dry_run=manner.dry_run,
@@ -306,6 +307,13 @@ class _Jobs:
             overwrite=self.manner.overwrite,
             dry_run=self.manner.dry_run,
         )
+
+
+def _vouched(job: Any, ref: SlideRef) -> Any:
+    """Let a step read a slide at the URL that the user gives now; a store's alone is not opened."""
+    if not is_url(ref.path) or job.config.slides is not None:
+        return job
+    return replace(job, config=replace(job.config, slides=Path(ref.path)))
 
 
 def _of_shard(table: Path, shard: str | None) -> Path:

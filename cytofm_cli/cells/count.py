@@ -5,7 +5,6 @@ Legend: N nuclei, C classes.
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from cytofm_cli.cells.config import CountConfig
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
+from cytofm_cli.table_text import TableWriter
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def counts_csv(counts: Sequence[SlideCount], top_k: int) -> str:
     classes = list(dict.fromkeys(name for of in counts for name in of.classes))
     scored = any(of.top_score is not None for of in counts)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     head = ["slide_id", "run", "basis", "nuclei", "abstained", "below_gate", "counted"]
     kinds = ("n", "share", "mean", f"top{top_k}")
     last = [f"top{top_k}_score"] if scored else []

@@ -5,7 +5,6 @@ Legend: N cells, C classes.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from cytofm_cli.evaluate.run import features_of
 from cytofm_cli.runs.folder import CONFIG, RunReport, holding
 from cytofm_cli.runs.record import to_text
 from cytofm_cli.stats.score_intervals import retraining
+from cytofm_cli.table_text import TableWriter
 from cytofm_cli.work.files import output_errors, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals, stopping
 
@@ -276,7 +276,7 @@ def predictions_csv(
     points, classes, p_NC = plan.points, plan.task.classes, crossed.probabilities()
     score_N = crossed.answer.score_M
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     head = ["slide_id", "x", "y", "group", "fold", "label", "predicted", "abstained"]
     last = [] if score_N is None else ["score"]
     writer.writerow([*head, *(f"prob_{name}" for name in classes), *last])

@@ -127,7 +127,7 @@ def _store_codecs() -> str:
     from cytofm_cli.store import zarr3
 
     grey = np.full((16, 16, 3), 200, np.uint8)
-    if zarr3.zstd_decode(zarr3.zstd_encode(grey.tobytes())) != grey.tobytes():
+    if zarr3.zstd_decode(zarr3.zstd_encode(grey.tobytes()), grey.nbytes) != grey.tobytes():
         raise ValueError("zstd does not give back what it took")
     if np.abs(zarr3.jpeg_decode(zarr3.jpeg_encode(grey, 95)).astype(int) - grey).max() > 2:
         raise ValueError("JPEG does not give back what it took")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cytofm_cli.api.info import describe_slides
 from cytofm_cli.api.inputs import find_slides, list_slides
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
@@ -17,6 +19,7 @@ from cytofm_cli.slides.folders import join_series
 from cytofm_cli.store.io import Store, is_store, open_store
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.units import human_bytes
+from cytofm_cli.work.batch import Outcome
 
 
 def info(
@@ -38,20 +41,30 @@ def info(
         [slide_or_store for slide_or_store in named if isinstance(slide_or_store, str)]
     )
     stores = [slide_or_store for slide_or_store in named if isinstance(slide_or_store, Path)]
-    inputs: list[Path | str] = [*stores, *slides]
-    for slide_or_store in inputs:
+    n_inputs = len(stores) + len(slides)
+
+    def fail(error: CytofmError) -> None:
+        if n_inputs == 1:
+            raise error
+        out.error(error)
+        errors.append(error)
+
+    for path in stores:
         try:
-            if isinstance(slide_or_store, Path):
-                _tell_store(open_store(slide_or_store))
-            else:
-                _tell_slide(slide_or_store)
+            _tell_store(open_store(path))
         except CytofmError as error:
-            if len(inputs) == 1:
-                raise
-            out.error(error)
-            errors.append(error)
+            fail(error)
+
+    def hear(event: object) -> None:
+        if isinstance(event, Outcome) and event.error is not None:
+            fail(event.error)
+        elif isinstance(event, Outcome):
+            _tell_slide(event.facts)
+
+    if slides:
+        describe_slides(slides, hear)
     if errors:
-        raise SomeSlidesFailedError(f"{len(errors)} of {len(inputs)} cannot be read; see above.")
+        raise SomeSlidesFailedError(f"{len(errors)} of {n_inputs} cannot be read; see above.")
 
 
 def _things(word: str) -> list[Path | str]:
@@ -89,7 +102,7 @@ def _tell_store(store: Store) -> None:
         "arrays": arrays,
     }
     lines += [f"    {a['path']}  {a['dtype']} {tuple(a['shape'])}" for a in arrays]
-    out.data("\n".join(lines), record)
+    out.data(lines, record)
 
 
 def _kind(form: str, codec: str) -> str:
@@ -169,38 +182,19 @@ def _arrays(store: Store) -> list[dict[str, Any]]:
     return rows
 
 
-def _tell_slide(path: str) -> None:
-    from cytofm_cli.slides.open import open_slide
-
-    with open_slide(path) as reader:
-        facts = reader.info
-    mpp = f"{facts.mpp:.4g} µm/px ({facts.mpp_source})" if facts.mpp else "resolution not stated"
-    w, h = facts.size_px0
-    levels = ", ".join(f"1/{level.downsample:g}" for level in facts.levels)
+def _tell_slide(facts: Mapping[str, Any]) -> None:
+    """Print what `cytofm_cli.api.info.facts_of` returns."""
+    stated = f"{facts['mpp']:.4g} µm/px ({facts['mpp_source']})" if facts["mpp"] else ""
+    w, h = facts["size_px0"]
+    levels = ", ".join(f"1/{level['downsample']:g}" for level in facts["levels"])
+    kind = _kind(facts["format"], facts["codec"])
     lines = [
-        path,
-        f"  {w} × {h} px, {mpp}, {_kind(facts.format, facts.codec)}, read by {facts.reader}",
+        facts["path"],
+        f"  {w} × {h} px, {stated or 'resolution not stated'}, {kind}, read by {facts['reader']}",
         f"  levels {levels}",
-        *(f"  {note}" for note in facts.notes),
+        *(f"  {note}" for note in facts["notes"]),
     ]
-    record = {
-        "path": path,
-        "reader": facts.reader,
-        "format": facts.format,
-        "size_px0": list(facts.size_px0),
-        "mpp": facts.mpp,
-        "mpp_source": facts.mpp_source,
-        "codec": facts.codec,
-        "objective": facts.objective,
-        "levels": [
-            {"size_px": list(level.size_px), "downsample": level.downsample}
-            for level in facts.levels
-        ],
-        "n_focal_planes": facts.n_focal_planes,
-        "planes_um": facts.planes_um,
-        "notes": list(facts.notes),
-    }
-    out.data("\n".join(lines), record)
+    out.data(lines, dict(facts))
 
 
 def register(app: typer.Typer) -> None:

@@ -283,7 +283,7 @@ def _benchmark(
             warn=out.warn,
             progress=lambda _done, _total, name: bar.finish(name),
         )
-    out.note(report.table)
+    out.note(report.table.splitlines())
     if report.left_out:
         out.note(
             f"{len(report.left_out)} older run(s) in {folder / RUNS} are not in the table: "

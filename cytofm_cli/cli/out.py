@@ -7,15 +7,29 @@ notes, warnings, progress and errors go to stderr. The format depends on flags a
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from cytofm_cli.cli.progress import BarProgress, LogProgress, Progress
-from cytofm_cli.errors import CytofmError
+from cytofm_cli.errors import (
+    CytofmError,
+    DiskFullError,
+    InputError,
+    visible,
+    without_secrets,
+)
+
+# What disks, mounts, permissions and names do to a program; anything else is its own doing.
+_OF_THE_SYSTEM: Final = frozenset(
+    getattr(errno, name)
+    for name in "EACCES EPERM EROFS ENAMETOOLONG ENOENT ENOTDIR EISDIR ELOOP EIO EBADF ENXIO "
+    "ESTALE ETIMEDOUT ENOLCK EFBIG".split()
+)
 
 
 @dataclass
@@ -36,17 +50,20 @@ class Out:
     _warned: set[str] = field(default_factory=set)
     _bar: Progress | None = None
 
-    def data(self, text: str, record: dict[str, Any] | None = None) -> None:
-        """Print one piece of data: `text` for people and pipes, `record` with --json."""
-        if self.json:
-            if record is not None:
-                self._print(json.dumps(record, ensure_ascii=False, allow_nan=False), sys.stdout)
-        else:
-            self._print(text, sys.stdout)
+    def data(self, text: str | Sequence[str], record: dict[str, Any] | None = None) -> None:
+        """Print one piece of data: `text`, a line or several, for people and pipes.
 
-    def note(self, text: str) -> None:
-        """Say something useful on stderr; what starts with `warning: ` also with -q."""
-        if not self.quiet or text.startswith("warning: "):
+        With --json, `record` is printed instead. Names of files hold what they like: a line break
+        or an escape sequence in one is spelt out.
+        """
+        if not self.json:
+            self._print(text, sys.stdout)
+        elif record is not None:
+            self._print(json.dumps(record, ensure_ascii=False, allow_nan=False), sys.stdout)
+
+    def note(self, text: str | Sequence[str]) -> None:
+        """Say a line, or several, on stderr; what starts with `warning: ` also with -q."""
+        if not self.quiet or (isinstance(text, str) and text.startswith("warning: ")):
             self._print(text, sys.stderr)
 
     def detail(self, text: str) -> None:
@@ -82,8 +99,16 @@ class Out:
         else:
             yield LogProgress(label, n_items, unit, parts)
 
-    def _print(self, text: str, stream: TextIO) -> None:
-        """Print a line; a bar on the same terminal makes room for it."""
+    def _print(self, text: str | Sequence[str], stream: TextIO) -> None:
+        """Print a line, or several; a bar on the same terminal makes room for it."""
+        lines = [text] if isinstance(text, str) else text
+        text = "\n".join(visible(without_secrets(line)) for line in lines)
+        try:
+            self._write(text, stream)
+        except BrokenPipeError as error:  # or typer would end with 1
+            raise OutputClosedError from error
+
+    def _write(self, text: str, stream: TextIO) -> None:
         if self._bar is not None and stream.isatty():
             with self._bar.aside():
                 print(text, file=stream, flush=True)
@@ -91,10 +116,31 @@ class Out:
             print(text, file=stream, flush=True)
 
 
-def silence_broken_pipe() -> None:
-    """Let `cytofm … | head` end quietly: nothing more is written to the closed pipe."""
-    with contextlib.suppress(OSError):
+class OutputClosedError(Exception):
+    """Nobody reads what is printed any more: `cytofm … | head`."""
+
+
+def silence_stdout() -> None:
+    """Let a command end quietly: nothing more is written to a closed pipe or a full disk."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def known_error(error: OSError) -> CytofmError | None:
+    """Return what a failure of the system means, met where nobody had a word for it.
+
+    None: it is a bug.
+    """
+    named = isinstance(error.filename, str | bytes) and error.filename
+    where = os.fsdecode(named) if named else "standard output, or a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room and run the same command again; what was finished is kept."
+        return DiskFullError(f"{where}: no space left on the disk.", hint=hint)
+    if error.errno is None or error.errno not in _OF_THE_SYSTEM:
+        return None
+    why = os.strerror(error.errno)
+    hint = "check the path, its permissions and the disk."
+    return InputError(f"{where}: cannot be read or written ({why}).", hint=hint)
 
 
 out = Out()

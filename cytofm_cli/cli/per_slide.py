@@ -149,7 +149,8 @@ def _report(
             out.error(outcome.error, hint=outcome.error.hint not in said)
             said.add(outcome.error.hint or "")
         if out.verbose > 1 and "traceback" in outcome.facts:
-            out.note(outcome.facts["traceback"])
+            for row in str(outcome.facts["traceback"]).splitlines():
+                out.note(row)
         record |= {"error": outcome.error.message, "hint": outcome.error.hint}
         if out.json:
             out.data("", record)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from cytofm_cli.errors import visible
+
 _FIRST_LINE_S = 10.0
 _EVERY_S = 60.0
 
@@ -151,7 +153,7 @@ class LogProgress(Progress):
         if now >= self._next:
             self._next = now + _EVERY_S
             print(
-                f"{timestamp()} {self.label}: {self.counts()}, {self.details()}",
+                visible(f"{timestamp()} {self.label}: {self.counts()}, {self.details()}"),
                 file=sys.stderr,
                 flush=True,
             )
@@ -192,7 +194,7 @@ class BarProgress(Progress):
     def show(self) -> None:
         """Draw the bar anew."""
         total = self.total if self._weighs or self.finished else None
-        details = f"{self.counts()}, {self.details()}"
+        details = visible(f"{self.counts()}, {self.details()}")
         self._bar.update(self._task, completed=self.amount, total=total, details=details)
         self._bar.refresh()
 

@@ -90,7 +90,10 @@ def quickstart(
         probe = _probe(cohort.truth, folder, flags)
         found = report.against_truth(cohort.truth, folder / "stores", probe)
     metrics = {name: report.metrics_of(path) for name, path in runs.items()}
-    out.data(report.table(metrics, found), {"metrics": metrics, "folder": str(folder), **found})
+    out.data(
+        report.table(metrics, found).splitlines(),
+        {"metrics": metrics, "folder": str(folder), **found},
+    )
     seconds = time.monotonic() - start
     _say(report.where(folder, best, seconds, simulated=cohort.truth is not None))
 
@@ -167,7 +170,7 @@ def _run(*words: object) -> None:
     _say(f"\n$ cytofm {shlex.join(command)}")
     # Data of the steps goes to stderr here: stdout is for the numbers at the end.
     done = subprocess.run(  # noqa: S603 - our own command, no shell
-        [sys.executable, "-m", "cytofm_cli", *command], stdout=subprocess.DEVNULL, check=False
+        [sys.executable, "-P", "-m", "cytofm_cli", *command], stdout=subprocess.DEVNULL, check=False
     )
     if done.returncode:
         raise _StepFailedError(
@@ -177,7 +180,7 @@ def _run(*words: object) -> None:
 
 
 def _say(text: str) -> None:
-    out.note(text)
+    out.note(text.splitlines())
 
 
 def register(app: typer.Typer) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cytofm_cli import __version__
 from cytofm_cli.config import as_record, digest
 from cytofm_cli.encoders.base import CELL_UM
-from cytofm_cli.errors import LabelError
+from cytofm_cli.errors import LabelError, without_secrets
 from cytofm_cli.evaluate import features, judge
 from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
@@ -204,4 +204,8 @@ def _mark(source: Source) -> str:
     if store is not None:
         return store.tile.identity
     path = source.path
-    return path if "://" in path else f"{provenance.fingerprint(Path(path))}-{source.mpp}"
+    return (
+        without_secrets(path)
+        if "://" in path
+        else f"{provenance.fingerprint(Path(path))}-{source.mpp}"
+    )

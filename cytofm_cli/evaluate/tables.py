@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.evaluate.points import Points, Task
 from cytofm_cli.stats.cautions import interval_text
+from cytofm_cli.table_text import TableWriter
 
 _METRICS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy"}
 
@@ -57,7 +57,7 @@ def predictions_csv(
     """
     classes = list(dict.fromkeys(name for task in tasks for name in task.classes))
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     head = ["encoder", "task", "probe", "slide_id", "x", "y", "group", "fold", "label", "predicted"]
     writer.writerow([*head, *(f"prob_{name}" for name in classes)])
     by_name = {task.name: task for task in tasks}

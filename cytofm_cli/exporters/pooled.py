@@ -119,8 +119,8 @@ def slide_vector(
 
 
 def _blocks(store: Store, step: str) -> list[NDArray[Any]]:
-    array = store.array(f"{step}/values")
-    return [np.asarray(array[i : i + ROWS]) for i in range(0, array.shape[0], ROWS)]
+    with store.rows(f"{step}/values") as rows:
+        return [rows.read(i, i + ROWS) for i in range(0, rows.shape[0], ROWS)]
 
 
 def _counts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from cytofm_cli.maps.compartments import COMPARTMENTS
 from cytofm_cli.maps.enrichment import Row, SlideShares
 from cytofm_cli.maps.networks import Looker
 from cytofm_cli.stats.intervals import Estimate
+from cytofm_cli.table_text import TableWriter
 
 _NUMBERS = ("mass", "area", "enrichment", "place")
 
@@ -25,7 +25,7 @@ def table_csv(lookers: Sequence[Looker], tables: Mapping[str, Sequence[Row]], n:
         n: (slides, images).
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     numbers = [name + end for name in _NUMBERS for end in ("", "_low", "_high")]
     writer.writerow(
         ["encoder", "weights", "keys", "query", "head", "compartment", *numbers, "prefix_mass",
@@ -44,7 +44,7 @@ def slides_csv(
 ) -> str:
     """Write a line a slide, network and head: shares of attention and area, as they are."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     names = [f"{kind}_{name}" for kind in ("mass", "area") for name in COMPARTMENTS]
     writer.writerow(["slide_id", "encoder", "weights", "keys", "head", *names, "images"])
     for slide_id, found in of_slides.items():

@@ -17,18 +17,16 @@ from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil.bag import Bag, check_bags
 from cytofm_cli.mil.bag_table import read_bag_table, table_bags
 from cytofm_cli.mil.cache import store_bags
-from cytofm_cli.mil.foreign import h5_origin, pt_origin
+from cytofm_cli.mil.foreign import pt_origin
+from cytofm_cli.mil.h5_bags import read_h5
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.store import schema
 from cytofm_cli.words import named
 from cytofm_cli.work.unpickle import load_pickle
 
 if TYPE_CHECKING:
-    import h5py
-
     from cytofm_cli.store.io import Store
 
-FEATURE_KEYS = ("features", "feats")  # CLAM and TRIDENT; STAMP
 # What a folder of the other tools holds: CLAM's two, then TRIDENT's `features_<encoder>`.
 SUBFOLDERS = ("h5_files", "pt_files")
 SUFFIXES = (".zarr", ".h5", ".pt")
@@ -165,34 +163,8 @@ def _read_classes(path: Path, store: Store, run: str | None, unit: str) -> Bag:
 
 
 def _read_h5(path: Path) -> Bag:
-    import h5py
-
-    try:
-        with h5py.File(path) as file:
-            key = next((key for key in FEATURE_KEYS if key in file), None)
-            if key is None:
-                raise InputError(f"{path}: no dataset `features` (found: {', '.join(file)}).")
-            features = _dataset(path, file, key)[()]
-            # STAMP's coordinates are micrometres, not level-0 pixels: left out.
-            in_um = str(file.attrs.get("unit", "")) == "um"
-            xy = _dataset(path, file, "coords")[()] if "coords" in file and not in_um else None
-            origin = h5_origin(file, key)
-    except InputError:
-        raise
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error}).") from error
-    if xy is not None and np.ndim(xy) == 2:
-        xy = xy[:, :2]  # some tools add the level or the size
+    features, xy, origin = read_h5(path)
     return _bag(path, features, xy, origin)
-
-
-def _dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
-    import h5py
-
-    node = file[key]
-    if not isinstance(node, h5py.Dataset):
-        raise InputError(f"{path}: `{key}` is a {type(node).__name__.lower()}, no dataset.")
-    return node
 
 
 def _read_pt(path: Path) -> Bag:

@@ -9,7 +9,6 @@ Legend: S slides, C classes.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ from cytofm_cli.mil.tune import with_candidate
 from cytofm_cli.stats.compare import Answers, Comparison, compare_runs
 from cytofm_cli.stats.score_intervals import macro_auc_interval
 from cytofm_cli.store.records import NEW
+from cytofm_cli.table_text import TableWriter
 from cytofm_cli.work.files import write_json, write_text
 
 MEAN, ONE = "mean of all models", "one model on everything"
@@ -212,7 +212,7 @@ def _record(comparison: Comparison, answers: Sequence[Answers], cohort: Cohort) 
 
 def _csv(answers: Sequence[Answers], cohort: Cohort) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     ways = ("one", "mean")
     names = [f"{way}_{c}" for way in ways for c in cohort.classes]
     writer.writerow(["slide_id", "group", "label", *names])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ RECORD = "cytofm"  # attribute of an h5 dataset
 MEMBER = "cytofm.json"  # of the zip archive
 _ENCODER_WORDS = ("encoder", "extractor", "encoder_name", "model_name")
 OBJECTIVE_UM = 10.0  # 40× is 0.25 µm/px
+_MOST_BYTES = 1 << 20
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # equal exports are equal files
 
 
@@ -36,7 +38,9 @@ def h5_origin(file: h5py.File, key: str) -> Origin:
     named = (of.get(word) for of in (file[key].attrs, file.attrs) for word in _ENCODER_WORDS)
     encoder = next((str(word) for word in named if word is not None), "")
     record: dict[str, Any] = {"encoder": "" if encoder == "None" else encoder}
-    notes = file["coords"].attrs if "coords" in file else {}
+    link = file.get("coords", getlink=True) if "coords" in set(file) else None
+    # A link out of the file is not followed, nor asked whether it leads anywhere.
+    notes = file["coords"].attrs if type(link).__name__ == "HardLink" else {}
     tile_px = _number(notes.get("patch_size", file.attrs.get("tile_size_px")))
     objective, tile_um = (
         _number(notes.get("target_magnification")),
@@ -63,10 +67,16 @@ def pt_origin(path: Path) -> Origin:
     """Read the origin of a `.pt` file; nothing is known of one that other tools wrote."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.rpartition("/")[2] == MEMBER:
-                    return _parsed(archive.read(name))
-    except (OSError, zipfile.BadZipFile):  # torch's older format is no zip archive
+            for member in archive.infolist():
+                named = member.filename.rpartition("/")[2] == MEMBER
+                if named and member.file_size <= _MOST_BYTES:
+                    return _parsed(archive.read(member))
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        zlib.error,
+    ):  # torch's older format is no zip archive
         pass
     return UNKNOWN
 

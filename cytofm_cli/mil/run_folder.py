@@ -15,6 +15,7 @@ from cytofm_cli.mil.origin import SECTION
 from cytofm_cli.runs import folder
 from cytofm_cli.runs.folder import CONFIG, Kind
 from cytofm_cli.runs.record import Record, changes
+from cytofm_cli.table_text import meant
 
 RUN: Final = Kind("cytofm mil train", frozenset({"mil", "task"}))
 METRICS: Final = "metrics.json"
@@ -74,7 +75,11 @@ def read_config(run: Path) -> dict[str, dict[str, Any]]:
 
 def parse_rows(text: str) -> list[dict[str, str]]:
     """Parse a table that we wrote; a quoted cell may hold any line break."""
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return [
+        {name: meant(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+        for row in rows
+    ]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -5,7 +5,6 @@ Legend: N instances, C classes, M models, K columns.
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from cytofm_cli.mil.train import bag_tensor, one_thread, slide_seed
 from cytofm_cli.mil.unseen import Known, read_splits
 from cytofm_cli.stats.judge import Decision, decide
 from cytofm_cli.store.records import OUT_OF_FOLD, TRAINING
+from cytofm_cli.table_text import TableWriter
 from cytofm_cli.words import named
 from cytofm_cli.work.device import find_device
 
@@ -254,7 +254,7 @@ def scores_csv(scores: Iterable[SlideScore], classes: Sequence[str]) -> str:
     scores = list(scores)
     mixed = any(score.differs for score in scores)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     header = ["slide_id", *(f"prob_{c}" for c in classes), *(f"sd_{c}" for c in classes)]
     writer.writerow([*header, "predicted", "models", "basis", *(["differs"] if mixed else [])])
     for score in scores:

@@ -5,7 +5,6 @@ Legend: N slides.
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 from collections.abc import Collection, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from cytofm_cli.errors import LabelError
 from cytofm_cli.stats.folds import TEST, TRAIN, Fold, Ints, only_class_carriers
+from cytofm_cli.table_text import TableWriter
 from cytofm_cli.tables import (
     GROUP_NAMES,
     SLIDE_NAMES,
@@ -62,7 +62,7 @@ def to_csv(folds: Sequence[Fold], slide_ids: Sequence[str], groups: Sequence[str
     (seed number modulo the count of such sets) and training for the others.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     writer.writerow(["slide_id", "group", *(f"fold{i}" for i in range(len(folds)))])
     for i, (slide, group) in enumerate(zip(slide_ids, groups, strict=True)):
         writer.writerow([slide, group, *(_cell(int(fold.part_N[i])) for fold in folds)])

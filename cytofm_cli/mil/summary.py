@@ -5,7 +5,6 @@ Legend: S slides, C classes, M models, R bootstrap replicates.
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cytofm_cli.stats import metrics
 from cytofm_cli.stats.judge import Decision, fix_decision
 from cytofm_cli.stats.judge import judge as judge_answers
 from cytofm_cli.stats.score_intervals import retraining
+from cytofm_cli.table_text import TableWriter
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -105,7 +105,7 @@ def predictions_csv(
     For two classes `threshold_<positive class>` follows: from it on, the answer is positive.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     head = ["slide_id", "fold", "seed", "label", *(f"prob_{c}" for c in cohort.classes)]
     limit = [] if cohort.positive is None else [f"threshold_{cohort.positive}"]
     writer.writerow([*head, "predicted", *limit])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from cytofm_cli.stats import cautions as intervals
 from cytofm_cli.stats.cautions import interval_text, is_usable
 from cytofm_cli.stats.compare import Comparison
+from cytofm_cli.table_text import TableWriter
 
 METRICS = ("auc", "accuracy", "recall")
 ALPHA = 0.05
@@ -105,7 +105,7 @@ def latex(table: Table) -> str:
 def as_csv(table: Table) -> str:
     """Write one row a run: every metric with its interval."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     names = sorted(
         {
             name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from cytofm_cli.report.crops import CellPicture
 from cytofm_cli.report.page import Pictures, render
 from cytofm_cli.report.sheets import file_name, sheets
 from cytofm_cli.report.shown import ShownCell, show_cell
+from cytofm_cli.table_text import TableWriter
 
 PAGE = "index.html"
 TABLE = "cells.csv"
@@ -75,7 +75,7 @@ def _lead(config: GalleryConfig, n_stores: int) -> str:
 def table(galleries: Sequence[Gallery]) -> str:
     """Write `order,group,rank,slide_id,row,x_px0,y_px0,value`: a row a cell and order."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     writer.writerow(["order", "group", "rank", "slide_id", "row", "x_px0", "y_px0", "value"])
     for gallery in galleries:
         for cell in gallery.cells:

@@ -19,6 +19,7 @@ from cytofm_cli.registry import readers
 from cytofm_cli.slides import dicom, ngff, plane_files, pyramid, shells, tiff
 from cytofm_cli.slides.base import DAMAGED_HINT, ReaderOpener, SlideReader, slide_error
 from cytofm_cli.slides.folders import slide_suffixes
+from cytofm_cli.urls import check_url, is_url
 
 _HEAD_BYTES: Final = 4096
 _WHOLE_SERIES: Final = "copy all files of its series into one folder."
@@ -34,13 +35,15 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
         reader: name of a reader, or "auto" to choose by probing.
 
     Raises:
-        SlideError: missing, empty, no slide, damaged, or nothing can read it; the message
-            holds what each reader said.
+        SlideError: missing, empty, no slide, damaged, a URL that is not opened (`cytofm_cli.urls`),
+            or nothing can read it; the message holds what each reader said.
         UsageError: no reader has this name.
     """
     path = os.fspath(path)
     if reader != "auto":
         readers.load(reader)  # a wrong name is told first
+    if is_url(path):
+        check_url(path)
     if path.startswith("file://"):
         path = unquote(urlsplit(path).path)
     if "://" not in path and Path(path).is_dir():
@@ -122,6 +125,8 @@ def _verify(path: str, size_bytes: int) -> None:
     """Refuse a TIFF that lies, or of which no reader may show what it holds."""
     try:
         directories = tiff.read_directories(path)
+    except tiff.TooLargeError:
+        raise
     except SlideError:
         return  # the readers say what is wrong, in their own words
     maker = pyramid.vendor(directories)

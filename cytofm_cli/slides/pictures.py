@@ -57,6 +57,8 @@ def find_slide(path: str, directories: Sequence[Directory]) -> Slide:
     for directory in pictures:
         if directory.sub is None:
             of_size.setdefault((directory.size_px, directory.samples), directory)
+    if not of_size:  # SubIFDs alone have a size
+        raise slide_error(path, "is a TIFF without a picture size.")
     candidates = [levels_of(base, pictures) for base in of_size.values()]
     levels = candidates[choose(candidates, [any(map(_has_scale, each)) for each in candidates])]
     _refuse_thumbnail(path, levels[0])

@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import SlideError
-from cytofm_cli.slides.base import slide_error
+from cytofm_cli.slides.base import DAMAGED_HINT, slide_error
 from cytofm_cli.units import Size
+from cytofm_cli.urls import check_url, is_url
+from cytofm_cli.work.budget import FREE_BYTES
 
 # Tag numbers, named as in the TIFF 6.0 specification.
 NEW_SUBFILE_TYPE: Final = 254
@@ -93,6 +95,11 @@ _TYPES: Final = {
 _RATIONAL: Final = (5, 10)
 _TEXT: Final = (2, 7)
 _MAX_DIRECTORIES: Final = 65_536
+# What directories may share of a file (tables of JPEG, descriptions) beside its whole length.
+_SHARED_BYTES: Final = 32 << 20
+# A tile or strip is decoded as a whole: up to here whatever it claims, above by what it has.
+_FREE_SEGMENT_BYTES: Final = FREE_BYTES
+_MOST_UNPACKED: Final = 100
 _MAGIC: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 Value = bytes | NDArray[np.generic]
@@ -190,6 +197,10 @@ class Directory:
         return pair[0], pair[1]
 
 
+class TooLargeError(SlideError):
+    """A file whose directories or tiles claim far more than the file has: no reader may try it."""
+
+
 def is_tiff(head: bytes) -> bool:
     """Tell from its first four bytes whether a file is a TIFF."""
     return head[:4] in _MAGIC
@@ -222,8 +233,9 @@ def open_file(path: str) -> BinaryIO:
     Raises:
         OSError: it is not there.
     """
-    if "://" not in path:
+    if not is_url(path):
         return open(path, "rb", buffering=0)  # noqa: PTH123 - a str, as given
+    check_url(path)
     import fsspec
 
     handle: BinaryIO = fsspec.open(path, "rb").open()
@@ -237,6 +249,7 @@ class _Walk:
         self.path = path
         self.handle = handle
         self.size_bytes = handle.seek(0, os.SEEK_END)
+        self.left_bytes = self.size_bytes + _SHARED_BYTES
         head = self.read(0, 8)
         if not is_tiff(head):
             raise slide_error(path, "not a TIFF file.")
@@ -250,6 +263,12 @@ class _Walk:
     def read(self, offset: int, n_bytes: int) -> bytes:
         if offset < 0 or n_bytes < 0 or offset + n_bytes > self.size_bytes:
             raise slide_error(self.path, "is truncated: a TIFF directory is beyond its end.")
+        self.left_bytes -= n_bytes
+        if self.left_bytes < 0:
+            raise TooLargeError(
+                f"{self.path}: damaged TIFF: its tags state to hold more than the whole file.",
+                hint=DAMAGED_HINT,
+            )
         self.handle.seek(offset)
         return self.handle.read(n_bytes)
 
@@ -263,8 +282,14 @@ class _Walk:
             tags, following = self.directory(offset)
             main = Directory(page=page, sub=None, tags=tags)
             listed.append(main)
-            for sub, sub_offset in enumerate(main.array(SUB_IFDS)):
-                sub_tags, _ = self.directory(int(sub_offset))
+            for sub, sub_offset in enumerate(main.array(SUB_IFDS).tolist()):
+                if sub_offset in seen or len(listed) >= _MAX_DIRECTORIES:
+                    raise TooLargeError(
+                        f"{self.path}: damaged TIFF: its directories form a loop.",
+                        hint=DAMAGED_HINT,
+                    )
+                seen.add(sub_offset)
+                sub_tags, _ = self.directory(sub_offset)
                 listed.append(Directory(page=page, sub=sub, tags=sub_tags))
             offset, page = following, page + 1
         if not listed:
@@ -337,7 +362,16 @@ def verify(path: str, directories: Sequence[Directory], size_bytes: int) -> None
     for directory in directories:
         problem = _problem(directory, size_bytes)
         if problem:
-            raise SlideError(f"{path}: {problem}", hint="copy the file again from its source.")
+            raise TooLargeError(f"{path}: {problem}", hint="copy the file again from its source.")
+
+
+def _segment_bytes(directory: Directory) -> int:
+    """Return the bytes that one tile or strip of a directory takes when it is decoded."""
+    width, height = directory.size_px
+    rows = min(directory.number(ROWS_PER_STRIP, height), height)
+    side = directory.tile_px or Size(width, rows)
+    samples = 1 if directory.planar else directory.samples
+    return side.w * side.h * samples * -(-directory.number(BITS_PER_SAMPLE, 1) // 8)
 
 
 def _problem(directory: Directory, size_bytes: int) -> str | None:
@@ -359,6 +393,10 @@ def _problem(directory: Directory, size_bytes: int) -> str | None:
     distinct = np.unique(offsets[:expected][stored]).size if counts.size else expected
     if distinct * _MIN_STORED < expected or distinct == 0:
         return f"{claim} but holds {distinct} of {expected} {unit}."
+    if (n_unpacked := _segment_bytes(directory)) > _FREE_SEGMENT_BYTES:
+        most = int(counts.max(initial=0)) if counts.size else size_bytes
+        if n_unpacked > _FREE_SEGMENT_BYTES + _MOST_UNPACKED * most:
+            return f"claims {unit} of {n_unpacked} bytes each, and stores at most {most} of one."
     tile = directory.tile_px
     n_px = int(stored.sum()) * tile.w * tile.h if tile else width * height
     n_bytes = int(counts.sum())

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.store import schema, zarr3
+from cytofm_cli.store.checksum import Codec
 from cytofm_cli.store.schema import ArrayKind
-from cytofm_cli.store.zarr3 import Codec, ShardedArrayWriter
+from cytofm_cli.store.zarr3 import ShardedArrayWriter
 
 
 def write(

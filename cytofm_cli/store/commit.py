@@ -9,7 +9,6 @@ made from a step goes before the step itself is replaced (`cytofm_cli.store.line
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,12 +18,13 @@ from typing import Any, Final
 from cytofm_cli.config import differences
 from cytofm_cli.errors import ConfigMismatchError, TryAgainError
 from cytofm_cli.store import arrays, lineage, schema
+from cytofm_cli.store.checksum import read_node, write_node
 from cytofm_cli.store.io import Store, open_store, orphans
 from cytofm_cli.store.records import SlideRecord, StepRecord, TileRecord
 from cytofm_cli.store.staging import aside_of, commit_claim
 from cytofm_cli.store.zarr3 import write_group
 from cytofm_cli.work.claim import claim
-from cytofm_cli.work.files import flush_folder, remove_partials, write_json
+from cytofm_cli.work.files import flush_folder, remove_partials
 
 COMMIT_WAIT_S: Final = 60.0
 
@@ -165,11 +165,11 @@ def _replace(staged: Path, path: Path, step: str, gone: Sequence[str]) -> None:
 
 
 def _update_root(path: Path, drop: Sequence[str] = ()) -> None:
-    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    node = read_node(path)
     content = node["attributes"][schema.ATTRIBUTES_KEY]
     if not drop:
         content["steps"] |= orphans(path, content["steps"])
     for step in drop:
         content["steps"].pop(step, None)
     remove_partials(path)  # of a killed process: this one holds the claim
-    write_json(path / "zarr.json", node, indent=1)
+    write_node(path, node, flush=True)

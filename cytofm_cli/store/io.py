@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import InputError, StoreError
 from cytofm_cli.registry import detectors
 from cytofm_cli.store import fresh, lineage, schema
+from cytofm_cli.store.budget import refuse_claim
+from cytofm_cli.store.checksum import read_node
 from cytofm_cli.store.records import (
     AttentionRecord,
     ClassesRecord,
@@ -26,7 +27,7 @@ from cytofm_cli.store.records import (
     StepRecord,
     TileRecord,
 )
-from cytofm_cli.store.rows import Rows
+from cytofm_cli.store.rows import DAMAGE, Rows
 from cytofm_cli.store.staging import check_slide_id, claim_step, staging, tidy
 from cytofm_cli.store.tables import Embeddings, NucleusTable, Tiles
 from cytofm_cli.work.closing import Closes
@@ -189,8 +190,9 @@ class Store(Closes):
         import zarr
 
         try:
+            refuse_claim(self.path / array, read_node(self.path / array))
             return zarr.open_array(self.path / array, mode="r")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except DAMAGE as error:
             raise self._damaged(array, error) from error
 
     def read(self, array: str) -> NDArray[Any]:
@@ -209,9 +211,8 @@ class Store(Closes):
             StoreError: it is not there or damaged.
         """
         try:
-            node = json.loads((self.path / array / "zarr.json").read_text(encoding="utf-8"))
-            return tuple(node.get("shape", ()))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+            return tuple(read_node(self.path / array).get("shape", ()))
+        except DAMAGE as error:
             raise self._damaged(array, error) from error
 
     def rows(self, array: str) -> Rows:
@@ -387,8 +388,18 @@ def list_stores(folder: Path) -> list[Path]:
 
 
 def is_store(path: Path) -> bool:
-    """Tell whether a folder is one of our stores."""
-    return schema.ATTRIBUTES_KEY in _attributes(path)
+    """Tell whether a folder is one of our stores, damaged or not."""
+    return schema.ATTRIBUTES_KEY in _attributes(path) or (
+        path.name.endswith(schema.STORE_SUFFIX) and _is_marked(path / "zarr.json")
+    )
+
+
+def _is_marked(node: Path) -> bool:
+    """Tell whether a node that cannot be read, or is not what was written, names cytofm."""
+    try:
+        return f'"{schema.ATTRIBUTES_KEY}"'.encode() in node.read_bytes()
+    except OSError:
+        return False
 
 
 def open_store(path: Path) -> Store:
@@ -400,6 +411,8 @@ def open_store(path: Path) -> Store:
     if not path.exists():
         raise StoreError(f"{path}: no such store.")
     content = _attributes(path).get(schema.ATTRIBUTES_KEY)
+    if not isinstance(content, dict) and (path / "zarr.json").is_file():
+        _refuse_damaged_root(path)
     if not isinstance(content, dict):
         raise StoreError(f"{path}: is no store of cytofm.", hint="make one with `cytofm tile`.")
     version = content.get("schema")
@@ -421,11 +434,19 @@ def open_store(path: Path) -> Store:
 
 def _attributes(path: Path) -> dict[str, Any]:
     try:
-        node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-        attributes = node.get("attributes", {})
-    except (OSError, ValueError, AttributeError):
+        attributes: dict[str, Any] = read_node(path).get("attributes", {})
+    except (OSError, ValueError):
         return {}
-    return attributes if isinstance(attributes, dict) else {}
+    return attributes
+
+
+def _refuse_damaged_root(path: Path) -> None:
+    try:
+        read_node(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path}: its root is damaged ({error}).", hint="`cytofm tile --overwrite` it."
+        ) from error
 
 
 def _groups(path: Path) -> Iterator[str]:

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cytofm_cli.store import schema
+from cytofm_cli.store.chunks import hash_array
 from cytofm_cli.store.records import StepRecord, is_part
-from cytofm_cli.store.zarr3 import hash_array
 
 Steps = Mapping[str, StepRecord]
 

@@ -8,20 +8,24 @@ chunks of whole rows, raw or zstd, each in a file of its own or all in one shard
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import CytofmError
-from cytofm_cli.store.zarr3 import BYTES, ZSTD, ShardedArrayReader, zstd_decode
+from cytofm_cli.store.budget import refuse_claim
+from cytofm_cli.store.checksum import read_node, without
+from cytofm_cli.store.chunks import ShardedArrayReader, read_chunk
+from cytofm_cli.store.zarr3 import BYTES, ZSTD, zstd_decode
 from cytofm_cli.work.closing import Closes
 
 _SHARDING = "sharding_indexed"
+# What comes of a node or a chunk that is not as it was written.
+DAMAGE: Final = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError)
 
 
 class RowReader(Closes):
@@ -78,14 +82,16 @@ class RowReader(Closes):
         data = self._encoded(number)
         if data is None:  # the fill value
             return np.zeros(self.chunk, self.dtype)
-        raw = zstd_decode(data) if self._codecs[-1]["name"] == ZSTD["name"] else data
+        compressed = without(self._codecs)[-1]["name"] == ZSTD["name"]
+        n_bytes = math.prod(self.chunk) * self.dtype.itemsize
+        raw = zstd_decode(data, n_bytes) if compressed else data
         return np.frombuffer(raw, self.dtype.newbyteorder("<")).reshape(self.chunk)
 
     def _encoded(self, number: int) -> bytes | None:
         if self._shards is not None:
             return self._shards.chunk_at(number)
         file = self.path / ".".join(["c", str(number), *["0"] * (len(self.shape) - 1)])
-        return file.read_bytes() if file.exists() else None
+        return read_chunk(file, self._codecs)
 
 
 class ZarrRows(Closes):
@@ -112,7 +118,8 @@ def open_rows(path: Path) -> RowReader | ZarrRows:
     Raises:
         OSError, ValueError, KeyError: there is no array, or its node is damaged.
     """
-    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    node = read_node(path)
+    refuse_claim(path, node)
     return RowReader(path, node) if _is_ours(node) else ZarrRows(path)
 
 
@@ -144,7 +151,7 @@ class Rows(Closes):
     def _blaming(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except DAMAGE as error:
             raise self._blame(error) from error
 
 
@@ -173,5 +180,5 @@ def _has_whole_rows(chunk: Sequence[int], shape: Sequence[int]) -> bool:
 
 
 def _is_plain(codecs: Sequence[dict[str, Any]]) -> bool:
-    names = [codec["name"] for codec in codecs]
+    names = [codec["name"] for codec in without(codecs)]
     return codecs[0] == BYTES and names[1:] in ([], [ZSTD["name"]])

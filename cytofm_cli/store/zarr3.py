@@ -1,4 +1,4 @@
-"""Write Zarr v3 nodes, and read the encoded chunks of sharded ones.
+"""Write Zarr v3 nodes; `store.chunks` reads what lies in their files.
 
 Our own writer, because the tile step spends its time here: it assembles a shard from chunks
 that are encoded elsewhere (or copied from the slide), streams it to disk, and needs no import
@@ -8,28 +8,27 @@ Format: Zarr core v3.0 and the `sharding_indexed` codec v1.0 of its specificatio
 
 from __future__ import annotations
 
-import json
-import os
-import threading
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.work.closing import Closes
-from cytofm_cli.work.files import write_json
-
-Codec = dict[str, Any]
+from cytofm_cli.store.checksum import (
+    CRC32C,
+    N_BYTES,
+    Codec,
+    checksum,
+    write_node,
+)
 
 BYTES: Codec = {"name": "bytes", "configuration": {"endian": "little"}}
 ZSTD: Codec = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
 # The name under which published packages register imagecodecs' JPEG codec with zarr.
 JPEG: Codec = {"name": "imagecodecs_jpeg"}
-_CRC32C: Codec = {"name": "crc32c"}
-_MISSING = 2**64 - 1
-_BLOCK_BYTES = 2**20
+MISSING = 2**64 - 1
 
 
 def zstd_encode(data: bytes) -> bytes:
@@ -39,11 +38,22 @@ def zstd_encode(data: bytes) -> bytes:
     return bytes(imagecodecs.zstd_encode(data, level=1))
 
 
-def zstd_decode(data: bytes) -> bytes:
-    """Decompress one zstd frame."""
+def zstd_decode(data: bytes, n_bytes: int) -> bytes:
+    """Decompress one zstd frame, whose own word for its length is not believed.
+
+    Args:
+        data: the frame.
+        n_bytes: length of what it holds.
+
+    Raises:
+        ValueError, RuntimeError: it is damaged, or holds more or less than that.
+    """
     import imagecodecs
 
-    return bytes(imagecodecs.zstd_decode(data))
+    raw = bytes(imagecodecs.zstd_decode(data, out=n_bytes))
+    if len(raw) != n_bytes:
+        raise ValueError(f"a chunk of {len(raw)} bytes in place of {n_bytes}")
+    return raw
 
 
 def write_group(
@@ -54,7 +64,7 @@ def write_group(
     What is staged is flushed whole before it is renamed into place (`flush_folder`).
     """
     node = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})}
-    write_json(path / "zarr.json", node, indent=1, flush=flush)
+    write_node(path, node, flush=flush)
 
 
 def write_array(
@@ -67,7 +77,7 @@ def write_array(
     rows_per_chunk: int | None = None,
 ) -> None:
     """Write an array as one chunk in one file; a longer one as a file every `rows_per_chunk`."""
-    codecs = [BYTES, ZSTD] if compress else [BYTES]
+    codecs = [BYTES, ZSTD, CRC32C] if compress else [BYTES, CRC32C]
     path.mkdir(parents=True, exist_ok=True)
     rows = min(values.shape[0], rows_per_chunk or values.shape[0])
     chunk = (max(1, rows), *(max(1, side) for side in values.shape[1:]))
@@ -79,7 +89,8 @@ def write_array(
         raw = block.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
         raw += bytes((rows - len(block)) * (len(raw) // len(block)))  # a chunk is always whole
         key = ".".join(["c", str(number), *["0"] * (values.ndim - 1)])
-        (path / key).write_bytes(zstd_encode(raw) if compress else raw)
+        data = zstd_encode(raw) if compress else raw
+        (path / key).write_bytes(data + checksum(data))
 
 
 def _write_array_node(
@@ -104,33 +115,7 @@ def _write_array_node(
         "attributes": dict(attributes or {}),
         "dimension_names": list(axes),
     }
-    write_json(path / "zarr.json", node, indent=1, flush=False)
-
-
-def hash_array(path: Path, hasher: Hasher) -> None:
-    """Feed shape, dtype and values to a hash; how they were compressed does not count.
-
-    Raises:
-        OSError, ValueError: a file is missing or damaged.
-    """
-    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-    hasher.update(json.dumps([node["shape"], node["data_type"]]).encode())
-    compressed = node["codecs"][-1]["name"] == ZSTD["name"]
-    for chunk in sorted(path.glob("c.*")):
-        hasher.update(f"\0{chunk.name}\0".encode())
-        if compressed:
-            hasher.update(zstd_decode(chunk.read_bytes()))
-            continue
-        with chunk.open("rb") as handle:
-            while block := handle.read(_BLOCK_BYTES):
-                hasher.update(block)
-
-
-class Hasher(Protocol):
-    """A hash of the standard library."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take more bytes."""
+    write_node(path, node, flush=False)
 
 
 class ShardedArrayWriter:
@@ -142,7 +127,8 @@ class ShardedArrayWriter:
         dtype: dtype of the array.
         rows_per_shard: rows (first axis) in one shard.
         chunk: shape of an inner chunk; divides `(rows_per_shard, *shape[1:])`.
-        codecs: inner codecs, as Zarr metadata, by which each chunk was encoded.
+        codecs: inner codecs, as Zarr metadata, by which each chunk was encoded; the checksum of
+            each is added here.
         axes: dimension names.
         attributes: what the array says of itself.
     """
@@ -170,8 +156,8 @@ class ShardedArrayWriter:
             "name": "sharding_indexed",
             "configuration": {
                 "chunk_shape": list(chunk),
-                "codecs": list(codecs),
-                "index_codecs": [BYTES, _CRC32C],
+                "codecs": [*codecs, CRC32C],
+                "index_codecs": [BYTES, CRC32C],
                 "index_location": "end",
             },
         }
@@ -188,104 +174,20 @@ class ShardedArrayWriter:
         Returns:
             Bytes written.
         """
-        from numcodecs.checksum32 import CRC32C  # importing numcodecs takes 0.05 to 0.15 s
-
         n_chunks = int(np.prod(self.chunks_per_shard))
-        table = np.full((n_chunks, 2), _MISSING, dtype="<u8")
+        table = np.full((n_chunks, 2), MISSING, dtype="<u8")
         key = ".".join(["c", str(index), *["0"] * (len(self.chunks_per_shard) - 1)])
         with (self.path / key).open("wb") as handle:
             offset = 0
             for position, chunk in enumerate(chunks):
                 if chunk is not None:
                     handle.write(chunk)
-                    table[position] = (offset, len(chunk))
-                    offset += len(chunk)
-            handle.write(bytes(CRC32C().encode(table)))
+                    handle.write(checksum(chunk))
+                    table[position] = (offset, len(chunk) + N_BYTES)
+                    offset += len(chunk) + N_BYTES
+            index_bytes = table.tobytes()
+            handle.write(index_bytes + checksum(index_bytes))
             return handle.tell()
-
-
-def _crc32c(data: bytes) -> bytes:
-    """Return the CRC-32C that stands behind the index of a shard.
-
-    What numcodecs writes there; readers do without importing numcodecs.
-    """
-    import google_crc32c
-
-    return int(google_crc32c.value(data)).to_bytes(4, "little")
-
-
-class ShardedArrayReader(Closes):
-    """Read encoded chunks of an array written by `ShardedArrayWriter`, any thread.
-
-    Raises:
-        ValueError: the node is no sharded array, or a shard's index is damaged.
-        OSError: a file is missing or unreadable.
-    """
-
-    def __init__(self, path: Path) -> None:
-        node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-        sharding = node["codecs"][0]
-        if sharding["name"] != "sharding_indexed":
-            raise ValueError(f"{path}: not a sharded array")
-        configuration = sharding["configuration"]
-        self.path = path
-        self.shape: tuple[int, ...] = tuple(node["shape"])
-        self.dtype = np.dtype(node["data_type"])
-        self.chunk: tuple[int, ...] = tuple(configuration["chunk_shape"])
-        self.codecs: list[Codec] = configuration["codecs"]
-        shard_shape = node["chunk_grid"]["configuration"]["chunk_shape"]
-        self.rows_per_shard: int = shard_shape[0]
-        self.chunks_per_shard = tuple(
-            outer // inner for outer, inner in zip(shard_shape, self.chunk, strict=True)
-        )
-        self._lock = threading.Lock()
-        self._tables: dict[int, NDArray[np.uint64]] = {}
-        self._handles: dict[int, BinaryIO] = {}
-
-    def close(self) -> None:
-        """Close the files."""
-        for handle in self._handles.values():
-            handle.close()
-        self._handles.clear()
-
-    def row_chunks(self, row: int) -> list[bytes | None]:
-        """Return the encoded chunks of one row (one chunk deep), in C order."""
-        if self.chunk[0] != 1:
-            raise ValueError(f"{self.path}: chunks hold {self.chunk[0]} rows, not one")
-        shard, within = divmod(row, self.rows_per_shard)
-        table = self._table(shard)
-        per_row = int(np.prod(self.chunks_per_shard[1:]))
-        descriptor = self._handles[shard].fileno()
-        chunks: list[bytes | None] = []
-        for offset, n_bytes in table[within * per_row : (within + 1) * per_row]:
-            missing = int(offset) == _MISSING
-            chunks.append(None if missing else os.pread(descriptor, int(n_bytes), int(offset)))
-        return chunks
-
-    def chunk_at(self, number: int) -> bytes | None:
-        """Return an encoded chunk of an array whose chunks are whole rows, by its place."""
-        shard, within = divmod(number, self.chunks_per_shard[0])
-        offset, n_bytes = self._table(shard)[within]
-        if int(offset) == _MISSING:
-            return None
-        return os.pread(self._handles[shard].fileno(), int(n_bytes), int(offset))
-
-    def _table(self, shard: int) -> NDArray[np.uint64]:
-        with self._lock:  # else two threads open a shard, and one closes it under the other
-            return self._tables[shard] if shard in self._tables else self._open(shard)
-
-    def _open(self, shard: int) -> NDArray[np.uint64]:
-        key = ".".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
-        handle = (self.path / key).open("rb")
-        n_bytes = int(np.prod(self.chunks_per_shard)) * 16
-        handle.seek(-n_bytes - 4, 2)
-        data = handle.read()
-        if _crc32c(data[:-4]) != data[-4:]:
-            handle.close()
-            raise ValueError(f"{self.path / key}: the shard's index is damaged")
-        self._handles[shard] = handle
-        self._tables[shard] = np.frombuffer(data[:-4], dtype="<u8").reshape(-1, 2)
-        return self._tables[shard]
 
 
 def write_rows(
@@ -371,17 +273,51 @@ def chunk_decoder(codecs: Sequence[Codec], chunk: Sequence[int]) -> Decoder:
     name = codecs[-1]["name"]
     shape = tuple(chunk[1:])
     if name == JPEG["name"]:
-        return lambda data: jpeg_decode(data).reshape(shape)
+        return lambda data: jpeg_decode(data, shape)
     if name == ZSTD["name"]:
-        return lambda data: np.frombuffer(zstd_decode(data), dtype=np.uint8).reshape(shape)
+        n_bytes = math.prod(shape)
+        return lambda data: np.frombuffer(zstd_decode(data, n_bytes), np.uint8).reshape(shape)
     raise ValueError(f"unknown chunk codec {name!r}")
 
 
-def jpeg_decode(data: bytes) -> NDArray[np.uint8]:
-    """Decode a complete JPEG stream to (y, x, 3) RGB with libjpeg-turbo."""
+def refuse_undecodable(
+    data: bytes, codecs: Sequence[Codec], shape: Sequence[int], dtype: str
+) -> None:
+    """Decode a chunk that has no checksum, to see whether it can be.
+
+    Args:
+        data: the encoded chunk.
+        codecs: by which it was encoded.
+        shape: of the chunk.
+        dtype: of the array.
+
+    Raises:
+        ValueError, RuntimeError: it cannot be decoded, or is of another size.
+    """
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    name = codecs[-1]["name"]
+    if name == JPEG["name"]:
+        jpeg_decode(data, tuple(shape[1:]))
+    elif name == ZSTD["name"]:
+        zstd_decode(data, n_bytes)
+    elif name == BYTES["name"] and len(data) != n_bytes:
+        raise ValueError(f"{len(data)} bytes in place of {n_bytes}")
+
+
+def jpeg_decode(data: bytes, shape: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
+    """Decode a complete JPEG stream to (y, x, 3) RGB with libjpeg-turbo.
+
+    Args:
+        data: the stream.
+        shape: what it must hold; None: whatever it says.
+
+    Raises:
+        ValueError, RuntimeError: it is damaged, or of another shape.
+    """
     import imagecodecs
 
-    pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data)
+    out = None if shape is None else np.empty(shape, np.uint8)
+    pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data, out=out)
     return pixels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cytofm_cli import urls
 from cytofm_cli.errors import SlideError
 from cytofm_cli.runs import provenance
 from cytofm_cli.store.io import Store
@@ -27,11 +28,12 @@ def find_slide(store: Store, slides: Path | None) -> str:
     """Return the path of a store's slide, looking in `slides` for a moved one.
 
     Raises:
-        SlideError: it is at neither place, or another file lies there.
+        SlideError: it is at neither place, or another file lies there; or it is behind a URL that
+            the user does not give again: a store may come from anybody.
     """
     path = store.slide.path
     if store.slide.is_remote:
-        return path
+        return _remote(store, slides)
     moved = [] if slides is None else [slides / Path(path).name]
     for candidate in [*moved, Path(path)]:
         if candidate.exists():
@@ -45,3 +47,16 @@ def find_slide(store: Store, slides: Path | None) -> str:
         f"{path}: the slide of {store.path.name} is not there, and the store holds no pixels.",
         hint="--slides DIR says where it is now.",
     )
+
+
+def _remote(store: Store, slides: Path | None) -> str:
+    """Return the URL of a slide if the user, and not the store alone, says to go there."""
+    stored = store.slide.path
+    url = None if slides is None else urls.of_given(str(slides), stored)
+    if url is None:
+        raise SlideError(
+            f"{store.path}: its slide is at {stored}, and the store holds no pixels.",
+            hint="to read it from there, say so: --slides with that URL, or with its folder's.",
+        )
+    urls.check_url(url)
+    return url

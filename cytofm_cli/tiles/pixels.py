@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides.base import NativeJpeg, SlideReader
 from cytofm_cli.store import arrays, schema
+from cytofm_cli.store.checksum import Codec
 from cytofm_cli.store.zarr3 import (
     BYTES,
     JPEG,
     ZSTD,
-    Codec,
     jpeg_decode,
     jpeg_encode,
     zstd_encode,

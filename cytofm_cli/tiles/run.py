@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import DiskFullError, SlideError
+from cytofm_cli.errors import DiskFullError, SlideError, without_secrets
 from cytofm_cli.runs import provenance
 from cytofm_cli.slides.base import SlideReader
 from cytofm_cli.slides.open import open_slide
@@ -22,6 +22,7 @@ from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.finished import is_done
 from cytofm_cli.tiles.plan import Overview, TilePlan, draw_preview, plan_tiles
 from cytofm_cli.units import human_bytes
+from cytofm_cli.urls import is_url
 from cytofm_cli.work.batch import Status
 
 # The thumbnail is for people: a 100 000 px slide needs no larger one.
@@ -72,13 +73,13 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
 
 
 def fingerprint_of(path: str) -> str:
-    """Identify a slide; a URL is its own name.
+    """Identify a slide; a URL is its own name, but for what lets in.
 
     Raises:
         SlideError: it is not there or cannot be read.
     """
-    if "://" in path:
-        return path
+    if is_url(path):
+        return without_secrets(path)
     if not Path(path).exists():
         raise SlideError(f"{path}: no such file.", hint="check the path.")
     try:
@@ -200,7 +201,7 @@ def _slide_record(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) 
     info = reader.info
     return SlideRecord(
         slide_id=job.slide_id,
-        path=job.path if "://" in job.path else str(Path(job.path).absolute()),
+        path=without_secrets(job.path) if is_url(job.path) else str(Path(job.path).absolute()),
         reader=info.reader,
         format=info.format,
         size_px0=info.size_px0,

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import StoreError
 from cytofm_cli.store import schema
+from cytofm_cli.store.chunks import ShardedArrayReader
 from cytofm_cli.store.io import Store
-from cytofm_cli.store.zarr3 import ShardedArrayReader, chunk_decoder
+from cytofm_cli.store.rows import DAMAGE
+from cytofm_cli.store.zarr3 import chunk_decoder
 from cytofm_cli.tiles.focal import TileViews
 from cytofm_cli.tiles.kept import shared
 from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.read import ReadPlan, read_tile
 from cytofm_cli.tiles.shown import open_shown, views_of
+
+_ANEW: Final = "make the store again with `cytofm tile --overwrite`."
 
 
 class TileSource(Protocol):
@@ -99,12 +103,19 @@ def open_tiles(store: Store, *, slides: Path | None = None) -> Iterator[TileSour
     fill, xy_px0 = store.tile.fill, store.tile_xy_px0
     source = f"{store.path.absolute()} {store.tile.identity}"
     if store.has(schema.TILE_PIXELS.path):
-        with ShardedArrayReader(store.path / schema.TILE_PIXELS.path) as pixels:
+        with _pixels_of(store) as pixels:
             yield shared(StoredTiles(pixels, xy_px0), source)
         return
     with open_shown(store, slides=slides) as reader:
         tiles = SlideTiles(views_of(reader), plan_of(store), xy_px0, fill=fill)
         yield shared(tiles, source)
+
+
+def _pixels_of(store: Store) -> ShardedArrayReader:
+    try:
+        return ShardedArrayReader(store.path / schema.TILE_PIXELS.path)
+    except DAMAGE as error:
+        raise StoreError(f"{store.path}: its pixels are damaged ({error}).", hint=_ANEW) from error
 
 
 class StoredTiles:
@@ -122,11 +133,9 @@ class StoredTiles:
             if len(chunks) == 1 and chunks[0] is not None:
                 return self._decode(chunks[0])
             return self._assemble(chunks)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise StoreError(
-                f"{self._pixels.path}: tile {index} is damaged ({error}).",
-                hint="make the store again with `cytofm tile --overwrite`.",
-            ) from error
+        except DAMAGE as error:
+            told = f"{self._pixels.path}: tile {index} is damaged ({error})."
+            raise StoreError(told, hint=_ANEW) from error
 
     def _assemble(self, chunks: list[bytes | None]) -> NDArray[np.uint8]:
         side, chunk = self._pixels.shape[1], self._pixels.chunk[1]

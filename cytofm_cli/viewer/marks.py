@@ -8,7 +8,6 @@ Undoing is an action too: the file tells what was marked when.
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.pictures import colours
 from cytofm_cli.runs.provenance import utc_now
 from cytofm_cli.stats.classes import BETHESDA
+from cytofm_cli.table_text import TableWriter
 from cytofm_cli.work.claim import claim
 from cytofm_cli.work.closing import Closes
 from cytofm_cli.work.files import output_errors
@@ -210,7 +210,7 @@ def read_book(path: Path) -> Book:
 def csv_text(book: Book) -> str:
     """Write marks as `slide_id,x,y,label`: what `cytofm evaluate probe --points` reads."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text)
     writer.writerow(["slide_id", "x", "y", "label"])
     for mark in book.marks():
         writer.writerow([mark.slide_id, f"{mark.x:.2f}", f"{mark.y:.2f}", book.name(mark.key)])

@@ -21,7 +21,6 @@ Letters: B tiles, V views, M nuclei, C colours, H rows, W columns.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ from cytofm_cli.config import as_record, differences, field_types
 from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, lineage, schema
+from cytofm_cli.store.checksum import read_node
 from cytofm_cli.store.zarr3 import (
     BYTES,
     ZSTD,
@@ -185,7 +185,7 @@ def _is_done(job: ViewsJob, settings: dict[str, Any], mark: str, made_from: dict
 
 def _record(job: ViewsJob) -> dict[str, Any]:
     try:
-        node = json.loads((job.target / "zarr.json").read_text())
+        node = read_node(job.target)
         record: dict[str, Any] = node["attributes"][ATTRIBUTES_KEY]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(

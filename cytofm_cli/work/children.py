@@ -38,6 +38,7 @@ POLL_S: Final = 0.5
 STOP_GRACE_S: Final = 5.0
 _OURS_TO_HEAR: Final = frozenset({signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2})
 _TERMINATED: Final = 128 + signal.SIGTERM
+_SAFE_PATH: Final = "PYTHONSAFEPATH"
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,10 @@ class _Child(Generic[Task]):
         if method == "spawn":
             # Python's tracker of resources comes with the first child, and lets SIGINT through
             # again once it has started: so it starts alone.
-            with _signals_held_back():
+            with _signals_held_back(), _safe_path():
                 resource_tracker.ensure_running()
         # Killed before it has read all that it is sent: `news` finds it dead.
-        with _signals_held_back(), contextlib.suppress(BrokenPipeError):
+        with _signals_held_back(), _safe_path(), contextlib.suppress(BrokenPipeError):
             self.process.start()
         theirs.close()
 
@@ -234,6 +235,24 @@ class _Child(Generic[Task]):
         self.is_busy = False
         seconds = time.monotonic() - self._given
         return Lost(self.task, why, detail, seconds)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Let a spawned child start without the working folder on its path.
+
+    It begins as `python -c`, before it is told the path of this process: a `signal.py` that lies
+    where the command is called would be run in place of Python's own.
+    """
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
 
 
 def _dismiss(crew: Sequence[_Child[Any]]) -> None:

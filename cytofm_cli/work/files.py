@@ -180,7 +180,14 @@ def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     told = _NUMBER.search(str(error))
-    return int(told[1]) if told and int(told[1]) in _FULL else None
+    if told and int(told[1]) in _FULL:
+        return int(told[1])
+    before = error.__context__
+    while before is not None:  # torch's writer hides what its file said
+        if isinstance(before, OSError) and before.errno in _FULL:
+            return before.errno
+        before = before.__context__
+    return None
 
 
 def _hidden_name(name: str) -> str:

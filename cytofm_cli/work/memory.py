@@ -48,6 +48,20 @@ def keep_freed() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def limit_memory(n_bytes: int) -> None:
+    """Let this process allocate so much and no more; what asks for more fails. As far as can be.
+
+    Files that are mapped do not count. Not for processes that load torch, which reserves far more
+    than it uses.
+    """
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        within = n_bytes if most == resource.RLIM_INFINITY else min(n_bytes, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (within, most))
+
+
 def give_back() -> None:
     """Give what is freed back to the system; without glibc, do nothing."""
     with contextlib.suppress(AttributeError, OSError, TypeError):

@@ -13,12 +13,15 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from cytofm_cli.errors import InputError
+from cytofm_cli.work.budget import FREE_BYTES
 
 # How torch names what it refuses.
+_DEPTH: Final = 6  # of containers in containers; checkpoints have three
 _REFUSED: Final = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -41,7 +44,10 @@ def load_pickle(path: Path, *, kind: type[InputError], hint: str, mapped: bool =
         mapped = mapped and zipfile.is_zipfile(path)
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickles, which are read or refused
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            _refuse_packed(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            _refuse_spread(content)
+            return content
     except pickle.UnpicklingError as error:
         refused = _REFUSED.search(str(error))
         if refused is None:
@@ -60,6 +66,31 @@ def load_pickle(path: Path, *, kind: type[InputError], hint: str, mapped: bool =
         told = isinstance(error, RuntimeError | EOFError | ValueError)
         said = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise _damaged(path, kind, said if told else "") from error
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive whose members unpack to far more than the file: torch packs none."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > path.stat().st_size + FREE_BYTES:
+        raise ValueError(f"it unpacks to {size} bytes, far more than the file has")
+
+
+def _refuse_spread(content: Any, depth: int = 0) -> None:
+    """Refuse tensors that repeat few numbers so often that a copy of them would fill memory."""
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        if content.layout is not torch.strided:
+            return
+        size = content.numel() * content.element_size()
+        if size > content.untyped_storage().nbytes() + FREE_BYTES:
+            raise ValueError(f"a tensor of {size} bytes, far more than the file has")
+    elif depth < _DEPTH and isinstance(content, Mapping | list | tuple):
+        for held in content.values() if isinstance(content, Mapping) else content:
+            _refuse_spread(held, depth + 1)
 
 
 def _damaged(path: Path, kind: type[InputError], said: str = "") -> InputError:

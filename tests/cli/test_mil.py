@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ..nodes import put_node  # noqa: TID252 - of all tests
 from .mil_runs import plain, rows_of, train, write_bag
 
 
@@ -345,11 +346,11 @@ def test_mil__stores_of_other_tiles_are_refused_and_exports_keep_what_they_are(
     tile = node["attributes"]["cytofm"]["steps"]["tile"]
     side = tile["tile_px"]
     tile["tile_px"] = 2 * side
-    root.write_text(json.dumps(node))
+    put_node(root, node)
     group = root.parent / "tiles" / "zarr.json"
     node = json.loads(group.read_text())
     node["attributes"]["cytofm"]["tile_px"] = 2 * side
-    group.write_text(json.dumps(node))
+    put_node(group, node)
     mixed = here("mil", "train", "--bags", folder, "-o", tmp_path / "mixed", *few)
     assert mixed.returncode == 3, mixed.stderr
     assert f"tile size is {side} px in {ids[1]}, {2 * side} px in {ids[0]}" in mixed.stderr

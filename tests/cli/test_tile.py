@@ -14,6 +14,8 @@ import pyvips
 import tifffile
 import zarr
 
+from ..nodes import put_node  # noqa: TID252 - of all tests
+
 
 def pixels_of(path: Path) -> np.ndarray:
     return pyvips.Image.new_from_file(str(path)).numpy()[..., :3]
@@ -94,7 +96,7 @@ def old_store(stores: Path, to: Path) -> Path:
         del record["config"]["slide_mpp"], record["n_foreground"]
         if "slide" in facts:
             facts["slide"]["mpp_source"] = "--mpp"
-        node.write_text(json.dumps(content))
+        put_node(node, content)
     return store
 
 

@@ -32,6 +32,8 @@ from cytofm_cli.views.run import ViewsJob, dump_views
 from cytofm_cli.views.sheet import to_rgb
 from cytofm_cli.views.stored import TileNuclei, read_batch, tile_keys
 
+from ..nodes import put_node  # noqa: TID252 - of all tests
+
 SMALL = ("--global-px", 64, "--local-px", 32, "--n-local", 2)
 CONFIG = ViewsConfig(global_px=64, local_px=32, n_local=2)
 
@@ -294,7 +296,7 @@ def test_dump__of_before_the_margin_is_not_mixed_with_new_ones(dumped, two, tmp_
     node = json.loads(path.read_text())
     assert node["attributes"]["cytofm_views"]["margin_px"] == 64
     del node["attributes"]["cytofm_views"]["config"]["version"]
-    path.write_text(json.dumps(node))
+    put_node(path, node)
     job = ViewsJob(slide_id=slide_id, path=str(_first(two)), folder=tmp_path, config=CONFIG)
     with pytest.raises(ConfigMismatchError, match="version: 1 → 3"):
         dump_views(job, lambda *_: None, print)

@@ -24,6 +24,7 @@ from cytofm_cli.stats import metrics
 from cytofm_cli.stats.compare import compare_runs
 from cytofm_cli.store import io
 
+from ..nodes import put_node  # noqa: TID252 - of all tests
 from .made_up import evidence_of, many, run_of
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -170,7 +171,7 @@ def test_report__what_is_missing_is_told_and_the_rest_shown(trained, tmp_path: P
     shutil.rmtree(stores / "a-u.zarr")
     shutil.rmtree(stores / "a-v.zarr" / "attention")
     node = stores / "a-w.zarr" / "zarr.json"
-    node.write_text(node.read_text().replace('"schema": 1', '"schema": 9'))
+    put_node(node, node.read_text().replace('"schema": 1', '"schema": 9'))
     made = cytofm.make_report(trained.run, stores, tmp_path / "r.html", cells=1)
     told = "\n".join(made.warnings)
     assert "no store of 1 of 12 slides: a-u" in told
@@ -184,7 +185,7 @@ def test_report__slide_gone_leaves_overview_and_map(trained, tmp_path: Path) -> 
     shutil.rmtree(stores / "a-u.zarr" / "tiles" / "pixels")
     node = stores / "a-u.zarr" / "zarr.json"
     path = str(io.open_store(stores / "a-u.zarr").slide.path)
-    node.write_text(node.read_text().replace(path, "gone/a.png"))
+    put_node(node, node.read_text().replace(path, "gone/a.png"))
     run = read_run(trained.run)
     job = evidence.SlideJob("a-u", str(stores / "a-u.zarr"), "run", run.digest, "cell", "abnormal")
     seen = evidence.gather(job)

@@ -21,6 +21,8 @@ from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, schema
 from cytofm_cli.store.records import EmbeddingRecord, LevelRecord, SlideRecord, TileRecord
 
+from ..nodes import put_node  # noqa: TID252 - of all tests
+
 CONFIG = {"tile_px": 8}
 SLIDE = SlideRecord(
     slide_id="a",
@@ -161,7 +163,7 @@ def test_open_store__wrong_things_are_refused(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     node = json.loads((path / "zarr.json").read_text())
     node["attributes"]["cytofm"]["schema"] = 99
-    (path / "zarr.json").write_text(json.dumps(node))
+    put_node(path / "zarr.json", node)
     with pytest.raises(StoreError, match="schema 99"):
         io.open_store(path)
 

@@ -19,6 +19,8 @@ from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.records import LevelRecord, NucleiRecord, SlideRecord, StepRecord, TileRecord
 from cytofm_cli.store.zarr3 import write_array
 
+from ..nodes import put_node  # noqa: TID252 - of all tests
+
 NUCLEI, TILES = "nuclei/classical", "embeddings/hand/tile"
 CELLS, ATTENTION = "embeddings/hand/cell", "attention/run/cell"
 ALL = {schema.TILE_STEP, NUCLEI, TILES, CELLS, ATTENTION}
@@ -102,7 +104,7 @@ def as_earlier(path: Path) -> None:
         for record in (content, *content.get("steps", {}).values()):
             record.pop("id", None)
             record.pop("made_from", None)
-        file.write_text(json.dumps(node))
+        put_node(file, node)
 
 
 def edit(path: Path, step: str, **changes: Any) -> None:
@@ -111,7 +113,7 @@ def edit(path: Path, step: str, **changes: Any) -> None:
         node = json.loads(file.read_text())
         content = node["attributes"]["cytofm"]
         (content["steps"][step] if "steps" in content else content).update(changes)
-        file.write_text(json.dumps(node))
+        put_node(file, node)
 
 
 def stale(path: Path) -> set[str]:

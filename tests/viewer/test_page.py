@@ -18,6 +18,7 @@ from cytofm_cli.store.io import open_store
 from cytofm_cli.viewer.marks import read_book
 
 from ..browser import Browser  # noqa: TID252 - the folders of tests are no packages
+from ..nodes import put_node  # noqa: TID252 - of all tests
 
 Serve = Callable[..., "Served"]
 NAMED = "document.getElementById('plane-name').textContent === arguments[0]"
@@ -284,7 +285,7 @@ def test_marks__by_keyboard_alone_and_on_the_gallery(
 def test_names__of_slides_and_classes_stay_text(browser: Browser, serve: Serve, work: Path) -> None:
     store = work / "stores" / "p1_s1.zarr"
     for node in (store / "zarr.json", store / "nuclei" / "classical" / "zarr.json"):
-        node.write_text(node.read_text().replace('"nucleus"', json.dumps(X0)))
+        put_node(node, node.read_text().replace('"nucleus"', json.dumps(X0)))
     hostile = store.with_name(f"{X0}.zarr")
     store.rename(hostile)
     shown(browser, serve(work / "stores"))
@@ -309,7 +310,7 @@ def test_list__of_many_slides_has_pages_and_a_filter_and_tells_what_cannot_be_sh
     for number in range(250):
         folder = real.with_name(f"x{number:03d}.zarr")
         folder.mkdir()
-        (folder / "zarr.json").write_text(root.replace('"schema": 1', '"schema": 99'))
+        put_node(folder / "zarr.json", root.replace('"schema": 1', '"schema": 99'))
     shown(browser, serve(work / "stores"))
     assert browser.find("#slide-count").text == "252 in all"
     assert len(browser.find_all("#slide-list button")) == 100

@@ -30,6 +30,8 @@ from ..tiles.stacks import stack_of  # noqa: TID252 - the folders are no package
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
+from ..nodes import put_node  # noqa: TID252 - of all tests
+
 TOKEN = "a-token"
 
 
@@ -316,7 +318,7 @@ def test_slide__that_is_gone_shows_the_thumbnail_and_says_so(work: Path, tmp_pat
     root = stores_of(work)[1] / "zarr.json"
     text = root.read_text()
     was = open_store(stores_of(work)[1]).slide.path
-    root.write_text(text.replace(json.dumps(was)[1:-1], "gone/away.svs"))
+    put_node(root, text.replace(json.dumps(was)[1:-1], "gone/away.svs"))
     asking = Asking(stores_of(work), tmp_path / "marks.jsonl")
     facts = asking.json("slides/1")
     assert facts["notes"][0].startswith("Only the thumbnail is shown. gone/away.svs: the slide of")
@@ -332,7 +334,7 @@ def test_slide__of_several_focal_planes_says_which_one_is_shown(work: Path, tmp_
     root = stores_of(work)[0] / "zarr.json"
     content = json.loads(root.read_text())
     content["attributes"]["cytofm"]["slide"] |= {"n_focal_planes": 5, "focal_plane": 0}
-    root.write_text(json.dumps(content))
+    put_node(root, content)
     asking = Asking(stores_of(work), tmp_path / "marks.jsonl")
     told = "The slide has 5 focal planes; number 0 is shown."
     assert [told in asking.json(f"slides/{number}")["notes"] for number in (0, 1)] == [True, False]
@@ -343,7 +345,7 @@ def test_store__of_another_version_or_damaged_is_told_and_the_others_are_shown(
     work: Path, tmp_path: Path
 ) -> None:
     root = stores_of(work)[0] / "zarr.json"
-    root.write_text(root.read_text().replace('"schema": 1', '"schema": 99'))
+    put_node(root, root.read_text().replace('"schema": 1', '"schema": 99'))
     asking = Asking(stores_of(work), tmp_path / "marks.jsonl")
     answer = asking.get("slides/0")
     assert answer.status_code == 409
@@ -363,7 +365,7 @@ def test_attention__of_embeddings_made_anew_is_left_out_with_a_note(
     content = json.loads(node.read_text())
     parents = content["attributes"]["cytofm"]["made_from"]
     content["attributes"]["cytofm"]["made_from"] = dict.fromkeys(parents, "another")
-    node.write_text(json.dumps(content))
+    put_node(node, content)
     asking = Asking([store], tmp_path / "marks.jsonl")
     facts = asking.json("slides/0")
     assert {each["unit"] for each in facts["maps"]} == {"tile"}

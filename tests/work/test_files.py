@@ -184,3 +184,15 @@ def test_output_errors__what_is_not_about_the_output_passes(
     with pytest.raises(type(error), match="os error 2") as caught, files.output_errors(tmp_path):
         raise error
     assert caught.value is error
+
+
+def test_output_errors__a_full_disk_that_torch_hides_behind_an_error_of_its_own(
+    tmp_path: Path,
+) -> None:
+
+    with (
+        pytest.raises(DiskFullError),
+        files.output_errors(tmp_path),
+        Path("/dev/full").open("wb", buffering=0) as file,
+    ):
+        torch.save(torch.zeros(100_000), file)

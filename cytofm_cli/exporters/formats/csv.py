@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import math
@@ -17,6 +16,7 @@ from cytofm_cli.exporters.base import ExportRequest
 from cytofm_cli.exporters.nuclei import Nuclei, NucleiPart, source_of
 from cytofm_cli.exporters.product import Product
 from cytofm_cli.registry import ExporterPlugin, samples
+from cytofm_cli.table_text import TableWriter
 from cytofm_cli.work.files import replacing
 
 _HEAD = ("slide_id", "x_px0", "y_px0", "class", "probability", "area_um2")
@@ -69,7 +69,7 @@ def _form(column: NDArray[Any]) -> str:
 def _words(words: Sequence[str]) -> str:
     """Return a line of CSV without its end."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(words)
+    TableWriter(text, end="").writerow(words)
     return text.getvalue()
 
 

@@ -1,8 +1,9 @@
 """Nuclei with an InstanSeg TorchScript file of the user; its package is not needed.
 
 The file (`instanseg.pt`) holds the network and its own post-processing. TorchScript is code: a
-small language without imports, files or processes of its own, run by PyTorch's interpreter. It
-is safer than a pickle, which is refused here, but it is not a sandbox: load files you trust.
+small language without imports or processes of its own, run by PyTorch's interpreter. A file whose
+code names an operator that writes files is refused, as is a pickle; still it is not a sandbox:
+load files you trust.
 
 Source: Goldsborough et al., arXiv:2408.15954; input as the authors prepare it: every channel
 scaled so that its 0.1 and 99.9 percentiles become 0 and 1, at the model's own Âµm/px.
@@ -11,7 +12,6 @@ scaled so that its 0.1 and 99.9 percentiles become 0 and 1, at the model's own Â
 from __future__ import annotations
 
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +24,7 @@ from cytofm_cli.errors import InputError, WeightsError
 from cytofm_cli.nuclei.base import NUCLEUS, NucleusTable, as_rgb, check_mpp, empty_table
 from cytofm_cli.nuclei.polygons import label_table
 from cytofm_cli.nuclei.resample import resample_area
+from cytofm_cli.nuclei.torchscript import is_torchscript, refuse_reaching
 from cytofm_cli.nuclei.weights import existing_file
 from cytofm_cli.registry import DetectorPlugin
 from cytofm_cli.units import is_plausible_mpp
@@ -127,19 +128,16 @@ def load_torchscript(path: Path, device: torch.device) -> Any:
     """Load a TorchScript file.
 
     Raises:
-        WeightsError: not TorchScript; a plain pickle is not loaded, it could run anything.
+        WeightsError: not TorchScript; a plain pickle is not loaded, it could run anything. Or its
+            code calls what reaches out of it (`cytofm_cli.nuclei.torchscript`).
     """
     import torch
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            is_script = any("/code/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        is_script = False
-    if not is_script:
+    if not is_torchscript(path):
         raise WeightsError(
             f"{path}: not a TorchScript file.", hint="the exported instanseg.pt is needed"
         )
+    refuse_reaching(path)
     try:
         with warnings.catch_warnings():
             # The format is deprecated in PyTorch and is what the authors publish.

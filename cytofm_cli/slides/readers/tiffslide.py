@@ -26,6 +26,7 @@ from cytofm_cli.slides.base import (
 )
 from cytofm_cli.slides.blocks import damaged, on_white, overview_by_blocks
 from cytofm_cli.units import Box, Size
+from cytofm_cli.urls import check_url, is_url
 
 NAME: Final = "tiffslide"
 
@@ -119,6 +120,8 @@ class TiffSlidePlugin:
 def _open_handle(path: str) -> Any:
     # tifffile logs every odd tag of a damaged file; the error that follows says enough.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    if is_url(path):
+        check_url(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

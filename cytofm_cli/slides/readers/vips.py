@@ -42,6 +42,7 @@ from cytofm_cli.slides.content import keep_same
 from cytofm_cli.slides.tile_check import CheckedOnce
 from cytofm_cli.slides.vips_bands import merge, to_rgb
 from cytofm_cli.units import Box, Size
+from cytofm_cli.work.budget import refuse_size
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ _PLAIN: Final = (
 )
 # Unlike "error", this level also stops at what libtiff calls a warning: tiles that it cannot
 # decode would come back black.
+# A picture without tiles is unpacked as a whole, into memory or a temporary file.
+_MOST_UNPACKED: Final = 100
+_FREE_BYTES: Final = 1 << 30
 _STRICT_TIFF: Final = "warning"
 # For libjpeg damaged data are a warning as well: the rest of the picture would come back grey.
 _STRICT_PLAIN: Final = {"jpeg": "warning"}
@@ -309,6 +313,11 @@ def _open_plain(path: str) -> VipsReader:
             f"claims {size.w} x {size.h} px but has only {n_bytes} bytes.",
             "copy the file again from its source.",
         )
+    try:
+        stated = size.w * size.h * image.bands
+        refuse_size(stated, n_bytes, ratio=_MOST_UNPACKED, free=_FREE_BYTES)
+    except ValueError as error:
+        raise slide_error(path, f"{error}.", "is it a picture of a slide?") from error
     to_rgb(path, image)
     # libvips counts pixels a millimetre; files without a resolution are given 1.
     mpp, note = (None, None) if image.xres == 1 else mean_mpp(1e3 / image.xres, 1e3 / image.yres)
