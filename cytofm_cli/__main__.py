@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -23,6 +24,8 @@ def _run(words: list[str]) -> int:
     from cytofm_cli.cli.out import out, silence_broken_pipe
     from cytofm_cli.errors import CytofmError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8: as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     if "-vv" in words:
         words[words.index("-vv")] = "-v"
         out.verbose = 2

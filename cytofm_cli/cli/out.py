@@ -40,7 +40,9 @@ class Out:
         """Print one piece of data: `text` for people and pipes, `record` with --json."""
         if self.json:
             if record is not None:
-                self._print(json.dumps(record, ensure_ascii=False, allow_nan=False), sys.stdout)
+                text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+                # What is no UTF-8, as in names of files, becomes \udcXX, as JSON spells it.
+                self._print(text.encode("utf-8", "backslashreplace").decode(), sys.stdout)
         else:
             self._print(text, sys.stdout)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import InputError, StoreError
+from cytofm_cli.errors import DAMAGE, InputError, StoreError, blaming
 from cytofm_cli.registry import detectors
 from cytofm_cli.store import fresh, schema
 from cytofm_cli.store.records import (
@@ -42,6 +42,7 @@ __all__ = [
     "check_slide_id",
     "claim_step",
     "is_store",
+    "list_arrays",
     "list_stores",
     "open_store",
     "staging",
@@ -190,7 +191,7 @@ class Store(Closes):
 
         try:
             return zarr.open_array(self.path / array, mode="r")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (*DAMAGE, RuntimeError) as error:
             raise self._damaged(array, error) from error
 
     def read(self, array: str) -> NDArray[Any]:
@@ -210,8 +211,8 @@ class Store(Closes):
         """
         try:
             node = json.loads((self.path / array / "zarr.json").read_text(encoding="utf-8"))
-            return tuple(node.get("shape", ()))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+            return tuple(map(int, node.get("shape", ())))
+        except DAMAGE as error:
             raise self._damaged(array, error) from error
 
     def rows(self, array: str) -> Rows:
@@ -393,7 +394,7 @@ def _attributes(path: Path) -> dict[str, Any]:
     try:
         node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
         attributes = node.get("attributes", {})
-    except (OSError, ValueError, AttributeError):
+    except DAMAGE:
         return {}
     return attributes if isinstance(attributes, dict) else {}
 
@@ -402,6 +403,28 @@ def _groups(path: Path) -> Iterator[str]:
     for depth in ("nuclei/*", "classes/*", "embeddings/*/*", "attention/*/*"):
         for group in sorted(path.glob(depth)):
             yield group.relative_to(path).as_posix()
+
+
+def list_arrays(path: Path) -> list[dict[str, Any]]:
+    """Return path, dtype and shape of all arrays of a store, as their nodes say.
+
+    Raises:
+        StoreError: a node is damaged.
+    """
+    rows = []
+    for node in sorted(path.rglob("zarr.json")):
+        where = node.parent.relative_to(path).as_posix()
+        with blaming(
+            lambda error, where=where: StoreError(  # type: ignore[misc]
+                f"{path}: {where} cannot be read ({type(error).__name__}: {error}).",
+                hint="the store is damaged; make what is there again with --overwrite.",
+            )
+        ):
+            content = json.loads(node.read_text(encoding="utf-8"))
+            if content["node_type"] == "array":
+                dtype, shape = content["data_type"], list(content["shape"])
+                rows.append({"path": where, "dtype": dtype, "shape": shape})
+    return rows
 
 
 def _has_group(path: Path, step: str) -> bool:

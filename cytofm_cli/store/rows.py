@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import CytofmError
+from cytofm_cli.errors import DAMAGE, CytofmError
 from cytofm_cli.store.zarr3 import BYTES, ZSTD, ShardedArrayReader, zstd_decode
 from cytofm_cli.work.closing import Closes
 
@@ -144,7 +144,7 @@ class Rows(Closes):
     def _blaming(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (*DAMAGE, RuntimeError) as error:
             raise self._blame(error) from error
 
 
