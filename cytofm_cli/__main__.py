@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -35,6 +36,8 @@ def _run(words: list[str]) -> int:
     from cytofm_cli.cli.out import OutputClosedError, known_error, out, silence_stdout
     from cytofm_cli.errors import CytofmError, visible, without_secrets
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8: as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     if "-vv" in words:
         words[words.index("-vv")] = "-v"
         out.verbose = 2

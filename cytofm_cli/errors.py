@@ -6,7 +6,9 @@ Raise near the cause: `message` says what and where, `hint` says what to type. O
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Final
 
 # What lets in: name and password before the host, and the query, where signed URLs have tokens.
@@ -59,6 +61,33 @@ class CytofmError(Exception):
         """Return message and hint as the single line that a user reads."""
         text = visible(" ".join(self.message.split()))
         return f"{text} Hint: {visible(' '.join(self.hint.split()))}" if self.hint else text
+
+
+# What code stumbles over that reads a damaged record: of another type or length, without a key.
+DAMAGE: Final = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
+
+@contextlib.contextmanager
+def blaming(make: Callable[[Exception], CytofmError]) -> Iterator[None]:
+    """Turn what a damaged record makes of code that reads it into an error that names the file.
+
+    Args:
+        make: returns the error; ours, which say more, pass.
+    """
+    try:
+        yield
+    except CytofmError:
+        raise
+    except DAMAGE as error:
+        raise make(error) from error
 
 
 class CytofmWarning(UserWarning):
@@ -134,7 +163,9 @@ class TryAgainError(CytofmError):
 
 
 class DiskFullError(TryAgainError, OSError):
-    """No space left where the output goes."""
+    """No space left where the output goes; the next slide would not find any either."""
+
+    of_all_slides = True
 
 
 class OutOfMemoryError(TryAgainError, MemoryError):

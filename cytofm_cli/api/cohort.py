@@ -152,6 +152,8 @@ def run_cohort(
         again = [task for task in tasks if task.name in held]
         outcomes = [outcome for outcome in outcomes if outcome.slide_id not in held]
         outcomes += _do(again, work, manner, log, listen, 1)
+    if not manner.dry_run:
+        log.flush()
     order = {task.name: place for place, task in enumerate(tasks)}
     outcomes.sort(key=lambda outcome: order[outcome.slide_id])
     return Outcomes(outcomes, None if manner.dry_run else log.path)

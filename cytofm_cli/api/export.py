@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ class Exporting:
     def __call__(self, task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
         """Write the files of one store that are not there or are out of date."""
         from cytofm_cli.exporters.product import make, status_of
-        from cytofm_cli.store.io import claim_step
+        from cytofm_cli.store.io import claim_step, tidy
 
         job: ExportJob = task.payload
         if self._plan is None:
@@ -158,10 +159,15 @@ class Exporting:
             Path(job.path), job.folder, note=report.note, report=report.progress
         )
         planned = [status_of(product, job.folder, overwrite=job.overwrite) for product in products]
+        # One claim a kind: other commands may write some of them, too.
+        claims = [f"export.{kind}" for kind in sorted(self._plan.chosen)]
         if job.dry_run or "written" not in planned:
+            for name in () if job.dry_run else claims:
+                tidy(job.folder, job.slide_id, name)
             return _told(job, products, planned)
-        step = f"export.{'.'.join(self._plan.chosen)}"
-        with claim_step(job.folder, job.slide_id, step):
+        with contextlib.ExitStack() as held:
+            for name in claims:
+                held.enter_context(claim_step(job.folder, job.slide_id, name))
             made = [make(product, job.folder, overwrite=job.overwrite) for product in products]
         return _told(job, products, made)
 

@@ -6,18 +6,24 @@ import contextlib
 import datetime
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cytofm_cli.errors import SlideError, SlideTimeoutError, without_secrets
 from cytofm_cli.work.batch import Loss, Outcome, Task
+from cytofm_cli.work.claim import ClaimHeldError, claim
 from cytofm_cli.work.files import output_errors, write_text
+
+_WAIT_S: Final = 60.0
+# By command and slide; None: not failed any more.
+Records = dict[tuple[str, str], dict[str, Any] | None]
 
 
 class FailureLog:
     """`failures.jsonl`: one line for each slide that this command could not do.
 
     Rewritten whole and renamed on every change, so it is always readable; a slide that is
-    done later leaves it; without failures there is no file. Array jobs write one each.
+    done later leaves it; without failures there is no file. Array jobs write one each; several
+    commands may share one, each puts its changes into what the others have written.
 
     Args:
         folder: where it lies.
@@ -30,43 +36,64 @@ class FailureLog:
         self.path = folder / f"failures{part}.jsonl"
         self._command = command
         self._records = self._read()
+        self._changes: Records = {}
 
     def update(self, outcome: Outcome) -> None:
-        """Note or clear the failure of one slide."""
+        """Note or clear the failure of one slide; one that others are at stays as it is."""
         key = (self._command, outcome.slide_id)
-        former = self._records.pop(key, None)
+        former, record = self._records.get(key), None
         if outcome.status == "failed" and outcome.error is not None:
-            self._records[key] = {
+            record = {
                 "command": self._command,
                 "slide_id": outcome.slide_id,
                 "path": without_secrets(outcome.path),
                 "error": outcome.error.message,
                 "hint": outcome.error.hint,
                 "kind": type(outcome.error).__name__,
-                "attempts": int((former or {}).get("attempts", 0)) + 1,
+                "attempts": _attempts(former) + 1,
                 "time_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 **outcome.facts,
             }
-        if former != self._records.get(key):
-            self._write()
+        if outcome.status != "held" and former != record:
+            self._changes[key] = record
+            with contextlib.suppress(ClaimHeldError):  # with the next one, or by `flush`
+                self.flush()
 
-    def _read(self) -> dict[tuple[str, str], dict[str, Any]]:
-        records = {}
+    def flush(self) -> None:
+        """Write the changes that are not written yet, if there are any.
+
+        Raises:
+            ClaimHeldError: other commands keep changing the file.
+        """
+        if not self._changes:
+            return
+        held = self.path.with_name(f".{self.path.name}.claim")
+        with output_errors(self.path.parent), claim(held, wait_s=_WAIT_S):
+            self._records = self._read() | self._changes
+            self._write()
+        self._changes = {}
+
+    def _read(self) -> Records:
+        records: Records = {}
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     record = json.loads(line)
                     records[record["command"], record["slide_id"]] = record
         return records
 
     def _write(self) -> None:
-        with output_errors(self.path.parent):
-            if not self._records:
-                self.path.unlink(missing_ok=True)
-                return
-            told = (json.dumps(r, ensure_ascii=False) for r in self._records.values())
-            lines = map(without_secrets, told)  # a trace may name what was opened
+        told = (json.dumps(r, ensure_ascii=False) for r in self._records.values() if r is not None)
+        lines = [without_secrets(line) for line in told]  # a trace may name what was opened
+        if lines:
             write_text(self.path, "\n".join(lines) + "\n")
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def _attempts(former: dict[str, Any] | None) -> int:
+    told = (former or {}).get("attempts")
+    return told if isinstance(told, int) else 0
 
 
 def explain(task: Task, loss: Loss) -> SlideError:

@@ -19,9 +19,9 @@ from cytofm_cli.report.config import GalleryConfig
 from cytofm_cli.report.crops import CellPicture
 from cytofm_cli.report.gallery import PAGE, TABLE, gallery_files
 from cytofm_cli.report.tables import grouped
-from cytofm_cli.runs.folder import publish
+from cytofm_cli.runs.folder import holding, publish, restore
 from cytofm_cli.work.batch import Reporter, Status, Task
-from cytofm_cli.work.files import output_errors, write_bytes
+from cytofm_cli.work.files import flush_folder, output_errors, real_place, write_bytes
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def make_gallery(
     config = config_of(GalleryConfig, config, settings, "make_gallery")
     orders.check_names(config.by)
     folder = Path(out)
+    restore(real_place(folder))
     refuse_existing(folder, overwrite=overwrite)
     paths = find_stores(words_of(stores))
     refuse_namesakes(paths, hint="make a gallery of each folder")
@@ -180,11 +181,12 @@ def _draw(
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder that is visible only when it is whole."""
+    folder = real_place(folder)
     staging = folder.parent / f".{folder.name}.partial"
-    with output_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    with output_errors(folder), holding(folder):
         shutil.rmtree(staging, ignore_errors=True)
         for name, data in files.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(staging / name, data, flush=False)
+        flush_folder(staging)
         publish(staging, folder)

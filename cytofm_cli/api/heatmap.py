@@ -116,7 +116,7 @@ class Heating:
         """Write the files of one store that are not there or are out of date."""
         from cytofm_cli.exporters.product import files_of, make, status_of
         from cytofm_cli.maps.heatmap import products
-        from cytofm_cli.store.io import claim_step
+        from cytofm_cli.store.io import claim_step, tidy
 
         job: HeatJob = task.payload
         if self._request is None:
@@ -127,6 +127,8 @@ class Heating:
             heat()  # what cannot be drawn fails before anything is written
             with claim_step(job.folder, job.slide_id, "heatmap"):
                 made = [make(product, job.folder, overwrite=job.overwrite) for product in wanted]
+        elif not job.dry_run:
+            tidy(job.folder, job.slide_id, "heatmap")
         told = {"store": job.path, "files": files_of(wanted, made)}
         return "done" if "written" in made else "skipped", told
 

@@ -95,15 +95,18 @@ def check_reader(name: str) -> None:
 def find_stores(inputs: Sequence[str]) -> list[Path]:
     """List the stores named by paths, globs, folders of stores and `-`, sorted.
 
+    A damaged one among others is listed: opening it says what is wrong, and the others are done.
+
     Raises:
-        InputError: nothing found, or a path that is no store.
+        InputError: nothing found, a path that is not there, or no path that is a store.
     """
     paths = [Path(path) for path in expand_paths(inputs, find_in_folder=_stores_in_folder)]
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: no such store.")
-        if not is_store(path):
-            raise InputError(f"{path}: is no store of cytofm.", hint="make one with `cytofm tile`.")
+    if paths and not any(is_store(path) for path in paths):
+        path = paths[0]
+        raise InputError(f"{path}: is no store of cytofm.", hint="make one with `cytofm tile`.")
     if not paths:
         raise InputError(f"{', '.join(inputs)}: no stores found.", hint="see `cytofm tile`.")
     return sorted(set(paths))

@@ -72,7 +72,7 @@ def simulate_slides(
         listen=listen,
     )
     folder, record = Path(out), record_of(config, preset)
-    former = RUN.former(folder)
+    former = RUN.former(folder, overwrite=overwrite)
     if former is not None and not overwrite:
         settled = {name: former[name] for name in RUN.sections}
         refuse_changes(folder, changes(settled, record), overwrite="begins anew")

@@ -30,7 +30,7 @@ from cytofm_cli.runs.folder import CONFIG, RunReport, holding
 from cytofm_cli.runs.record import to_text
 from cytofm_cli.stats.score_intervals import retraining
 from cytofm_cli.table_text import TableWriter
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, real_place, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals, stopping
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def train_run(
     """
     plan = make_plan(config, sources, labels, choice, groups=groups)
     encoder = _trainable(plan) if config.model == "lora" else None
-    out = out.absolute()
+    out = real_place(out)
     with output_errors(out):
         if not run_folder.may_write(out, plan.record, overwrite=overwrite):
             return RunReport(out, run_folder.RUN.read_json(out, METRICS), skipped=True)
@@ -86,11 +86,11 @@ def train_run(
             note(line)
         with holding(out):
             (out / FEATURES).mkdir(parents=True, exist_ok=True)
-            for unfinished in (METRICS, CARD):  # what was there is a RUN no more
-                (out / unfinished).unlink(missing_ok=True)
             with catch_signals() as stop:
                 values_ND, facts = _features(plan, out, progress, note, stop)
                 crossed, tuned = _fit(plan, encoder, values_ND, out / FEATURES, progress, stop)
+            for unfinished in (METRICS, CARD):  # what was there is a RUN no more
+                (out / unfinished).unlink(missing_ok=True)
             write_text(out / CONFIG, to_text(plan.record))
             sha256 = run_folder.save_model(out, crossed.folds, crossed.whole)
             adapters = None if tuned is None else _save_adapters(out, plan, tuned)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.cells.classifier import Classifier, classifier_of
-from cytofm_cli.errors import InputError, WeightsError
+from cytofm_cli.errors import InputError, WeightsError, blaming
 from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.runs.folder import Kind, is_whole, refuse_changes
 from cytofm_cli.runs.provenance import sha256_file
@@ -24,9 +24,14 @@ CARD: Final = "model.json"
 METRICS: Final = "metrics.json"
 PREDICTIONS: Final = "predictions.csv"
 FEATURES: Final = "features"
-RUN: Final = Kind("cytofm cells train", frozenset({"cells", "data"}), frozenset({FEATURES}))
 WHOLE: Final = "whole"
 ADAPTERS: Final = "adapters.safetensors"  # of lora
+RUN: Final = Kind(
+    "cytofm cells train",
+    frozenset({"cells", "data"}),
+    frozenset({FEATURES}),
+    frozenset({MODEL, CARD, METRICS, PREDICTIONS, ADAPTERS}),
+)
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -147,14 +152,13 @@ def load_run(run: Path) -> Trained:
     card = _read_card(run)
     arrays = _read_whole(run, MODEL, card.sha256)
     tuned = card.adapters
-    adapters = {} if tuned is None else _read_whole(run, ADAPTERS, tuned["sha256"])
-    try:
+    with RUN.reading(run, CARD):
+        adapters = {} if tuned is None else _read_whole(run, ADAPTERS, tuned["sha256"])
+    with blaming(lambda error: WeightsError(f"{run / MODEL}: holds no classifier ({error}).")):
         of = {name: classifier_of(values) for name, values in arrays.items()}
         folds = tuple(of[fold_name(number)] for number in range(len(card.temperatures)))
         changing = sha256_file(run / CARD)[:16]
         return Trained(run, card, folds, of[WHOLE], changing, adapters)
-    except (KeyError, ValueError) as error:
-        raise WeightsError(f"{run / MODEL}: holds no classifier ({error}).") from error
 
 
 def _read_whole(run: Path, name: str, sha256: str) -> dict[str, dict[str, Any]]:
@@ -172,13 +176,11 @@ def _read_whole(run: Path, name: str, sha256: str) -> dict[str, dict[str, Any]]:
 
 def _read_card(run: Path) -> Card:
     stored = RUN.read_json(run, CARD)
-    try:
+    with RUN.reading(run, CARD):
         frozen: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()
         }
         return Card(**frozen)
-    except (TypeError, AttributeError) as error:
-        raise RUN.unfinished(run) from error
 
 
 def _read_arrays(path: Path) -> dict[str, dict[str, Any]]:
@@ -203,7 +205,7 @@ def may_write(out: Path, record: Record, *, overwrite: bool) -> bool:
         OutputError, ConfigMismatchError, InputError: see `Kind.former`; it was made with other
             settings.
     """
-    former = RUN.former(out)
+    former = RUN.former(out, overwrite=overwrite)
     if former is None:
         return True
     if not overwrite:

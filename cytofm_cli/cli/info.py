@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from cytofm_cli.cli.out import out
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError
 from cytofm_cli.slides import ngff
 from cytofm_cli.slides.folders import join_series
-from cytofm_cli.store.io import Store, is_store, open_store
+from cytofm_cli.store.io import Store, is_store, list_arrays, open_store
 from cytofm_cli.store.schema import STORE_SUFFIX
 from cytofm_cli.units import human_bytes
 from cytofm_cli.work.batch import Outcome
@@ -93,7 +92,7 @@ def _tell_store(store: Store) -> None:
         stale = f"; out of date: {why[step]}" if step in why else ""
         lines.append(f"  {step}  {_step_line(store, step)}{stale}")
         lines += [f"    {line}" for line in _narrowed(store, step)]
-    arrays = _arrays(store)
+    arrays = list_arrays(store.path)
     record = {
         "store": str(store.path),
         "slide": slide.to_json(),
@@ -165,21 +164,6 @@ def _held(store: Store, step: str) -> str:
 
 def _counted(n: int | None, what: str) -> str:
     return "a count is not recorded" if n is None else f"{n} {what}"
-
-
-def _arrays(store: Store) -> list[dict[str, Any]]:
-    rows = []
-    for node in sorted(store.path.rglob("zarr.json")):
-        content = json.loads(node.read_text())
-        if content["node_type"] == "array":
-            rows.append(
-                {
-                    "path": node.parent.relative_to(store.path).as_posix(),
-                    "dtype": content["data_type"],
-                    "shape": content["shape"],
-                }
-            )
-    return rows
 
 
 def _tell_slide(facts: Mapping[str, Any]) -> None:

@@ -10,14 +10,15 @@ from typing import Any, Final
 from cytofm_cli.evaluate.run_folder import FEATURES, METRICS, TABLE
 from cytofm_cli.runs.folder import CONFIG, Kind, RunReport, holding, is_whole, refuse_changes
 from cytofm_cli.runs.record import Record, changes, to_text
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, real_place, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals
 
+_FILES: Final = frozenset({METRICS, TABLE, "*.svg", "*.csv"})
 ROBUSTNESS: Final = Kind(
-    "cytofm evaluate robustness", frozenset({"robustness"}), frozenset({FEATURES})
+    "cytofm evaluate robustness", frozenset({"robustness"}), frozenset({FEATURES}), _FILES
 )
 RETENTION: Final = Kind(
-    "cytofm evaluate retention", frozenset({"retention"}), frozenset({FEATURES})
+    "cytofm evaluate retention", frozenset({"retention"}), frozenset({FEATURES}), _FILES
 )
 # What a RUN says: its metrics, and the files that show them, by name.
 Results = tuple[dict[str, Any], Mapping[str, str]]
@@ -45,9 +46,9 @@ def make_run(
     Raises:
         ConfigMismatchError: `out` was made with other settings, or is something else.
     """
-    out = out.absolute()
+    out = real_place(out)
     with output_errors(out):
-        former = kind.former(out)
+        former = kind.former(out, overwrite=overwrite)
         if former is not None and not overwrite:
             refuse_changes(
                 out, changes(former, record), overwrite="replaces it and keeps the features"

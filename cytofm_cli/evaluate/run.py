@@ -29,7 +29,7 @@ from cytofm_cli.runs.record import to_text
 from cytofm_cli.stats.score_intervals import retraining
 from cytofm_cli.store import schema
 from cytofm_cli.work.cpus import cpu_count
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, real_place, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals, stopping
 
 Progress = Callable[[str, int, int], None]
@@ -75,16 +75,16 @@ def probe_run(
     plan = make_plan(config, sources, points, choices, groups=groups)
     for line in plan_notes(plan):
         note(line)
-    out = out.absolute()
+    out = real_place(out)
     with output_errors(out):
         if not run_folder.may_write(out, plan.record, defaults=plan.defaults, overwrite=overwrite):
             return RunReport(out, run_folder.read_metrics(out), skipped=True)
         with holding(out):
             (out / FEATURES).mkdir(parents=True, exist_ok=True)
-            (out / METRICS).unlink(missing_ok=True)
             with catch_signals() as stop:
                 metrics, answers, folds = _judge_all(plan, out / FEATURES, progress, note, stop)
             predictions = tables.predictions_csv(plan.points, plan.tasks, folds, answers)
+            (out / METRICS).unlink(missing_ok=True)  # what was there is a RUN no more
             write_text(out / CONFIG, to_text(plan.record))
             write_text(out / PREDICTIONS, predictions)
             write_text(out / TABLE, tables.markdown(metrics))

@@ -24,7 +24,12 @@ METRICS: Final = "metrics.json"
 FEATURES: Final = "features"
 PREDICTIONS: Final = "predictions.csv"
 TABLE: Final = "table.md"
-RUN: Final = Kind("cytofm evaluate probe", frozenset({"evaluate"}), frozenset({FEATURES}))
+RUN: Final = Kind(
+    "cytofm evaluate probe",
+    frozenset({"evaluate"}),
+    frozenset({FEATURES}),
+    frozenset({METRICS, PREDICTIONS, TABLE}),
+)
 
 
 def read_features(path: Path, n: int) -> tuple[NDArray[np.float32], dict[str, Any]] | None:
@@ -69,7 +74,7 @@ def may_write(
         ConfigMismatchError: `out` was made with other settings, or is something else.
         InputError: its config.toml is damaged.
     """
-    former = RUN.former(out)
+    former = RUN.former(out, overwrite=overwrite)
     if former is None:
         return True
     names = former_names(ProbeConfig)

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cytofm_cli.errors import InputError
+from cytofm_cli.errors import DAMAGE, InputError
 from cytofm_cli.mil.run_folder import (
     PREDICTIONS,
+    RUN,
     SPLITS,
     read_config,
     read_rows,
     refuse_exchanged,
 )
+from cytofm_cli.runs.folder import CONFIG
 from cytofm_cli.stats.compare import Answers
 
 
@@ -27,7 +29,8 @@ def read_answers(run: Path, name: str | None = None) -> Answers:
         InputError: no finished RUN, or it cannot be read.
         WeightsError: its files are not what was trained.
     """
-    classes = tuple(read_config(run)["task"]["classes"])
+    with RUN.reading(run, CONFIG):
+        classes = tuple(read_config(run)["task"]["classes"])
     refuse_exchanged(run, (PREDICTIONS, SPLITS))
     try:
         rows = read_rows(run / PREDICTIONS)
@@ -44,7 +47,7 @@ def read_answers(run: Path, name: str | None = None) -> Answers:
         groups = tuple(layout[slide]["group"] for slide in ids)
         columns = [key for key in next(iter(layout.values())) if key.startswith("fold")]
         parts = tuple("|".join(str(layout[s][c] == "test") for c in columns) for s in ids)
-    except (OSError, KeyError, TypeError, ValueError, StopIteration) as error:
+    except (*DAMAGE, StopIteration) as error:
         raise InputError(
             f"{run}: its predictions or splits cannot be read ({error}).", hint="train it again"
         ) from error

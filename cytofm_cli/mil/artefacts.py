@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cytofm_cli.errors import CytofmError, WeightsError
+from cytofm_cli.errors import DAMAGE, CytofmError, WeightsError, blaming
 from cytofm_cli.mil.base import MilModel, make_head
 from cytofm_cli.work.files import write_bytes
 
@@ -75,7 +75,7 @@ def read_card(path: Path) -> ModelCard:
                 hint="give a RUN folder that `cytofm mil train` wrote",
             )
         return ModelCard(**{**record, "classes": tuple(record["classes"])})
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (*DAMAGE, SafetensorError) as error:
         if isinstance(error, CytofmError):
             raise
         raise WeightsError(f"{path}: damaged model file ({error}).") from error
@@ -91,8 +91,9 @@ def load_model(path: Path) -> tuple[MilModel, ModelCard]:
     from safetensors.torch import load_file
 
     card = read_card(path)
-    head, _ = make_head(card.method, card.vpu or card.n_features, len(card.classes), card.head)
-    model = MilModel(head, card.n_features, card.vpu)
+    with blaming(lambda error: WeightsError(f"{path}: its card is damaged ({error}).")):
+        head, _ = make_head(card.method, card.vpu or card.n_features, len(card.classes), card.head)
+        model = MilModel(head, card.n_features, card.vpu)
     try:
         model.load_state_dict(load_file(path))
     except (RuntimeError, OSError, SafetensorError) as error:

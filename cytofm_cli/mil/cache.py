@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cytofm_cli.mil.bag import Bag, map_features
+from cytofm_cli.work.claim import is_gone, realm_tag
 from cytofm_cli.work.files import output_errors
 
 ALIGN = 64  # bytes
@@ -32,11 +33,11 @@ def bag_file(out: Path) -> Iterator[Path]:
     """
     out = out.absolute()
     folder = Path(os.environ.get("CYTOFM_CACHE_DIR") or out.parent)
-    host = socket.gethostname()
+    host = f"{socket.gethostname()}-{realm_tag()}"
     run = f".{out.name}.{hashlib.sha256(str(out).encode()).hexdigest()[:8]}.{host}-"
     for left in folder.glob(f"{run}*.bags"):
         pid = left.name.removeprefix(run).removesuffix(".bags")
-        if pid.isdigit() and not _is_running(int(pid)):
+        if pid.isdigit() and is_gone(int(pid)):
             left.unlink(missing_ok=True)
     path = folder / f"{run}{os.getpid()}.bags"
     try:
@@ -75,13 +76,3 @@ def _without_features(bag: Bag) -> Bag:
     # An array of the same shape and dtype that takes no memory.
     shell = np.broadcast_to(np.zeros((), bag.features_ND.dtype), bag.features_ND.shape)
     return replace(bag, features_ND=shell, xy_px0=None)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True

@@ -37,7 +37,7 @@ from cytofm_cli.runs.provenance import utc_now
 from cytofm_cli.runs.record import to_text
 from cytofm_cli.stats.classes import is_bethesda
 from cytofm_cli.stats.judge import Decision
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, real_place, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def train_run(
         OutputError: `out` cannot be written.
         StoppedError: a signal asked to stop; finished models are kept.
     """
-    out = out.absolute()
+    out = real_place(out)
     with catch_signals() as stop, bag_file(out) as cache:
         plan = make_plan(config, bags, labels, head or {}, tune=tune, cache=cache)
         if started is not None:

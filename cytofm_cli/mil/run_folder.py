@@ -10,14 +10,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
-from cytofm_cli.errors import ConfigMismatchError, InputError, WeightsError
+from cytofm_cli.errors import InputError, WeightsError
 from cytofm_cli.mil.origin import SECTION
 from cytofm_cli.runs import folder
 from cytofm_cli.runs.folder import CONFIG, Kind
 from cytofm_cli.runs.record import Record, changes
 from cytofm_cli.table_text import meant
 
-RUN: Final = Kind("cytofm mil train", frozenset({"mil", "task"}))
 METRICS: Final = "metrics.json"
 SPLITS: Final = "splits.csv"
 PREDICTIONS: Final = "predictions.csv"
@@ -26,6 +25,11 @@ MODELS: Final = "models"
 CELLS: Final = "cells"
 MANIFEST: Final = "models/manifest.json"
 DECISIONS: Final = "models/decisions.json"
+RUN: Final = Kind(
+    "cytofm mil train",
+    frozenset({"mil", "task"}),
+    files=frozenset({METRICS, SPLITS, PREDICTIONS, LOG, MODELS}),
+)
 # What decides the folds, and nothing else.
 _ABOUT_FOLDS = ("protocol", "folds", "inner_folds", "repeats", "test_fraction")
 
@@ -43,14 +47,12 @@ def may_write(out: Path, record: Record, *, overwrite: bool) -> bool:
         ConfigMismatchError: `out` was made with other settings, or is something else.
         WeightsError: a file of it was exchanged. A RUN that lost files is made again.
     """
+    folder.restore(out)
     if (out / METRICS).is_file() and not _says_settings(out):
         if overwrite:
             return True
-        raise ConfigMismatchError(
-            f"{out}: its {CONFIG} is gone or damaged, so what it was made with is not known.",
-            hint=f"`--overwrite` trains it anew; or {folder.ELSEWHERE}",
-        )
-    former = RUN.former(out)
+        raise RUN.lost_settings(out)
+    former = RUN.former(out, overwrite=overwrite)
     if former is None or overwrite:
         return True
     folder.refuse_changes(out, _changes(former, record), overwrite="replaces it")
@@ -172,11 +174,13 @@ def _says_settings(run: Path) -> bool:
 def _recorded(run: Path) -> dict[str, str] | None:
     """Read the manifest: empty for a RUN of older versions, which had none; None: damaged."""
     try:
-        return dict(json.loads((run / MANIFEST).read_text(encoding="utf-8")))
+        recorded = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, TypeError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+    whole = isinstance(recorded, dict) and all(isinstance(of, str) for of in recorded.values())
+    return recorded if whole else None
 
 
 def _changes(former: Record, record: Record) -> list[str]:

@@ -30,6 +30,7 @@ from cytofm_cli.mil.run_folder import (
 )
 from cytofm_cli.mil.train import bag_tensor, one_thread, slide_seed
 from cytofm_cli.mil.unseen import Known, read_splits
+from cytofm_cli.runs.folder import CONFIG
 from cytofm_cli.stats.judge import Decision, decide
 from cytofm_cli.store.records import OUT_OF_FOLD, TRAINING
 from cytofm_cli.table_text import TableWriter
@@ -100,11 +101,11 @@ def load_run(run: Path) -> Ensemble:
         WeightsError: a model file is damaged, exchanged, or of another head than the others.
     """
     refuse_exchanged(run, (SPLITS, DECISIONS))
-    try:
-        decisions = tuple(Decision(**record) for record in RUN.read_json(run, DECISIONS))
-    except TypeError as error:
-        raise RUN.unfinished(run) from error
-    known, record = read_splits(run / SPLITS), read_config(run).get(origins.SECTION)
+    with RUN.reading(run, DECISIONS):
+        decisions = tuple(Decision(**record) for record in RUN.read_json(run, DECISIONS, list))
+    with RUN.reading(run, SPLITS):
+        known = read_splits(run / SPLITS)
+    record = read_config(run).get(origins.SECTION)
     files = [run / name for name in models_of(run)]
     if gone := [path.name for path in files if not path.is_file()]:
         raise InputError(
@@ -122,7 +123,8 @@ def load_run(run: Path) -> Ensemble:
             )
     refuse_exchanged(run, models_of(run))
     plain = Origin(encoder=cards[0].encoder, unit=cards[0].unit)  # what older RUNs remember
-    origin = plain if record is None else origins.from_record(record)
+    with RUN.reading(run, CONFIG):
+        origin = plain if record is None else origins.from_record(record)
     return Ensemble(tuple(model for model, _ in loaded), cards, decisions, known, origin)
 
 

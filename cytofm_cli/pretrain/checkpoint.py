@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from cytofm_cli.errors import StoreError
 from cytofm_cli.pretrain import parallel
-from cytofm_cli.work.files import flush_folder, output_errors
+from cytofm_cli.work.files import flush_folder, output_errors, put_in_place
 
 FOLDER: Final = "checkpoints"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -78,9 +78,7 @@ def save(
             save_file(_clones(moments), staged / _OPTIMIZER)
             (staged / _STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
             flush_folder(staged)
-            if target.exists():
-                shutil.rmtree(target)
-            staged.replace(target)
+            put_in_place(staged, target, target.with_name(f".{target.name}.{os.getpid()}.old"))
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 

@@ -29,7 +29,7 @@ from cytofm_cli.pretrain.session import leaving_word, take_threads
 from cytofm_cli.pretrain.teacher import LEAST_MOVED, MOST_START
 from cytofm_cli.runs import folder
 from cytofm_cli.views.config import ViewsConfig
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, real_place, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def pretrain(
     """
     world = distributed.find_world()
     device = own_device(config.device, world)
-    out = out.absolute()
+    out = real_place(out)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())
         plan = make_plan(config, views, stores, settings or {}, slides=slides)

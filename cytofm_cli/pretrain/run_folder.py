@@ -25,10 +25,15 @@ from cytofm_cli.runs.folder import Kind, is_whole, refuse_changes
 from cytofm_cli.runs.record import Record, changes
 from cytofm_cli.views.recipes import same_views
 
-RUN: Final = Kind("cytofm pretrain", frozenset({"pretrain"}))
 SUMMARY: Final = "summary.json"
 ENCODER: Final = "encoder.safetensors"
 BEST: Final = "encoder-best.safetensors"
+RUN: Final = Kind(
+    "cytofm pretrain",
+    frozenset({"pretrain"}),
+    frozenset({checkpoint.FOLDER, folder.STOPPED}),
+    frozenset({SUMMARY, ENCODER, BEST, "log.jsonl", "tensorboard", "attention"}),
+)
 COMPUTE: Final = "compute"  # section of what the machine lends that changes the weights
 
 
@@ -50,7 +55,7 @@ def is_done(out: Path, record: Record, *, overwrite: bool) -> bool:
         OutputError: `out` is a file.
         InputError: its config.toml is damaged.
     """
-    former = _former(out)
+    former = _former(out, overwrite=overwrite)
     if former is None or overwrite:
         return False
     # On a GPU, and in RUNs from before it was written down, nothing is known of the threads.
@@ -121,9 +126,9 @@ def _unsettled(former: Record, wanted: Record) -> list[dict[str, dict[str, Any]]
     return pair
 
 
-def _former(out: Path) -> dict[str, Any] | None:
+def _former(out: Path, *, overwrite: bool) -> dict[str, Any] | None:
     """Read the record of a RUN in today's words; None: there is nothing yet."""
-    record = RUN.former(out)
+    record = RUN.former(out, overwrite=overwrite)
     if record is None:
         return None
     method = record.get(record["pretrain"].get("method", ""))

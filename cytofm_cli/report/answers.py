@@ -109,7 +109,10 @@ def read_run(path: Path, name: str | None = None) -> RunAnswers:
     """
     refuse_others(path)
     answers, metrics = read_answers(path, name), read_metrics(path)
-    threshold_S = _thresholds(read_rows(path / PREDICTIONS), answers, metrics)
+    with RUN.reading(path, METRICS):
+        threshold_S = _thresholds(read_rows(path / PREDICTIONS), answers, metrics)
+    with RUN.reading(path, SPLITS):
+        splits = _splits(path)
     if len(answers.classes) == 2:
         predicted_S = (answers.p_SC[:, 1] >= threshold_S).astype(np.int64)
     else:
@@ -123,7 +126,7 @@ def read_run(path: Path, name: str | None = None) -> RunAnswers:
         answers=answers,
         predicted_S=predicted_S,
         threshold_S=threshold_S,
-        splits=_splits(path),
+        splits=splits,
         finished=_finished(path),
         config_text=(path / CONFIG).read_text(encoding="utf-8"),
     )

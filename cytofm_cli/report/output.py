@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cytofm_cli.errors import OutputError
-from cytofm_cli.work.files import output_errors, write_bytes, write_text
+from cytofm_cli.runs.folder import holding, restore
+from cytofm_cli.work.files import (
+    flush_folder,
+    output_errors,
+    put_in_place,
+    write_bytes,
+    write_text,
+)
 
 _OURS = re.compile(r"\d{6}\.jpg")
 
@@ -24,6 +31,7 @@ def refuse_existing(page: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: something is there that may not be replaced.
     """
+    restore(page)  # of a killed command a claim may be left
     if page.is_dir():
         raise OutputError(f"{page}: is a folder.", hint="name a file: -o report.html")
     if page.exists() and not overwrite:
@@ -38,10 +46,7 @@ def refuse_existing(page: Path, *, overwrite: bool) -> None:
             f"{folder}: exists and holds other things than pictures of a report.",
             hint="choose another -o",
         )
-    if not overwrite:
-        raise OutputError(
-            f"{folder}: exists.", hint="`--overwrite` replaces it; or choose another -o"
-        )
+    # Pictures without a page are what a killed command has left: the page is written last.
 
 
 def write_page(page: Path, html: str, files: Mapping[str, bytes]) -> int:
@@ -54,14 +59,15 @@ def write_page(page: Path, html: str, files: Mapping[str, bytes]) -> int:
     staging = folder.with_name(f".{folder.name}.partial")
     with output_errors(page.parent):
         page.parent.mkdir(parents=True, exist_ok=True)
-        if files:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-            for name, data in files.items():
-                write_bytes(staging / name, data, flush=False)
-        if folder.exists():
-            shutil.rmtree(folder)
-        if files:
-            staging.replace(folder)
-        write_text(page, html)
+        with holding(page):
+            if files:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir()
+                for name, data in files.items():
+                    write_bytes(staging / name, data, flush=False)
+                flush_folder(staging)
+                put_in_place(staging, folder, folder.with_name(f".{folder.name}.replaced"))
+            write_text(page, html)
+            if not files and folder.exists():
+                shutil.rmtree(folder)
     return page.stat().st_size + sum(map(len, files.values()))

@@ -30,7 +30,12 @@ LABELS_CSV: Final = "labels.csv"
 CELLS_CSV: Final = "cells.csv"
 POSTERIOR_CSV: Final = "posterior.csv"
 SUMMARY: Final = "simulate.json"
-RUN: Final = Kind("cytofm simulate", frozenset({"simulate"}), frozenset({SLIDES, TRUTH}))
+RUN: Final = Kind(
+    "cytofm simulate",
+    frozenset({"simulate"}),
+    frozenset({SLIDES, TRUTH}),
+    frozenset({LABELS_CSV, CELLS_CSV, POSTERIOR_CSV, SUMMARY, "failures*.jsonl"}),
+)
 
 
 def record_of(config: SimulateConfig, preset: Preset) -> Record:

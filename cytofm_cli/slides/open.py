@@ -66,6 +66,8 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
                 raise
             failed.append(error)
             reasons[name] = error.message.removeprefix(f"{target}: ").removeprefix(f"{path}: ")
+        except UnicodeEncodeError:
+            reasons[name] = "takes no path that is no UTF-8"
     if failed and ("://" in target or reader != "auto"):
         raise failed[-1]
     raise _nobody(path, target, reasons, failed)

@@ -21,10 +21,10 @@ from cytofm_cli.store import arrays, lineage, schema
 from cytofm_cli.store.checksum import read_node, write_node
 from cytofm_cli.store.io import Store, open_store, orphans
 from cytofm_cli.store.records import SlideRecord, StepRecord, TileRecord
-from cytofm_cli.store.staging import aside_of, commit_claim
+from cytofm_cli.store.staging import aside_of, commit_claim, placed, step_claim
 from cytofm_cli.store.zarr3 import write_group
-from cytofm_cli.work.claim import claim
-from cytofm_cli.work.files import flush_folder, remove_partials
+from cytofm_cli.work.claim import claim, refuse_lost
+from cytofm_cli.work.files import flush_folder, put_in_place, remove_partials
 
 COMMIT_WAIT_S: Final = 60.0
 
@@ -62,9 +62,10 @@ def commit_store(staged: Path, path: Path, *, slide: SlideRecord, record: TileRe
     An older store of the slide is replaced whole: its later steps saw other tiles.
 
     Raises:
-        ClaimHeldError: another process keeps changing the store.
+        ClaimHeldError: another process keeps changing the store, or has taken the step over.
         ValueError: an array that the layout does not have.
     """
+    path = placed(path)
     arrays.check_staged(staged, schema.TILE_STEP)
     told = replace(record, id=lineage.content_id(staged / "tiles", record)).to_json()
     write_group(staged / "tiles", {schema.ATTRIBUTES_KEY: told})
@@ -77,11 +78,8 @@ def commit_store(staged: Path, path: Path, *, slide: SlideRecord, record: TileRe
     flush_folder(staged)
     aside = aside_of(path)
     with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
-        if path.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-        staged.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
+        refuse_lost(step_claim(path, schema.TILE_STEP))
+        put_in_place(staged, path, aside)
 
 
 def commit_group(staged: Path, path: Path, step: str, record: StepRecord) -> tuple[str, ...]:
@@ -98,12 +96,14 @@ def commit_group(staged: Path, path: Path, step: str, record: StepRecord) -> tup
 
     Raises:
         TryAgainError: what the step was made from has been replaced meanwhile.
-        ClaimHeldError: another process keeps changing the store.
+        ClaimHeldError: another process keeps changing the store, or has taken the step over.
         ValueError: an array that the layout does not have.
     """
+    path = placed(path)
     arrays.check_staged(staged, step)
     flush_folder(staged)  # all but its record, before others have to wait
     with claim(commit_claim(path), wait_s=COMMIT_WAIT_S):
+        refuse_lost(step_claim(path, step))
         store = open_store(path)
         if record.made_from is None:
             parents = lineage.parents_of(store.steps, step, record)

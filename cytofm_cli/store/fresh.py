@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cytofm_cli.errors import DAMAGE
 from cytofm_cli.store import lineage, schema
 from cytofm_cli.store.lineage import Steps
 from cytofm_cli.store.records import SlideRecord
@@ -53,7 +54,7 @@ def _rows(path: Path, step: str) -> int | None:
     try:
         node = path / (schema.TILE_XY.path if step == schema.TILE_STEP else inner) / "zarr.json"
         return int(json.loads(node.read_text(encoding="utf-8"))["shape"][0])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except DAMAGE:
         return None
 
 

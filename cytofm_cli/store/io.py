@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import InputError, StoreError
+from cytofm_cli.errors import DAMAGE, InputError, StoreError, blaming
 from cytofm_cli.registry import detectors
 from cytofm_cli.store import fresh, lineage, schema
 from cytofm_cli.store.budget import refuse_claim
@@ -27,7 +27,7 @@ from cytofm_cli.store.records import (
     StepRecord,
     TileRecord,
 )
-from cytofm_cli.store.rows import DAMAGE, Rows
+from cytofm_cli.store.rows import Rows
 from cytofm_cli.store.staging import check_slide_id, claim_step, staging, tidy
 from cytofm_cli.store.tables import Embeddings, NucleusTable, Tiles
 from cytofm_cli.work.closing import Closes
@@ -43,6 +43,7 @@ __all__ = [
     "check_slide_id",
     "claim_step",
     "is_store",
+    "list_arrays",
     "list_stores",
     "open_store",
     "staging",
@@ -192,7 +193,7 @@ class Store(Closes):
         try:
             refuse_claim(self.path / array, read_node(self.path / array))
             return zarr.open_array(self.path / array, mode="r")
-        except DAMAGE as error:
+        except (*DAMAGE, RuntimeError) as error:
             raise self._damaged(array, error) from error
 
     def read(self, array: str) -> NDArray[Any]:
@@ -211,7 +212,7 @@ class Store(Closes):
             StoreError: it is not there or damaged.
         """
         try:
-            return tuple(read_node(self.path / array).get("shape", ()))
+            return tuple(map(int, read_node(self.path / array).get("shape", ())))
         except DAMAGE as error:
             raise self._damaged(array, error) from error
 
@@ -435,7 +436,7 @@ def open_store(path: Path) -> Store:
 def _attributes(path: Path) -> dict[str, Any]:
     try:
         attributes: dict[str, Any] = read_node(path).get("attributes", {})
-    except (OSError, ValueError):
+    except DAMAGE:
         return {}
     return attributes
 
@@ -453,6 +454,28 @@ def _groups(path: Path) -> Iterator[str]:
     for depth in ("nuclei/*", "classes/*", "embeddings/*/*", "attention/*/*"):
         for group in sorted(path.glob(depth)):
             yield group.relative_to(path).as_posix()
+
+
+def list_arrays(path: Path) -> list[dict[str, Any]]:
+    """Return path, dtype and shape of all arrays of a store, as their nodes say.
+
+    Raises:
+        StoreError: a node is damaged.
+    """
+    rows = []
+    for node in sorted(path.rglob("zarr.json")):
+        where = node.parent.relative_to(path).as_posix()
+        with blaming(
+            lambda error, where=where: StoreError(  # type: ignore[misc]
+                f"{path}: {where} cannot be read ({type(error).__name__}: {error}).",
+                hint="the store is damaged; make what is there again with --overwrite.",
+            )
+        ):
+            content = read_node(node.parent)
+            if content["node_type"] == "array":
+                dtype, shape = content["data_type"], list(content["shape"])
+                rows.append({"path": where, "dtype": dtype, "shape": shape})
+    return rows
 
 
 def _has_group(path: Path, step: str) -> bool:

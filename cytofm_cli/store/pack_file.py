@@ -30,7 +30,7 @@ from typing import IO, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import InputError, StoreError
+from cytofm_cli.errors import InputError, StoreError, blaming
 from cytofm_cli.work.files import replacing
 from cytofm_cli.work.opencv import opencv
 
@@ -170,13 +170,14 @@ def open_pack(path: Path) -> Pack:
     text = data[start:].tobytes()
     if hashlib.sha256(text).digest() != wanted:
         raise StoreError(f"{path}: its header is damaged.", hint="copy it again.")
-    header = json.loads(text)
-    if header["version"] != VERSION:
-        raise StoreError(
-            f"{path}: is a pack of version {header['version']}, this is {VERSION}.",
-            hint="pack the stores again.",
-        )
-    return Pack(path, header, _arrays(path, header, data), data)
+    with blaming(lambda error: StoreError(f"{path}: its header is damaged ({error}).")):
+        header = json.loads(text)
+        if header["version"] != VERSION:
+            raise StoreError(
+                f"{path}: is a pack of version {header['version']}, this is {VERSION}.",
+                hint="pack the stores again.",
+            )
+        return Pack(path, header, _arrays(path, header, data), data)
 
 
 def _arrays(

@@ -8,9 +8,11 @@ default of its field and is not added. Nothing outside `cytofm_cli.store` reads 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from types import UnionType
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 from cytofm_cli.errors import StoreError
 
@@ -46,8 +48,10 @@ class _Record:
             where: what a message starts with: the store and the step.
 
         Raises:
-            StoreError: a key is missing that every version wrote.
+            StoreError: a key is missing that every version wrote, or holds what it cannot hold.
         """
+        if not isinstance(stored, Mapping):
+            raise StoreError(f"{where} is damaged.", hint="make it again with --overwrite.")
         known = [field for field in dataclasses.fields(cls) if field.name not in _NOT_STORED]
         names = {field.name for field in known}
         missing = [field.name for field in known if _is_needed(field) and field.name not in stored]
@@ -56,6 +60,15 @@ class _Record:
                 f"{where} is damaged: it does not say {', '.join(missing)}.",
                 hint="make it again with --overwrite.",
             )
+        for name, hint, kinds in _kinds_of(cls):  # type: ignore[arg-type]  # a class hashes
+            value = stored.get(name)
+            parts = value if isinstance(value, list) else None
+            right = isinstance(value, kinds) and (parts is None or _fits(parts, hint))
+            if not right:
+                raise StoreError(
+                    f"{where} is damaged: {name} is {str(value)[:40]!r}.",
+                    hint="make it again with --overwrite.",
+                )
         return cls(
             **{key: _frozen(value) for key, value in stored.items() if key in names},
             other={key: value for key, value in stored.items() if key not in names},
@@ -396,8 +409,52 @@ class AttentionRecord(StepRecord):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return tuple(self.config["columns"])
+        """Names of the columns.
+
+        Raises:
+            StoreError: it does not say.
+        """
+        columns = self.config.get("columns")
+        if not isinstance(columns, list | tuple):
+            raise StoreError(
+                f"the attention of {self.run_folder or 'a RUN'} does not name its columns.",
+                hint="make it again with `cytofm mil score`.",
+            )
+        return tuple(columns)
+
+
+@functools.cache  # of each class once: there may be thousands of stores
+def _kinds_of(cls: Any) -> tuple[tuple[str, Any, tuple[type, ...]], ...]:
+    """Return the fields, how they are declared, and what JSON may hold under their names.
+
+    Null, and nothing, stand for what need not be said.
+    """
+    hints = get_type_hints(cls)
+    fields = [field for field in dataclasses.fields(cls) if field.name not in _NOT_STORED]
+    unsaid = {field.name: () if _is_needed(field) else (type(None),) for field in fields}
+    return tuple((name, hints[name], (*_kinds(hints[name]), *unsaid[name])) for name in unsaid)
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    if isinstance(hint, UnionType):
+        return tuple(kind for each in get_args(hint) for kind in _kinds(each))
+    plain: type = get_origin(hint) or hint
+    if issubclass(plain, _Record):
+        return (Mapping,)
+    return {float: (int, float), tuple: (list, tuple)}.get(plain, (plain,))
+
+
+def _fits(values: Sequence[Any], hint: Any) -> bool:
+    """Tell whether a list has as many parts, and such, as a tuple is declared with."""
+    for declared in get_args(hint) if isinstance(hint, UnionType) else (hint,):
+        if get_origin(declared) is tuple:
+            parts = get_args(declared)
+            if parts[-1] is Ellipsis:
+                parts = parts[:1] * len(values)
+            pairs = zip(values, parts, strict=False)
+            if len(parts) == len(values) and all(isinstance(v, _kinds(p)) for v, p in pairs):
+                return True
+    return False
 
 
 def _is_needed(field: dataclasses.Field[Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.errors import DAMAGE as BAD_RECORDS
 from cytofm_cli.errors import CytofmError
 from cytofm_cli.store.budget import refuse_claim
 from cytofm_cli.store.checksum import read_node, without
@@ -25,7 +26,7 @@ from cytofm_cli.work.closing import Closes
 
 _SHARDING = "sharding_indexed"
 # What comes of a node or a chunk that is not as it was written.
-DAMAGE: Final = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError)
+DAMAGE: Final = (*BAD_RECORDS, RuntimeError)
 
 
 class RowReader(Closes):

@@ -17,7 +17,7 @@ from pathlib import Path
 from cytofm_cli.errors import CytofmError, InputError
 from cytofm_cli.store import schema
 from cytofm_cli.work.claim import SUFFIX_BYTES, ClaimHeldError, claim, host_tag
-from cytofm_cli.work.files import output_errors
+from cytofm_cli.work.files import output_errors, real_place
 
 _NAME_MAX = 255
 # What the steps and exports add to a slide's name: at most `.` … `_patches.h5.partial`.
@@ -57,6 +57,20 @@ def hidden(folder: Path, name: str) -> Path:
     return folder / f".{name}"
 
 
+def placed(path: Path) -> Path:
+    """Return where a store lies: beside that, on the same disk, its steps are made.
+
+    A store may be named by a link, which stays what it is; see `real_place`.
+    """
+    return real_place(path) if path.is_symlink() else path
+
+
+def step_claim(path: Path, step: str) -> Path:
+    """Return the claim under which a step of a store is made."""
+    slide_id = path.name.removesuffix(schema.STORE_SUFFIX)
+    return _with_suffix(_base(path.parent, slide_id, step), ".claim")
+
+
 def commit_claim(path: Path) -> Path:
     """Return the claim under which the groups of a store change."""
     return _with_suffix(hidden(path.parent, f"{path.name}.commit"), ".claim")
@@ -82,17 +96,17 @@ def claim_step(stores: Path, slide_id: str, step: str) -> Iterator[None]:
         with output_errors(stores):
             stack.enter_context(claim(_with_suffix(base, ".claim")))
             name = glob.escape(base.name)
-            for left in stores.glob(f"{name}.*.partial"):
+            for left in base.parent.glob(f"{name}.*.partial"):
                 shutil.rmtree(left, ignore_errors=True)
-            for aside in stores.glob(f"{name}.claim.*.stale"):
+            for aside in base.parent.glob(f"{name}.claim.*.stale"):
                 aside.unlink(missing_ok=True)
-            _restore(stores / f"{slide_id}{schema.STORE_SUFFIX}")
+            _restore(placed(stores / f"{slide_id}{schema.STORE_SUFFIX}"))
         yield
 
 
 def tidy(stores: Path, slide_id: str, step: str) -> None:
     """Remove the claim of a process that was killed right after it finished a step."""
-    path = stores / f"{slide_id}{schema.STORE_SUFFIX}"
+    path = placed(stores / f"{slide_id}{schema.STORE_SUFFIX}")
     left = (_with_suffix(_base(stores, slide_id, step), ".claim"), commit_claim(path))
     if any(leftover.exists() for leftover in (*left, aside_of(path, "replaced-step"))):
         with contextlib.suppress(CytofmError), claim_step(stores, slide_id, step):
@@ -113,7 +127,9 @@ def staging(stores: Path, slide_id: str, step: str) -> Iterator[Path]:
 
 
 def _base(stores: Path, slide_id: str, step: str) -> Path:
-    return hidden(stores, f"{slide_id}.{step.replace('/', '.')}")
+    store = placed(stores / f"{slide_id}{schema.STORE_SUFFIX}")
+    name = store.name.removesuffix(schema.STORE_SUFFIX)
+    return hidden(store.parent, f"{name}.{step.replace('/', '.')}")
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:

@@ -21,7 +21,6 @@ Letters: B tiles, V views, M nuclei, C colours, H rows, W columns.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from cytofm_cli.errors import ConfigMismatchError, InputError, StoreError
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import io, lineage, schema
 from cytofm_cli.store.checksum import read_node
+from cytofm_cli.store.staging import aside_of, placed, step_claim
 from cytofm_cli.store.zarr3 import (
     BYTES,
     ZSTD,
@@ -63,6 +63,8 @@ from cytofm_cli.views.stored import (
     tile_keys,
 )
 from cytofm_cli.work.batch import Status
+from cytofm_cli.work.claim import refuse_lost
+from cytofm_cli.work.files import put_in_place
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -125,6 +127,7 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
     mark = store.nuclei_record(detector).mark
     made_from = lineage.made_from(store.steps, schema.TILE_STEP, schema.nuclei_step(detector))
     if _is_done(job, settings, mark, made_from):
+        io.tidy(job.folder, job.slide_id, _STEP)
         return "skipped", _facts(job)
     tiles, n_without = _choose(job, nuclei, store.tile.n_tiles)
     if job.dry_run:
@@ -147,7 +150,9 @@ def dump_views(job: ViewsJob, report: Report, note: Note) -> tuple[Status, dict[
                 made_from=made_from,
             )
             write_group(staged, {ATTRIBUTES_KEY: record})
-            _commit(staged, job.target)
+            refuse_lost(step_claim(io.store_path(job.folder, job.slide_id), _STEP))
+            target = placed(job.target)
+            put_in_place(staged, target, aside_of(target))
     note(_summary(job, record))
     return "done", _facts(job)
 
@@ -339,12 +344,3 @@ def _write_plan(
         ("kept", np.concatenate(kept).astype(np.uint8), ("nucleus", "view"), "1 where it survives"),
     ):
         write_array(folder / name, values, axes=axes, attributes={"description": doc})
-
-
-def _commit(staged: Path, target: Path) -> None:
-    aside = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(aside, ignore_errors=True)
-    if target.exists():
-        target.rename(aside)
-    staged.rename(target)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -16,14 +16,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from cytofm_cli.errors import ConfigMismatchError, CytofmError
+from cytofm_cli.errors import (
+    ConfigMismatchError,
+    CytofmError,
+    DiskFullError,
+    OutOfMemoryError,
+    TryAgainError,
+)
 from cytofm_cli.work.children import Lost, Say, supervise
-from cytofm_cli.work.claim import ClaimHeldError
+from cytofm_cli.work.files import disk_full
 from cytofm_cli.work.memory import is_out_of_memory
 from cytofm_cli.work.signals import catch_signals
 
 Status = Literal["done", "skipped", "held", "refused", "failed"]
 _BETWEEN_REPORTS_S = 0.2
+_NO_ROOM = (DiskFullError, OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -159,8 +166,9 @@ def attempt(work: Work, explain: Explain, task: Task, say: Say) -> Outcome:
     error: CytofmError | None = None
     try:
         status, facts = work(task, Reporter(say, task.name))
-    except ClaimHeldError as held:
-        status, error, facts = "held", held, held.facts
+    except TryAgainError as passing:  # too little room fails; all else another look may mend
+        status = "failed" if isinstance(passing, _NO_ROOM) else "held"
+        error, facts = passing, passing.facts
     except ConfigMismatchError as other:
         status, error, facts = "refused", other, other.facts
     except CytofmError as known:
@@ -168,6 +176,8 @@ def attempt(work: Work, explain: Explain, task: Task, say: Say) -> Outcome:
     except Exception as bug:
         if is_out_of_memory(bug):
             error = explain(task, Loss("out of memory"))
+        elif (full := disk_full(task.path, bug)) is not None:
+            error = full
         else:  # one item's surprise must not end the others; the trace goes to the record
             error = CytofmError(f"{task.path}: {type(bug).__name__}: {bug}")
             facts = {"traceback": traceback.format_exc()}

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from cytofm_cli.work.memory import keep_freed, share_heap
@@ -35,6 +36,9 @@ Answer = Callable[[Task, Say], object]
 _slot: int | None = None
 
 POLL_S: Final = 0.5
+# Of the time between two looks at the children this much counts: in a longer one this process,
+# and most likely its children with it, was suspended (Ctrl-Z, `scontrol suspend`).
+MOST_GAP_S: Final = 10 * POLL_S
 STOP_GRACE_S: Final = 5.0
 _OURS_TO_HEAR: Final = frozenset({signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2})
 _TERMINATED: Final = 128 + signal.SIGTERM
@@ -96,7 +100,7 @@ def supervise(
     Raises:
         StoppedError: a signal asked to stop.
     """
-    waiting, crew = deque(tasks), list[_Child[Task]]()
+    waiting, crew, watch = deque(tasks), list[_Child[Task]](), _Watch()
     try:
         while waiting or any(child.is_busy for child in crew):
             for child in crew:
@@ -105,9 +109,10 @@ def supervise(
             while waiting and len(crew) < workers:
                 taken = {child.slot for child in crew}
                 slot = next(number for number in range(workers) if number not in taken)
-                crew.append(_Child(answer, method, start, start_args, slot))
+                crew.append(_Child(answer, method, start, start_args, slot, watch))
                 crew[-1].give(waiting.popleft())
             wait([handle for child in crew for handle in child.handles()], POLL_S)
+            watch.look()
             if stop:
                 raise stop.error()
             for child in list(crew):
@@ -137,6 +142,18 @@ def _is_asked(stop: StopFlag) -> bool:
     return bool(stop)
 
 
+class _Watch:
+    """How long this process has watched, s: the time in which it was suspended does not count."""
+
+    def __init__(self) -> None:
+        self.seconds, self._last = 0.0, time.monotonic()
+
+    def look(self) -> None:
+        now = time.monotonic()
+        self.seconds += min(now - self._last, MOST_GAP_S)
+        self._last = now
+
+
 class _Child(Generic[Task]):
     """A child process and the supervisor's end of its pipe."""
 
@@ -147,6 +164,7 @@ class _Child(Generic[Task]):
         start: Callable[..., None] | None,
         start_args: Sequence[Any],
         slot: int,
+        watch: _Watch,
     ) -> None:
         self.slot = slot
         context = multiprocessing.get_context(method)
@@ -158,7 +176,7 @@ class _Child(Generic[Task]):
         )
         self.task: Task | None = None
         self.is_busy = self.is_gone = False
-        self._heard = self._given = time.monotonic()
+        self._watch, self._heard, self._given = watch, watch.seconds, time.monotonic()
         sys.stdout.flush()  # else a forked child prints what is waiting a second time
         sys.stderr.flush()
         if method == "spawn":
@@ -176,7 +194,7 @@ class _Child(Generic[Task]):
 
     def give(self, task: Task) -> None:
         self.task, self.is_busy = task, True
-        self._heard = self._given = time.monotonic()
+        self._heard, self._given = self._watch.seconds, time.monotonic()
         with contextlib.suppress(OSError):  # it died while idle: `news` tells
             self.pipe.send(task)
 
@@ -189,15 +207,18 @@ class _Child(Generic[Task]):
             except (EOFError, OSError):
                 alive = False
                 break
-            self._heard, task = time.monotonic(), self.task
+            self._heard, task = self._watch.seconds, self.task
             self.is_busy = not is_answer
             yield Said(task, message, is_answer)  # type: ignore[arg-type]
-        silent_s = time.monotonic() - self._heard
+        silent_s = self._watch.seconds - self._heard
         if not alive:
             self.kill()
             if self.is_busy:
                 yield self._lost(*self._death())
         elif self.is_busy and stall_s is not None and silent_s > stall_s:
+            if self._is_suspended():  # it alone: its time begins anew
+                self._heard = self._watch.seconds
+                return
             self.kill()
             yield self._lost("stalled", f"{stall_s:.0f} s")
 
@@ -222,6 +243,14 @@ class _Child(Generic[Task]):
     @property
     def _is_started(self) -> bool:
         return self.process.pid is not None
+
+    def _is_suspended(self) -> bool:
+        """Tell whether a signal or a debugger holds the child; where that is not told: no."""
+        try:
+            stat = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return False
+        return stat.rpartition(")")[2].split()[:1] in (["T"], ["t"])
 
     def _death(self) -> tuple[Literal["killed", "crashed"], str]:
         code = self.process.exitcode if self._is_started else -signal.SIGKILL

@@ -2,14 +2,21 @@
 
 A claim is a small file made with O_EXCL, which is atomic on local and network filesystems;
 no flock, which some cluster filesystems refuse. Its modification time is the heartbeat. A
-claim is stale when its process can be looked up and is gone, or when its heartbeat is old. A
-process number says something only in its own PID namespace, under its own kernel: containers
-share a host's name, and machines may share theirs.
+claim is stale when its process can be looked up and is gone. A process number says something
+only in its own PID namespace, under its own kernel: containers share a host's name, and machines
+may share theirs. What cannot be looked up is stale when its heartbeat is old, or of a time that is
+still to come, by the clock of the disk, and has not changed while we looked again and again:
+clocks jump and disagree, the number of looks does not.
+
+A process that was suspended for so long that another took its claim learns so at the next
+`refuse_lost`, before it could put its work over the other's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import secrets
@@ -17,21 +24,36 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from cytofm_cli.errors import TryAgainError
+from cytofm_cli.errors import StoppedError, TryAgainError
 
-HEARTBEAT_S = 30.0
+HEARTBEAT_S = 10.0
 # Network filesystems cache attributes for up to a minute: several missed beats, not one.
 STALE_S = 600.0
+# How often, and how many seconds apart, a claim that looks abandoned is looked at: for longer than
+# between two beats of former versions, which were 30 s apart.
+LOOKS, LOOK_S = 35, 1.0
 _HOST_BYTES = 32
 # The longest of `.claim`, `.claim.<host>-<pid>-<8 hex>.stale`, `.<host>-<pid>.partial`.
 SUFFIX_BYTES = 72
 _HIDDEN = "hidden"  # a process of another user, of which /proc may show nothing
 
 
+_held: dict[Path, str] = {}  # the claims of this process by absolute path, with their tokens
+
+
 class ClaimHeldError(TryAgainError):
     """Another living process holds the claim."""
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """A claim as it was seen: what it says, and its last heartbeat, ns."""
+
+    holder: Mapping[str, object]
+    beat_ns: int
 
 
 @contextlib.contextmanager
@@ -48,30 +70,64 @@ def claim(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     token = f"{host_tag()}-{os.getpid()}-{secrets.token_hex(4)}"
     deadline = time.monotonic() + wait_s
     while not _try_create(path, token):
-        if _is_stale(path) and _remove_stale(path, token):
+        sight = _look(path)
+        if sight is not None and _is_stale(path, sight) and _remove_stale(path, token, sight):
             continue
         if time.monotonic() >= deadline:
-            holder = _read(path)
-            raise ClaimHeldError(
-                f"{path.name}: process {holder.get('pid')} on {holder.get('host')} is at it.",
-                hint="wait for it, or run again later; without a sign of life its claim lapses "
-                f"after {STALE_S / 60:.0f} minutes.",
-            )
+            raise _held_by(path)
         time.sleep(0.05)
     stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(path, stop), daemon=True)
+    beat = threading.Thread(target=_heartbeat, args=(path, token, stop), daemon=True)
     beat.start()
+    _held[path.absolute()] = token
     try:
         yield
+        # What was done is done; `refuse_lost` has looked before it was put into place.
+    except StoppedError:
+        raise
+    except Exception as error:
+        refuse_lost(path, error)  # whoever took the claim has cleared away what we were at
+        raise
     finally:
         stop.set()
+        beat.join(LOOK_S)  # whoever forks next forks no thread along
+        _held.pop(path.absolute(), None)
         if _read(path).get("token") == token:
             path.unlink(missing_ok=True)
+
+
+def refuse_lost(path: Path, why: Exception | None = None) -> None:
+    """Refuse to go on under a claim of this process that another one has taken meanwhile.
+
+    Args:
+        path: a claim; one that this process does not hold is not judged.
+        why: what went wrong since.
+
+    Raises:
+        ClaimHeldError: it was taken.
+    """
+    token = _held.get(path.absolute())
+    if token is not None and _read(path).get("token") != token:
+        raise ClaimHeldError(
+            f"{path.name}: another process took this claim, as this one gave no sign of life.",
+            hint="run the same command again.",
+        ) from why
 
 
 def host_tag() -> str:
     """Return the start of the host's name, short enough to be part of a file's name."""
     return os.fsencode(socket.gethostname())[:_HOST_BYTES].decode("utf-8", "ignore")
+
+
+@functools.cache
+def realm_tag() -> str:
+    """Return six hex digits for where a process number of ours is valid."""
+    return hashlib.sha256(json.dumps(_realm()).encode()).hexdigest()[:6]
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether a process of this realm does not run any more."""
+    return _process_start(pid) is None
 
 
 def _try_create(path: Path, token: str) -> bool:
@@ -91,23 +147,63 @@ def _try_create(path: Path, token: str) -> bool:
     return True
 
 
-def _read(path: Path) -> dict[str, object]:
+def _look(path: Path) -> _Sight | None:
+    """Look at a claim; None: it is gone. Opening it makes network filesystems look again, too."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            beat_ns, text = os.fstat(file.fileno()).st_mtime_ns, file.read()
+    except OSError:
+        return None
+    return _Sight(_parsed(text), beat_ns)
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    sight = _look(path)
+    return {} if sight is None else sight.holder
+
+
+def _parsed(text: bytes) -> dict[str, object]:
+    try:
+        content = json.loads(text)
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _is_stale(path: Path) -> bool:
+def _held_by(path: Path) -> ClaimHeldError:
     holder = _read(path)
+    return ClaimHeldError(
+        f"{path.name}: process {holder.get('pid')} on {holder.get('host')} is at it.",
+        hint="wait for it, or run again later; without a sign of life its claim lapses "
+        f"after {STALE_S / 60:.0f} minutes.",
+    )
+
+
+def _is_stale(path: Path, sight: _Sight) -> bool:
+    holder = sight.holder
     if not holder:  # killed between creating and writing it
-        return _silent(path, 1.0)
+        return _is_silent(path, sight, 1.0) and _stays(path, sight, 1)
     if holder.get("host") == socket.gethostname() and _in_our_realm(holder):
-        started = _process_start(int(str(holder.get("pid", 0))))
+        started = _process_start(_number(holder.get("pid")))
         if started != _HIDDEN:
             return started != holder.get("started")
-    return _silent(path, STALE_S)
+    return _is_silent(path, sight, STALE_S) and _stays(path, sight, LOOKS)
+
+
+def _stays(path: Path, sight: _Sight, looks: int) -> bool:
+    """Tell whether a claim is the same at each of so many looks."""
+    for _ in range(looks):
+        time.sleep(LOOK_S)
+        if _look(path) != sight:
+            return False
+    return True
+
+
+def _number(text: object) -> int:
+    try:
+        return int(str(text))
+    except ValueError:
+        return 0
 
 
 def _in_our_realm(holder: Mapping[str, object]) -> bool:
@@ -125,13 +221,13 @@ def _realm() -> dict[str, str | None]:
     return {"boot": boot, "pid_namespace": namespace}
 
 
-def _silent(path: Path, seconds: float) -> bool:
-    """Tell whether the last heartbeat is older than so many seconds, by the disk's own clock."""
-    try:
-        beat = path.stat().st_mtime
-    except OSError:  # gone just now
-        return False
-    return time.time() - beat > seconds and _now_on_disk(path) - beat > seconds
+def _is_silent(path: Path, sight: _Sight, seconds: float) -> bool:
+    """Tell whether the last heartbeat is older than so many seconds, by the disk's own clock.
+
+    A time that is still to come says nothing: the clock that stamped it was ahead.
+    """
+    silent_s = _now_on_disk(path) - sight.beat_ns * 1e-9
+    return silent_s > seconds or silent_s < -HEARTBEAT_S
 
 
 def _now_on_disk(path: Path) -> float:
@@ -165,14 +261,14 @@ def _process_start(pid: int) -> str | None:
     return _HIDDEN if hidden else "alive"
 
 
-def _remove_stale(path: Path, token: str) -> bool:
+def _remove_stale(path: Path, token: str, sight: _Sight) -> bool:
     """Remove a stale claim; of several processes that try, one succeeds."""
     aside = path.with_name(f"{path.name}.{token}.stale")
     try:
         path.rename(aside)
     except OSError:
         return False
-    fresh = not _is_stale(aside)
+    fresh = _look(aside) != sight
     if fresh:  # another process renewed it between our look and our rename: give it back
         with contextlib.suppress(OSError):
             os.link(aside, path)
@@ -180,7 +276,8 @@ def _remove_stale(path: Path, token: str) -> bool:
     return not fresh
 
 
-def _heartbeat(path: Path, stop: threading.Event) -> None:
+def _heartbeat(path: Path, token: str, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
-        with contextlib.suppress(OSError):
-            os.utime(path)
+        if _read(path).get("token") == token:  # the claim of another is for it to keep alive
+            with contextlib.suppress(OSError):
+                os.utime(path)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cytofm_cli.errors import CytofmError, DiskFullError, InputError, OutputError
-from cytofm_cli.work.claim import host_tag
+from cytofm_cli.work.claim import host_tag, is_gone, realm_tag
 
 _SUFFIX: Final = ".partial"
 _ABANDONED_S: Final = 3600.0
@@ -54,6 +54,7 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
         if path.is_dir():
             raise OutputError(f"{path}: is a folder.", hint="name a file.")
         path.parent.mkdir(parents=True, exist_ok=True)
+        path = real_place(path)
         if flush:
             _remove_abandoned(path.parent)
         partial = path.with_name(_hidden_name(path.name))
@@ -74,25 +75,59 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Give the name of a hidden folder, not made yet, which takes the place of `path` at the end.
 
     The caller is the only one who writes there (`claim`). Between the old one and the new one
-    there is a moment without any.
+    there is a moment without any; killed then, the caller makes it again.
 
     Raises:
         OutputError, DiskFullError, InputError: see `output_errors`.
     """
     with output_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        path = real_place(path)
         for left in path.parent.glob(f"{glob.escape(_hidden_stem(path.name))}.*{_SUFFIX}"):
             shutil.rmtree(left, ignore_errors=True)
         partial, aside = (path.with_name(_hidden_name(path.name)) for _ in range(2))
         try:
             yield partial
             flush_folder(partial)
-            if path.exists():
-                path.rename(aside)
-            partial.rename(path)
+            put_in_place(partial, path, aside)
         finally:
             for left in (partial, aside):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def put_in_place(made: Path, path: Path, aside: Path) -> None:
+    """Rename a finished folder into its place, and remove what was there.
+
+    A kill at any moment leaves the old one whole, under its name or as `aside`, or the new one.
+
+    Args:
+        made: the folder, on the same disk.
+        path: its place.
+        aside: where what was there goes meanwhile; nobody else's.
+    """
+    put_aside(path, aside)
+    made.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_aside(path: Path, aside: Path) -> None:
+    """Rename a folder, if it is there; what a killed command left under the other name goes."""
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
+def real_place(path: Path) -> Path:
+    """Return where a file or folder lies that may be named by a link, which stays what it is.
+
+    Workflow engines stage what they give to a command as links, often to another disk.
+    """
+    return path.resolve() if path.is_symlink() else path.absolute()
+
+
+def is_partial(name: str) -> bool:
+    """Tell whether a name is that of something half-written, which a killed process has left."""
+    return name.startswith(".") and name.endswith(_SUFFIX)
 
 
 def write_bytes(path: Path, data: bytes, *, flush: bool = True) -> None:
@@ -152,12 +187,9 @@ def output_errors(where: Path) -> Iterator[None]:
     except CytofmError:
         raise
     except Exception as error:
+        if (full := disk_full(where, error)) is not None:
+            raise full from error
         number = _error_number(error)
-        if number in _FULL:
-            raise DiskFullError(
-                f"{where}: no space left on the disk.",
-                hint="make room and run the same command again; what was finished is kept.",
-            ) from error
         if number == errno.ENAMETOOLONG:
             raise InputError(
                 f"{where}: a file name is too long for the disk.", hint="use shorter names."
@@ -173,6 +205,16 @@ def output_errors(where: Path) -> Iterator[None]:
                 hint="check its permissions, or write to another folder.",
             ) from error
         raise
+
+
+def disk_full(where: object, error: Exception) -> DiskFullError | None:
+    """Return what to say of an error if a disk, or a quota, is full; None: it is something else."""
+    if _error_number(error) not in _FULL:
+        return None
+    return DiskFullError(
+        f"{where}: no space left on the disk.",
+        hint="make room and run the same command again; what was finished is kept.",
+    )
 
 
 def _error_number(error: Exception) -> int | None:
@@ -191,7 +233,8 @@ def _error_number(error: Exception) -> int | None:
 
 
 def _hidden_name(name: str) -> str:
-    return f"{_hidden_stem(name)}.{host_tag()}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
+    owner = f"{host_tag()}-{os.getpid()}-{realm_tag()}"
+    return f"{_hidden_stem(name)}.{owner}{secrets.token_hex(4)}{_SUFFIX}"
 
 
 def _hidden_stem(name: str) -> str:
@@ -214,8 +257,15 @@ def _flush(path: Path) -> None:
 
 @functools.lru_cache(1024)  # not for every file: a folder of many is long to list
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left; a living one writes all the time."""
+    """Remove what killed processes left; where that cannot be looked up, what is old."""
     for left in folder.glob(f".*-*{_SUFFIX}"):
         with contextlib.suppress(OSError):
-            if left.is_file() and time.time() - left.stat().st_mtime > _ABANDONED_S:
+            old = time.time() - left.stat().st_mtime > _ABANDONED_S
+            if left.is_file() and (old or _owner_is_gone(left.name)):
                 left.unlink()
+
+
+def _owner_is_gone(name: str) -> bool:
+    owner = rf"\.{re.escape(host_tag())}-(\d+)-{realm_tag()}[0-9a-f]{{8}}{re.escape(_SUFFIX)}$"
+    told = re.search(owner, name)
+    return told is not None and is_gone(int(told[1]))

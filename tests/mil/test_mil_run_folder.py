@@ -30,7 +30,7 @@ def test_may_write__a_run_without_settings_is_made_anew_when_asked(
         (tmp_path / CONFIG).write_text(text)
     with pytest.raises(ConfigMismatchError, match=r"config\.toml is gone or damaged") as error:
         may_write(tmp_path, RECORD, overwrite=False)
-    assert error.value.hint == "`--overwrite` trains it anew; or choose another -o"
+    assert error.value.hint == "`--overwrite` makes it anew; or choose another -o"
     assert may_write(tmp_path, RECORD, overwrite=True)
 
 

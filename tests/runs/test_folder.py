@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,12 @@ from cytofm_cli.runs import folder
 from cytofm_cli.runs.folder import CONFIG, STOPPED, Kind
 from cytofm_cli.work.claim import ClaimHeldError
 
-KIND = Kind("cytofm bake", frozenset({"oven", "dough"}), beside=frozenset({"flour"}))
+KIND = Kind(
+    "cytofm bake",
+    frozenset({"oven", "dough"}),
+    beside=frozenset({"flour"}),
+    files=frozenset({"loaf", "crumbs*.csv"}),
+)
 RECORD = {"oven": {"degrees": 220}, "dough": {"rye": 0.5}}
 TEXT = "[oven]\ndegrees = 220\n\n[dough]\nrye = 0.5\n"
 
@@ -142,3 +149,117 @@ def test_digests__of_what_is_there_and_what_was_exchanged(tmp_path: Path) -> Non
     (tmp_path / "b").write_text("")
     assert not folder.is_whole(tmp_path / "b")
     assert not folder.is_whole(tmp_path / "gone")
+
+
+def test_former__half_written_files_of_a_killed_command_are_nothing(tmp_path: Path) -> None:
+    (tmp_path / "flour").mkdir()
+    (tmp_path / ".config.toml.host-1-0123456789abcd.partial").touch()
+    assert KIND.former(tmp_path) is None
+
+
+@pytest.mark.parametrize("config", [None, "[oven]\ndegrees = "])
+def test_former__what_is_left_of_a_run_is_known_by_its_other_files(
+    tmp_path: Path, config: str | None
+) -> None:
+    if config is not None:
+        (tmp_path / CONFIG).write_text(config)
+    for name in ("loaf", "crumbs1.csv", STOPPED):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigMismatchError, match=r"config\.toml is gone or damaged") as error:
+        KIND.former(tmp_path)
+    assert error.value.hint == "`--overwrite` makes it anew; or choose another -o"
+    assert KIND.former(tmp_path, overwrite=True) is None
+    (tmp_path / "thesis.tex").touch()  # something of the user's
+    with pytest.raises((ConfigMismatchError, InputError), match=r"not a RUN|damaged \("):
+        KIND.former(tmp_path, overwrite=True)
+
+
+def test_former__one_file_alone_says_little(tmp_path: Path) -> None:
+    (tmp_path / "loaf").touch()
+    with pytest.raises(ConfigMismatchError, match="exists and is not a RUN"):
+        KIND.former(tmp_path, overwrite=True)
+
+
+def failing(change: str, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Let the `at`-th call of a method of Path fail, from 0 on."""
+    plain, calls = getattr(Path, change), iter(range(1000))
+
+    def fail(self: Path, *arguments: object, **more: object) -> object:
+        if next(calls) == at:
+            raise OSError("the power fails")
+        return plain(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, change, fail)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_publish__that_ends_in_the_middle_leaves_the_former_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    out = tmp_path / "run"
+    folder.begin(out, RECORD, overwrite=False)
+    staging = folder.staging_of(out, RECORD)
+    (staging / "loaf").touch()
+    failing("rename", monkeypatch, at)
+    with pytest.raises(OSError, match="the power fails"):
+        folder.publish(staging, out)
+    monkeypatch.undo()
+    assert KIND.former(out)["oven"] == {"degrees": 220}
+    assert (staging / "loaf").is_file()
+    folder.publish(staging, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in out.iterdir()] == ["loaf"]
+
+
+def test_restore__of_a_command_killed_before_it_made_anything_only_its_claim_goes(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from cytofm_cli.runs.folder import holding\n"
+        "with holding(Path(sys.argv[1])):\n    os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
+    assert [path.name for path in tmp_path.iterdir()] == [".run.claim"]
+    folder.restore(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_begin__that_ends_in_the_middle_leaves_the_former_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    folder.begin(out, RECORD, overwrite=False)
+    (out / "loaf").touch()
+    failing("mkdir", monkeypatch, 0)
+    with pytest.raises(OSError, match="the power fails"):
+        folder.begin(out, RECORD, overwrite=True)
+    monkeypatch.undo()
+    with folder.holding(out):  # another command is at it: its own affair
+        folder.restore(out)
+        assert not out.exists()
+    assert KIND.former(out)["oven"] == {"degrees": 220}
+    assert (out / "loaf").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"share"'])
+def test_read_json__of_another_kind_names_the_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bread.json").write_text(text)
+    with pytest.raises(InputError, match=r"not a finished RUN .*: bread\.json is damaged \(") as e:
+        KIND.read_json(tmp_path, "bread.json")
+    assert e.value.exit_code == 3
+    with pytest.raises(InputError, match=r"of `cytofm bake`: it has no rolls\.json\."):
+        KIND.read_json(tmp_path, "rolls.json")
+
+
+def test_reading__what_code_stumbles_over_is_the_files_fault_and_ours_passes(
+    tmp_path: Path,
+) -> None:
+    for stumble in (lambda: {}["a"], lambda: ()[len("a")], lambda: None + 1, lambda: float("x")):
+        with (
+            pytest.raises(InputError, match=r"bread\.json is damaged"),
+            KIND.reading(tmp_path, "bread.json"),
+        ):
+            stumble()
+    with pytest.raises(OutputError, match="ours"), KIND.reading(tmp_path, "bread.json"):
+        raise OutputError("ours")

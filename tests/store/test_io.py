@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from cytofm_cli.errors import (
     StoreError,
 )
 from cytofm_cli.runs import provenance
-from cytofm_cli.store import arrays, commit, io, schema
+from cytofm_cli.store import arrays, commit, io, schema, staging
 from cytofm_cli.store.records import EmbeddingRecord, LevelRecord, SlideRecord, TileRecord
+from cytofm_cli.work.claim import ClaimHeldError
 
 from ..nodes import put_node  # noqa: TID252 - of all tests
 
@@ -233,3 +235,67 @@ def test_open_store__a_step_whose_arrays_were_removed_is_not_done(tmp_path: Path
     shutil.rmtree(path / "embeddings")
     assert set(io.open_store(path).steps) == {"tile"}
     assert not commit.is_finished(path, STEP, config={}, input_fingerprint="mark")
+
+
+def other_disk(tmp_path: Path) -> Path:
+    """Return a folder on another disk than `tmp_path`, where there is one."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second disk here")
+    return Path(tempfile.mkdtemp(dir=memory))
+
+
+@pytest.mark.parametrize("how", ["here", "on another disk"])
+def test_a_store_that_is_a_link__is_written_where_it_lies_and_stays_a_link(
+    tmp_path: Path, how: str
+) -> None:
+    real = other_disk(tmp_path) if how != "here" else tmp_path / "real"
+    try:
+        make_store(real)
+        staged = tmp_path / "staged"
+        staged.mkdir()
+        link = staged / "a.zarr"
+        link.symlink_to(real / "a.zarr")
+        add_embeddings(link, 1.5)
+        np.testing.assert_array_equal(io.open_store(real / "a.zarr").embeddings().values[0], 1.5)
+        add_embeddings(link, 2.5)
+        np.testing.assert_array_equal(io.open_store(link).embeddings().values[0], 2.5)
+        make_store(staged, n=4)
+        assert link.is_symlink()
+        assert io.open_store(real / "a.zarr").tile.n_tiles == 4
+        with (
+            io.claim_step(staged, "a", STEP),
+            pytest.raises(ClaimHeldError),
+            io.claim_step(real, "a", STEP),  # one store, one claim
+        ):
+            raise AssertionError
+        for folder in (real, staged):
+            assert [path.name for path in folder.iterdir()] == ["a.zarr"]
+    finally:
+        shutil.rmtree(real)
+
+
+@pytest.mark.parametrize("step", ["tile", STEP])
+def test_commit__of_a_process_that_lost_its_claim_leaves_what_the_other_made(
+    tmp_path: Path, step: str
+) -> None:
+    path = make_store(tmp_path)
+    add_embeddings(path, 1.0)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with (
+        pytest.raises(ClaimHeldError, match="another process took this claim"),
+        io.claim_step(tmp_path, "a", step),
+        io.staging(tmp_path, "a", step) as made,
+    ):
+        staging.step_claim(path, step).unlink()
+        if step == "tile":
+            arrays.write(made, schema.TILE_XY, np.zeros((1, 2), np.int32))
+            told = provenance.stamp(CONFIG, input_fingerprint="mark")
+            late = TileRecord(**told, n_tiles=1, tile_px=8, tile_px0=8.0, mpp=0.5, level=0)
+            commit.commit_store(made, path, slide=SLIDE, record=late)
+        else:
+            arrays.write_rows(made, schema.EMBEDDINGS, np.zeros((3, 2), np.float32))
+            told = provenance.stamp({}, input_fingerprint="mark")
+            commit.commit_group(made, path, step, EmbeddingRecord(**told, n=3, dim=2))
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]

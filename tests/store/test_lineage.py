@@ -261,6 +261,16 @@ def test_nuclei_replaced_while_cells_are_embedded__the_late_bag_is_not_written(p
     assert not [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")]
 
 
+def test_tiles_replaced_while_they_are_embedded__the_bag_of_the_old_grid_is_not_written(
+    path: Path,
+) -> None:
+    seen = lineage.made_from(io.open_store(path).steps, "tile")
+    make_tiles(path.parent, n=3)
+    with pytest.raises(TryAgainError, match=f"tile was replaced while {TILES}"):
+        add_bag(path, TILES, made_from=seen)
+    assert set(io.open_store(path).steps) == {"tile"}
+
+
 def killed_at(change: int, do: Any) -> bool:
     """Run something in a process that dies at its n-th rename; tell whether it got there."""
     child = os.fork()

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cytofm_cli.errors import StoreError
 from cytofm_cli.store.records import (
@@ -141,3 +143,59 @@ def test_step__is_known_by_its_id_else_by_settings_and_input() -> None:
     del stored["id"]
     assert StepRecord.from_json(stored).identity == "006c-b3cc"
     assert StepRecord.from_json(stored).mark == "006c-b3cc"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize(("kind", "text"), [(TileRecord, TILE), (NucleiRecord, NUCLEI)])
+@given(data=st.data())
+def test_from_json__whatever_stands_in_a_field_is_right_or_a_store_error(
+    kind: type[StepRecord], text: str, data: st.DataObject
+) -> None:
+    stored = json.loads(text)
+    name, value = data.draw(st.sampled_from(sorted(stored))), data.draw(VALUES)
+    stored[name] = value
+    try:
+        record = kind.from_json(stored, "a.zarr: the record of x")
+    except StoreError as error:
+        assert str(error).startswith(f"a.zarr: the record of x is damaged: {name} is ")
+    else:
+        assert record.to_json()[name] == value or value != value
+        assert isinstance(record.config, dict)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_tiles", "19"), ("n_tiles", 1.5), ("mpp", [0.5]), ("config", []), ("config", "x"),
+        ("background_rgb", [1, 2]), ("background_rgb", ["a", "b", "c"]), ("store_codec", 3),
+        ("thumbnail_downsample", "4"), ("made_from", [1]),
+    ],
+)  # fmt: skip
+def test_from_json__a_value_of_another_kind_is_damage(name: str, value: Any) -> None:
+    with pytest.raises(StoreError, match=f"here is damaged: {name} is "):
+        TileRecord.from_json(json.loads(TILE) | {name: value}, "here")
+
+
+@pytest.mark.parametrize("stored", [[], "x", 3, None])
+def test_from_json__what_is_no_object_is_damage(stored: Any) -> None:
+    with pytest.raises(StoreError, match="here is damaged"):
+        StepRecord.from_json(stored, "here")
+
+
+@pytest.mark.parametrize("size", [[5], [1, 2, 3], ["a", 2], {}, None])
+def test_slide_record__a_size_is_two_numbers(size: Any) -> None:
+    levels = [{"size_px": [1, 2], "downsample": 1.0}]
+    stored = {"slide_id": "a", "path": "a", "mpp": 1, "levels": levels, "size_px0": [1, 2]}
+    assert SlideRecord.from_json(stored).size_px0 == (1, 2)
+    with pytest.raises(StoreError, match="damaged"):
+        SlideRecord.from_json(stored | {"size_px0": size})
+    with pytest.raises(StoreError, match="damaged"):
+        SlideRecord.from_json(stored | {"levels": [size]})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,7 @@ from cytofm_cli.errors import (
     InputError,
     OutOfMemoryError,
     SlideError,
+    TryAgainError,
 )
 from cytofm_cli.work import children
 from cytofm_cli.work.batch import (
@@ -51,6 +55,10 @@ def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
             raise ConfigMismatchError("other settings.")
         case "memory":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
+        case "replaced":
+            raise TryAgainError("was replaced meanwhile.")
+        case "full disk":
+            raise OSError(errno.ENOSPC, "No space left on device")
         case "full device":
             raise OutOfMemoryError("not even one tile fits.")
         case "crash":
@@ -115,6 +123,14 @@ def test_run_batch__held_refused_and_out_of_memory_are_told_apart() -> None:
     assert outcomes["full device"].error.message == "not even one tile fits."
 
 
+def test_run_batch__what_passes_is_held_and_a_full_disk_would_meet_all() -> None:
+    outcomes, _ = run("replaced", "full disk")
+    assert outcomes["replaced"].status == "held"
+    full = outcomes["full disk"].error
+    assert (full.exit_code, full.of_all_slides) == (75, True)
+    assert full.message == "full disk: no space left on the disk."
+
+
 def test_run_batch__a_crash_is_explained_and_a_new_child_goes_on() -> None:
     outcomes, _ = run("crash", "good", "killed", "note", "exit")
     assert outcomes["crash"].error.message == "crash: crashed, SIGSEGV"
@@ -138,6 +154,7 @@ def test_run_batch__no_more_children_than_tasks() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Give the supervisor a clock that only the returned function moves on, by seconds."""
     now = [0.0]
+    monkeypatch.setattr(children, "MOST_GAP_S", math.inf)  # it jumps
     monkeypatch.setattr(
         children, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
     )
@@ -194,6 +211,82 @@ def test_run_batch__what_is_silent_too_long_is_given_up_and_killed(
     assert outcomes[0].seconds == 10.5
     assert [outcome.status for outcome in outcomes] == ["failed", "done"]
     assert not _is_alive(pids[0])
+
+
+def test_run_batch__the_time_in_which_all_were_suspended_is_no_silence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+    faked = SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
+    monkeypatch.setattr(children, "time", faked)
+    looks = [0]
+
+    def look(watch: Any) -> None:
+        looks[0] += 1
+        plain(watch)
+
+    plain = children._Watch.look
+    monkeypatch.setattr(children._Watch, "look", look)
+
+    def say_once(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
+        report.note("here")
+        while not (tmp_path / "on").exists():
+            time.sleep(0.01)
+        return "done", {}
+
+    def go_on() -> None:
+        seen = looks[0]
+        while looks[0] < seen + 3:  # the child still says nothing when the supervisor looks again
+            time.sleep(0.01)
+        (tmp_path / "on").touch()
+
+    outcomes = []
+    for event in run_batch(say_once, [Task("a", "a")], workers=1, stall_s=60, explain=explain):
+        if isinstance(event, Note):
+            now[0] += 3600.0  # Ctrl-Z, and an hour later `fg`
+            threading.Thread(target=go_on).start()
+        else:
+            outcomes.append(event)
+    assert [(outcome.status, outcome.error) for outcome in outcomes] == [("done", None)]
+
+
+def test_run_batch__a_child_that_is_suspended_alone_is_waited_for(
+    clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = [0]
+    plain = children._Child._is_suspended
+
+    def looked(child: Any) -> bool:
+        told = plain(child)
+        looks[0] += 1
+        if looks[0] == 2:
+            os.kill(child.process.pid, signal.SIGCONT)
+        else:
+            clock(11.0)
+        return told
+
+    def stop_self(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
+        report.note(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return "done", {}
+
+    monkeypatch.setattr(children._Child, "_is_suspended", looked)
+    outcomes = []
+    for event in run_batch(stop_self, [Task("a", "a")], workers=1, stall_s=10, explain=explain):
+        if isinstance(event, Note):
+            _await_state(int(event.text), "T")
+            clock(11.0)
+        else:
+            outcomes.append(event)
+    assert [(outcome.status, outcome.error) for outcome in outcomes] == [("done", None)]
+    assert looks[0] == 2
+
+
+def _await_state(pid: int, state: str) -> None:
+    deadline = time.monotonic() + HANG_GUARD_S
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != state:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 SCRIPT = """

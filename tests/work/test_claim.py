@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,11 @@ import pytest
 
 from cytofm_cli.work import claim as claims
 from cytofm_cli.work.claim import ClaimHeldError, claim
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "LOOK_S", 0.01)
 
 
 def test_claim__second_process_is_told_who_holds_it(tmp_path: Path) -> None:
@@ -175,3 +181,76 @@ def test_claim__the_disks_clock_counts_not_ours(
     with pytest.raises(ClaimHeldError), claim(path):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == [".a.claim"]
+
+
+def beating(path: Path, ahead_s: float, stop: threading.Event) -> None:
+    """Be the heart of a holder on another machine, whose clock is off by so much."""
+    while not stop.is_set():
+        os.utime(path, (time.time() + ahead_s,) * 2)
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("ahead_s", [86_400.0, -86_400.0])
+def test_claim__of_a_wrong_clock_is_kept_while_it_beats_and_lapses_when_it_does_not(
+    tmp_path: Path, ahead_s: float
+) -> None:
+    path = tmp_path / ".a.claim"
+    path.write_text(claim_of(host="elsewhere"))
+    stop = threading.Event()
+    heart = threading.Thread(target=beating, args=(path, ahead_s, stop))
+    heart.start()
+    while abs(path.stat().st_mtime - time.time()) < 80_000:
+        time.sleep(0.001)
+    with pytest.raises(ClaimHeldError, match="on elsewhere"), claim(path):
+        pass
+    stop.set()
+    heart.join()
+    with claim(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def taken(path: Path) -> None:
+    """Let another process take a claim that we hold."""
+    path.unlink()
+    path.write_text(claim_of(host="elsewhere", token="theirs"))
+
+
+def test_claim__that_was_lost_makes_no_failure_of_what_it_broke(tmp_path: Path) -> None:
+    path = tmp_path / ".a.claim"
+    with (
+        pytest.raises(ClaimHeldError, match="another process took this claim") as caught,
+        claim(path),
+    ):
+        taken(path)
+        (tmp_path / "staged" / "x").write_text("the other one has cleared it away")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert json.loads(path.read_text())["token"] == "theirs"
+
+
+def test_refuse_lost__before_work_is_put_over_that_of_the_other(tmp_path: Path) -> None:
+    path = tmp_path / ".a.claim"
+    claims.refuse_lost(path)  # not held: not judged
+    with claim(path):
+        claims.refuse_lost(path)
+        taken(path)
+        with pytest.raises(ClaimHeldError):
+            claims.refuse_lost(path)
+    path.write_text("{}")
+    claims.refuse_lost(path)
+
+
+def test_heartbeat__only_for_the_claim_that_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT_S", 0.005)
+    path = tmp_path / ".a.claim"
+    with claim(path):
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 60
+        while path.stat().st_mtime == 0:
+            assert time.monotonic() < deadline, "no heartbeat"
+            time.sleep(0.005)
+        taken(path)
+        os.utime(path, (0, 0))
+        time.sleep(0.1)
+        assert path.stat().st_mtime == 0

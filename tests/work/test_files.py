@@ -196,3 +196,31 @@ def test_output_errors__a_full_disk_that_torch_hides_behind_an_error_of_its_own(
         Path("/dev/full").open("wb", buffering=0) as file,
     ):
         torch.save(torch.zeros(100_000), file)
+
+
+def test_replacing__what_a_link_names_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "real.txt").write_text("old")
+    link = tmp_path / "link.txt"
+    link.symlink_to(tmp_path / "there" / "real.txt")
+    files.write_text(link, "new")
+    assert link.is_symlink()
+    assert (tmp_path / "there" / "real.txt").read_text() == "new"
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_replacing__sweeps_what_a_killed_process_left_and_not_what_a_living_one_writes(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from cytofm_cli.work.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as partial:\n    os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], check=False)
+    (left,) = tmp_path.iterdir()
+    assert files.is_partial(left.name)
+    with files.replacing(tmp_path / "b.txt") as partial:
+        assert [path.name for path in tmp_path.iterdir()] == [partial.name]
+        files._remove_abandoned.cache_clear()
+        files.write_text(tmp_path / "c.txt", "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.txt", "c.txt"]

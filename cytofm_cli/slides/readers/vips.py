@@ -348,10 +348,12 @@ def _translate(path: str, error: Any, level: int = 0, box: Box | None = None) ->
     lines = list(dict.fromkeys(line for line in lines if line))
     why = (lines[-1] if lines else error.message)[:200]
     if any("No space left on device" in line for line in lines):
-        return DiskFullError(
+        full = DiskFullError(
             f"{path}: no room to unpack it in the folder for temporary files.",
             hint="set TMPDIR to a disk with more space.",
         )
+        full.of_all_slides = False  # others need less room, or none
+        return full
     return damaged(path, level, box, why) if box else slide_error(path, why)
 
 
