@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -42,6 +42,7 @@ _NOISE: Final = 4  # grey levels of |Laplacian| at SEEN_UM
 # What another plane must have beside the middle one, as a ratio, and in mean grey levels on top.
 _MORE: Final = (21, 20)
 _LEAST: Final = 0.3
+_BLOCK: Final = 64  # side of what is mixed at a time, cells: few planes are used in it
 
 
 @dataclass(frozen=True)
@@ -125,19 +126,35 @@ def blend(
     used = np.flatnonzero(np.bincount(chosen_hw.ravel())).tolist()
     if len(used) == 1:
         return planes[used[0]]
-    height, width = planes[0].shape[:2]
-    side = 2 * windows.blend + 1
-    total: Any = None
-    for number in used:
-        share_hw = cv2.boxFilter(
-            (chosen_hw == number).astype(np.uint8), cv2.CV_8U, (side, side), normalize=False,
-            borderType=cv2.BORDER_REPLICATE,
-        )  # fmt: skip
-        share = share_hw.repeat(windows.step, 0).repeat(windows.step, 1)[:height, :width]
-        part = cv2.multiply(planes[number], cv2.merge([share] * 3), dtype=cv2.CV_16U)
-        total = part if total is None else cv2.add(total, part, dst=total)
+    side, how = 2 * windows.blend + 1, {"normalize": False, "borderType": cv2.BORDER_REPLICATE}
+    shares = {
+        number: cv2.boxFilter((chosen_hw == number).view(np.uint8), cv2.CV_8U, (side, side), **how)
+        for number in used
+    }
+    out = np.empty_like(planes[0])
+    for top in range(0, chosen_hw.shape[0], _BLOCK):
+        for left in range(0, chosen_hw.shape[1], _BLOCK):
+            cells = (slice(top, top + _BLOCK), slice(left, left + _BLOCK))
+            y, x = (slice(at.start * windows.step, at.stop * windows.step) for at in cells)
+            of_block = {n: share[cells] for n, share in shares.items() if share[cells].any()}
+            out[y, x] = _mixed({n: planes[n][y, x] for n in of_block}, of_block, windows)
+    return out
+
+
+def _mixed(
+    parts: dict[int, NDArray[np.uint8]], shares: dict[int, NDArray[np.uint8]], windows: Windows
+) -> NDArray[np.uint8]:
+    """Mix planes of one block by their shares of the cells in a window."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    cv2, total = opencv(), None
+    for number, part in parts.items():
+        height, width = part.shape[:2]
+        share = shares[number].repeat(windows.step, 0).repeat(windows.step, 1)[:height, :width]
+        weighed = cv2.multiply(part, cv2.merge([share] * 3), dtype=cv2.CV_16U)
+        total = weighed if total is None else cv2.add(total, weighed, dst=total)
     # An odd number of cells: no half to round.
-    mixed: NDArray[np.uint8] = cv2.convertScaleAbs(total, alpha=1 / side**2)
+    mixed: NDArray[np.uint8] = cv2.convertScaleAbs(total, alpha=1 / (2 * windows.blend + 1) ** 2)
     return mixed
 
 

@@ -29,6 +29,7 @@ from cytofm_cli.slides.base import SlideReader, finest_level_for
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.stats.matching import match_points
 from cytofm_cli.store.io import open_store
+from cytofm_cli.tiles import pixels
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.tiles.focal import find_planes
 from cytofm_cli.tiles.focus import BAND_PX, FOCUS_MPP
@@ -195,6 +196,7 @@ def cost(work: Path, cohort: Path, args: argparse.Namespace) -> None:
     slide = str(sorted((cohort / "slides").iterdir())[0])
     out = work / "cost"
     out.mkdir(exist_ok=True)
+    pixels._SAMPLE = 1  # the forecast of twelve tiles is most of so small a slide
 
     def tile(focus: str) -> float:
         config = TileConfig(focus=focus, pixels="lossless")
@@ -205,12 +207,12 @@ def cost(work: Path, cohort: Path, args: argparse.Namespace) -> None:
     seconds = {focus: tile(focus) for focus in (middle, "best", "fuse")}
     store = open_store(out / "a.zarr")
 
-    def read(planes: list[int], *, pixels: bool) -> float:
+    def read(planes: list[int], *, whole: bool) -> float:
         def do() -> None:
             with open_slide(slide) as opened:
                 for plane in planes:
                     reader = opened.at_plane(plane)
-                    if not pixels:
+                    if not whole:
                         bands(reader, store.slide.mpp)
                         continue
                     for x, y in store.tile_xy_px0.tolist():
@@ -219,7 +221,7 @@ def cost(work: Path, cohort: Path, args: argparse.Namespace) -> None:
         return cpu_s(do)
 
     others = [plane for plane in range(args.planes) if plane != args.planes // 2]
-    coarse, fine = read(others, pixels=False), read(others, pixels=True)
+    coarse, fine = read(others, whole=False), read(others, whole=True)
     print(f"\nOne slide, {len(store.tile_xy_px0)} tiles, {args.planes} planes, CPU s:\n")
     print("| | CPU s | planes read + one plane tiled | ratio |\n|---|---|---|---|")
     print(f"| {middle} | {seconds[middle]:.2f} | | |")
