@@ -53,7 +53,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "cells apply": ("cells", "apply", "cells", "found"),
     "evaluate probe": ("evaluate", "probe", "stores", *PROBE, "-o", "new"),
     "report": ("report", "run", "whole", "-o", "new.html"),
-    "gallery": ("gallery", "whole", "-o", "new", "--by", "area_um2"),
+    "gallery": ("gallery", "stores", "-o", "new", "--by", "area_um2"),
     "heatmap": ("heatmap", "run", "whole", "-o", "new"),
     "export": ("export", "whole", "-o", "new", "--to", "h5,geojson,csv,h5ad"),
     "simulate": (
