@@ -14,7 +14,7 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,12 +61,12 @@ def encoders() -> Iterator[Encoder]:
             yield Encoder(run.name, ("--encoder", str(encoder_of(run))), run.name, about)
 
 
-def probe(encoder: Encoder, name: str, folder: Path, more: Sequence[object] = ()) -> dict[str, Any]:
+def probe(encoder: Encoder, name: str, folder: Path) -> dict[str, Any]:
     """Return, a probe each, the AUC with its interval, and that within each group that has one."""
     table = JUDGED / f"{name}.csv"
     words = ["evaluate", "probe", JUDGED / name, "--points", table, "--groups", table,
              *encoder.words, "--crop-um", CROP_UM[name], "--k", 20, "--threads", 1,
-             *STUDY["judge"].get(name, []), *more, "-o", folder / name, "--quiet"]  # fmt: skip
+             *STUDY["judge"].get(name, []), "-o", folder / name, "--quiet"]  # fmt: skip
     cytofm(words, folder / "log")
     (task,) = json.loads((folder / name / "metrics.json").read_text())["tasks"].values()
     (judged,) = task["encoders"].values()

@@ -1,7 +1,7 @@
 """Does a student lose to its own teacher? Train students of frozen teachers and judge them.
 
-    python distil.py [--minutes 30] [--only NAME ...]   # goes on where it was stopped
-    python distil.py --table                            # the tables of docs/distillation.md
+    python distil.py [--only NAME ...]   # goes on where it was stopped
+    python distil.py --table            # the tables of docs/distillation.md
 
 Data, network, views and judge are those of the study beside it (`../cyto_ssl`, whose README says
 where its stores and runs are looked for). Students learn from its patients of pretraining and are
@@ -14,7 +14,6 @@ import argparse
 import csv
 import json
 import os
-import resource
 import sys
 import time
 import tomllib
@@ -23,17 +22,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "cyto_ssl"))
 
-from arms import STUDY, as_toml  # noqa: E402
-from judge import Encoder, probe  # noqa: E402
+from arms import STUDY  # noqa: E402
+from data import read, write  # noqa: E402
+from judge import CROP_UM, JUDGED, probabilities, within_groups  # noqa: E402
 from outcomes import mean_interval  # noqa: E402
-from places import ROOT, cytofm  # noqa: E402
+from places import ROOT  # noqa: E402
 from places import WORK as STUDY_WORK  # noqa: E402
 from pretrain import stores  # noqa: E402
 
+from cytofm_cli.api.pretrain import pretrain_encoder  # noqa: E402
+from cytofm_cli.api.probe import probe  # noqa: E402
+from cytofm_cli.config import resolve  # noqa: E402
+from cytofm_cli.evaluate.config import ProbeConfig  # noqa: E402
+from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of  # noqa: E402
 from cytofm_cli.stats.paired import Difference, auc_difference  # noqa: E402
 from cytofm_cli.stats.score_intervals import retraining  # noqa: E402
 
@@ -42,7 +48,7 @@ WORK: Final = Path(os.environ.get("DISTIL_WORK", ROOT / "build" / "distil")).res
 RESULTS: Final = HERE / "results"
 COLLECTIONS: Final = ("malaria_nih", "sipakmed")
 PROBES: Final = ("linear", "knn20")
-NO_SHOTS: Final = ("--shots", 1, "--draws", 2, "--replicates", 100)  # they are not looked at
+EVERY: Final = {"malaria_nih": 3, "sipakmed": 1}  # of the judged cells
 FOLDS: Final = 5  # of `evaluate probe`, with more than ten groups
 
 
@@ -69,49 +75,66 @@ def teacher_words() -> dict[str, str]:
 # --- students
 
 
-def student_settings(name: str, teacher: str) -> dict[str, dict[str, Any]]:
-    """Return the tables of one student's run."""
-    run, method = ASKED["run"], ASKED["students"][name][1]
-    pretrain = {**STUDY["pretrain"], **STUDY["plain"], "method": method, "name": slug(name)}
-    pretrain |= {key: run[key] for key in ("steps", "batch", "seed")}
-    views = {**STUDY["views"], **ASKED["views"].get(method, {})}
-    return {
-        "pretrain": pretrain,
-        "views": views,
-        method: {**ASKED["method"][method], "teacher": teacher},
-    }
-
-
 def slug(name: str) -> str:
     """Return what a student's files are called."""
     return name.replace(" ", "-")
 
 
-def train(name: str, teacher: str, limit_s: float) -> Path | None:
-    """Train a student, or go on with it; None: the time was up."""
-    run = WORK / "runs" / slug(name)
-    encoder = run / "encoder.safetensors"
-    if not encoder.exists():
-        config = run.with_suffix(".toml")
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(as_toml(student_settings(name, teacher)))
-        words = ["pretrain", *stores(), "-o", run, "--config", config, "--no-progress"]
-        cytofm(words, run.with_suffix(".log"), limit_s=limit_s)
-    return encoder if encoder.exists() else None
+def train(name: str, teacher: str) -> Path:
+    """Train a student, or go on with it, and return its file."""
+    run, method = ASKED["run"], ASKED["students"][name][1]
+    pretrain = {**STUDY["pretrain"], **STUDY["plain"], "method": method, "name": slug(name)}
+    config = PretrainConfig(**pretrain | {key: run[key] for key in ("steps", "batch", "seed")})
+    views = resolve(PretrainViews, "views", {**STUDY["views"], **ASKED["views"].get(method, {})})
+    report = pretrain_encoder(
+        [str(path) for path in stores()],
+        WORK / "runs" / slug(name),
+        config,
+        views=views_of(method, views, config.encoder),
+        method_settings={**ASKED["method"][method], "teacher": teacher},
+    )
+    return report.encoder
 
 
 # --- judging
 
 
-def judge(name: str, words: tuple[str, ...]) -> None:
+def judge(name: str, encoder: str) -> None:
     """Write what the probes say of an encoder, unless it is there."""
     path = RESULTS / f"{slug(name)}.json"
     if path.exists():
         return
-    encoder, folder = Encoder(name, words, name, {}), WORK / "judged" / slug(name)
-    result = {each: probe(encoder, each, folder, NO_SHOTS) for each in COLLECTIONS}
+    result = {collection: probed(name, encoder, collection) for collection in COLLECTIONS}
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def probed(name: str, encoder: str, collection: str) -> dict[str, Any]:
+    """Return the AUC of each probe with its interval, and that within each patient."""
+    out = WORK / "judged" / slug(name) / collection
+    table = thinned(collection)
+    config = ProbeConfig(
+        crop_um=CROP_UM[collection], k=(20,), threads=1, shots=(1,), draws=2, replicates=100
+    )  # few shots and their replicates are not looked at
+    report = probe(str(JUDGED / collection), table, out, config, encoders=[encoder], groups=table)
+    (task,) = report.metrics["tasks"].values()
+    (judged,) = task["encoders"].values()
+    scores = probabilities(out / "predictions.csv")
+    return {
+        kind: {
+            **{key: judged["probes"][kind]["auc"][key] for key in ("value", "low", "high")},
+            "within": within_groups(scores[kind]) if len(task["classes"]) == 2 else None,
+        }
+        for kind in PROBES
+    }
+
+
+def thinned(collection: str) -> Path:
+    """Write every third of the study's malaria cells, all of the other cells."""
+    rows = read(JUDGED / f"{collection}.csv")
+    path = WORK / f"{collection}.csv"
+    write(path, rows[:: EVERY[collection]], list(rows[0]))
+    return path
 
 
 def gap(first: str, second: str, collection: str, kind: str) -> Difference:
@@ -134,23 +157,18 @@ def answers(name: str, collection: str, kind: str) -> tuple[Any, Any, tuple[str,
     return y_N, p_NC, tuple(row["group"] for row in rows)
 
 
-def go_on(minutes: float, only: list[str] | None) -> None:
+def go_on(only: list[str] | None) -> None:
     """Train and judge what is not there."""
-    until = time.monotonic() + 60 * minutes
     of_teacher = teacher_words()
+    for name, (teacher, _) in ASKED["students"].items():
+        if not only or name in only:
+            start = time.process_time()
+            encoder = train(name, of_teacher[teacher])
+            print(f"{name}: {time.process_time() - start:.0f} CPU s", flush=True)
+            judge(name, str(encoder))
     for name, word in of_teacher.items():
         if name != "dino-heads" and (not only or f"teacher {name}" in only):
-            judge(f"teacher {name}", ("--encoder", word))
-    for name, (teacher, _) in ASKED["students"].items():
-        left_s = until - time.monotonic()
-        if left_s < 60 or (only and name not in only):
-            continue
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        encoder = train(name, of_teacher[teacher], left_s)
-        spent_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-        print(f"{name}: {spent_s:.0f} CPU s", flush=True)
-        if encoder is not None:
-            judge(name, ("--encoder", str(encoder)))
+            judge(f"teacher {name}", word)
 
 
 # --- tables
@@ -188,14 +206,14 @@ def against(name: str, collection: str, kind: str) -> str:
 def main() -> None:
     """Go on, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--only", nargs="*", help="names of students, or 'teacher NAME'")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if asked.table:
         print("\n".join(table()))
     else:
-        go_on(asked.minutes, asked.only)
+        torch.set_num_threads(1)
+        go_on(asked.only)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def run(task: str) -> None:
     inside, outside = tables(task)
     bags = ["--bag-table", COLLECTIONS / "malaria_nih" / "needle1_bags.csv"]
     words = ["mil", "benchmark", "--bags", folder, *(bags if task == "needle1" else []),
-             "--labels", inside, "--unit", "cell", "--encoder", ",".join(ENCODERS), "--method",
+             "--labels", inside, "--allow-missing", "--unit", "cell", "--encoder", ",".join(ENCODERS), "--method",
              ",".join(METHODS), "--seeds", SEEDS, "--workers", 1, "--ensemble",
              "--outside-labels", outside, "-o", WORK / task]  # fmt: skip
     cytofm(words, LOG)
