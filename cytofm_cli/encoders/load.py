@@ -80,7 +80,8 @@ def load_encoder(
         return encoder
     from cytofm_cli.encoders import lora
 
-    return lora.with_updates_of(encoder, request.updates)
+    merged: Encoder = lora.with_updates_of(encoder, request.updates)
+    return merged
 
 
 def load_untrained(

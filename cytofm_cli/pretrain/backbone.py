@@ -255,7 +255,7 @@ class _Maker:
             return self._random(0.0)
         state, where = weights.read_state(self._config.init), str(self._config.init)
         with torch.device("meta"):
-            network = self._print.network(0.0)
+            network = cast("nn.Module", self._print.network(0.0))
         report = layouts.load_into(network, state, where=where, may_lack=relative_keys(network))
         if any(x.is_meta for x in (*network.parameters(), *network.buffers())):
             network = self._random(0.0)
