@@ -141,7 +141,8 @@ def gap(first: str, second: str, collection: str, kind: str) -> Difference:
     """Return the difference of two AUCs on the same cells, over patients or blocks."""
     y_N, p_NC, groups = answers(first, collection, kind)
     _, q_NC, _ = answers(second, collection, kind)
-    return auc_difference(y_N, p_NC, q_NC, groups, retrained=retraining(FOLDS))
+    # p is not shown
+    return auc_difference(y_N, p_NC, q_NC, groups, retrained=retraining(FOLDS), swaps=50)
 
 
 def answers(name: str, collection: str, kind: str) -> tuple[Any, Any, tuple[str, ...]]:
