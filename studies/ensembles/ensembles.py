@@ -30,6 +30,7 @@ LOG: Final = WORK / "log"
 ENCODERS: Final = ("handcrafted", "cytofm-tiny")
 METHODS: Final = ("abmil", "max_score")
 SEEDS: Final = 2
+FOLDS: Final = {"needle1": 5, "lsil_plus": 3}  # three groups of fields have lesions
 # Collection of each task, and the part of it that trains: it has the more patients or groups.
 TASKS: Final = {"needle1": ("malaria_nih", "judged"), "lsil_plus": ("cric", "pretrain")}
 
@@ -75,10 +76,11 @@ def run(task: str) -> None:
     folder = stores(TASKS[task][0])
     inside, outside = tables(task)
     bags = ["--bag-table", COLLECTIONS / "malaria_nih" / "needle1_bags.csv"]
-    words = ["mil", "benchmark", "--bags", folder, *(bags if task == "needle1" else []),
-             "--labels", inside, "--allow-missing", "--unit", "cell", "--encoder", ",".join(ENCODERS), "--method",
-             ",".join(METHODS), "--seeds", SEEDS, "--workers", 1, "--ensemble",
-             "--outside-labels", outside, "-o", WORK / task]  # fmt: skip
+    data = ["--bags", folder, *(bags if task == "needle1" else []), "--unit", "cell"]
+    sides = ["--labels", inside, "--allow-missing", "--ensemble", "--outside-labels", outside]
+    heads = ["--encoder", ",".join(ENCODERS), "--method", ",".join(METHODS)]
+    models = ["--seeds", SEEDS, "--folds", FOLDS[task], "--workers", 1]
+    words = ["mil", "benchmark", *data, *sides, *heads, *models, "-o", WORK / task]
     cytofm(words, LOG)
 
 
