@@ -170,6 +170,8 @@ def test_every_setting__is_read_from_its_variable(
             value = other_value(field, kinds[field.name])
             if (name, field.name) == ("detect", "detector"):
                 value = "import"  # the one that reads --nuclei,
+            if field.name == "lora_targets":
+                value = "fc1,fc2"
             if field.name == "arch_arg":
                 value = "depth=3,act_layer=silu"
             if (name, field.name) == ("detect", "weights"):
