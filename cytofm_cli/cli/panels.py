@@ -46,7 +46,7 @@ PANELS: Final[dict[str, dict[str, str]]] = {
     },
     "pretrain": {
         "Method and encoder": "method encoder name ncp h h_anneal irpe init lora_rank lora_alpha "
-        "pooling licence",
+        "lora_targets pooling licence",
         "Data": "detector unit cell_um balance per_slide",
         "Training": "steps epochs batch lr seed accumulate amp parallel",
         "Watching": "log_every save_every keep_every probe probe_groups probe_um probe_every "

@@ -15,13 +15,23 @@ from typing import Any
 from cytofm_cli import registry
 from cytofm_cli.encoders.entries import Entry
 from cytofm_cli.encoders.sidecar import NETWORK, SUFFIX, sidecar
-from cytofm_cli.encoders.weights import SUFFIXES, read_description
+from cytofm_cli.encoders.weights import (
+    SUFFIXES,
+    SelfDescription,
+    holds_updates,
+    read_description,
+)
 from cytofm_cli.errors import UsageError, WeightsError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """A name or file, traced to the plug-in that opens it."""
+    """A name or file, traced to the plug-in that opens it.
+
+    Attributes:
+        weights: the file of weights, if there is one.
+        updates: file of updates of low rank that are added to them.
+    """
 
     name: str
     plugin: str
@@ -29,6 +39,7 @@ class Resolved:
     weights: Path | None
     builder: Mapping[str, Any]
     expects: Mapping[str, Any]
+    updates: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +123,15 @@ def resolve(name_or_file: str, *, weights: Path | None = None) -> Resolved:
         WeightsError: the file does not say what it is.
     """
     if _is_file_name(name_or_file):
+        path = Path(name_or_file)
+        if weights is not None and holds_updates(path):
+            return _resolve_updates(path, weights)
         if weights is not None:
             raise UsageError(
                 f"{name_or_file} is a weight file, and {weights} another one.",
                 hint="name an encoder with --encoder, and its file with --weights",
             )
-        return _resolve_file(Path(name_or_file))
+        return _resolve_file(path)
     owner, entry = entries().get(name_or_file, ("", None))
     if entry is not None and entry.shipped is not None:
         if weights is not None:
@@ -186,6 +200,22 @@ def _resolve_file(path: Path) -> Resolved:
             raise WeightsError(f"{path}{SUFFIX}: arch names another file ({arch}).")
         return replace(resolve(arch, weights=path), name=path.stem)
     described = read_description(path)
+    if described.updates is not None:
+        raise WeightsError(
+            f"{path}: holds updates of low rank, which need the weights that they were trained on.",
+            hint=f"--encoder {path} --weights {described.updates.base}, or "
+            f"{path}={described.updates.base} where several encoders are named",
+        )
+    return _described(path, described)
+
+
+def _resolve_updates(path: Path, weights: Path) -> Resolved:
+    whole = _described(weights, read_description(path))
+    return replace(whole, updates=path)
+
+
+def _described(path: Path, described: SelfDescription) -> Resolved:
+    """Trace a description to its plug-in; `path` has the weights."""
     if _is_file_name(described.arch):
         raise UsageError(f"{path}: its architecture is another file ({described.arch}).")
     base = resolve(described.arch, weights=path)

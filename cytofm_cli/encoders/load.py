@@ -36,7 +36,8 @@ def load_encoder(
 
     Args:
         name_or_file: `handcrafted`, `sr-vit-tiny`, `timm/<name>`, a name of the catalogue, or a
-            weight file that names its own architecture.
+            weight file that names its own architecture, or the `adapters.safetensors` of
+            `pretrain --lora-rank`, with their base as `weights`.
         weights: local file with the weights.
         device: `auto` takes the GPU if there is one.
         download: fetch published weights (`timm/<name>` only).
@@ -75,7 +76,12 @@ def load_encoder(
             weights_key=weights_key,
         )
     )
-    return encoder
+    if request.updates is None:
+        return encoder
+    from cytofm_cli.encoders import lora
+
+    merged: Encoder = lora.with_updates_of(encoder, request.updates)
+    return merged
 
 
 def load_untrained(

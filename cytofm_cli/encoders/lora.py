@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,10 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cytofm_cli.encoders import weights
 from cytofm_cli.encoders.torch_encoder import TorchEncoder
 from cytofm_cli.errors import UsageError, WeightsError
 
 ATTENTION: Final = ("qkv", "proj")
+TRAINED: Final = (".rpe_", "mask_token")  # what pretrained weights do not have
 _A, _B = ".lora_a", ".lora_b"
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -70,15 +74,17 @@ def add_lora(
     rank: int,
     alpha: float,
     *,
-    trained: tuple[str, ...] = (".rpe_", "mask_token"),
+    targets: Collection[str] = ATTENTION,
+    trained: tuple[str, ...] = TRAINED,
     generator: torch.Generator | None = None,
 ) -> list[str]:
-    """Give the linear layers of attention low-rank updates, in place, and freeze everything else.
+    """Give linear layers low-rank updates, in place, and freeze everything else.
 
     Args:
         model: a Vision Transformer.
         rank: r, 1 … the smaller side of each layer.
         alpha: α, above 0; the update is scaled by α / r.
+        targets: names of the layers: qkv and proj of attention, fc1 and fc2 of the MLP behind it.
         trained: other parameters that stay trained, by parts of their names; the relative
             tables and the mask token, which pretrained weights do not have.
         generator: draws the updates; None: the global one.
@@ -92,11 +98,11 @@ def add_lora(
     layers = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in ATTENTION
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets
     }
     if not layers:
         raise UsageError(
-            f"the network has no linear layers called {', '.join(ATTENTION)} to update.",
+            f"the network has no linear layers called {', '.join(targets)} to update.",
             hint="low-rank updates are for Vision Transformers: --encoder cytofm-tiny, timm/vit_…",
         )
     for name, parameter in model.named_parameters():
@@ -150,7 +156,8 @@ def adapted(encoder: TorchEncoder, adapters: Mapping[str, NDArray[Any]], scale: 
 
     Args:
         encoder: the one they were trained on.
-        adapters: what `adapters_of` gave; empty: the encoder itself.
+        adapters: what `adapters_of` gave, and parameters that take the place of its own (see
+            `TRAINED`); empty: the encoder itself.
         scale: α / r.
 
     Raises:
@@ -165,9 +172,12 @@ def adapted(encoder: TorchEncoder, adapters: Mapping[str, NDArray[Any]], scale: 
         for name, values in adapters.items()
     }
     changed = {f"{name.removesuffix(_A)}.weight" for name in own if name.endswith(_A)}
+    whole = {name for name in own if not name.endswith((_A, _B))}
     try:
+        if misfits := [name for name in whole if state[name].shape != own[name].shape]:
+            raise KeyError(misfits[0])
         plain = plain_state({**state, **own}, scale)
-        for name in changed:
+        for name in changed | whole:
             layer, _, last = name.rpartition(".")
             setattr(model.get_submodule(layer), last, nn.Parameter(plain[name]))
     except (KeyError, RuntimeError, AttributeError) as error:
@@ -175,6 +185,39 @@ def adapted(encoder: TorchEncoder, adapters: Mapping[str, NDArray[Any]], scale: 
             f"low-rank updates that do not fit encoder {encoder.spec.name} ({error})."
         ) from error
     return TorchEncoder(model, encoder.spec, encoder.device, encoder.report)
+
+
+def with_updates_of(encoder: Any, path: Path) -> Any:
+    """Return an encoder with the updates of a file folded into its weights; the given one stays.
+
+    Args:
+        encoder: with the weights that they were trained on.
+        path: `adapters.safetensors` of a RUN, see `weights.write_encoder`.
+
+    Raises:
+        WeightsError: they were trained on other weights, are damaged, or are not finite.
+    """
+    updates = weights.read_description(path).updates
+    assert updates is not None  # whoever traced the file has looked
+    if encoder.spec.weights_sha256 != updates.base_sha256:
+        raise WeightsError(
+            f"{path}: its updates were trained on {updates.base} (SHA-256 "
+            f"{updates.base_sha256[:12]}…), not on these weights "
+            f"({(encoder.spec.weights_sha256 or 'none')[:12]}…).",
+            hint="--weights with the file that `cytofm pretrain --init` had",
+        )
+    state = weights.read_state(path)
+    if broken := [name for name, value in state.items() if not bool(value.isfinite().all())]:
+        raise WeightsError(f"{path}: {broken[0]} holds values that are not finite.")
+    arrays = {name: value.float().numpy() for name, value in state.items()}
+    merged = adapted(encoder, arrays, updates.alpha / updates.rank)
+    spec = replace(encoder.spec, weights_sha256=weights.sha256(path))
+    return TorchEncoder(merged.model, spec, merged.device, merged.report)
+
+
+def rests(name: str) -> bool:
+    """Tell whether a parameter of a network with updates is one of those that are not trained."""
+    return not (name.endswith((_A, _B)) or any(part in name for part in TRAINED))
 
 
 def scale_of(model: nn.Module) -> float:

@@ -29,13 +29,14 @@ def digest_of_weights(config: EmbedConfig) -> str | None:
     Raises:
         WeightsError: it is not there, or what a file beside it states is wrong.
     """
-    named = resolve(config.encoder, weights=config.weights).weights
+    resolved = resolve(config.encoder, weights=config.weights)
+    named = resolved.weights
     if named is None:
         return None
     if not named.is_file():
         raise WeightsError(f"{named}: no such weight file.", hint="check --weights.")
     sidecar(named)  # a mistake in it is one of all slides: said once
-    return provenance.sha256_file(named)
+    return provenance.sha256_file(resolved.updates or named)
 
 
 def settings_of(

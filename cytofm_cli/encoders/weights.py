@@ -14,6 +14,11 @@ A file that `cytofm pretrain` writes names its own architecture in its safetenso
     input_px, resize_px, mpp   JSON: a number or null
     cell_um        likewise; absent in files before it was known
     interpolation, pooling, licence
+
+A file of updates of low rank (`--lora-rank`) describes the network that they and their base make in
+the same keys; it opens together with that base alone. It has format "cytofm-updates-1" and
+
+    updates        JSON: rank, alpha, targets; base and base_sha256, the file they were trained on
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT: Final = "cytofm-encoder-1"
+UPDATES: Final = "cytofm-updates-1"
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 _JSON_FIELDS: Final = ("mean", "std", "input_px", "resize_px", "mpp", "cell_um")
 _LENGTHS: Final = ("input_px", "resize_px", "mpp", "cell_um")
@@ -53,6 +59,36 @@ class SelfDescription:
     arch: str
     config: dict[str, Any]
     expects: dict[str, Any]
+    updates: Updates | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updates:
+    """What updates of low rank are, and of which weights (see `encoders.lora`).
+
+    Attributes:
+        rank: r.
+        alpha: α.
+        targets: names of the updated layers.
+        base: name of the file that they were trained on.
+        base_sha256: its digest.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    base: str
+    base_sha256: str
+
+
+def holds_updates(path: Path) -> bool:
+    """Tell whether a file holds updates of low rank, which need their base beside them.
+
+    Raises:
+        WeightsError: no such file, or a damaged one.
+    """
+    safe = path.suffix == ".safetensors"
+    return safe and _safetensors_metadata(path).get("format") == UPDATES
 
 
 def read_description(path: Path) -> SelfDescription:
@@ -63,7 +99,7 @@ def read_description(path: Path) -> SelfDescription:
     """
     metadata = _safetensors_metadata(path) if path.suffix == ".safetensors" else {}
     _require_file(path)
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, UPDATES):
         raise WeightsError(
             f"{path}: does not name its architecture.",
             hint=f"cytofm embed --encoder timm/NAME --weights {path}",
@@ -78,10 +114,24 @@ def read_description(path: Path) -> SelfDescription:
             expects[key] = (red, green, blue)
         _check_description(metadata["name"], config, expects)
         return SelfDescription(
-            name=metadata["name"], arch=metadata["arch"], config=config, expects=expects
+            name=metadata["name"],
+            arch=metadata["arch"],
+            config=config,
+            expects=expects,
+            updates=_updates(metadata),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its description is damaged ({error}).") from error
+
+
+def _updates(metadata: Mapping[str, str]) -> Updates | None:
+    if metadata["format"] != UPDATES:
+        return None
+    stated = json.loads(metadata["updates"])
+    updates = Updates(**stated | {"targets": tuple(stated["targets"])})
+    if not (updates.rank >= 1 and updates.alpha > 0):
+        raise ValueError(f"rank {updates.rank}, alpha {updates.alpha}")
+    return updates
 
 
 def _check_description(name: str, config: Any, expects: Mapping[str, Any]) -> None:
@@ -106,6 +156,7 @@ def write_encoder(
     *,
     arch: str,
     config: Mapping[str, Any],
+    updates: Updates | None = None,
 ) -> None:
     """Write weights with the description that `load_encoder(path)` needs; replaces atomically.
 
@@ -115,6 +166,7 @@ def write_encoder(
         spec: `name`, normalisation, sizes, pooling and licence are kept.
         arch: a name that `load_encoder` knows.
         config: keyword arguments for the architecture, plain JSON values.
+        updates: `state` holds these alone, not the weights they are for.
 
     Equal weights and descriptions give equal bytes, in every process: a digest of the file then
     stands for its content.
@@ -122,6 +174,8 @@ def write_encoder(
     from safetensors.torch import save_file
 
     metadata = {"format": FORMAT, "name": spec.name, "arch": arch, "config": json.dumps(config)}
+    if updates is not None:
+        metadata |= {"format": UPDATES, "updates": json.dumps(asdict(updates))}
     metadata |= {key: json.dumps(getattr(spec, key)) for key in _JSON_FIELDS}
     metadata |= {key: getattr(spec, key) for key in _TEXT_FIELDS}
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}

@@ -12,6 +12,7 @@ from cytofm_cli.encoders import catalogue
 from cytofm_cli.encoders.base import Encoder
 from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sidecar import sidecar
+from cytofm_cli.encoders.weights import holds_updates, read_description
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.runs import provenance
 
@@ -123,6 +124,11 @@ def _trace(word: str) -> Choice:
     name, equals, file = word.partition("=")
     if equals and not Path(word).is_file():
         return _with_file(_trace(name), Path(file))
+    if Path(word).is_file() and holds_updates(Path(word)):  # of weights that are named beside it
+        name = read_description(Path(word)).name
+        return Choice(
+            label=name, word=word, name=name, weights=None, random=False, weights_sha256=None
+        )
     resolved = catalogue.resolve(word)
     digest = None if resolved.weights is None else provenance.sha256_file(resolved.weights)
     return Choice(
@@ -143,7 +149,9 @@ def _with_file(choice: Choice, file: Path) -> Choice:
         raise UsageError(f"{choice.word} is a weight file, and {file} another one.")
     if not file.is_file():
         raise WeightsError(f"{file}: no such weight file.")
-    digest = provenance.sha256_file(file)
+    updates = Path(choice.word)
+    telling = updates if updates.is_file() and holds_updates(updates) else file
+    digest = provenance.sha256_file(telling)
     return replace(choice, weights=file, weights_sha256=digest, stated=sidecar(file))
 
 

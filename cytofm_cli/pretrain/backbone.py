@@ -205,14 +205,13 @@ class _Maker:
         if drop_path and not self._print.is_vit and not _drops_paths(self._print):
             notes.append(f"{self._print.arch} cannot drop residual branches: drop path is 0")
             self._drop_path = 0.0
-        with self._seeded():
-            network = self._print.network(0.0)
-        if config.init is not None:
-            state, where = weights.read_state(config.init), str(config.init)
-            may_lack = relative_keys(network)
-            report = layouts.load_into(network, state, where=where, may_lack=may_lack)
-            notes += _loading_notes(where, report)
+        network = self._first(notes)
         self._state: dict[str, Tensor] = network.state_dict()
+        # Beside updates of low rank the weights rest: all trunks have the very same ones, so that
+        # a giant is held once. (FSDP shards each trunk by itself.)
+        self._shares = bool(config.lora_rank) and config.parallel != "fsdp"
+        if self._shares:
+            self._state |= {name: p for name, p in network.named_parameters() if lora.rests(name)}
         student = self(role="student")
         self.info = TrunkInfo(
             arch=student.arch,
@@ -236,26 +235,68 @@ class _Maker:
                 f"{plan.arch} has no patches to mask.",
                 hint="--method dino, or --encoder sr-vit-tiny",
             )
-        with self._seeded():
-            network = plan.network(self._drop_path if role == "student" else 0.0)
-        network.load_state_dict(self._state)
+        network = self._network(self._drop_path if role == "student" else 0.0)
         trunk: Trunk = ConvTrunk(network, plan.arch, plan.builder)
         if plan.is_vit:
             trunk = VitTrunk(network, plan.arch, plan.builder, masks=masks)
         if self._config.lora_rank:
             with self._seeded():  # A of all trunks is the same, too
-                lora.add_lora(trunk, self._config.lora_rank, self._config.lora_alpha)
+                c = self._config
+                lora.add_lora(trunk, c.lora_rank, c.lora_alpha, targets=c.lora_targets)
         if role == "teacher":
             trunk.requires_grad_(requires_grad=False)
         elif self._config.checkpoint_activations:
             _recompute(trunk)
         return trunk
 
+    def _first(self, notes: list[str]) -> nn.Module:
+        """Build the network that all start equal to: random, or with the weights of a file."""
+        if self._config.init is None:
+            return self._random(0.0)
+        state, where = weights.read_state(self._config.init), str(self._config.init)
+        with torch.device("meta"):
+            network = cast("nn.Module", self._print.network(0.0))
+        report = layouts.load_into(network, state, where=where, may_lack=relative_keys(network))
+        if any(x.is_meta for x in (*network.parameters(), *network.buffers())):
+            network = self._random(0.0)
+            report = layouts.load_into(network, state, where=where, may_lack=relative_keys(network))
+        notes += _loading_notes(where, report)
+        return network
+
+    def _network(self, rate: float) -> nn.Module:
+        """Build a network that starts as all do."""
+        if not self._shares:
+            network = self._random(rate)
+            network.load_state_dict(self._state)
+            return network
+        with torch.device("meta"):
+            network = cast("nn.Module", self._print.network(rate))
+        if any(x.is_meta for x in network.buffers()):  # not all of them are part of a state
+            network = self._random(rate)
+        own = {k: v if isinstance(v, nn.Parameter) else v.clone() for k, v in self._state.items()}
+        network.load_state_dict(own, assign=True)
+        return network
+
+    def _random(self, rate: float) -> nn.Module:
+        with self._seeded():
+            return cast("nn.Module", self._print.network(rate))
+
     @contextlib.contextmanager
     def _seeded(self) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.seed)
             yield
+
+
+def resting(module: nn.Module) -> set[str]:
+    """Name the weights in a module's state that updates of low rank leave as they were read."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, trunk in module.named_modules()
+        if isinstance(trunk, Trunk) and lora.scale_of(trunk)
+        for name, _ in trunk.named_parameters(remove_duplicate=False)
+        if lora.rests(name)
+    }
 
 
 def _blueprint(config: PretrainConfig, patch_px: int, img_px: int) -> Blueprint:

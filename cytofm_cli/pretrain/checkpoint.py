@@ -1,6 +1,8 @@
 """Checkpoints of a run: complete or not there, and nothing in them is ever executed.
 
-    RUN/checkpoints/step-00000120/model.safetensors      all that the method's state_dict() holds
+    RUN/checkpoints/step-00000120/model.safetensors      what the method's state_dict() holds, but
+                                                         for weights that updates of low rank
+                                                         leave as `--init` has them
                                   optimizer.safetensors  moments by parameter name: NAME|exp_avg
                                   state.json             step, best step, meters, loss scale
 
@@ -23,6 +25,7 @@ from torch.optim import Optimizer
 
 from cytofm_cli.errors import StoreError
 from cytofm_cli.pretrain import parallel
+from cytofm_cli.pretrain.backbone import resting
 from cytofm_cli.work.files import flush_folder, output_errors, put_in_place
 
 FOLDER: Final = "checkpoints"
@@ -63,7 +66,8 @@ def save(
     Raises:
         DiskFullError, OutputError: it cannot be written; former checkpoints are untouched.
     """
-    model = parallel.whole_state(method)
+    at_rest = resting(method)
+    model = {k: v for k, v in parallel.whole_state(method).items() if k not in at_rest}
     moments = {key: parallel.whole(value) for key, value in _moments(method, optimiser)}
     if not writes:
         return
@@ -101,7 +105,9 @@ def load(
         model, moments = load_file(folder / _MODEL), load_file(folder / _OPTIMIZER)
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"{folder}: damaged checkpoint ({error}).", hint=hint) from error
-    own = method.state_dict()
+    at_rest = resting(method)
+    own = {name: value for name, value in method.state_dict().items() if name not in at_rest}
+    model = {name: value for name, value in model.items() if name not in at_rest}
     wrong = sorted(
         (own.keys() ^ model.keys())
         | {k for k in own if k in model and own[k].shape != model[k].shape}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import UsageError
 from cytofm_cli.views.config import RecipeName, ViewsConfig, ViewSettings
+
+LORA_TARGETS: Final = ("qkv", "proj", "fc1", "fc2")  # linear layers of a Vision Transformer's block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,9 @@ class PretrainConfig(Settings):
     init: Path | None = option(None, "Weights to start from (safetensors, DINO, iBOT, timm).")
     lora_rank: int = option(0, "Train low-rank updates of this rank only; 0: all weights.", low=0)
     lora_alpha: float = option(16.0, "Scale of the updates, over their rank.", low=0)
+    lora_targets: tuple[str, ...] = option(
+        ("qkv", "proj"), "Layers of a block that are updated: qkv, proj, fc1, fc2."
+    )
     h_anneal: float = option(
         0.0, "Share of the steps in which h falls from all keys to --h.", low=0, high=1
     )
@@ -96,6 +101,13 @@ class PretrainConfig(Settings):
     attention_every: int = option(
         0, "Steps between attention pictures; 0: none.", low=0, affects_result=False
     )
+
+    def check(self) -> None:
+        """Refuse layers that cannot be updated."""
+        if not self.lora_targets or set(self.lora_targets) - set(LORA_TARGETS):
+            raise UsageError(
+                f"{self.said('lora_targets')}: of {', '.join(LORA_TARGETS)}, at least one."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

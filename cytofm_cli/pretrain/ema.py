@@ -10,7 +10,8 @@ from torch import Tensor, nn
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher's parameters: teacher ← momentum · teacher + (1 - momentum) · student.
 
-    Parameters are matched by name; the student may have more, such as a mask token. Buffers stay:
+    Parameters are matched by name; the student may have more, such as a mask token. One that both
+    share (the resting weights beside updates of low rank) is the student's already. Buffers stay:
     the running statistics of a BatchNorm in the teacher are those of its own passes.
 
     Raises:
@@ -41,7 +42,13 @@ def follow_buffers(teacher: nn.Module, student: nn.Module, momentum: float) -> N
             buffer.copy_(buffers[name])
 
 
+def own_parameters(teacher: nn.Module, student: nn.Module) -> list[nn.Parameter]:
+    """Return the teacher's parameters that are not the student's very own ones."""
+    by_name = dict(student.named_parameters())
+    return [p for name, p in teacher.named_parameters() if p is not by_name[name]]
+
+
 def _pairs(teacher: nn.Module, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     by_name = dict(student.named_parameters())
-    named = list(teacher.named_parameters())
+    named = [(name, p) for name, p in teacher.named_parameters() if p is not by_name[name]]
     return [p.detach() for _, p in named], [by_name[name].detach() for name, _ in named]

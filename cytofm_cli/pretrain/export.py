@@ -13,6 +13,7 @@ from torch import Tensor
 from cytofm_cli.encoders import lora, weights
 from cytofm_cli.encoders.base import EncoderSpec, Pooling
 from cytofm_cli.encoders.sr_vit import SrVit
+from cytofm_cli.encoders.weights import Updates
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.backbone import Trunk, VitTrunk
 from cytofm_cli.pretrain.base import Backbone
@@ -59,11 +60,7 @@ def export(
     pooling = pooling_of(backbone, pooling)
     tensors = _trunk_tensors(path, backbone, backbone.state_dict() if state is None else state)
     tensors = _narrowed(path, backbone, tensors, dtype)
-    builder = backbone.builder
-    if isinstance(backbone.trunk, SrVit):
-        builder = builder | {"h": backbone.trunk.config.h}
-    elif isinstance(backbone, VitTrunk):
-        builder = builder | {"img_size": input_px}  # positions are resized on loading
+    builder = _builder(backbone, input_px)
     triple = cast("Any", (tuple(mean), tuple(std)))
     spec = EncoderSpec(
         name=name,
@@ -80,6 +77,50 @@ def export(
     return spec
 
 
+def export_updates(
+    path: Path, backbone: Trunk, state: Mapping[str, Tensor], spec: EncoderSpec, updates: Updates
+) -> None:
+    """Write a trunk's updates of low rank, and what else of it is trained, without their base.
+
+    Args:
+        path: ends in `.safetensors`; replaced atomically.
+        backbone: with updates.
+        state: its state dict.
+        spec: of the encoder that they and their base make, see `export`.
+        updates: what they are.
+
+    Raises:
+        UsageError: one is not finite.
+    """
+    prefix = "trunk."
+    own = {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}
+    tensors = {key: x.float() for key, x in own.items() if not lora.rests(key)}
+    _require_finite(path, tensors)
+    builder = _builder(backbone, spec.input_px)
+    weights.write_encoder(path, tensors, spec, arch=backbone.arch, config=builder, updates=updates)
+
+
+def _builder(backbone: Trunk, input_px: int | None) -> dict[str, Any]:
+    builder = dict(backbone.builder)
+    if isinstance(backbone.trunk, SrVit):
+        return builder | {"h": backbone.trunk.config.h}
+    # Positions are resized on loading.
+    return builder | ({"img_size": input_px} if isinstance(backbone, VitTrunk) else {})
+
+
+def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that diverged.
+
+    Raises:
+        UsageError: one is not finite.
+    """
+    if broken := [key for key, x in tensors.items() if not bool(torch.isfinite(x).all())]:
+        raise UsageError(
+            f"{path}: weights are not finite: {broken[0]}.",
+            hint="training diverged: a smaller --set lr, and --overwrite",
+        )
+
+
 def _trunk_tensors(path: Path, backbone: Trunk, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the trunk's tensors without updates of low rank, by their names in the trunk.
 
@@ -89,11 +130,7 @@ def _trunk_tensors(path: Path, backbone: Trunk, state: Mapping[str, Tensor]) -> 
     prefix = "trunk."
     plain = lora.plain_state(state, lora.scale_of(backbone))
     tensors = {k.removeprefix(prefix): x for k, x in plain.items() if k.startswith(prefix)}
-    if broken := [key for key, x in tensors.items() if not bool(torch.isfinite(x).all())]:
-        raise UsageError(
-            f"{path}: weights are not finite: {broken[0]}.",
-            hint="training diverged: a smaller --set lr, and --overwrite",
-        )
+    _require_finite(path, tensors)
     return tensors
 
 

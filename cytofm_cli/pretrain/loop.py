@@ -139,6 +139,7 @@ class Trainer(Generic[L]):
         wrapped: what is called: the method, or DDP around it.
         before: called before every update with the updates done, e.g. to anneal h.
         saves_memory: what else a hint may advise where the device is too small.
+        init_sha256: digest of the weights that updates of low rank are for; None: there are none.
         begun_processes: processes that wrote the checkpoint it goes on from; None: it begins.
     """
 
@@ -153,6 +154,7 @@ class Trainer(Generic[L]):
     device: torch.device
     before: Callable[[int], None]
     saves_memory: str = ""
+    init_sha256: str | None = None
     hooks: Hooks = field(default_factory=lambda: Hooks(log=lambda step, line: None))
     meters: Meters = field(default_factory=Meters)
     step: int = 0
@@ -220,7 +222,9 @@ class Trainer(Generic[L]):
 
     def save(self) -> None:
         """Write a checkpoint of the updates done so far, and drop those not to keep."""
-        state = {"meters": self.meters.to_record(), "world": self.world.size}
+        state: dict[str, Any] = {"meters": self.meters.to_record(), "world": self.world.size}
+        if self.init_sha256 is not None:
+            state["init_sha256"] = self.init_sha256
         if self.scaler.is_enabled():
             state["scaler"] = self.scaler.state_dict()
         writes = self.world.is_main
@@ -233,6 +237,11 @@ class Trainer(Generic[L]):
     def resume(self, step: int) -> None:
         """Go back to a checkpoint."""
         state = checkpoint.load(self.run, step, self.method, self.optimiser, self.device)
+        if state.get("init_sha256", self.init_sha256) != self.init_sha256:
+            raise InputError(
+                f"{self.run}: was begun with other weights than the file of --init holds now.",
+                hint="put that file back, or --overwrite",
+            )
         self.step, self.meters = step, Meters.from_record(state["meters"])
         self.begun_processes = state.get("world", self.world.size)
         if self.scaler.is_enabled() and "scaler" in state:

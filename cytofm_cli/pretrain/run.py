@@ -7,22 +7,23 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from cytofm_cli import registry
+from cytofm_cli.encoders.weights import Updates
 from cytofm_cli.errors import InputError
 from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel, run_folder
-from cytofm_cli.pretrain.backbone import TrunkInfo, VitTrunk, h_at, make_backbones
+from cytofm_cli.pretrain.backbone import Trunk, TrunkInfo, VitTrunk, h_at, make_backbones
 from cytofm_cli.pretrain.base import Method
 from cytofm_cli.pretrain.beside import Beside
 from cytofm_cli.pretrain.config import PretrainConfig
 from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
-from cytofm_cli.pretrain.export import export, pooling_of
+from cytofm_cli.pretrain.export import export, export_updates, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, make_plan, own_device, share_of
 from cytofm_cli.pretrain.session import leaving_word, take_threads
@@ -215,6 +216,7 @@ def _trainer(
         device=device,
         before=_annealing(plan, method),
         saves_memory=" or --checkpoint-activations",
+        init_sha256=trunk.init_sha256 if config.lora_rank else None,
     )
     steps = checkpoint.saved_steps(out)
     if steps:
@@ -261,7 +263,9 @@ def _finish(
     moved = trainer.method.monitors(trainer.step)
     monitors = {name: value if math.isfinite(value) else None for name, value in moved.items()}
     with output_errors(out):
-        export(out / run_folder.ENCODER, encoder, state=state, **how)
+        spec = export(out / run_folder.ENCODER, encoder, state=state, **how)
+        if updates := _updates(config, trunk):
+            export_updates(out / run_folder.ADAPTERS, cast("Trunk", encoder), state, spec, updates)
         if best.best_step >= 0:
             if best.best_step not in checkpoint.saved_steps(out):
                 raise InputError(
@@ -269,7 +273,7 @@ def _finish(
                     hint="--overwrite trains anew",
                 )
             saved = checkpoint.read_part(out, best.best_step, _prefix(trainer.method))
-            export(out / run_folder.BEST, encoder, state=saved, **how)
+            export(out / run_folder.BEST, encoder, state={**state, **saved}, **how)
         summary = {
             "method": config.method,
             "encoder": config.encoder,
@@ -278,6 +282,7 @@ def _finish(
             "parameters": trunk.n_parameters,
             "trained": trunk.n_trained,
             "init_sha256": trunk.init_sha256,
+            "updates": None if updates is None else asdict(updates),
             "monitors": monitors,
             "best_step": None if best.best_step < 0 else best.best_step,
             "best_score": None if best.best_step < 0 else best.best_score,
@@ -286,6 +291,19 @@ def _finish(
         }
         write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _updates(config: PretrainConfig, trunk: TrunkInfo) -> Updates | None:
+    """Return what the RUN's updates of low rank are; None: all weights were trained."""
+    if not config.lora_rank or config.init is None or trunk.init_sha256 is None:
+        return None
+    return Updates(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        targets=config.lora_targets,
+        base=config.init.name,
+        base_sha256=trunk.init_sha256,
+    )
 
 
 def _resting(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ RUN/config.toml           settings of the run, the views and the method, and wha
     attention/            pictures, if asked for
     encoder.safetensors   the trunk, as `--encoder FILE` takes it; there when it is finished
     encoder-best.safetensors   the one with the best probe, if there was a probe
+    adapters.safetensors       with --lora-rank: the updates alone, a few MB
     summary.json
     stopped               a signal ended it; the same command goes on
 """
@@ -28,11 +29,12 @@ from cytofm_cli.views.recipes import same_views
 SUMMARY: Final = "summary.json"
 ENCODER: Final = "encoder.safetensors"
 BEST: Final = "encoder-best.safetensors"
+ADAPTERS: Final = "adapters.safetensors"
 RUN: Final = Kind(
     "cytofm pretrain",
     frozenset({"pretrain"}),
     frozenset({checkpoint.FOLDER, folder.STOPPED}),
-    frozenset({SUMMARY, ENCODER, BEST, "log.jsonl", "tensorboard", "attention"}),
+    frozenset({SUMMARY, ENCODER, BEST, ADAPTERS, "log.jsonl", "tensorboard", "attention"}),
 )
 COMPUTE: Final = "compute"  # section of what the machine lends that changes the weights
 
@@ -85,12 +87,13 @@ def lost_encoders(out: Path, exported: Mapping[str, Any]) -> list[str]:
     if exported.items() - summary.get("exported", exported).items():
         return names
     digests = summary.get("sha256", {})
+    names += [name for name in (ADAPTERS,) if name in digests]
     return [name for name in names if not is_whole(out / name, digests.get(name))]
 
 
 def digests(out: Path) -> dict[str, str]:
     """Return the SHA-256 of each encoder of a RUN, by file name."""
-    return folder.digests(out, (ENCODER, BEST))
+    return folder.digests(out, (ENCODER, BEST, ADAPTERS))
 
 
 def _without(record: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
@@ -131,6 +134,8 @@ def _former(out: Path, *, overwrite: bool) -> dict[str, Any] | None:
     record = RUN.former(out, overwrite=overwrite)
     if record is None:
         return None
+    if "lora_rank" in record["pretrain"]:  # before there was a choice
+        record["pretrain"].setdefault("lora_targets", ["qkv", "proj"])
     method = record.get(record["pretrain"].get("method", ""))
     if method is not None:  # before there was a choice, tokens and positions did not decay
         method.setdefault("decayed", "matrices")

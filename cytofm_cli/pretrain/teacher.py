@@ -162,7 +162,7 @@ class TeacherMethod(Method):
         self.teacher_net = Network(backbones(role="teacher"), copy.deepcopy(heads))
         ema.copy_weights(self.teacher_net, self.student_net)
         self.teacher_net.requires_grad_(requires_grad=False)
-        start = parameters_to_vector(self.teacher_net.trunk.parameters()).detach()
+        start = parameters_to_vector(self._following()).detach()
         self.register_buffer("start_P", start, persistent=False)
 
     def make_heads(self, dim: int) -> dict[str, nn.Module]:
@@ -200,9 +200,13 @@ class TeacherMethod(Method):
         momenta = (self.config.momentum_at(s, self.length) for s in range(self.length.n_steps))
         return list(itertools.accumulate(momenta, operator.mul, initial=1.0))
 
+    def _following(self) -> list[nn.Parameter]:
+        """Return the parameters of the teacher's trunk that can move."""
+        return ema.own_parameters(self.teacher_net.trunk, self.student_net.trunk)
+
     @torch.no_grad()
     def _moved(self) -> float:
-        now = list(self.teacher_net.trunk.parameters())
+        now = self._following()
         if any(parallel.is_sharded(p) for p in now):
             return math.nan
         distance = (parameters_to_vector(now) - self.start_P).norm()

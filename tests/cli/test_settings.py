@@ -175,6 +175,8 @@ def test_every_setting__is_read_from_its_variable(
                 value = "c,d"  # others than are included
             if field.name == "region_rule":
                 value = "fraction>=0.25"
+            if field.name == "lora_targets":
+                value = "fc1,fc2"
             if field.name == "arch_arg":
                 value = "depth=3,act_layer=silu"
             if (name, field.name) == ("detect", "weights"):

@@ -190,6 +190,17 @@ def test_h__is_set_and_annealed():
     assert torch.equal(made(images()).cls_BD, dense(images()).cls_BD)
     with pytest.raises(UsageError, match="attends to all keys"):
         trunk(VIT).set_h(4)
+    # 16 patches and the class token: annealing starts with all of them, and does not jump.
+    begin = h_at(PretrainConfig(h=4, h_anneal=0.5), 0, n_steps=100, n_tokens=17)
+    for side in (64, 32):  # of a global view, of a small one
+        made.set_h(begin)
+        assert torch.equal(made(images(side=side)).cls_BD, dense(images(side=side)).cls_BD)
+        made.set_h(4)
+        assert side == 32 or not torch.equal(
+            made(images(side=side)).cls_BD, dense(images(side=side)).cls_BD
+        )
+    hs = [h_at(PretrainConfig(h=4, h_anneal=0.5), s, n_steps=100, n_tokens=17) for s in range(100)]
+    assert hs[0] == 17 and hs[50:] == [4] * 50 and hs == sorted(hs, reverse=True)
     config = PretrainConfig(h=16, h_anneal=0.5)
     steps = [h_at(config, step, n_steps=100, n_tokens=64) for step in (0, 25, 50, 99)]
     assert steps == [64, 32, 16, 16]  # a factor of 2 in 25 steps
