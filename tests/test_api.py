@@ -25,6 +25,7 @@ from cytofm_cli.errors import (
     WeightsError,
 )
 from cytofm_cli.registry import detectors
+from cytofm_cli.store import schema
 
 from .two_fields import NUCLEI, write_two_fields
 
@@ -238,7 +239,7 @@ def test_open_slide__takes_a_path(slides: Path) -> None:
 def test_frames__hold_what_the_store_holds(stores: Path) -> None:
     store = cytofm.open_store(stores / "a.zarr")
     tiles = cytofm.tiles_frame(store)
-    assert list(tiles) == ["x_px0", "y_px0", "foreground", "focus"]
+    assert list(tiles) == ["x_px0", "y_px0", "foreground", "focus", *schema.TILE_QUALITY]
     assert np.array_equal(tiles[["x_px0", "y_px0"]], store.read("tiles/xy_px0"))
     nuclei = cytofm.nuclei_frame(stores / "a.zarr").sort_values("x_px0")
     for row, (x, y, a, b) in zip(nuclei.itertuples(), NUCLEI, strict=True):
@@ -266,7 +267,8 @@ def test_anndata__cells_come_with_their_nuclei(stores: Path) -> None:
         "slide_mpp": 0.25,
     }
     tiles = cytofm.to_anndata(stores / "b.zarr", unit="tile")
-    assert list(tiles.obs) == ["x_px0", "y_px0", "foreground", "focus", "slide_id"]
+    quality = ["focus", *schema.TILE_QUALITY]
+    assert list(tiles.obs) == ["x_px0", "y_px0", "foreground", *quality, "slide_id"]
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def _compare_ensembles(
             tune=tune,
             progress=lambda _done, _total, name: bar.finish(name),
         )
-    out.note(table)
+    out.note(table.splitlines())
 
 
 def _check_used(config: MilSettings, labels: Path) -> None:

@@ -25,6 +25,7 @@ from cytofm_cli.errors import (
 )
 
 # What disks, mounts, permissions and names do to a program; anything else is its own doing.
+_CLEAR: Final = "\x1b[H\x1b[2J"
 _OF_THE_SYSTEM: Final = frozenset(
     getattr(errno, name)
     for name in "EACCES EPERM EROFS ENAMETOOLONG ENOENT ENOTDIR EISDIR ELOOP EIO EBADF ENXIO "
@@ -60,6 +61,11 @@ class Out:
             self._print(text, sys.stdout)
         elif record is not None:
             self._print(json.dumps(record, ensure_ascii=False, allow_nan=False), sys.stdout)
+
+    def clear_screen(self) -> None:
+        """Begin at the top of an empty screen, where data go to a terminal."""
+        if sys.stdout.isatty():
+            self._write(_CLEAR, sys.stdout)
 
     def note(self, text: str | Sequence[str]) -> None:
         """Say a line, or several, on stderr; what starts with `warning: ` also with -q."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from cytofm_cli.cli.out import out
 from cytofm_cli.cli.progress import duration, timestamp
 
 _SHOWN = 10  # reasons and running slides; -v shows all
-_CLEAR = "\x1b[H\x1b[2J"
 
 
 def status(
@@ -56,8 +54,9 @@ def status(
     while True:
         now = look(stores, slides, manifest=manifest)
         if watch is not None and not run.json:
-            out.data((_CLEAR if sys.stdout.isatty() else "") + timestamp())
-        out.data("\n".join(_lines(now)), dataclasses.asdict(now))
+            out.clear_screen()
+            out.data(timestamp())
+        out.data(list(_lines(now)), dataclasses.asdict(now))
         if watch is None or now.is_finished:
             return
         time.sleep(watch)

@@ -444,7 +444,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 def _refuse_damaged_root(path: Path) -> None:
     try:
         read_node(path)
-    except (OSError, ValueError) as error:
+    except DAMAGE as error:
         raise StoreError(
             f"{path}: its root is damaged ({error}).", hint="`cytofm tile --overwrite` it."
         ) from error

@@ -84,7 +84,7 @@ def test_a_damaged_array__is_told_by_name(here, some: Path) -> None:
     told = here("info", some)
     assert told.returncode == 4
     assert told.stdout.startswith(str(good))
-    assert f"{bad}: tiles/xy_px0 cannot be read (KeyError: 'node_type')" in told.stderr
+    assert f"error: {bad}: tiles/xy_px0 cannot be read" in told.stderr
     done = here("embed", some, "--encoder", "handcrafted", "--overwrite")
     assert done.returncode == 4, done.stderr
     assert done.stdout.split() == [str(good)]

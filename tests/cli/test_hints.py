@@ -48,10 +48,11 @@ RAISED_BY = {
     "store/": {"tile", "detect", "embed"},
     "tiles/": _TILES,
     "tiles/source.py": _PIXELS,
+    "tiles/origin.py": _PIXELS,
     "views/": {"views"},
 }
 # Other tools that a hint may name, with options of their own.
-FOREIGN = ("sbatch", "srun", "torchrun")
+FOREIGN = ("sbatch", "srun", "torchrun", "dask scheduler")
 
 
 def options() -> dict[str, set[str]]:

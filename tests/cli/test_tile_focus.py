@@ -17,6 +17,7 @@ from cytofm_cli.tiles.shown import FusedReader
 from cytofm_cli.tiles.source import open_tiles
 from cytofm_cli.units import Box
 
+from ..nodes import put_node  # noqa: TID252 - the folders are no packages
 from ..tiles.stacks import stack_of, write_stack  # noqa: TID252 - the folders are no packages
 
 TILE = 128
@@ -131,7 +132,7 @@ def test_old_store_of_the_middle_plane__is_known_as_such(cytofm, slide) -> None:
     record = content["attributes"]["cytofm"]["steps"]["tile"]
     for words in (record, record["config"], record["asked"]):
         words.pop("focus")
-    root.write_text(json.dumps(content))
+    put_node(root, content)
     (store.path / "tiles" / "plane").rename(store.path.parent / "gone")
     old = open_store(store.path)
     assert old.tiles().plane is None

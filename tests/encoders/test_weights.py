@@ -355,6 +355,8 @@ def test_load_encoder__random_weights_show_in_the_name_and_follow_the_seed():
 
 
 def test_load_encoder__impossible_requests(tmp_path):
+    of_another = tmp_path / "of_another.safetensors"
+    save_file({"x": torch.zeros(1)}, of_another)
     for name, options in (
         ("timm/vit_tiny_patch99", {}),
         ("timm/", {}),
@@ -365,7 +367,7 @@ def test_load_encoder__impossible_requests(tmp_path):
         ("timm/resnet18", {"random_weights": True, "pooling": "cls"}),
         ("timm/vit_tiny_patch16_224", {"random_weights": True, "device": "tpu9"}),
         ("timm/vit_tiny_patch16_224", {"random_weights": True, "weights": tmp_path / "w.pth"}),
-        ("w.safetensors", {"weights": tmp_path / "w.pth"}),
+        (str(of_another), {"weights": tmp_path / "w.pth"}),
     ):
         with pytest.raises(UsageError):
             load_encoder(name, **({"device": "cpu"} | options))

@@ -147,5 +147,5 @@ def test_verify__one_huge_tile_of_few_bytes(tmp_path) -> None:
             for tag in tags
         }
         lie = tiff.Directory(page=0, sub=None, tags={**good[0].tags, **claim})
-        with pytest.raises(SlideError, match=r"claims 54000 x 39000 px but has only \d+ bytes"):
+        with pytest.raises(SlideError, match=r"claims tiles of 6318000000 bytes each"):
             tiff.verify(path, [lie], size)

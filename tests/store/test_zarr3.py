@@ -91,7 +91,7 @@ def test_sharded_pixels__zarr_and_our_reader_agree(
         axes=("tile", "y", "x", "c"),
     )
 
-    def chunks(index: int):
+    def parts_of(index: int):
         for row in range(index * rows_per_shard, min(n, (index + 1) * rows_per_shard)):
             for y in range(0, 8, side):
                 for x in range(0, 8, side):
@@ -99,7 +99,7 @@ def test_sharded_pixels__zarr_and_our_reader_agree(
                     yield None if row in missing else zarr3.zstd_encode(part.tobytes())
 
     for shard in range(writer.n_shards):
-        writer.write_shard(shard, chunks(shard))
+        writer.write_shard(shard, parts_of(shard))
 
     np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:], tiles)
     with chunks.ShardedArrayReader(path) as reader:
@@ -164,12 +164,12 @@ def test_sharded_reader__many_threads_read_what_one_reads(tmp_path: Path) -> Non
         codecs=[zarr3.BYTES],
         axes=("row", "v"),
     )
-    chunks = [bytes([row % 251, row // 251]) for row in range(rows)]
+    parts = [bytes([row % 251, row // 251]) for row in range(rows)]
     for shard in range(rows // 2):
-        writer.write_shard(shard, chunks[2 * shard : 2 * shard + 2])
+        writer.write_shard(shard, parts[2 * shard : 2 * shard + 2])
     for _ in range(5):
         with (
             chunks.ShardedArrayReader(tmp_path / "a") as reader,
             ThreadPoolExecutor(8) as pool,
         ):
-            assert [found[0] for found in pool.map(reader.row_chunks, range(rows))] == chunks
+            assert [found[0] for found in pool.map(reader.row_chunks, range(rows))] == parts
