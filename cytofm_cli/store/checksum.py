@@ -80,7 +80,11 @@ def read_node(path: Path) -> dict[str, Any]:
         OSError: it is not there.
         ValueError: it is no JSON object, or not what was written.
     """
-    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    text = (path / "zarr.json").read_text(encoding="utf-8")
+    try:
+        node = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{path / 'zarr.json'}: is nested too deep") from error
     if not isinstance(node, dict) or not isinstance(node.get("attributes", {}), dict):
         raise ValueError(f"{path / 'zarr.json'}: is no node of Zarr")
     told = node.get("attributes", {}).get(ATTRIBUTE)
