@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cytofm_cli.errors import DAMAGE
 from cytofm_cli.slides import descriptions
 from cytofm_cli.slides.base import slide_error
 
@@ -56,7 +57,7 @@ def attributes(folder: Path) -> dict[str, Any]:
             if file.stat().st_size > _MOST_BYTES:
                 return {}
             content = json.loads(file.read_bytes())
-        except (OSError, ValueError):
+        except DAMAGE:
             continue
         if name == _V3:
             content = content.get("attributes") if isinstance(content, dict) else None
@@ -106,7 +107,7 @@ def shape(folder: Path) -> tuple[int, ...]:
         try:
             content = json.loads((folder / name).read_bytes())
             return tuple(int(side) for side in content["shape"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except DAMAGE:
             continue
     return ()
 
