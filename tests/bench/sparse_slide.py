@@ -82,6 +82,8 @@ class SparseSlide:
         field_of: (m,) index of each nucleus' field.
         boxes_px0: (f, 4) x, y, w, h of the fields.
         groups: the staining group of each field.
+        dirt: what was drawn on the glass, level-0 pixels: "pen" and "edge", the ends and width of
+            lines (x0, y0, x1, y1, width); "bubbles", (x, y, radius). Empty in old files.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class SparseSlide:
     field_of: NDArray[np.int64]
     boxes_px0: NDArray[np.int64]
     groups: tuple[str, ...]
+    dirt: dict[str, list[list[float]]]
 
 
 def build(
@@ -115,7 +118,7 @@ def build(
     raw = path.with_suffix(".raw")
     canvas = np.memmap(raw, np.uint8, "w+", shape=(size_px, size_px, 3))
     try:
-        _paint(canvas, rng, glass, boxes, [fields / "images" / r["image"] for r in rows])
+        dirt = _paint(canvas, rng, glass, boxes, [fields / "images" / r["image"] for r in rows])
         flat = pyvips.Image.new_from_memory(canvas, size_px, size_px, 3, "uchar")
         flat.copy(interpretation="srgb", xres=1000 / mpp, yres=1000 / mpp).tiffsave(
             str(path),
@@ -139,7 +142,12 @@ def build(
             if r["image"] in index
         ]
     nuclei = [[i, x + float(boxes[i, 0]), y + float(boxes[i, 1])] for i, x, y in marks]
-    record = {"nuclei": nuclei, "boxes": boxes.tolist(), "groups": [r["group"] for r in rows]}
+    record = {
+        "nuclei": nuclei,
+        "boxes": boxes.tolist(),
+        "groups": [r["group"] for r in rows],
+        "dirt": dirt,
+    }
     facts.write_text(json.dumps(record))
     return _load(path, facts)
 
@@ -149,7 +157,8 @@ def _load(path: Path, facts: Path) -> SparseSlide:
     nuclei = np.array(record["nuclei"], np.float64).reshape(-1, 3)
     boxes = np.array(record["boxes"], np.int64).reshape(-1, 4)
     fields = nuclei[:, 0].astype(np.int64)
-    return SparseSlide(path, nuclei[:, 1:], fields, boxes, tuple(record["groups"]))
+    dirt = record.get("dirt", {})
+    return SparseSlide(path, nuclei[:, 1:], fields, boxes, tuple(record["groups"]), dirt)
 
 
 def _scatter(
@@ -181,18 +190,22 @@ def _paint(
     glass: Glass,
     boxes: NDArray[np.int64],
     paths: list[Path],
-) -> None:
-    """Draw glass, dirt and fields, then light and noise, strip by strip."""
+) -> dict[str, list[list[float]]]:
+    """Draw glass, dirt and fields, then light and noise, strip by strip; return the dirt."""
     size = canvas.shape[0]
+    dirt: dict[str, list[list[float]]] = {"pen": [], "edge": [], "bubbles": []}
     canvas[:] = np.array(glass.tint, np.uint8)
     if glass.edge:
-        _line(canvas, (0.04 * size, -10), (0.05 * size, size + 10), 24, (150, 152, 150), 0.8)
+        ends = (0.04 * size, -10), (0.05 * size, size + 10)
+        _line(canvas, *ends, 24, (150, 152, 150), 0.8)
+        dirt["edge"].append([*ends[0], *ends[1], 24])
     if glass.pen_px:
         knots = np.stack([np.linspace(0.1, 0.45, 9), 0.5 + rng.normal(0, 0.03, 9)], 1) * size
         for a, b in itertools.pairwise(knots):
             _line(canvas, tuple(a), tuple(b), glass.pen_px, glass.pen_rgb, 0.85)
+            dirt["pen"].append([*a.tolist(), *b.tolist(), glass.pen_px])
     for _ in range(glass.n_bubbles):
-        _bubble(canvas, rng)
+        dirt["bubbles"].append(_bubble(canvas, rng))
     for _ in range(glass.n_dust):
         radius = 4 + 28 * rng.random() ** 6  # most specks are small
         level = int(rng.integers(40, 190))
@@ -220,6 +233,7 @@ def _paint(
             block = lit[:, left : left + 2048]
             noise = np.roll(pool, dy, 0)[: len(block), dx : dx + block.shape[1]]
             rows[:, left : left + 2048] = np.clip(block + noise + 0.5, 0, 255).astype(np.uint8)
+    return dirt
 
 
 def _blend(
@@ -257,13 +271,14 @@ def _disc(
     _blend(canvas, box, opacity * np.clip(radius - away, 0, 1).astype(np.float32), rgb)
 
 
-def _bubble(canvas: NDArray[np.uint8], rng: np.random.Generator) -> None:
+def _bubble(canvas: NDArray[np.uint8], rng: np.random.Generator) -> list[float]:
     cx, cy = rng.random(2) * canvas.shape[0]
     radius = float(rng.uniform(240, 1000))
     x, y, w, h = box = _box(canvas, cx, cy, radius + 40)
     yy, xx = np.mgrid[y : y + h, x : x + w].astype(np.float32)
     rim = np.exp(-(((np.hypot(xx - cx, yy - cy) - radius) / 12) ** 2)).astype(np.float32)
     _blend(canvas, box, 0.7 * rim, (60, 60, 60))
+    return [float(cx), float(cy), radius]
 
 
 def _line(
