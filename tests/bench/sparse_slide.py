@@ -42,6 +42,7 @@ class Glass:
         n_bubbles: air bubbles with a dark rim, 60-250 µm in radius.
         edge: draw the coverslip's edge, a dark line across the slide.
         light_on_fields: the gradient also falls on the pasted fields.
+        one_stroke: the pen is not darker where the parts of its stroke meet.
         jpeg_quality: of the pyramid.
     """
 
@@ -54,6 +55,7 @@ class Glass:
     n_bubbles: int = 2
     edge: bool = True
     light_on_fields: bool = True
+    one_stroke: bool = False
     jpeg_quality: int = 85
 
 
@@ -201,8 +203,11 @@ def _paint(
         dirt["edge"].append([*ends[0], *ends[1], 24])
     if glass.pen_px:
         knots = np.stack([np.linspace(0.1, 0.45, 9), 0.5 + rng.normal(0, 0.03, 9)], 1) * size
+        if glass.one_stroke:
+            _stroke(canvas, knots, glass.pen_px, glass.pen_rgb, 0.85)
         for a, b in itertools.pairwise(knots):
-            _line(canvas, tuple(a), tuple(b), glass.pen_px, glass.pen_rgb, 0.85)
+            if not glass.one_stroke:
+                _line(canvas, tuple(a), tuple(b), glass.pen_px, glass.pen_rgb, 0.85)
             dirt["pen"].append([*a.tolist(), *b.tolist(), glass.pen_px])
     for _ in range(glass.n_bubbles):
         dirt["bubbles"].append(_bubble(canvas, rng))
@@ -305,6 +310,26 @@ def _line(
         away = np.hypot(xx - a[0] - t * along[0], yy - a[1] - t * along[1])
         alpha = opacity * np.clip(width / 2 - away, 0, 1).astype(np.float32)
         _blend(canvas, (x0, top, x1 - x0, h), alpha, rgb)
+
+
+def _stroke(
+    canvas: NDArray[np.uint8],
+    knots: NDArray[np.float64],
+    width: float,
+    rgb: tuple[int, ...],
+    opacity: float,
+) -> None:
+    """Draw a stroke through all knots at once: no part of it is covered twice."""
+    x0, y0 = np.maximum(knots.min(0) - width, 0).astype(int).tolist()
+    x1, y1 = np.minimum(knots.max(0) + width, canvas.shape[0]).astype(int).tolist()
+    yy, xx = np.mgrid[y0:y1, x0:x1].astype(np.float32)
+    away = np.full(xx.shape, np.inf, np.float32)
+    for a, b in itertools.pairwise(knots):
+        along = (b - a) / np.hypot(*(b - a))
+        t = np.clip((xx - a[0]) * along[0] + (yy - a[1]) * along[1], 0, np.hypot(*(b - a)))
+        np.minimum(away, np.hypot(xx - a[0] - t * along[0], yy - a[1] - t * along[1]), out=away)
+    alpha = opacity * np.clip(width / 2 - away, 0, 1).astype(np.float32)
+    _blend(canvas, (x0, y0, x1 - x0, y1 - y0), alpha, rgb)
 
 
 def main() -> None:
