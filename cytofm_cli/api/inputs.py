@@ -66,10 +66,20 @@ def find_slides(
         refs.extend(read_manifest(manifest, warn=warn))
     if not refs:
         where = ", ".join([*inputs, *([str(manifest)] if manifest else [])]) or "no input given"
-        known = " ".join(sorted(folders.readable_suffixes()))
-        raise InputError(f"{where}: no slides found.", hint=f"known suffixes: {known}")
+        raise InputError(f"{where}: no slides found.", hint=_why_none(inputs))
     _refuse_duplicates(refs)
     return sorted(refs)
+
+
+def _why_none(inputs: Sequence[str]) -> str:
+    """Return the hint for inputs that hold no slide."""
+    for word in inputs:
+        folder = Path(word)
+        inside = sorted(folder.glob("*.zarr")) if folder.is_dir() else []
+        store = next((path for path in (folder, *inside) if is_store(path)), None)
+        if store is not None:
+            return f"{store} is a store that `cytofm tile` made: name the slide it was made of"
+    return f"known suffixes: {' '.join(sorted(folders.readable_suffixes()))}"
 
 
 def list_slides(inputs: Sequence[str]) -> list[SlideRef]:

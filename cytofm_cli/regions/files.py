@@ -10,7 +10,7 @@ from pathlib import Path
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.regions.base import Note
 from cytofm_cli.regions.config import RegionChoice
-from cytofm_cli.regions.read import SUFFIXES
+from cytofm_cli.regions.read import GEOJSON, MASKS, XML
 from cytofm_cli.runs.provenance import sha256_file
 from cytofm_cli.slide_files import SlideFiles, match_several
 
@@ -57,8 +57,10 @@ def region_files(
 
 
 def _match(source: Path, slide_ids: Sequence[str]) -> SlideFiles:
+    if source.is_dir():
+        return _in_folder(source, slide_ids)
     if not source.is_file():
-        return match_several(source, slide_ids, SUFFIXES, "--regions")
+        return match_several(source, slide_ids, (), "--regions")
     if len(slide_ids) > 1:
         raise UsageError(
             f"{source}: does not say which slide its regions are of, and {len(slide_ids)} slides "
@@ -67,6 +69,20 @@ def _match(source: Path, slide_ids: Sequence[str]) -> SlideFiles:
             "{slide_id}",
         )
     return SlideFiles({slide_ids[0]: source})
+
+
+def _in_folder(source: Path, slide_ids: Sequence[str]) -> SlideFiles:
+    """Match files that hold drawings; pictures are masks of the slides that have none.
+
+    A folder of slides may hold the regions too: `a.png` beside `a.geojson` is the slide.
+    """
+    drawn = match_several(source, slide_ids, (*GEOJSON, *XML), "--regions")
+    others = [name for name in slide_ids if name not in drawn.of_slide]
+    if not others:
+        return drawn
+    masks = match_several(source, slide_ids, MASKS, "--regions")
+    of_slide = {name: path for name, path in masks.of_slide.items() if name in others}
+    return SlideFiles({**drawn.of_slide, **of_slide}, drawn.unmatched + masks.unmatched)
 
 
 def check_there(file: RegionFile | None, slide_id: str, config: RegionChoice) -> None:

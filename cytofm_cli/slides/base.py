@@ -278,6 +278,10 @@ def parse_float(text: object) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
+class PlanesError(SlideError):
+    """The focal planes of a slide do not fit together; a reader of one plane would hide it."""
+
+
 def slide_error(path: str, what: object, hint: str = DAMAGED_HINT) -> SlideError:
     """Make a SlideError of one line that starts with the path."""
     reason = " ".join(str(what).split()) or "cannot be read"

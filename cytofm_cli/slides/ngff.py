@@ -7,7 +7,8 @@ bioformats2raw); https://ngff.openmicroscopy.org.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 from cytofm_cli.errors import DAMAGE
 from cytofm_cli.slides import descriptions
 from cytofm_cli.slides.base import slide_error
+from cytofm_cli.work.budget import FREE_BYTES, refuse_size
 
 # Metadata files: Zarr 3 has one, Zarr 2 one for the attributes.
 _V3, _V2 = "zarr.json", ".zattrs"
@@ -24,6 +26,9 @@ _UM: Final = {
 }  # fmt: skip
 _OLD_AXES: Final = "tczyx"  # of versions before 0.3, which state none
 _MOST_BYTES: Final = 64_000_000
+# What a slide with blank chunks left out comes to; glass alone compresses further.
+_MOST_UNPACKED: Final = 1000
+_MOST_CHUNK_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,30 @@ def is_image(folder: Path) -> bool:
     """Tell whether a folder is an OME-Zarr image, a collection of them, a plate or labels."""
     known = ("multiscales", "bioformats2raw.layout", "plate", "well")
     return folder.is_dir() and any(key in attributes(folder) for key in known)
+
+
+def refuse_claim(folder: Path, shape: Sequence[int], chunks: Sequence[int], n_bytes: int) -> None:
+    """Refuse an array that states to be far larger than its files can unpack to.
+
+    Args:
+        folder: of the array.
+        shape: of it.
+        chunks: shape of what is decoded at a time.
+        n_bytes: of one number.
+
+    Raises:
+        ValueError: it does, or its chunks are larger than 1 GiB.
+    """
+    if math.prod(chunks) * n_bytes > _MOST_CHUNK_BYTES:
+        raise ValueError(f"its chunks are of {math.prod(chunks) * n_bytes} bytes")
+    stated = math.prod(shape) * n_bytes
+    stored = 0
+    if stated > FREE_BYTES:
+        for file in folder.rglob("*"):  # often a million: no further than is needed
+            stored += file.stat().st_size
+            if stored * _MOST_UNPACKED >= stated:
+                return
+    refuse_size(stated, stored, ratio=_MOST_UNPACKED)
 
 
 def slide_image(path: str) -> tuple[Image, int]:

@@ -17,7 +17,13 @@ from urllib.parse import unquote, urlsplit
 from cytofm_cli.errors import CytofmError, MissingPackageError, SlideError
 from cytofm_cli.registry import readers
 from cytofm_cli.slides import dicom, ngff, plane_files, pyramid, shells, tiff
-from cytofm_cli.slides.base import DAMAGED_HINT, ReaderOpener, SlideReader, slide_error
+from cytofm_cli.slides.base import (
+    DAMAGED_HINT,
+    PlanesError,
+    ReaderOpener,
+    SlideReader,
+    slide_error,
+)
 from cytofm_cli.slides.folders import slide_suffixes
 from cytofm_cli.urls import check_url, is_url
 
@@ -61,6 +67,8 @@ def open_slide(path: str, *, reader: str = "auto") -> SlideReader:
                 opener: ReaderOpener = readers.load(name).make()
                 return opener.open(target)
             reasons[name] = refusal
+        except PlanesError:
+            raise
         except CytofmError as error:
             if reader != "auto" and not isinstance(error, SlideError):
                 raise

@@ -8,9 +8,9 @@ column, `focus`, is measured at 1 µm/px (`tiles.focus`).
 - `pen`: ink. Darker than 35 % of the glass, smooth (range within 3 x 3 px at most a tenth of the
   darkness), at least 90 µm long and 8 µm thick, with a margin of 20 µm: `foreground._ink`. Pale
   ink stays unseen, large flat smears of blood are taken for it.
-- `edge`: long thin rims of bubbles, of the coverslip, scratches: foreground at least 100 µm long
-  and thinner than 8 % of its length: `foreground._lines`, with a margin of 8 µm. Rims of bubbles
-  below 200 µm stay unseen.
+- `edge`: long thin rims of bubbles, scratches: foreground at least 100 µm long and thinner than 8 %
+  of its length: `foreground._lines`, with a margin of 8 µm. Rims of bubbles below 200 µm stay
+  unseen, and so does a straight edge of the coverslip, which passes for uneven light.
 - `clump`: groups too thick to see through: of the light of the glass less than half is left in
   the mean of the colours, over a square of 40 µm at least (opening by that square). Single nuclei
   and single cells hold no such square.

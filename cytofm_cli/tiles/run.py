@@ -20,6 +20,7 @@ from cytofm_cli.tiles import focal, pixels, settings
 from cytofm_cli.tiles.announce import Note, announce, announce_damage, announce_loss
 from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.finished import is_done
+from cytofm_cli.tiles.focal_word import FUSE
 from cytofm_cli.tiles.plan import Overview, TilePlan, draw_preview, plan_tiles
 from cytofm_cli.units import human_bytes
 from cytofm_cli.urls import is_url
@@ -56,7 +57,9 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         reader = focal.at_focus(opened, focus)
         plan = plan_tiles(reader, job, focus, note)
         how = _how(job, plan)
-        n_bytes = pixels.forecast_bytes(plan.views, plan.read, plan.xy_px0, **how)
+        # A fused tile takes as much as one of its planes, and P times the reading.
+        seen = focal.TileViews([reader]) if focus == FUSE else plan.views
+        n_bytes = pixels.forecast_bytes(seen, plan.read, plan.xy_px0, **how)
         announce(job, reader, plan, n_bytes, note)
         draw_preview(job, plan.overview, plan.xy_px0, plan.read.tile_px0)
         announce_loss(path, note)

@@ -17,6 +17,7 @@ import argparse
 import csv
 import re
 import resource
+import statistics
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -192,19 +193,33 @@ def cpu_s(do: Callable[[], object]) -> float:
 
 
 def cost(work: Path, cohort: Path, args: argparse.Namespace) -> None:
-    """Print what each way costs beside reading the planes that it needs."""
+    """Print what each way costs beside reading the planes that it needs, medians of paired runs."""
     slide = str(sorted((cohort / "slides").iterdir())[0])
     out = work / "cost"
     out.mkdir(exist_ok=True)
     pixels._SAMPLE = 1  # the forecast of twelve tiles is most of so small a slide
+    runs = [_cost_once(slide, out, args.planes) for _ in range(args.runs)]
+    seconds = {name: statistics.median(run[name][0] for run in runs) for name in runs[0]}
+    print(f"\nOne slide, {args.planes} planes, CPU s, medians of {len(runs)} runs:\n")
+    print("| | CPU s | planes read + one plane tiled | ratio | from | to |")
+    print("|---|---|---|---|---|---|")
+    for name in ("best", "fuse"):
+        bare = statistics.median(run[name][1] for run in runs)
+        ratios = sorted(run[name][0] / run[name][1] for run in runs)
+        told = f"{statistics.median(ratios):.2f} | {ratios[0]:.2f} | {ratios[-1]:.2f}"
+        print(f"| {name} | {seconds[name]:.2f} | {bare:.2f} | {told} |")
+
+
+def _cost_once(slide: str, out: Path, n_planes: int) -> dict[str, tuple[float, float]]:
+    """Return the CPU seconds of each way, and of what it needs at least."""
 
     def tile(focus: str) -> float:
         config = TileConfig(focus=focus, pixels="lossless")
         job = TileJob(slide_id="a", path=slide, mpp=None, stores=out, config=config, overwrite=True)
         return cpu_s(lambda: tile_slide(job, lambda *_: None, lambda _: None))
 
-    middle = f"plane:{args.planes // 2}"
-    seconds = {focus: tile(focus) for focus in (middle, "best", "fuse")}
+    middle = n_planes // 2
+    plain, best, fused = (tile(focus) for focus in (f"plane:{middle}", "best", "fuse"))
     store = open_store(out / "a.zarr")
 
     def read(planes: list[int], *, whole: bool) -> float:
@@ -220,14 +235,9 @@ def cost(work: Path, cohort: Path, args: argparse.Namespace) -> None:
 
         return cpu_s(do)
 
-    others = [plane for plane in range(args.planes) if plane != args.planes // 2]
+    others = [plane for plane in range(n_planes) if plane != middle]
     coarse, fine = read(others, whole=False), read(others, whole=True)
-    print(f"\nOne slide, {len(store.tile_xy_px0)} tiles, {args.planes} planes, CPU s:\n")
-    print("| | CPU s | planes read + one plane tiled | ratio |\n|---|---|---|---|")
-    print(f"| {middle} | {seconds[middle]:.2f} | | |")
-    for focus, needed in (("best", coarse), ("fuse", coarse + fine)):
-        bare = seconds[middle] + needed
-        print(f"| {focus} | {seconds[focus]:.2f} | {bare:.2f} | {seconds[focus] / bare:.2f} |")
+    return {"best": (best, plain + coarse), "fuse": (fused, plain + coarse + fine)}
 
 
 def bands(reader: SlideReader, mpp: float) -> None:
@@ -245,6 +255,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--patients", type=int, default=12)
     parser.add_argument("--planes", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=9, help="of the cost")
     parser.add_argument("--slides", type=int, help="judge the first so many alone")
     parser.add_argument("--plane-um", type=float, default=2.0)
     parser.add_argument("--depth-um", type=float, default=4.0)

@@ -42,6 +42,7 @@ class Glass:
         n_bubbles: air bubbles with a dark rim, 60-250 µm in radius.
         edge: draw the coverslip's edge, a dark line across the slide.
         light_on_fields: the gradient also falls on the pasted fields.
+        one_stroke: the pen is not darker where the parts of its stroke meet.
         jpeg_quality: of the pyramid.
     """
 
@@ -54,6 +55,7 @@ class Glass:
     n_bubbles: int = 2
     edge: bool = True
     light_on_fields: bool = True
+    one_stroke: bool = False
     jpeg_quality: int = 85
 
 
@@ -82,6 +84,8 @@ class SparseSlide:
         field_of: (m,) index of each nucleus' field.
         boxes_px0: (f, 4) x, y, w, h of the fields.
         groups: the staining group of each field.
+        dirt: what was drawn on the glass, level-0 pixels: "pen" and "edge", the ends and width of
+            lines (x0, y0, x1, y1, width); "bubbles", (x, y, radius). Empty in old files.
     """
 
     path: Path
@@ -89,6 +93,7 @@ class SparseSlide:
     field_of: NDArray[np.int64]
     boxes_px0: NDArray[np.int64]
     groups: tuple[str, ...]
+    dirt: dict[str, list[list[float]]]
 
 
 def build(
@@ -115,7 +120,7 @@ def build(
     raw = path.with_suffix(".raw")
     canvas = np.memmap(raw, np.uint8, "w+", shape=(size_px, size_px, 3))
     try:
-        _paint(canvas, rng, glass, boxes, [fields / "images" / r["image"] for r in rows])
+        dirt = _paint(canvas, rng, glass, boxes, [fields / "images" / r["image"] for r in rows])
         flat = pyvips.Image.new_from_memory(canvas, size_px, size_px, 3, "uchar")
         flat.copy(interpretation="srgb", xres=1000 / mpp, yres=1000 / mpp).tiffsave(
             str(path),
@@ -139,7 +144,12 @@ def build(
             if r["image"] in index
         ]
     nuclei = [[i, x + float(boxes[i, 0]), y + float(boxes[i, 1])] for i, x, y in marks]
-    record = {"nuclei": nuclei, "boxes": boxes.tolist(), "groups": [r["group"] for r in rows]}
+    record = {
+        "nuclei": nuclei,
+        "boxes": boxes.tolist(),
+        "groups": [r["group"] for r in rows],
+        "dirt": dirt,
+    }
     facts.write_text(json.dumps(record))
     return _load(path, facts)
 
@@ -149,7 +159,8 @@ def _load(path: Path, facts: Path) -> SparseSlide:
     nuclei = np.array(record["nuclei"], np.float64).reshape(-1, 3)
     boxes = np.array(record["boxes"], np.int64).reshape(-1, 4)
     fields = nuclei[:, 0].astype(np.int64)
-    return SparseSlide(path, nuclei[:, 1:], fields, boxes, tuple(record["groups"]))
+    dirt = record.get("dirt", {})
+    return SparseSlide(path, nuclei[:, 1:], fields, boxes, tuple(record["groups"]), dirt)
 
 
 def _scatter(
@@ -181,18 +192,25 @@ def _paint(
     glass: Glass,
     boxes: NDArray[np.int64],
     paths: list[Path],
-) -> None:
-    """Draw glass, dirt and fields, then light and noise, strip by strip."""
+) -> dict[str, list[list[float]]]:
+    """Draw glass, dirt and fields, then light and noise, strip by strip; return the dirt."""
     size = canvas.shape[0]
+    dirt: dict[str, list[list[float]]] = {"pen": [], "edge": [], "bubbles": []}
     canvas[:] = np.array(glass.tint, np.uint8)
     if glass.edge:
-        _line(canvas, (0.04 * size, -10), (0.05 * size, size + 10), 24, (150, 152, 150), 0.8)
+        ends = (0.04 * size, -10), (0.05 * size, size + 10)
+        _line(canvas, *ends, 24, (150, 152, 150), 0.8)
+        dirt["edge"].append([*ends[0], *ends[1], 24])
     if glass.pen_px:
         knots = np.stack([np.linspace(0.1, 0.45, 9), 0.5 + rng.normal(0, 0.03, 9)], 1) * size
+        if glass.one_stroke:
+            _stroke(canvas, knots, glass.pen_px, glass.pen_rgb, 0.85)
         for a, b in itertools.pairwise(knots):
-            _line(canvas, tuple(a), tuple(b), glass.pen_px, glass.pen_rgb, 0.85)
+            if not glass.one_stroke:
+                _line(canvas, tuple(a), tuple(b), glass.pen_px, glass.pen_rgb, 0.85)
+            dirt["pen"].append([*a.tolist(), *b.tolist(), glass.pen_px])
     for _ in range(glass.n_bubbles):
-        _bubble(canvas, rng)
+        dirt["bubbles"].append(_bubble(canvas, rng))
     for _ in range(glass.n_dust):
         radius = 4 + 28 * rng.random() ** 6  # most specks are small
         level = int(rng.integers(40, 190))
@@ -220,6 +238,7 @@ def _paint(
             block = lit[:, left : left + 2048]
             noise = np.roll(pool, dy, 0)[: len(block), dx : dx + block.shape[1]]
             rows[:, left : left + 2048] = np.clip(block + noise + 0.5, 0, 255).astype(np.uint8)
+    return dirt
 
 
 def _blend(
@@ -257,13 +276,14 @@ def _disc(
     _blend(canvas, box, opacity * np.clip(radius - away, 0, 1).astype(np.float32), rgb)
 
 
-def _bubble(canvas: NDArray[np.uint8], rng: np.random.Generator) -> None:
+def _bubble(canvas: NDArray[np.uint8], rng: np.random.Generator) -> list[float]:
     cx, cy = rng.random(2) * canvas.shape[0]
     radius = float(rng.uniform(240, 1000))
     x, y, w, h = box = _box(canvas, cx, cy, radius + 40)
     yy, xx = np.mgrid[y : y + h, x : x + w].astype(np.float32)
     rim = np.exp(-(((np.hypot(xx - cx, yy - cy) - radius) / 12) ** 2)).astype(np.float32)
     _blend(canvas, box, 0.7 * rim, (60, 60, 60))
+    return [float(cx), float(cy), radius]
 
 
 def _line(
@@ -290,6 +310,26 @@ def _line(
         away = np.hypot(xx - a[0] - t * along[0], yy - a[1] - t * along[1])
         alpha = opacity * np.clip(width / 2 - away, 0, 1).astype(np.float32)
         _blend(canvas, (x0, top, x1 - x0, h), alpha, rgb)
+
+
+def _stroke(
+    canvas: NDArray[np.uint8],
+    knots: NDArray[np.float64],
+    width: float,
+    rgb: tuple[int, ...],
+    opacity: float,
+) -> None:
+    """Draw a stroke through all knots at once: no part of it is covered twice."""
+    x0, y0 = np.maximum(knots.min(0) - width, 0).astype(int).tolist()
+    x1, y1 = np.minimum(knots.max(0) + width, canvas.shape[0]).astype(int).tolist()
+    yy, xx = np.mgrid[y0:y1, x0:x1].astype(np.float32)
+    away = np.full(xx.shape, np.inf, np.float32)
+    for a, b in itertools.pairwise(knots):
+        along = (b - a) / np.hypot(*(b - a))
+        t = np.clip((xx - a[0]) * along[0] + (yy - a[1]) * along[1], 0, np.hypot(*(b - a)))
+        np.minimum(away, np.hypot(xx - a[0] - t * along[0], yy - a[1] - t * along[1]), out=away)
+    alpha = opacity * np.clip(width / 2 - away, 0, 1).astype(np.float32)
+    _blend(canvas, (x0, y0, x1 - x0, y1 - y0), alpha, rgb)
 
 
 def main() -> None:

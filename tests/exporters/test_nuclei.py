@@ -274,6 +274,26 @@ def test_csv__has_attention_and_level_0_places(store, tmp_path):
     assert [row["score for HSIL"] for row in rows] == ["1.5", "-2", "0.25"]
 
 
+def test_h5ad__has_level_0_places_whatever_was_scanned(store, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    (product,), _ = products(store, tmp_path, "h5ad", measure=False)
+    make(product, tmp_path)
+    data = anndata.read_h5ad(tmp_path / "s.h5ad")
+    np.testing.assert_array_equal(data.obs[["x_px0", "y_px0"]], CENTRES)
+    np.testing.assert_array_equal(data.obsm["spatial"], CENTRES)
+    np.testing.assert_array_equal(data.obsm["spatial_um"], CENTRES * 0.25)
+    assert data.obs["class"].tolist() == ["Tumor: Positive", "Stroma", "Stroma"]
+
+
+def test_spatialdata__has_level_0_outlines_whatever_was_scanned(store, tmp_path):
+    spatialdata = pytest.importorskip("spatialdata", reason="needs cytofm[spatialdata]")
+    (product,), _ = products(store, tmp_path, "spatialdata", measure=False)
+    make(product, tmp_path)
+    shapes = spatialdata.read_zarr(tmp_path / "s.sd.zarr").shapes["nuclei"]
+    places = [shape.centroid.coords[0] for shape in shapes.geometry[:2]]
+    np.testing.assert_allclose(places, CENTRES[:2], atol=0.01)
+
+
 def test_measuring__is_done_once_for_both_files(store, tmp_path, monkeypatch):
     calls = []
     plain = nuclei_export.measure_all

@@ -188,3 +188,16 @@ def test_files__one_for_several_slides_is_refused(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "{slide}.geojson", tmp_path / "{slide_id}.geojson"):
         files = region_files(RegionChoice(regions=source), ["a", "b"], lambda _: None)
         assert {name: file.path for name, file in files.items()} == {"a": path}
+
+
+def test_files__in_a_folder_of_slides_drawings_come_before_pictures(tmp_path: Path) -> None:
+    for name in ("a.png", "a.geojson", "b.png", "c.tif"):
+        (tmp_path / name).touch()
+    told: list[str] = []
+    files = region_files(RegionChoice(regions=tmp_path), ["a", "b"], told.append)
+    expected = {"a": tmp_path / "a.geojson", "b": tmp_path / "b.png"}
+    assert {name: file.path for name, file in files.items()} == expected
+    assert told == [f"1 belong to none of the 2 slides: {tmp_path / 'c.tif'}"]
+    (tmp_path / "a.xml").touch()
+    with pytest.raises(UsageError, match=r"two files are of slide a: a\.geojson and a\.xml"):
+        region_files(RegionChoice(regions=tmp_path), ["a"], told.append)

@@ -214,3 +214,29 @@ def test_ngff__more_than_8_bits_and_missing_chunks(tmp_path, pixels) -> None:
     zarr.create_array(path / "0", data=np.zeros((3, 256, 512), np.uint16), overwrite=True)
     with pytest.raises(SlideError, match="has 16-bit samples; only 8-bit ones are read"):
         open_slide(str(path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "told"),
+    [
+        # 3 · 200 000² bytes of which one chunk of a few bytes is stored.
+        ((3, 200_000, 200_000), (3, 256, 256), r"states to hold 120000000000 bytes, and \d+ are"),
+        ((3, 40_000, 40_000), (3, 40_000, 40_000), "its chunks are of 4800000000 bytes"),
+    ],
+)
+def test_ngff__an_array_that_claims_too_much_is_refused(tmp_path, pixels, shape, chunks, told):
+    import zarr
+
+    path = tmp_path / "a.zarr"
+    write_ngff(path, pixels)
+    array = zarr.create_array(
+        path / "0", shape=shape, chunks=chunks, dtype=np.uint8, overwrite=True
+    )
+    if chunks != shape:
+        array[:, :256, :256] = 7
+    else:
+        (path / "0" / "c" / "0" / "0").mkdir(parents=True)
+        (path / "0" / "c" / "0" / "0" / "0").write_bytes(b"x")
+    with pytest.raises(SlideError, match=f"array '0': .*{told}") as refused:
+        open_slide(str(path))
+    assert "\n" not in refused.value.one_line()

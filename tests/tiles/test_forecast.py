@@ -11,6 +11,9 @@ import tifffile
 
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.tiles.run import tile_slide
+from cytofm_cli.tiles.shown import FusedReader
+
+from .stacks import stack_of, write_stack
 
 
 def half_glass(path: Path) -> Path:
@@ -51,3 +54,17 @@ def test_forecast__no_pixels_take_nothing_and_are_not_counted(tmp_path: Path) ->
     _, planned = tile_slide(replace(job, dry_run=True), lambda *_: None, said.append)
     assert planned["bytes"] == 0
     assert said[0].endswith("no pixels")
+
+
+def test_forecast__of_fused_planes_reads_one_of_them(tmp_path: Path, monkeypatch) -> None:
+    planes = stack_of(512)
+    noise = np.random.default_rng(0).integers(-9, 10, planes.shape)  # the camera's, as real planes
+    planes = np.clip(planes + noise, 0, 255).astype(np.uint8)
+    slide = write_stack(tmp_path / "s.ome.tif", planes)
+    config = TileConfig(tile_px=128, foreground="none", focus="fuse")
+    job = TileJob(slide_id="s", path=str(slide), mpp=None, stores=tmp_path, config=config)
+    with monkeypatch.context() as patch:
+        patch.setattr(FusedReader, "read", lambda *_: pytest.fail("fused for the forecast"))
+        _, planned = tile_slide(replace(job, dry_run=True), lambda *_: None, lambda _: None)
+    _, done = tile_slide(job, lambda *_: None, lambda _: None)
+    assert planned["bytes"] == pytest.approx(done["pixel_bytes"], rel=0.25)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cytofm_cli.errors import SlideError
 from cytofm_cli.registry import ReaderPlugin
 from cytofm_cli.slides import tiff
-from cytofm_cli.slides.base import SlideInfo, mean_mpp, slide_error
+from cytofm_cli.slides.base import PlanesError, SlideInfo, mean_mpp, slide_error
 from cytofm_cli.slides.foreign import ForeignReader, levels_of, open_with, planes_note, with_notes
 from cytofm_cli.slides.tiff import Directory
 from cytofm_cli.units import Box, Size
@@ -71,7 +71,10 @@ def _planes(directories: list[Directory]) -> dict[int, list[Directory]]:
 
 
 def _height_nm(directory: Directory) -> int:
-    """Return the height of a page: a signed number that some writers declare unsigned."""
+    """Return the height of a page: a signed number that some writers declare unsigned.
+
+    In nm, as opentile and wsidicomizer read it; tifffile calls it ZOffsetFromSlideCenter.
+    """
     height = directory.number(tiff.NDPI_Z_OFFSET)
     return height - 2**32 if height >= 2**31 else height
 
@@ -84,10 +87,10 @@ def _refuse_other(path: str, planes: dict[int, list[Directory]], middle: int) ->
         sizes = [each.size_px for each in planes[height]]
         if sizes != expected:
             (w, h), (w0, h0) = sizes[0], expected[0]
-            raise slide_error(
-                path,
-                f"its focal planes differ in size: plane {number} is {w} x {h} px with "
+            raise PlanesError(
+                f"{path}: its focal planes differ in size: plane {number} is {w} x {h} px with "
                 f"{len(sizes)} levels, plane {middle} {w0} x {h0} px with {len(expected)}.",
+                hint="copy the file again, or read the plane at height 0 alone: --reader openslide",
             )
 
 

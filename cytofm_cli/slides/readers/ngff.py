@@ -57,6 +57,7 @@ def _reader(path: str, image: ngff.Image, arrays: list[Any], n_images: int) -> F
     refuse_wide(path, first.dtype)
     if not ngff.holds_chunks(image.folder / image.arrays[0]):
         raise slide_error(path, f"claims {first.shape[-1]} x {first.shape[-2]} px but holds none.")
+    _refuse_claims(path, image, arrays)
     sizes = dict(zip(image.axes, first.shape, strict=True))
     names = [*image.channels, *[""] * sizes.get("c", 1)][: sizes.get("c", 1)]
     channels, note = shown_channels(names)
@@ -94,6 +95,16 @@ def _reader(path: str, image: ngff.Image, arrays: list[Any], n_images: int) -> F
         return as_bands(pictures)
 
     return ForeignReader(info, read, lambda: None)
+
+
+def _refuse_claims(path: str, image: ngff.Image, arrays: list[Any]) -> None:
+    """Refuse arrays that claim more than they can hold, before memory is taken for them."""
+    for name, array in zip(image.arrays, arrays, strict=True):
+        try:
+            ngff.refuse_claim(image.folder / name, array.shape, array.chunks, array.dtype.itemsize)
+        except ValueError as error:
+            told = f"array {name!r}: {error}."
+            raise slide_error(path, told, "copy the folder again from its source.") from error
 
 
 def _codec(array: Any) -> str:
