@@ -33,10 +33,12 @@ class Seen:
     Attributes:
         vector_BV: its vectors.
         token_BTE: its tokens on the generator's grid; None: it has none.
+        own_BTE: on its own grid, as `FrozenEncoder.tokens` gives them; None likewise.
     """
 
     vector_BV: Tensor
     token_BTE: Tensor | None
+    own_BTE: Tensor | None = None
 
 
 class FrozenEncoder:
@@ -79,7 +81,7 @@ class FrozenEncoder:
             "mean": lambda: patch_BTE.mean(1),
             "cls+mean": lambda: torch.cat([cls_BE, patch_BTE.mean(1)], 1),
         }[self.spec.pooling]()
-        return Seen(vector.float(), to_grid(patch_BTE, self._grid).float())
+        return Seen(vector.float(), to_grid(patch_BTE, self._grid).float(), patch_BTE)
 
     def tokens(self, image_BCHW: Tensor) -> Tensor:
         """Return its own patch tokens (B, T, E), with the gradient for the images.

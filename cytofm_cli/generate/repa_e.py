@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from cytofm_cli.generate.discriminator import Discriminator, hinge
-from cytofm_cli.generate.frozen import FrozenEncoder
+from cytofm_cli.generate.frozen import FrozenEncoder, Seen
 from cytofm_cli.generate.interpolant import alignment_loss, draw_times, on_path, velocity_loss
 from cytofm_cli.generate.sit import SiT, SitShape
 from cytofm_cli.generate.vae import Posterior, Vae, VaeShape
@@ -120,7 +120,7 @@ class RepaE(Learner):
         """Return the three losses as one."""
         image_BCHW = batch.views[0]
         x_BCHW = 2 * image_BCHW - 1
-        given, target_BTE = self._seen(batch)
+        given, seen = self._seen(batch)
         posterior = self.vae.encode(x_BCHW)
         z_BChw = posterior.sample(torch.randn_like(posterior.mean_BChw)).float()
         decoded_BCHW = self.vae.decode(z_BChw).float()
@@ -129,9 +129,11 @@ class RepaE(Learner):
             ema.follow_buffers(self.ema, self.sit, 0.0)
         drawn = self.draw(z_BChw)
         loss, parts = self.autoencoder_loss(
-            x_BCHW, decoded_BCHW, posterior, z_BChw, drawn, given, target_BTE
+            x_BCHW, decoded_BCHW, posterior, z_BChw, drawn, given, seen
         )
-        sit_loss, sit_parts = self.sit_loss(z_BChw.detach(), drawn, given, target_BTE)
+        sit_loss, sit_parts = self.sit_loss(
+            z_BChw.detach(), drawn, given, None if seen is None else seen.token_BTE
+        )
         loss, parts = loss + sit_loss, {**parts, **sit_parts}
         if self.discriminator is not None:
             real, fake = self.discriminator(x_BCHW), self.discriminator(decoded_BCHW.detach())
@@ -153,7 +155,7 @@ class RepaE(Learner):
         z_BChw: Tensor,
         drawn: Draws,
         given: Tensor | None,
-        target_BTE: Tensor | None,
+        seen: Seen | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the autoencoder's pass, through a SiT at rest, and its parts."""
         w = self.weights
@@ -163,18 +165,19 @@ class RepaE(Learner):
         }
         loss = parts["l1"] + w.kl * parts["kl"]
         aligned = self._frozen[1]
-        if aligned is not None and w.perceptual:
-            parts["perceptual"] = _distance(aligned, x_BCHW, decoded_BCHW)
+        if aligned is not None and seen is not None and seen.own_BTE is not None and w.perceptual:
+            said_BTE = aligned.tokens((decoded_BCHW + 1) / 2)
+            parts["perceptual"] = 1 + alignment_loss(said_BTE, seen.own_BTE)
             loss = loss + w.perceptual * parts["perceptual"]
         if self.discriminator is not None:
             with at_rest(self.discriminator):
                 parts["adversarial"] = -self.discriminator(decoded_BCHW).float().mean()
             loss = loss + w.gan * parts["adversarial"]
-        if target_BTE is not None and w.align_vae:
+        if seen is not None and seen.token_BTE is not None and w.align_vae:
             with at_rest(self.sit):
                 n_t = on_path(self.sit.bn.by_running(z_BChw), drawn.noise_BChw, drawn.t_B)
                 said_BTE = self.sit.aligned(n_t, drawn.t_B, self._condition(given, None))
-            parts["align_vae"] = alignment_loss(said_BTE, target_BTE)
+            parts["align_vae"] = alignment_loss(said_BTE, seen.token_BTE)
             loss = loss + w.align_vae * parts["align_vae"]
         return loss, parts
 
@@ -221,26 +224,18 @@ class RepaE(Learner):
         embedded: Tensor = self.sit.y_embedder(given, null_B)
         return embedded
 
-    def _seen(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Return the conditions, and the tokens to align with."""
+    def _seen(self, batch: Batch) -> tuple[Tensor | None, Seen | None]:
+        """Return the conditions, and what the encoder to align with says."""
         image_BCHW, (told, aligned) = batch.views[0], self._frozen
         seen = None if aligned is None else aligned(image_BCHW)
-        target_BTE = None if seen is None else seen.token_BTE
         if self._classes is not None:
             assert batch.tiles_B is not None
             rows = torch.from_numpy(batch.tiles_B)
-            return self._classes[rows].to(image_BCHW.device), target_BTE
+            return self._classes[rows].to(image_BCHW.device), seen
         if told is None:
-            return None, target_BTE
+            return None, seen
         same = seen is not None and told is aligned
-        return (seen if same else told(image_BCHW)).vector_BV, target_BTE  # type: ignore[union-attr]
-
-
-def _distance(encoder: FrozenEncoder, x_BCHW: Tensor, decoded_BCHW: Tensor) -> Tensor:
-    """Return 1 - cosine of an encoder's tokens of two images in [-1, 1], mean over tokens."""
-    with torch.no_grad():
-        real = encoder.tokens((x_BCHW + 1) / 2)
-    return 1 + alignment_loss(encoder.tokens((decoded_BCHW + 1) / 2), real)
+        return (seen if same else told(image_BCHW)).vector_BV, seen  # type: ignore[union-attr]
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def passes(model, seed=1):
     drawn = model.draw(z)
     decoded = model.vae.decode(z)
     given, target = seen.vector_BV, seen.token_BTE
-    vae = model.autoencoder_loss(x, decoded, posterior, z, drawn, given, target)[0]
+    vae = model.autoencoder_loss(x, decoded, posterior, z, drawn, given, seen)[0]
     return vae, lambda: model.sit_loss(z.detach(), drawn, given, target)[0], z, drawn
 
 
@@ -80,7 +80,7 @@ def test_step__one_sum_has_the_gradients_of_three_losses() -> None:
     fresh.sit.bn.begin(z)
     drawn = fresh.draw(z)
     given, target = seen.vector_BV, seen.token_BTE
-    fresh.autoencoder_loss(x, decoded, posterior, z, drawn, given, target)[0].backward()
+    fresh.autoencoder_loss(x, decoded, posterior, z, drawn, given, seen)[0].backward()
     fresh.sit_loss(z.detach(), drawn, given, target)[0].backward()
     for name, parameter in fresh.named_parameters():
         if parameter.grad is not None and not name.startswith("discriminator"):
@@ -95,6 +95,19 @@ def test_step__draws_times_and_noise_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(model, "autoencoder_loss", lambda *w: used.append(w[4]) or plain_vae(*w))
     model(batch(), 0)
     assert len(made) == 1 and used == [made[0], made[0]]
+
+
+def test_step__the_perceptual_distance_takes_the_tokens_that_are_aligned_with() -> None:
+    model = learner(Weights(gan=0.0))
+    eyes, asked = model._frozen[1], []
+    plain = eyes.tokens
+    eyes.tokens = lambda image: asked.append(image) or plain(image)
+    torch.manual_seed(2)
+    parts = model(batch(), 0).parts
+    assert len(asked) == 2  # the real images once, for alignment, condition and distance
+    decoded = asked[-1].detach()
+    cosine = torch.nn.functional.cosine_similarity(plain(images()), plain(decoded), dim=-1)
+    assert float(parts["perceptual"]) == pytest.approx(1 - float(cosine.mean()), abs=1e-6)
 
 
 def test_step__the_first_loss_of_the_velocity_is_two() -> None:

@@ -44,7 +44,8 @@ class Eyes:
     @torch.no_grad()
     def __call__(self, image_BCHW: Tensor) -> Seen:
         vector = image_BCHW.mean((2, 3)) @ self.vector
-        return Seen(vector, self.tokens(image_BCHW))
+        token_BTE = self.tokens(image_BCHW)
+        return Seen(vector, token_BTE, token_BTE)
 
 
 def learner(weights: Weights | None = None, **changes: Any) -> RepaE:
