@@ -59,6 +59,31 @@ def counted(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+COLUMNS = {
+    "SIGKILL": ("SIGKILL",), "SIGTERM": ("SIGTERM",), "SIGUSR1": ("SIGUSR1",),
+    "SIGINT": ("SIGINT",), "SIGSTOP": ("SIGSTOP",),
+    "calls fail": ("ENOSPC", "EIO", "EROFS", "EDQUOT"),
+    "disk full": ("full disk",), "writers": ("2 writers", "8 writers"), "clock": ("clock",),
+    "slide": ("changed", "vanished"),
+}  # fmt: skip
+
+
+def table(outcomes: list[dict[str, Any]]) -> str:
+    """Return how often each command met what, as a table of Markdown."""
+    rows = [["command", "trials", *COLUMNS, "findings"]]
+    for case in [*DRAWN, "all"]:
+        some = [outcome for outcome in outcomes if case in (outcome["case"], "all")]
+        sent = counted(some)["sent"].values()
+        numbers = [
+            sum(n for counts in sent for name, n in counts.items() if name.startswith(starts))
+            for starts in COLUMNS.values()
+        ]
+        found = sum(bool(outcome["finding"]) for outcome in some)
+        rows.append([case, *map(str, (len(some), *numbers, found))])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
 def write(path: Path, seed: int, outcomes: list[dict[str, Any]]) -> None:
     """Write the report so that a kill leaves the former one."""
     partial = path.with_name(f".{path.name}.partial")
@@ -103,6 +128,7 @@ def main() -> None:
         with warmed(folder) as warm:
             outcomes = go_on(options, warm, folder)
     found = sum(bool(outcome["finding"]) for outcome in outcomes)
+    print(table(outcomes))
     print(f"{len(outcomes)} of {options.kills} trials, {found} with a finding")
     sys.stdout.flush()
     sys.exit(1 if found else os.EX_OK)

@@ -11,24 +11,57 @@ from pathlib import Path
 import pytest
 
 from .ground import Warm
-from .kills import DRAWN, WEATHERS, may_mount, prepare, run_trial
+from .kills import DRAWN, OF_SLIDES, WEATHERS, Case, Trial, may_mount, prepare, run_trial
 
-# A command that writes into stores and one that makes a folder; the long form takes them all.
+# Commands that replace what stands in a store; the long form takes them all.
 SHORT = [
     ("embed --overwrite", "kill -9"), ("embed --overwrite", "failing disk"),
-    ("embed --overwrite", "writers"), ("tile --overwrite", "slide"), ("tile --overwrite", "clock"),
+    ("embed --overwrite", "writers"), ("tile --overwrite", "slide"),
     ("tile --overwrite", "terminate"), ("tile --overwrite", "suspend"),
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    """Hold the commands that were run undisturbed already."""
+    return {}
+
+
 @pytest.mark.parametrize(("name", "weather"), SHORT)
 def test_weather__the_same_command_mends_it(
-    warm: Warm, ground: Path, work: Path, name: str, weather: str
+    warm: Warm, ground: Path, work: Path, cases: dict[str, Case], name: str, weather: str
 ) -> None:
-    case = prepare(warm, ground, work, name)
+    case = cases.setdefault(name, cases.get(name) or prepare(warm, ground, work, name))
     outcome = run_trial(warm, work, case, weather, random.Random(f"{name} {weather}"))
     assert outcome.finding == ""
     assert outcome.sent
+
+
+def _meddling(trial: Trial) -> None:
+    (trial.work / "whole" / ".left.partial").touch()
+    victim = next((trial.work / "whole" / "p1_s1.zarr" / "nuclei").rglob("c.*"))
+    victim.write_bytes(b"damaged")
+
+
+def test_judge__tells_damage(
+    warm: Warm, ground: Path, work: Path, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "tile --overwrite"
+    case = cases.setdefault(name, cases.get(name) or prepare(warm, ground, work, name))
+    monkeypatch.setitem(WEATHERS, "meddling", (1, _meddling))
+    outcome = run_trial(warm, work, case, "meddling", random.Random(0))
+    assert outcome.finding.startswith("verify: exit 4")
+
+
+def test_judge__tells_what_is_left(
+    warm: Warm, ground: Path, work: Path, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "tile --overwrite"
+    case = cases.setdefault(name, cases.get(name) or prepare(warm, ground, work, name))
+    left = "whole/.left.partial"
+    monkeypatch.setitem(WEATHERS, "left", (1, lambda trial: (trial.work / left).touch()))
+    outcome = run_trial(warm, work, case, "left", random.Random(0))
+    assert f"{left} (too many)" in outcome.finding
 
 
 @pytest.mark.slow
@@ -41,6 +74,6 @@ def test_every_weather__the_same_command_mends_it(
         pytest.skip("may not mount a file system")
     rng = random.Random(weather)
     for name in DRAWN:
-        if weather != "slide" or "tile" in name:
+        if weather != "slide" or name in OF_SLIDES:
             outcome = run_trial(warm, work, prepare(warm, ground, work, name), weather, rng)
             assert outcome.finding == "", name

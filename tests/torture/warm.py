@@ -13,6 +13,7 @@ Requests and answers are lines of JSON: {"do": "start", and what `Request` holds
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import mmap
 import os
@@ -134,6 +135,8 @@ def serve() -> None:
             __import__(name)
         except ImportError:  # an optional package
             continue
+    gc.collect()
+    gc.freeze()  # no child copies what it does not change
     counts: dict[int, mmap.mmap] = {}
     for line in sys.stdin:
         asked = json.loads(line)
