@@ -48,7 +48,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "cells apply": ("cells", "apply", "cells", "found"),
     "evaluate probe": ("evaluate", "probe", "stores", *PROBE, "-o", "new"),
     "report": ("report", "run", "whole", "-o", "new.html"),
-    "generate train": ("generate", "train", "found", "-o", "new", *GENERATE),
+    "generate train": ("generate", "train", "stores", "-o", "new", *GENERATE),
     "generate sample": (
         *("generate", "sample", "new", "-o", "images", "-n", 2, "--sampler", "euler"),
         *("--steps", 2, "--device", "cpu"),
