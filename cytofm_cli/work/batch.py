@@ -176,8 +176,8 @@ def attempt(work: Work, explain: Explain, task: Task, say: Say) -> Outcome:
     except Exception as bug:
         if is_out_of_memory(bug):
             error = explain(task, Loss("out of memory"))
-        elif (known := known_error(bug, task.path)) is not None:
-            error, facts = known, {"traceback": traceback.format_exc()}
+        elif (ailing := known_error(bug, task.path)) is not None:
+            error, facts = ailing, {"traceback": traceback.format_exc()}
         else:  # one item's surprise must not end the others; the trace goes to the record
             error = CytofmError(f"{task.path}: {type(bug).__name__}: {bug}")
             facts = {"traceback": traceback.format_exc()}

@@ -238,11 +238,12 @@ def known_error(error: Exception, item: str | None = None) -> CytofmError | None
     file = os.fsdecode(name) if isinstance(name, str | bytes) else ""
     if (full := disk_full(item or file or _SOMEWHERE, error)) is not None:
         return full
-    if not isinstance(error, OSError) or error.errno not in _OF_THE_SYSTEM:
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None or number not in _OF_THE_SYSTEM:
         return None
     where = ": ".join(filter(None, (item, file))) or _SOMEWHERE
     return InputError(
-        f"{where}: cannot be read or written ({os.strerror(error.errno)}).",
+        f"{where}: cannot be read or written ({os.strerror(number)}).",
         hint="check the path, its permissions and the disk.",
     )
 
