@@ -49,7 +49,8 @@ def crash_everywhere(
         again, _ = warm.run(*words)
         held = snapshot(work)
         differing = [name for name in {*held, *wanted} if held.get(name) != wanted.get(name)]
-        assert differing == [], f"killed before change {crash_at} of {n}: {warm.said.read_text()}"
+        told = f"{sorted(differing)[:8]} {warm.said.read_text()}"
+        assert differing == [], f"killed before change {crash_at} of {n}: {told}"
         assert again in (0, 2)  # 2: all is there already, and is not written over
 
 
