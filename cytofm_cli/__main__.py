@@ -33,7 +33,7 @@ def _open_streams() -> None:
 
 def _run(words: list[str]) -> int:
     from cytofm_cli.cli.app import build
-    from cytofm_cli.cli.out import OutputClosedError, known_error, out, silence_stdout
+    from cytofm_cli.cli.out import OutputClosedError, out, silence_stdout
     from cytofm_cli.errors import CytofmError, visible, without_secrets
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8: as they are
@@ -56,7 +56,9 @@ def _run(words: list[str]) -> int:
         silence_stdout()
         return 141
     except Exception as bug:
-        if isinstance(bug, OSError) and (known := known_error(bug)) is not None:
+        from cytofm_cli.work.files import known_error
+
+        if (known := known_error(bug)) is not None:
             silence_stdout()
             with suppress(OSError, OutputClosedError):  # stderr may be what is full
                 out.error(known)

@@ -32,7 +32,6 @@ UNSEEN = {
     "openslide-bin": "the library that openslide-python loads",
     "pyvips-binary": "the library that pyvips loads",
     "cryptography": "distributed makes its keys with it",
-    "tensorboard": "torch.utils.tensorboard loads it",
     "xstatic-leaflet": "the page loads its files",
     **dict.fromkeys(
         ("kfbslide", "tmapslide", "isyntax", "pylibczirw", "fastslide", "wsidicom"),

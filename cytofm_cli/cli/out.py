@@ -7,30 +7,21 @@ notes, warnings, progress and errors go to stderr. The format depends on flags a
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TextIO
+from typing import Any, TextIO
 
 from cytofm_cli.cli.progress import BarProgress, LogProgress, Progress
 from cytofm_cli.errors import (
     CytofmError,
-    DiskFullError,
-    InputError,
     visible,
     without_secrets,
 )
 
-# What disks, mounts, permissions and names do to a program; anything else is its own doing.
 _CLEAR: Final = "\x1b[H\x1b[2J"
-_OF_THE_SYSTEM: Final = frozenset(
-    getattr(errno, name)
-    for name in "EACCES EPERM EROFS ENAMETOOLONG ENOENT ENOTDIR EISDIR ELOOP EIO EBADF ENXIO "
-    "ESTALE ETIMEDOUT ENOLCK EFBIG".split()
-)
 
 
 @dataclass
@@ -130,23 +121,6 @@ def silence_stdout() -> None:
     """Let a command end quietly: nothing more is written to a closed pipe or a full disk."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def known_error(error: OSError) -> CytofmError | None:
-    """Return what a failure of the system means, met where nobody had a word for it.
-
-    None: it is a bug.
-    """
-    named = isinstance(error.filename, str | bytes) and error.filename
-    where = os.fsdecode(named) if named else "standard output, or a file"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "make room and run the same command again; what was finished is kept."
-        return DiskFullError(f"{where}: no space left on the disk.", hint=hint)
-    if error.errno is None or error.errno not in _OF_THE_SYSTEM:
-        return None
-    why = os.strerror(error.errno)
-    hint = "check the path, its permissions and the disk."
-    return InputError(f"{where}: cannot be read or written ({why}).", hint=hint)
 
 
 out = Out()

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cytofm_cli.errors import InputError
+from cytofm_cli.work.claim import host_tag
 from cytofm_cli.work.closing import Closes
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, write_text
@@ -45,7 +47,7 @@ class RunLog(Closes):
 
     def __init__(self, path: Path, *, step: int = 0, tensorboard: Path | None = None) -> None:
         self.path, self.notes = path, []
-        self._board: Any = None
+        self._board: _Board | None = None
         with output_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             _cut(path, step)
@@ -54,9 +56,8 @@ class RunLog(Closes):
             if importlib.util.find_spec("tensorboard") is None:
                 self.notes.append("TensorBoard is not installed: the log is in log.jsonl only")
                 return
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+            with output_errors(path.parent):
+                self._board = _Board(tensorboard, step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add a line; once this returns, it survives a crash of the machine."""
@@ -65,15 +66,56 @@ class RunLog(Closes):
             self._file.write(json.dumps({"step": step, **line}).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            if self._board is not None:
+                self._board.write(step, values)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+class _Board:
+    """A file of TensorBoard's events.
+
+    torch's `SummaryWriter` writes them in a thread: of a full disk it prints a trace, and the run
+    learns of it some lines later or never.
+
+    Args:
+        folder: where it goes.
+        step: updates done; TensorBoard forgets what earlier files hold of later ones.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2, summary_pb2
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{host_tag()}.{os.getpid()}"
+        self._file = (folder / name).open("xb")
+        self._records = RecordWriter(self._file)
+        self._put(file_version="brain.Event:2")
+        if step:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._put(step=step + 1, session_log=start)
+        self._file.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        scalars = [
+            self._summary.Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        self._put(step=step, summary=self._summary.Summary(value=scalars))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _put(self, **fields: Any) -> None:
+        event = self._event.Event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def verify_store(path: Path, report: Report = lambda done, total: None) -> Verif
             if (why := store.why_stale(step)) is not None
         ]
     except CytofmError as error:
-        damage.append(error.message.removeprefix(f"{path}: "))
+        damage.append(error.message.removeprefix(f"{path}: ").removesuffix("."))
     return replace(sums, damage=tuple(dict.fromkeys(damage)), notes=tuple(notes))
 
 

@@ -24,7 +24,7 @@ from cytofm_cli.errors import (
     TryAgainError,
 )
 from cytofm_cli.work.children import Lost, Say, supervise
-from cytofm_cli.work.files import disk_full
+from cytofm_cli.work.files import known_error
 from cytofm_cli.work.memory import is_out_of_memory
 from cytofm_cli.work.signals import catch_signals
 
@@ -176,8 +176,8 @@ def attempt(work: Work, explain: Explain, task: Task, say: Say) -> Outcome:
     except Exception as bug:
         if is_out_of_memory(bug):
             error = explain(task, Loss("out of memory"))
-        elif (full := disk_full(task.path, bug)) is not None:
-            error = full
+        elif (ailing := known_error(bug, task.path)) is not None:
+            error, facts = ailing, {"traceback": traceback.format_exc()}
         else:  # one item's surprise must not end the others; the trace goes to the record
             error = CytofmError(f"{task.path}: {type(bug).__name__}: {bug}")
             facts = {"traceback": traceback.format_exc()}

@@ -31,6 +31,13 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNWRITABLE: Final = frozenset(
     {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
 )
+# What disks, mounts, permissions and names do to a program; anything else is its own doing.
+_OF_THE_SYSTEM: Final = frozenset(
+    getattr(errno, name)
+    for name in "EACCES EPERM EROFS ENAMETOOLONG ENOENT ENOTDIR EISDIR ELOOP EIO EBADF ENXIO "
+    "ESTALE ETIMEDOUT ENOLCK EFBIG".split()
+)
+_SOMEWHERE: Final = "standard output, or a file"
 # How Rust (safetensors) and HDF5 spell the number of an error of the system.
 _NUMBER: Final = re.compile(r"\b(?:os error |errno = )(\d+)")
 
@@ -214,6 +221,30 @@ def disk_full(where: object, error: Exception) -> DiskFullError | None:
     return DiskFullError(
         f"{where}: no space left on the disk.",
         hint="make room and run the same command again; what was finished is kept.",
+    )
+
+
+def known_error(error: Exception, item: str | None = None) -> CytofmError | None:
+    """Return what a failure of the system means, met where nobody had a word for it.
+
+    Args:
+        error: the failure.
+        item: what was worked on, to be named first.
+
+    Returns:
+        None: it is a bug.
+    """
+    name = getattr(error, "filename", None)
+    file = os.fsdecode(name) if isinstance(name, str | bytes) else ""
+    if (full := disk_full(item or file or _SOMEWHERE, error)) is not None:
+        return full
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None or number not in _OF_THE_SYSTEM:
+        return None
+    where = ": ".join(filter(None, (item, file))) or _SOMEWHERE
+    return InputError(
+        f"{where}: cannot be read or written ({os.strerror(number)}).",
+        hint="check the path, its permissions and the disk.",
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cytofm_cli.errors import InputError
+from cytofm_cli.errors import DiskFullError, InputError
 from cytofm_cli.pretrain import monitor
 from cytofm_cli.pretrain.monitor import RunLog, collapse, read_log, utilisation
 
@@ -87,6 +89,20 @@ def test_log__goes_to_tensorboard_too_and_a_resumed_run_leaves_no_step_twice(tmp
     assert sorted(found.Tags()["scalars"]) == ["loss", "lr"]
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [(10, 4.0), (20, 2.0)]
     assert [(e.step, e.value) for e in found.Scalars("lr")] == [(10, 0.5), (20, 0.125)]
+
+
+def test_log__a_disk_full_for_tensorboard_ends_the_run_at_that_line(tmp_path, monkeypatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    n_threads = threading.active_count()
+    with (
+        RunLog(tmp_path / "log.jsonl", tensorboard=tmp_path / "board") as log,
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        assert threading.active_count() == n_threads  # none whose failure would be a trace
+        monkeypatch.setattr(log._board, "_records", RecordWriter(full))
+        with pytest.raises(DiskFullError, match="no space left"):
+            log.write(1, {"loss": 1.0})
 
 
 def test_collapse__by_hand():

@@ -143,3 +143,10 @@ def test_left_overs__are_named_and_no_damage(store: Path, tmp_path: Path) -> Non
         ".a.tile.host-1.partial",
         ".zarr.json.host-1-abc.partial",
     ]
+
+
+def test_no_store__is_a_sentence_without_its_stop(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    root = tmp_path / "a.zarr" / "zarr.json"
+    put_node(root, {"zarr_format": 3, "node_type": "group", "attributes": {}})
+    assert verify_store(root.parent).damage == ("is no store of cytofm",)

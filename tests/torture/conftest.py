@@ -2,119 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-# What says when a result was made, or how fast; `source` is a digest of records with times.
-_WHEN = re.compile(
-    rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\+00:00|Z| UTC)?|\d{4}-\d\d-\d\d"
-    rb'|"source": "[0-9a-f]{16}"|"(tiles_per_s|wait_share|utilisation|seconds)": [0-9.e+-]+'
-)
-
-
-@dataclass
-class Warm:
-    """Runs `cytofm` in forks of a warm process."""
-
-    process: subprocess.Popen[str]
-    said: Path
-    cwd: Path = Path()
-
-    def run(self, *words: object, crash_at: int | None = None) -> tuple[int, int]:
-        """Run a command; return its exit code, and how many changes it made.
-
-        Args:
-            words: of the command.
-            crash_at: kill it before this change, from 0 on; None: let it end.
-        """
-        assert self.process.stdin
-        assert self.process.stdout
-        request = {
-            "words": list(map(str, words)),
-            "crash_at": crash_at,
-            "said": str(self.said),
-            "cwd": str(self.cwd),
-        }
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        return answer["code"], answer["changes"]
-
-    def do(self, *words: object) -> int:
-        """Run a command that must succeed; return how many changes it made."""
-        code, changes = self.run(*words)
-        assert code == 0, f"{' '.join(map(str, words))}: exit {code}\n{self.said.read_text()}"
-        return changes
+from .ground import Warm, make_ground, warmed
 
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     """Give the warm process."""
-    folder = tmp_path_factory.mktemp("warm")
-    environment = {
-        **os.environ,
-        "NO_COLOR": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "MPLCONFIGDIR": str(folder),
-        "PYTHONHASHSEED": "0",
-    }
-    server = [sys.executable, str(Path(__file__).with_name("warm.py"))]
-    with subprocess.Popen(
-        server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        yield Warm(process, folder / "said.txt")
-        assert process.stdin
-        process.stdin.close()
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """Return what a folder holds: files by name, without the times in them; and empty folders.
-
-    Those of TensorBoard bear the time and the process in their names.
-    """
-    held: dict[str, bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if "tensorboard" in path.parts:
-            continue
-        if path.is_file():
-            held[name] = _WHEN.sub(b"WHEN", path.read_bytes())
-        elif not any(path.iterdir()):
-            held[f"{name}/"] = b""
-    return held
-
-
-def put(template: Path, work: Path) -> None:
-    """Make `work` a copy of a template."""
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(template, work, symlinks=True)
-
-
-TILE = ("--tile-px", 200, "--foreground", "none")
-TRAIN = (
-    "--folds",
-    2,
-    "--seeds",
-    1,
-    "--epochs",
-    2,
-    "--bootstrap",
-    100,
-    "--workers",
-    1,
-    "--unit",
-    "cell",
-)
+    with warmed(tmp_path_factory.mktemp("warm")) as process:
+        yield process
 
 
 @pytest.fixture(scope="session")
@@ -128,40 +29,3 @@ def ground(warm: Warm, work: Path) -> Path:
     """Return what every case begins with: see `make_ground`."""
     make_ground(warm, work)
     return Path(shutil.copytree(work, work.with_name("ground"), symlinks=True))
-
-
-def make_ground(warm: Warm, work: Path) -> None:
-    """Make what every case begins with.
-
-    cohort        eight simulated fields of 400 px, labels.csv, points.csv
-    one           the first of them
-    stores        their stores: tiles, nuclei, bags of tiles and cells, attention of RUN `run`
-    bare, found, whole  stores of the first alone: with tiles; with nuclei, too; with all
-    run, cells    RUNs of `mil train` and `cells train`
-    """
-    from cytofm_cli.simulate.nuclei import points_table, read_nuclei
-
-    work.mkdir()
-    warm.cwd = work
-    cohort, stores = work / "cohort", work / "stores"
-    warm.do(
-        "simulate", "-o", cohort, "--patients", 8, "--slides-per-patient", 1, "--size-px", 400,
-        "--abnormal-share", 0.4, "--format", "jpeg",
-    )  # fmt: skip
-    (cohort / "points.csv").write_text(points_table(read_nuclei(cohort)))
-    (work / "one").mkdir()
-    first = min((cohort / "slides").iterdir())
-    shutil.copy(first, work / "one")
-    warm.do("tile", cohort / "slides", "-o", stores, *TILE)
-    for name in ("bare", "found"):
-        shutil.copytree(stores / f"{first.stem}.zarr", work / name / f"{first.stem}.zarr")
-    warm.do("detect", stores)
-    warm.do("detect", work / "found")
-    for unit in ("tile", "cell"):
-        warm.do("embed", stores, "--encoder", "handcrafted", "--unit", unit)
-    labels = cohort / "labels.csv"
-    warm.do("mil", "train", "--bags", stores, "--labels", labels, "-o", work / "run", *TRAIN)
-    warm.do("mil", "score", work / "run", stores, "-o", work / "scores.csv")
-    shutil.copytree(stores / f"{first.stem}.zarr", work / "whole" / f"{first.stem}.zarr")
-    cells = ("--labels", cohort / "points.csv", "--groups", labels, "--encoder", "handcrafted")
-    warm.do("cells", "train", stores, *cells, "-o", work / "cells", "--task", "abnormal")

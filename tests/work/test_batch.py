@@ -59,6 +59,8 @@ def work(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
             raise TryAgainError("was replaced meanwhile.")
         case "full disk":
             raise OSError(errno.ENOSPC, "No space left on device")
+        case "ailing disk":
+            raise OSError(errno.EIO, "Input/output error", "a/.b.partial")
         case "full device":
             raise OutOfMemoryError("not even one tile fits.")
         case "crash":
@@ -109,6 +111,16 @@ def test_run_batch__errors_of_one_item_leave_the_others_done() -> None:
     assert [event.text for event in events if isinstance(event, Note)] == ["look at this"]
     told = [event for event in events if isinstance(event, Progress)]
     assert [(event.slide_id, event.done, event.total) for event in told] == [("4progress", 3, 6)]
+
+
+def test_run_batch__a_disk_that_ails_is_no_bug() -> None:
+    outcomes, _ = run("ailing disk")
+    error = outcomes["ailing disk"].error
+    assert error.message == (
+        "ailing disk: a/.b.partial: cannot be read or written (Input/output error)."
+    )
+    assert error.exit_code == InputError.exit_code
+    assert "Input/output" in outcomes["ailing disk"].facts["traceback"]
 
 
 def test_run_batch__held_refused_and_out_of_memory_are_told_apart() -> None:

@@ -224,3 +224,38 @@ def test_replacing__sweeps_what_a_killed_process_left_and_not_what_a_living_one_
         files._remove_abandoned.cache_clear()
         files.write_text(tmp_path / "c.txt", "c")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.txt", "c.txt"]
+
+
+def _failure(number: int, file: str | None = None) -> OSError:
+    return OSError(number, os.strerror(number), file)
+
+
+@pytest.mark.parametrize(
+    ("error", "item", "message"),
+    [
+        (
+            _failure(errno.EIO, "a/.x.partial"),
+            "s.zarr",
+            "s.zarr: a/.x.partial: cannot be read or written (Input/output error).",
+        ),
+        (
+            _failure(errno.ESTALE),
+            None,
+            "standard output, or a file: cannot be read or written (Stale file handle).",
+        ),
+        (_failure(errno.EDQUOT, "a/x"), None, "a/x: no space left on the disk."),
+        (_failure(errno.ENOSPC, "a/x"), "s.zarr", "s.zarr: no space left on the disk."),
+    ],
+)
+def test_known_error__names_the_item_and_the_file(
+    error: OSError, item: str | None, message: str
+) -> None:
+    known = files.known_error(error, item)
+    assert known is not None
+    assert known.message == message
+    assert isinstance(known, DiskFullError if "space" in message else InputError)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), _failure(errno.EDOM), OSError("no number")])
+def test_known_error__the_rest_is_a_bug(error: Exception) -> None:
+    assert files.known_error(error, "s.zarr") is None
