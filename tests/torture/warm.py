@@ -73,14 +73,19 @@ def _child(words: list[str], said: str, cwd: str, count: mmap.mmap, crash_at: in
         os._exit(code)
 
 
-def serve() -> None:
-    """Answer requests until stdin ends."""
+def load() -> None:
+    """Import what commands need."""
     sys.dont_write_bytecode = True
     for name in _WARM:
         try:
             __import__(name)
         except ImportError:  # an optional package
             continue
+
+
+def serve() -> None:
+    """Answer requests until stdin ends."""
+    load()
     for line in sys.stdin:
         request = json.loads(line)
         count = mmap.mmap(-1, 8)

@@ -1,0 +1,548 @@
+"""Run commands on mutated files, each in a limited child of one warm process, and judge them.
+
+    python tests/torture/mutate.py --count 10000 --seed 1 --report report.json
+
+The same seed gives the same files. What is judged, and how, stands in `judge`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import mutations
+import warm
+
+MOST_BYTES: Final = 2 << 30
+MOST_SECONDS: Final = 20.0
+MOST_FILE_BYTES: Final = 1 << 30
+BLOWN_BYTES: Final = 3 << 29
+LOOK_EVERY: Final = 20
+CODES: Final = frozenset({0, 2, 3, 4, 75})
+REPLACED: Final = (b"", b"\0" * 64, None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of file, and the command that reads it.
+
+    Attributes:
+        kind: as the report calls it.
+        source: pattern of the files, or of folders in which one file is changed; under the ground.
+        words: of the command; {in} is the mutated file or folder, {ground} what is whole.
+        inside: pattern of the files of a folder that are changed.
+        weight: how often it is drawn.
+    """
+
+    kind: str
+    source: str
+    words: str
+    inside: str = ""
+    weight: int = 4
+
+
+_TILE = "--tile-px 200 --foreground none --slide-mpp 0.25 --workers 1 -o out"
+_PROBE = "--encoder handcrafted --task abnormal --replicates 100 -o out"
+CASES: Final = (
+    Case("slide", "seeds/*", "info {in}", weight=14),
+    Case("slide", "seeds/*", f"tile {{in}} {_TILE}", weight=12),
+    Case("real slide", "real/*", "info {in}", weight=14),
+    Case("real slide", "real/*", f"tile {{in}} {_TILE}", weight=8),
+    Case("store", "stores/p1*", "info {in}", "**/*", 8),
+    Case("store", "stores/p1*", "verify {in}", "**/*", 8),
+    Case("store", "stores/p1*", "status {in}", "**/*"),
+    Case("store", "stores/p1*", "export {in} -o out --to h5,geojson,csv --workers 1", "**/*", 8),
+    Case("store", "stores/p1*", "detect {in} --overwrite --workers 1", "**/*"),
+    Case("store", "stores/p1*", "embed {in} --encoder handcrafted --overwrite", "**/*"),
+    Case("store", "stores/p1*", "mil score {ground}/run {in} -o out.csv {no_maps}", "**/*", 6),
+    Case("store", "stores/p1*", "views {in} -o out", "**/*", 2),
+    Case("nuclei GeoJSON", "nuclei/*", "detect {store} --detector import --nuclei {in} {again}"),
+    Case("regions", "regions/*", f"tile {{slide}} --regions {{in}} {_TILE}", weight=8),
+    Case("table", "labels.csv", "mil train --bags {ground}/stores --labels {in} -o out --dry-run"),
+    Case("table", "manifest.csv", f"tile --manifest {{in}} {_TILE} --dry-run"),
+    Case("table", "crops.csv", "tile {ground}/crops --cells {in} -o out --workers 1"),
+    Case("table", "points.csv", f"evaluate probe {{stores}} --points {{in}} {_PROBE}", weight=1),
+    Case("table", "points.csv", "cells train {ground}/stores --labels {in} --encoder handcrafted"
+         " --task abnormal --groups {ground}/labels.csv -o out", weight=1),
+    Case("bag", "bags/*", "mil train --bags {in} --labels {ground}/labels.csv -o out --dry-run"
+         " --allow-missing", weight=2),
+    Case("bag", "bags/*", "mil score {ground}/run {in} -o out.csv {no_maps}", weight=8),
+    Case("RUN", "run", "mil score {in} {ground}/stores -o out.csv {no_maps}", "**/*", 8),
+    Case("RUN", "run", "report {in} {ground}/stores -o out.html", "**/*", 3),
+    Case("RUN", "cells", "cells apply {in} {store}", "**/*", 6),
+    Case("weights", "weights/*", "embed {store} --encoder {in}", weight=8),
+    Case("checkpoint", "pretrained", "pretrain {ground}/stores -o {in} {pretrain}", "**/*", 2),
+)  # fmt: skip
+
+
+@dataclass
+class Finding:
+    """What is wrong with how one mutated file was met."""
+
+    number: int
+    kind: str
+    source: str
+    mutation: str
+    words: str
+    code: int
+    wrong: list[str]
+    said: str
+    seconds: float
+
+
+@dataclass
+class Tally:
+    """Counts of a kind of file."""
+
+    tried: int = 0
+    refused: int = 0
+    accepted: int = 0
+    findings: int = 0
+    mutations: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder with one mutated file, and the words of the command that reads it."""
+
+    folder: Path
+    words: list[str]
+    source: str
+    mutation: str
+    names: frozenset[str]
+
+
+def prepare(case: Case, ground: Path, folder: Path, rng: random.Random) -> Prepared:
+    """Copy what a case begins with, and change one file of it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "tmp").mkdir(parents=True)
+    source = rng.choice(sorted(ground.glob(case.source)))
+    place = folder / "in" / source.name
+    if source.is_dir():
+        shutil.copytree(source, place, symlinks=True)
+        mutation, inner = change_inside(place, case.inside, rng)
+    else:
+        place.parent.mkdir()
+        data, mutation = mutations.mutate(source.name, source.read_bytes(), rng)
+        place.write_bytes(data)
+        inner = source.name
+    store = folder / "in" / "whole" / "p2_s1.zarr"
+    if "{store}" in case.words:
+        shutil.copytree(next(ground.glob("stores/p2*")), store)
+    slide = next((ground / "cohort" / "slides").glob("p2*"))
+    words = case.words.format_map(
+        {
+            "in": place,
+            "ground": ground,
+            "store": store,
+            "slide": slide,
+            "pretrain": PRETRAIN,
+            "stores": ground / "stores",
+            "again": "--overwrite --workers 1",
+            "no_maps": "--no-attention",
+        }
+    ).split()
+    words.append("-q")
+    # A slide or store is named as it stands in failures: by its id.
+    names = frozenset({source.name, Path(inner).name, source.stem, source.name.split(".")[0]})
+    return Prepared(folder, words, f"{source.name}:{inner}", mutation, names)
+
+
+def change_inside(place: Path, pattern: str, rng: random.Random) -> tuple[str, str]:
+    """Change one file of a folder, more often one of its records; or remove or replace it."""
+    files = sorted(path for path in place.glob(pattern) if path.is_file())
+    records = [path for path in files if path.suffix in (".json", ".toml", ".csv", ".pt")]
+    path = rng.choice(records if records and rng.random() < 0.6 else files)
+    inner = path.relative_to(place).as_posix()
+    what = rng.random()
+    if what < 0.04:
+        path.unlink()
+        return "gone", inner
+    if what < 0.06:
+        path.unlink()
+        path.mkdir()
+        return "folder", inner
+    if what < 0.08:
+        path.unlink()
+        path.symlink_to(rng.choice((path.name, "/etc/passwd", "/dev/zero", "..")))
+        return "link", inner
+    data, mutation = mutations.mutate(path.name, path.read_bytes(), rng)
+    path.write_bytes(data)
+    return mutation, inner
+
+
+# The child.
+
+
+def _limited(prepared: Prepared) -> None:
+    """Run the command in this process, which is a child, and end it."""
+    code = 1
+    try:
+        _confine(prepared.folder)
+        from cytofm_cli.__main__ import main
+
+        main(prepared.words)
+    except SystemExit as done:
+        code = int(done.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _confine(folder: Path) -> None:
+    """Limit this process: its memory, its files, where it writes, and no network."""
+    os.setsid()
+    os.chdir(folder)
+    for name in ("out", "err"):
+        handle = os.open(f"said.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(handle, 1 if name == "out" else 2)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
+    os.environ["CYTOFM_CACHE_DIR"] = str(folder / "cache")
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.addaudithook(_no_network)
+
+
+def _no_network(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        os.write(2, b"NETWORK\n")
+        os._exit(99)
+
+
+def run_limited(prepared: Prepared) -> tuple[int | None, float, int]:
+    """Run a command in a limited child; return its exit code (None: it hung), seconds, peak."""
+    start = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        _limited(prepared)
+    while True:
+        done, status, usage = os.wait4(pid, os.WNOHANG)
+        seconds = time.monotonic() - start
+        hung = not done and seconds > MOST_SECONDS
+        if done or hung:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        if hung:
+            _, _, usage = os.wait4(pid, 0)
+            return None, seconds, usage.ru_maxrss * 1024
+        if done:
+            return os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss * 1024
+        time.sleep(0.005)
+
+
+# The judgement.
+
+
+def judge(prepared: Prepared, code: int | None, peak: int, outside: list[str]) -> list[str]:
+    """Return what is wrong: nothing, of a file that was met well."""
+    said = (prepared.folder / "said.err").read_text("utf-8", "replace")
+    lines = [line for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    strange = [line for line in lines if not line.startswith(_OURS)]
+    wrong = []
+    if code is None:
+        wrong.append("hang")
+    elif code < 0:
+        wrong.append(f"killed by signal {-code}")
+    elif code == 99:
+        wrong.append("network")
+    elif code not in CODES:
+        wrong.append(f"exit {code}")
+    if "Traceback" in said:
+        wrong.append("traceback")
+    if peak > BLOWN_BYTES:
+        wrong.append("memory")
+    if code in (2, 3, 4, 75):
+        if len(errors) != 1 and code in (2, 75):
+            wrong.append(f"{len(errors)} error lines")
+        if not any(name in line for line in lines for name in prepared.names):
+            wrong.append("file not named")
+    if any(len(line) > 2000 for line in lines):
+        wrong.append("long line")
+    if strange:
+        wrong.append("strange line")
+    if any(ord(letter) < 32 for line in said.split("\n") for letter in line):
+        wrong.append("control characters")
+    ran = [*prepared.folder.parent.rglob(mutations.CANARY)]
+    if ran:
+        wrong.append("code was run")
+    left = [path.name for path in (prepared.folder / "tmp").iterdir()]
+    if left:
+        wrong.append(f"left {left[0]} in TMPDIR")
+    partial = [path.name for path in prepared.folder.rglob("*.partial*")]
+    if partial and code is not None:
+        wrong.append(f"left {partial[0]}")
+    return wrong + [f"wrote {name}" for name in outside]
+
+
+_OURS: Final = ("error:", "warning:")
+
+
+def stamp(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return sizes and times of the files under a folder."""
+    held = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            facts = path.lstat()
+            held[str(path)] = (facts.st_size, facts.st_mtime_ns)
+    return held
+
+
+# The ground.
+
+PRETRAIN: Final = (
+    "--method dino --global-px 32 --local-px 16 --n-local 2 --batch 4 --steps 3 --save-every 1"
+    " --log-every 1 --device cpu --threads 1 --set prototypes=16 --set hidden=8"
+    " --set bottleneck=8"
+)
+
+
+def _do(ground: Path, words: str) -> None:
+    pid = os.fork()
+    if pid == 0:
+        from cytofm_cli.__main__ import main
+
+        os.chdir(ground)
+        try:
+            main(words.split())
+        except SystemExit as done:
+            os._exit(int(done.code or 0))
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        raise SystemExit(f"cannot make the ground: {words}")
+
+
+def make_ground(ground: Path, shared: Path | None) -> None:
+    """Make small whole files of every kind; see `CASES`."""
+    ground.mkdir(parents=True)
+    _do(ground, "simulate -o cohort --patients 8 --slides-per-patient 1 --size-px 400"
+        " --abnormal-share 0.4 --format jpeg -q")  # fmt: skip
+    _do(ground, "tile cohort/slides -o stores --tile-px 200 --foreground none --workers 1 -q")
+    _do(ground, "detect stores --workers 1 -q")
+    for unit in ("tile", "cell"):
+        _do(ground, f"embed stores --encoder handcrafted --unit {unit} -q")
+    _do(ground, "mil train --bags stores --labels cohort/labels.csv -o run --folds 2 --seeds 1"
+        " --epochs 2 --bootstrap 100 --workers 1 --unit cell -q")  # fmt: skip
+    _do(ground, "export stores -o exported --to h5,pt,geojson,csv -q")
+    _write_tables(ground)
+    _do(ground, "cells train stores --labels points.csv --groups labels.csv --encoder handcrafted"
+        " --task abnormal -o cells -q")  # fmt: skip
+    _do(ground, f"pretrain stores -o pretrained {PRETRAIN.replace('--steps 3', '--steps 2')} -q")
+    _gather(ground)
+    _write_slides(ground / "seeds")
+    _write_regions(ground)
+    if shared is not None:
+        _copy_real(shared / "data", ground / "real")
+
+
+def _write_tables(ground: Path) -> None:
+    from cytofm_cli.simulate.nuclei import points_table, read_nuclei
+
+    cohort = ground / "cohort"
+    shutil.copy(cohort / "labels.csv", ground)
+    (ground / "points.csv").write_text(points_table(read_nuclei(cohort)))
+    slides = sorted((cohort / "slides").iterdir())
+    rows = "".join(f"{path.stem},{path},0.25\n" for path in slides)
+    (ground / "manifest.csv").write_text("slide_id,path,mpp\n" + rows)
+
+
+def _gather(ground: Path) -> None:
+    for folder in ("bags", "nuclei", "weights", "crops", "real"):
+        (ground / folder).mkdir()
+    for path in sorted((ground / "exported").rglob("p1*")):
+        if path.suffix in (".h5", ".pt") and "patches" not in path.name:
+            shutil.copy(path, ground / "bags")
+        elif path.suffix == ".geojson":
+            shutil.copy(path, ground / "nuclei" / "p2_s1.geojson")
+        elif path.suffix == ".csv":
+            shutil.copy(path, ground / "nuclei" / "p2_s1.csv")
+    for path in sorted((ground / "pretrained").rglob("*")):
+        if path.suffix in (".safetensors", ".pt", ".pth") and path.stat().st_size < 4 << 20:
+            shutil.copy(path, ground / "weights")
+
+
+def _write_slides(folder: Path) -> None:
+    import numpy as np
+    import tifffile
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(60, 200, (32, 32, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    image = Image.fromarray(pixels[:300, :400])
+    image.save(folder / "field.jpg", quality=80, dpi=(101600, 101600))
+    image.save(folder / "field.png")
+    for number in range(4):
+        image.crop((0, 0, 64, 64)).save(folder.parent / "crops" / f"c{number}.png")
+    names = "".join(f"c{number}.png,s{number % 2},x\n" for number in range(4))
+    (folder.parent / "crops.csv").write_text("file,slide_id,label\n" + names)
+    common: dict[str, Any] = {"photometric": "rgb", "metadata": None}
+    scale = {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+    tiled = {"tile": (128, 128), "compression": "jpeg"}
+    for name, big in (("tiled.tif", False), ("big.tif", True)):
+        with tifffile.TiffWriter(folder / name, bigtiff=big) as tif:
+            for level in (1, 2, 4):
+                tif.write(pixels[::level, ::level], **common, **scale, **tiled)
+    tifffile.imwrite(folder / "strips.tif", pixels, **common, **scale, compression="deflate")
+    tifffile.imwrite(
+        folder / "aperio.svs", pixels, **common, **tiled,
+        description="Aperio Image Library v10\n512x512 [0,0 512x512] (128x128) JPEG/RGB Q=80"
+        "|AppMag = 40|MPP = 0.25",
+    )  # fmt: skip
+    facts = {"axes": "ZYXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 1.0}
+    tifffile.imwrite(
+        folder / "planes.ome.tif", np.stack([pixels, pixels[::-1]]), ome=True, photometric="rgb",
+        tile=(128, 128), compression="deflate", metadata=facts,
+    )  # fmt: skip
+
+
+def _write_regions(ground: Path) -> None:
+    folder = ground / "regions"
+    folder.mkdir()
+    ring = [[20, 20], [300, 30], [280, 310], [30, 290], [20, 20]]
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": "Tumor"}, "objectType": "annotation"},
+    }
+    collection = {"type": "FeatureCollection", "features": [feature, feature]}
+    (folder / "p2_s1.geojson").write_text(json.dumps(collection))
+    corners = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(ring))
+    (folder / "asap.xml").write_text(
+        '<?xml version="1.0"?><ASAP_Annotations><Annotations><Annotation Name="A" Type="Polygon"'
+        f' PartOfGroup="Tumor"><Coordinates>{corners}</Coordinates></Annotation></Annotations>'
+        '<AnnotationGroups><Group Name="Tumor"/></AnnotationGroups></ASAP_Annotations>'
+    )
+    corners = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in ring)
+    (folder / "aperio.xml").write_text(
+        '<Annotations MicronsPerPixel="0.25"><Annotation Id="1" Name="Tumor"><Regions>'
+        f'<Region Id="1" Type="0"><Vertices>{corners}</Vertices></Region></Regions></Annotation>'
+        "</Annotations>"
+    )
+
+
+def _copy_real(data: Path, folder: Path) -> None:
+    for name in ("wsi", "wsi_extra", "broken"):
+        for path in sorted((data / name).rglob("*")):
+            if path.is_file() and path.suffix != ".md" and path.stat().st_size < 4 << 20:
+                shutil.copy(path, folder / f"{name}_{path.name.encode('ascii', 'ignore').decode()}")
+
+
+# The run.
+
+
+def draw(seed: int, number: int, cases: tuple[Case, ...]) -> tuple[Case, random.Random]:
+    """Return the case of a number, and the state that decides the rest."""
+    rng = random.Random(f"{seed}:{number}")
+    return rng.choices(cases, [case.weight for case in cases])[0], rng
+
+
+def run(
+    ground: Path, scratch: Path, seed: int, numbers: Iterator[int], until: float
+) -> Iterator[tuple[Case, Prepared, int | None, float, list[str]]]:
+    """Prepare, run and judge mutations by number; yield what became of each."""
+    cases = tuple(case for case in CASES if any(ground.glob(case.source)))
+    whole = stamp(ground)
+    for n, number in enumerate(numbers):
+        if time.time() > until:
+            return
+        case, rng = draw(seed, number, cases)
+        prepared = prepare(case, ground, scratch / str(number), rng)
+        code, seconds, peak = run_limited(prepared)
+        outside = [path.name for path in scratch.iterdir() if path.name != str(number)]
+        if n % LOOK_EVERY == 0:  # a look costs as much as a command
+            now = stamp(ground)
+            outside += [name for name in {*whole, *now} if whole.get(name) != now.get(name)][:8]
+            whole = now
+        yield case, prepared, code, seconds, judge(prepared, code, peak, outside)
+        shutil.rmtree(prepared.folder, ignore_errors=True)
+
+
+def main() -> int:
+    """Run the mutations that the command line asks for; return 1 if anything was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument(
+        "--ground", type=Path, help="folder of whole files, made if it is not there"
+    )
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    asked = parser.parse_args()
+    until = time.time() + 60 * asked.minutes
+    os.environ.update(NO_COLOR="1", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    warm.load()
+    with tempfile.TemporaryDirectory(prefix="mutate-") as scratch:
+        os.environ.update(HOME=scratch, MPLCONFIGDIR=scratch)
+        ground = asked.ground or Path(scratch) / "ground"
+        if not ground.exists():
+            make_ground(ground, asked.shared if asked.shared.is_dir() else None)
+        place = Path(scratch) / "work"
+        place.mkdir()
+        numbers = iter(range(asked.first, asked.first + asked.count))
+        found = report(asked, run(ground, place, asked.seed, numbers, until), ground)
+    return int(found > 0)
+
+
+def report(asked: argparse.Namespace, results: Iterator[Any], ground: Path) -> int:
+    """Count results by kind of file, write the report as it grows; return the findings."""
+    tallies: dict[str, Tally] = collections.defaultdict(Tally)
+    findings: list[Finding] = []
+    for n, (case, prepared, code, seconds, wrong) in enumerate(results, 1):
+        tally = tallies[case.kind]
+        tally.tried += 1
+        tally.refused += code in (2, 3, 4, 75)
+        tally.accepted += code == 0
+        tally.findings += bool(wrong)
+        first = prepared.mutation.partition("+")[0]
+        tally.mutations[first] = tally.mutations.get(first, 0) + 1
+        if wrong:
+            said = (prepared.folder / "said.err").read_text("utf-8", "replace")[-1500:]
+            words = " ".join(prepared.words).replace(str(ground), "GROUND")
+            number = int(prepared.folder.name)
+            shown = words.replace(str(prepared.folder), "HERE")
+            met = (case.kind, prepared.source, prepared.mutation, shown)
+            findings.append(
+                Finding(number, *met, -99 if code is None else code, wrong, said, seconds)
+            )
+        if n % 50 == 0 or wrong:
+            _write(asked, tallies, findings)
+    _write(asked, tallies, findings)
+    return len(findings)
+
+
+def _write(asked: argparse.Namespace, tallies: dict[str, Tally], findings: list[Finding]) -> None:
+    total = {name: sum(getattr(t, name) for t in tallies.values()) for name in _COUNTS}
+    document = {
+        "seed": asked.seed,
+        "first": asked.first,
+        "total": total,
+        "by_kind": {kind: asdict(tally) for kind, tally in sorted(tallies.items())},
+        "findings": [asdict(each) for each in findings],
+    }
+    asked.report.write_text(json.dumps(document, indent=1))
+
+
+_COUNTS: Final = ("tried", "refused", "accepted", "findings")
+
+if __name__ == "__main__":
+    sys.exit(main())
