@@ -13,12 +13,14 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ import warm
 
 MOST_BYTES: Final = 2 << 30
 MOST_SECONDS: Final = 20.0
+MORE_SECONDS: Final = 2.0  # for each file of a batch
 MOST_FILE_BYTES: Final = 1 << 30
 BLOWN_BYTES: Final = 3 << 29
 LOOK_EVERY: Final = 20
@@ -48,6 +51,7 @@ class Case:
         words: of the command; {in} is the mutated file or folder, {ground} what is whole.
         inside: pattern of the files of a folder that are changed.
         weight: how often it is drawn.
+        batched: the command takes many, and each is met by itself.
     """
 
     kind: str
@@ -55,21 +59,22 @@ class Case:
     words: str
     inside: str = ""
     weight: int = 4
+    batched: bool = False
 
 
 _TILE = "--tile-px 200 --foreground none --slide-mpp 0.25 --workers 1 -o out"
 _PROBE = "--encoder handcrafted --task abnormal --replicates 100 -o out"
 CASES: Final = (
-    Case("slide", "seeds/*", "info {in}", weight=14),
-    Case("slide", "seeds/*", f"tile {{in}} {_TILE}", weight=12),
-    Case("real slide", "real/*", "info {in}", weight=14),
-    Case("real slide", "real/*", f"tile {{in}} {_TILE}", weight=8),
-    Case("store", "stores/p1*", "info {in}", "**/*", 8),
-    Case("store", "stores/p1*", "verify {in}", "**/*", 8),
-    Case("store", "stores/p1*", "status {in}", "**/*"),
-    Case("store", "stores/p1*", "export {in} -o out --to h5,geojson,csv --workers 1", "**/*", 8),
-    Case("store", "stores/p1*", "detect {in} --overwrite --workers 1", "**/*"),
-    Case("store", "stores/p1*", "embed {in} --encoder handcrafted --overwrite", "**/*"),
+    Case("slide", "seeds/*", "info {in}", weight=14, batched=True),
+    Case("slide", "seeds/*", f"tile {{in}} {_TILE}", weight=12, batched=True),
+    Case("real slide", "real/*", "info {in}", weight=14, batched=True),
+    Case("real slide", "real/*", f"tile {{in}} {_TILE}", weight=8, batched=True),
+    Case("store", "stores/p1*", "info {in}", "**/*", 8, batched=True),
+    Case("store", "stores/p1*", "verify {in}", "**/*", 8, batched=True),
+    Case("store", "stores/p1*", "status {in}", "**/*", batched=True),
+    Case("store", "stores/p1*", "export {in} -o out --to h5,geojson", "**/*", 8, batched=True),
+    Case("store", "stores/p1*", "detect {in} --overwrite --workers 1", "**/*", batched=True),
+    Case("store", "stores/p1*", "embed {in} --encoder handcrafted {again}", "**/*", batched=True),
     Case("store", "stores/p1*", "mil score {ground}/run {in} -o out.csv {no_maps}", "**/*", 6),
     Case("store", "stores/p1*", "views {in} -o out", "**/*", 2),
     Case("nuclei GeoJSON", "nuclei/*", "detect {store} --detector import --nuclei {in} {again}"),
@@ -77,7 +82,7 @@ CASES: Final = (
     Case("table", "labels.csv", "mil train --bags {ground}/stores --labels {in} -o out --dry-run"),
     Case("table", "manifest.csv", f"tile --manifest {{in}} {_TILE} --dry-run"),
     Case("table", "crops.csv", "tile {ground}/crops --cells {in} -o out --workers 1"),
-    Case("table", "points.csv", f"evaluate probe {{stores}} --points {{in}} {_PROBE}", weight=1),
+    Case("table", "points.csv", "evaluate probe {ground}/stores --points {in} " + _PROBE, weight=1),
     Case("table", "points.csv", "cells train {ground}/stores --labels {in} --encoder handcrafted"
          " --task abnormal --groups {ground}/labels.csv -o out", weight=1),
     Case("bag", "bags/*", "mil train --bags {in} --labels {ground}/labels.csv -o out --dry-run"
@@ -95,10 +100,8 @@ CASES: Final = (
 class Finding:
     """What is wrong with how one mutated file was met."""
 
-    number: int
     kind: str
-    source: str
-    mutation: str
+    mutants: list[str]
     words: str
     code: int
     wrong: list[str]
@@ -118,50 +121,63 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A folder with one mutated file, and the words of the command that reads it."""
+class Mutant:
+    """One mutated file, or a folder with one."""
 
-    folder: Path
-    words: list[str]
+    number: int
+    name: str
     source: str
     mutation: str
     names: frozenset[str]
 
 
-def prepare(case: Case, ground: Path, folder: Path, rng: random.Random) -> Prepared:
-    """Copy what a case begins with, and change one file of it."""
+@dataclass(frozen=True)
+class Prepared:
+    """A folder with mutants, and the words of the command that reads them."""
+
+    folder: Path
+    words: list[str]
+    mutants: tuple[Mutant, ...]
+
+
+def prepare(case: Case, ground: Path, folder: Path, seed: int, first: int, batch: int) -> Prepared:
+    """Copy what a case begins with, and change one file of each copy."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
+    (folder / "in").mkdir()
+    numbers = range(first, first + (batch if case.batched else 1))
+    mutants = tuple(_mutant(case, ground, folder / "in", seed, number) for number in numbers)
+    store = folder / "whole" / "p2_s1.zarr"
+    if "{store}" in case.words:
+        shutil.copytree(next(ground.glob("stores/p2*")), store)
+    known = {
+        "in": " ".join(str(folder / "in" / mutant.name) for mutant in mutants),
+        "ground": ground,
+        "store": store,
+        "slide": next((ground / "cohort" / "slides").glob("p2*")),
+        "pretrain": PRETRAIN,
+        "again": "--overwrite --workers 1",
+        "no_maps": "--no-attention",
+    }
+    return Prepared(folder, [*case.words.format_map(known).split(), "-q"], mutants)
+
+
+def _mutant(case: Case, ground: Path, folder: Path, seed: int, number: int) -> Mutant:
+    """Make one; those of a batch have their number in their names."""
+    rng = random.Random(f"{seed}:{number}:bytes")
     source = rng.choice(sorted(ground.glob(case.source)))
-    place = folder / "in" / source.name
+    name = f"{number}_{source.name}" if case.batched else source.name
+    place = folder / name
     if source.is_dir():
         shutil.copytree(source, place, symlinks=True)
         mutation, inner = change_inside(place, case.inside, rng)
     else:
-        place.parent.mkdir()
         data, mutation = mutations.mutate(source.name, source.read_bytes(), rng)
         place.write_bytes(data)
         inner = source.name
-    store = folder / "in" / "whole" / "p2_s1.zarr"
-    if "{store}" in case.words:
-        shutil.copytree(next(ground.glob("stores/p2*")), store)
-    slide = next((ground / "cohort" / "slides").glob("p2*"))
-    words = case.words.format_map(
-        {
-            "in": place,
-            "ground": ground,
-            "store": store,
-            "slide": slide,
-            "pretrain": PRETRAIN,
-            "stores": ground / "stores",
-            "again": "--overwrite --workers 1",
-            "no_maps": "--no-attention",
-        }
-    ).split()
-    words.append("-q")
     # A slide or store is named as it stands in failures: by its id.
-    names = frozenset({source.name, Path(inner).name, source.stem, source.name.split(".")[0]})
-    return Prepared(folder, words, f"{source.name}:{inner}", mutation, names)
+    names = {name, name.partition(".")[0]} | (set() if case.batched else {Path(inner).name})
+    return Mutant(number, name, f"{source.name}:{inner}", mutation, frozenset(names))
 
 
 def change_inside(place: Path, pattern: str, rng: random.Random) -> tuple[str, str]:
@@ -200,6 +216,8 @@ def _limited(prepared: Prepared) -> None:
         main(prepared.words)
     except SystemExit as done:
         code = int(done.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -217,6 +235,7 @@ def _confine(folder: Path) -> None:
     os.environ["CYTOFM_CACHE_DIR"] = str(folder / "cache")
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(MOST_SECONDS), int(MOST_SECONDS) + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.addaudithook(_no_network)
 
@@ -230,13 +249,16 @@ def _no_network(event: str, arguments: tuple[Any, ...]) -> None:
 def run_limited(prepared: Prepared) -> tuple[int | None, float, int]:
     """Run a command in a limited child; return its exit code (None: it hung), seconds, peak."""
     start = time.monotonic()
+    # Where others compute, a second of this machine is no second of its processor.
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    most = busy * (MOST_SECONDS + MORE_SECONDS * len(prepared.mutants))
     pid = os.fork()
     if pid == 0:
         _limited(prepared)
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         seconds = time.monotonic() - start
-        hung = not done and seconds > MOST_SECONDS
+        hung = not done and seconds > most
         if done or hung:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
@@ -273,7 +295,10 @@ def judge(prepared: Prepared, code: int | None, peak: int, outside: list[str]) -
     if code in (2, 3, 4, 75):
         if len(errors) != 1 and code in (2, 75):
             wrong.append(f"{len(errors)} error lines")
-        if not any(name in line for line in lines for name in prepared.names):
+        about_content = not _TABLES.isdisjoint(prepared.words)  # says which slide, or class
+        if not about_content and not any(
+            name in line for line in lines for m in prepared.mutants for name in m.names
+        ):
             wrong.append("file not named")
     if any(len(line) > 2000 for line in lines):
         wrong.append("long line")
@@ -293,6 +318,7 @@ def judge(prepared: Prepared, code: int | None, peak: int, outside: list[str]) -
     return wrong + [f"wrote {name}" for name in outside]
 
 
+_TABLES: Final = frozenset({"--labels", "--points", "--cells", "--manifest"})
 _OURS: Final = ("error:", "warning:")
 
 
@@ -329,25 +355,29 @@ def _do(ground: Path, words: str) -> None:
         raise SystemExit(f"cannot make the ground: {words}")
 
 
-def make_ground(ground: Path, shared: Path | None) -> None:
-    """Make small whole files of every kind; see `CASES`."""
+def make_ground(ground: Path, shared: Path | None, *, short: bool) -> None:
+    """Make small whole files of every kind, see `CASES`; short: no RUNs, no bags, no weights."""
     ground.mkdir(parents=True)
+    for folder in ("bags", "nuclei", "weights", "crops", "real"):
+        (ground / folder).mkdir()
+    _write_slides(ground / "seeds")
+    _write_regions(ground)
     _do(ground, "simulate -o cohort --patients 8 --slides-per-patient 1 --size-px 400"
         " --abnormal-share 0.4 --format jpeg -q")  # fmt: skip
     _do(ground, "tile cohort/slides -o stores --tile-px 200 --foreground none --workers 1 -q")
+    _write_tables(ground)
+    if short:
+        return
     _do(ground, "detect stores --workers 1 -q")
     for unit in ("tile", "cell"):
         _do(ground, f"embed stores --encoder handcrafted --unit {unit} -q")
     _do(ground, "mil train --bags stores --labels cohort/labels.csv -o run --folds 2 --seeds 1"
         " --epochs 2 --bootstrap 100 --workers 1 --unit cell -q")  # fmt: skip
     _do(ground, "export stores -o exported --to h5,pt,geojson,csv -q")
-    _write_tables(ground)
     _do(ground, "cells train stores --labels points.csv --groups labels.csv --encoder handcrafted"
         " --task abnormal -o cells -q")  # fmt: skip
     _do(ground, f"pretrain stores -o pretrained {PRETRAIN.replace('--steps 3', '--steps 2')} -q")
     _gather(ground)
-    _write_slides(ground / "seeds")
-    _write_regions(ground)
     if shared is not None:
         _copy_real(shared / "data", ground / "real")
 
@@ -364,8 +394,6 @@ def _write_tables(ground: Path) -> None:
 
 
 def _gather(ground: Path) -> None:
-    for folder in ("bags", "nuclei", "weights", "crops", "real"):
-        (ground / folder).mkdir()
     for path in sorted((ground / "exported").rglob("p1*")):
         if path.suffix in (".h5", ".pt") and "patches" not in path.name:
             shutil.copy(path, ground / "bags")
@@ -448,31 +476,33 @@ def _copy_real(data: Path, folder: Path) -> None:
 # The run.
 
 
-def draw(seed: int, number: int, cases: tuple[Case, ...]) -> tuple[Case, random.Random]:
-    """Return the case of a number, and the state that decides the rest."""
-    rng = random.Random(f"{seed}:{number}")
-    return rng.choices(cases, [case.weight for case in cases])[0], rng
+def _can(case: Case, ground: Path) -> bool:
+    needed = re.findall(r"\{ground\}/(\S+)", case.words)
+    return any(ground.glob(case.source)) and all((ground / name).exists() for name in needed)
 
 
 def run(
-    ground: Path, scratch: Path, seed: int, numbers: Iterator[int], until: float
+    ground: Path, scratch: Path, asked: argparse.Namespace, until: float
 ) -> Iterator[tuple[Case, Prepared, int | None, float, list[str]]]:
-    """Prepare, run and judge mutations by number; yield what became of each."""
-    cases = tuple(case for case in CASES if any(ground.glob(case.source)))
+    """Prepare, run and judge mutants by number; yield what became of each batch."""
+    cases = tuple(case for case in CASES if _can(case, ground))
     whole = stamp(ground)
-    for n, number in enumerate(numbers):
-        if time.time() > until:
-            return
-        case, rng = draw(seed, number, cases)
-        prepared = prepare(case, ground, scratch / str(number), rng)
+    number, n = asked.first, 0
+    while number < asked.first + asked.count and time.time() < until:
+        drawn = random.Random(f"{asked.seed}:{number}")
+        case = drawn.choices(cases, [case.weight for case in cases])[0]
+        folder = scratch / str(number)
+        prepared = prepare(case, ground, folder, asked.seed, number, asked.batch)
         code, seconds, peak = run_limited(prepared)
-        outside = [path.name for path in scratch.iterdir() if path.name != str(number)]
+        outside = [path.name for path in scratch.iterdir() if path != folder]
         if n % LOOK_EVERY == 0:  # a look costs as much as a command
             now = stamp(ground)
             outside += [name for name in {*whole, *now} if whole.get(name) != now.get(name)][:8]
             whole = now
         yield case, prepared, code, seconds, judge(prepared, code, peak, outside)
-        shutil.rmtree(prepared.folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        number += len(prepared.mutants)
+        n += 1
 
 
 def main() -> int:
@@ -480,6 +510,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
+    parser.add_argument(
+        "--batch", type=int, default=16, help="files a command, where it takes many"
+    )
+    parser.add_argument("--short", action="store_true", help="slides, stores and tables alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=1e9)
@@ -495,11 +529,11 @@ def main() -> int:
         os.environ.update(HOME=scratch, MPLCONFIGDIR=scratch)
         ground = asked.ground or Path(scratch) / "ground"
         if not ground.exists():
-            make_ground(ground, asked.shared if asked.shared.is_dir() else None)
+            shared = asked.shared if asked.shared.is_dir() and not asked.short else None
+            make_ground(ground, shared, short=asked.short)
         place = Path(scratch) / "work"
         place.mkdir()
-        numbers = iter(range(asked.first, asked.first + asked.count))
-        found = report(asked, run(ground, place, asked.seed, numbers, until), ground)
+        found = report(asked, run(ground, place, asked, until), ground)
     return int(found > 0)
 
 
@@ -508,26 +542,34 @@ def report(asked: argparse.Namespace, results: Iterator[Any], ground: Path) -> i
     tallies: dict[str, Tally] = collections.defaultdict(Tally)
     findings: list[Finding] = []
     for n, (case, prepared, code, seconds, wrong) in enumerate(results, 1):
-        tally = tallies[case.kind]
-        tally.tried += 1
-        tally.refused += code in (2, 3, 4, 75)
-        tally.accepted += code == 0
-        tally.findings += bool(wrong)
-        first = prepared.mutation.partition("+")[0]
-        tally.mutations[first] = tally.mutations.get(first, 0) + 1
+        said = (prepared.folder / "said.err").read_text("utf-8", "replace")
+        _count(tallies[case.kind], prepared, code, said)
+        tallies[case.kind].findings += bool(wrong)
         if wrong:
-            said = (prepared.folder / "said.err").read_text("utf-8", "replace")[-1500:]
             words = " ".join(prepared.words).replace(str(ground), "GROUND")
-            number = int(prepared.folder.name)
-            shown = words.replace(str(prepared.folder), "HERE")
-            met = (case.kind, prepared.source, prepared.mutation, shown)
+            met = [f"{m.number} {m.source} {m.mutation}" for m in prepared.mutants]
             findings.append(
-                Finding(number, *met, -99 if code is None else code, wrong, said, seconds)
-            )
-        if n % 50 == 0 or wrong:
+                Finding(
+                    case.kind, met, words.replace(str(prepared.folder), "HERE"),
+                    -99 if code is None else code, wrong, said[-3000:], seconds,
+                )
+            )  # fmt: skip
+        if n % 20 == 0 or wrong:
             _write(asked, tallies, findings)
     _write(asked, tallies, findings)
     return len(findings)
+
+
+def _count(tally: Tally, prepared: Prepared, code: int | None, said: str) -> None:
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    for mutant in prepared.mutants:
+        named = any(name in line for line in errors for name in mutant.names)
+        refused = named if len(prepared.mutants) > 1 else code in (2, 3, 4, 75)
+        tally.tried += 1
+        tally.refused += refused
+        tally.accepted += not refused and code in (0, 4)
+        for mutation in mutant.mutation.split("+"):
+            tally.mutations[mutation] = tally.mutations.get(mutation, 0) + 1
 
 
 def _write(asked: argparse.Namespace, tallies: dict[str, Tally], findings: list[Finding]) -> None:
