@@ -59,7 +59,7 @@ class Case:
     source: str
     words: str
     inside: str = ""
-    weight: int = 4
+    weight: int = 12
     batched: bool = False
 
 
@@ -72,28 +72,28 @@ CASES: Final = (
     Case("real slide", "real/*", f"tile {{in}} {_TILE}", weight=8, batched=True),
     Case("store", "stores/p1*", "info {in}", "**/*", 8, batched=True),
     Case("store", "stores/p1*", "verify {in}", "**/*", 8, batched=True),
-    Case("store", "stores/p1*", "status {in}", "**/*", batched=True),
+    Case("store", "stores/p1*", "status {in}", "**/*", 4, batched=True),
     Case("store", "stores/p1*", "export {in} -o out --to h5,geojson", "**/*", 8, batched=True),
-    Case("store", "stores/p1*", "detect {in} --overwrite --workers 1", "**/*", batched=True),
-    Case("store", "stores/p1*", "embed {in} --encoder handcrafted {again}", "**/*", batched=True),
-    Case("store", "stores/p1*", "mil score {ground}/run {in} -o out.csv {no_maps}", "**/*", 6),
-    Case("store", "stores/p1*", "views {in} -o out", "**/*", 2),
+    Case("store", "stores/p1*", "detect {in} --overwrite --workers 1", "**/*", 4, batched=True),
+    Case("store", "stores/p1*", "embed {in} --encoder handcrafted {again}", "**/*", 4, batched=True),
+    Case("store", "stores/p1*", "mil score {ground}/run {in} -o out.csv {no_maps}", "**/*", 18),
+    Case("store", "stores/p1*", "views {in} -o out", "**/*", 6),
     Case("nuclei GeoJSON", "nuclei/*", "detect {store} --detector import --nuclei {in} {again}"),
-    Case("regions", "regions/*", f"tile {{slide}} --regions {{in}} {_TILE}", weight=8),
+    Case("regions", "regions/*", f"tile {{slide}} --regions {{in}} {_TILE}", weight=24),
     Case("table", "labels.csv", "mil train --bags {ground}/stores --labels {in} -o out --dry-run"),
     Case("table", "manifest.csv", f"tile --manifest {{in}} {_TILE} --dry-run"),
     Case("table", "crops.csv", "tile {ground}/crops --cells {in} -o out --workers 1"),
-    Case("table", "points.csv", "evaluate probe {ground}/stores --points {in} " + _PROBE, weight=1),
+    Case("table", "points.csv", "evaluate probe {ground}/stores --points {in} " + _PROBE, weight=3),
     Case("table", "points.csv", "cells train {ground}/stores --labels {in} --encoder handcrafted"
-         " --task abnormal --groups {ground}/labels.csv -o out", weight=1),
+         " --task abnormal --groups {ground}/labels.csv -o out", weight=3),
     Case("bag", "bags/*", "mil train --bags {in} --labels {ground}/labels.csv -o out --dry-run"
-         " --allow-missing", weight=2),
-    Case("bag", "bags/*", "mil score {ground}/run {in} -o out.csv {no_maps}", weight=8),
-    Case("RUN", "run", "mil score {in} {ground}/stores -o out.csv {no_maps}", "**/*", 8),
-    Case("RUN", "run", "report {in} {ground}/stores -o out.html", "**/*", 3),
-    Case("RUN", "cells", "cells apply {in} {store}", "**/*", 6),
-    Case("weights", "weights/*", "embed {store} --encoder {in}", weight=8),
-    Case("checkpoint", "pretrained", "pretrain {ground}/stores -o {in} {pretrain}", "**/*", 2),
+         " --allow-missing", weight=6),
+    Case("bag", "bags/*", "mil score {ground}/run {in} -o out.csv {no_maps}", weight=24),
+    Case("RUN", "run", "mil score {in} {ground}/stores -o out.csv {no_maps}", "**/*", 24),
+    Case("RUN", "run", "report {in} {ground}/stores -o out.html", "**/*", 9),
+    Case("RUN", "cells", "cells apply {in} {store}", "**/*", 18),
+    Case("weights", "weights/*", "embed {store} --encoder {in}", weight=24),
+    Case("checkpoint", "pretrained", "pretrain {ground}/stores -o {in} {pretrain}", "**/*", 6),
 )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def _mutant(case: Case, ground: Path, folder: Path, seed: int, number: int) -> M
     """Make one; those of a batch have their number in their names."""
     rng = random.Random(f"{seed}:{number}:bytes")
     source = rng.choice(sorted(ground.glob(case.source)))
-    name = f"{number}_{source.name}" if case.batched else source.name
+    name = f"m{number:06d}_{source.name}" if case.batched else source.name
     place = folder / name
     if source.is_dir():
         shutil.copytree(source, place, symlinks=True)
@@ -297,10 +297,10 @@ def judge(prepared: Prepared, code: int | None, peak: int, outside: list[str]) -
         if len(errors) != 1 and code in (2, 75):
             wrong.append(f"{len(errors)} error lines")
         about_content = not _TABLES.isdisjoint(prepared.words)  # says which slide, or class
-        if not about_content and not any(
-            name in line for line in lines for m in prepared.mutants for name in m.names
-        ):
+        if not about_content and not any(_is_named(m, lines) for m in prepared.mutants):
             wrong.append("file not named")
+    if code == 3 and len(prepared.mutants) > 1:  # all of them
+        wrong += [f"{m.name} not named" for m in prepared.mutants if not _is_named(m, lines)]
     if any(len(line) > 2000 for line in lines):
         wrong.append("long line")
     if strange:
@@ -317,6 +317,10 @@ def judge(prepared: Prepared, code: int | None, peak: int, outside: list[str]) -
     if partial and code is not None:
         wrong.append(f"left {partial[0]}")
     return wrong + [f"wrote {name}" for name in outside]
+
+
+def _is_named(mutant: Mutant, lines: list[str]) -> bool:
+    return any(name in line for line in lines for name in mutant.names)
 
 
 _TABLES: Final = frozenset({"--labels", "--points", "--cells", "--manifest"})
@@ -423,7 +427,7 @@ def report(asked: argparse.Namespace, results: Iterator[Any], ground: Path) -> i
 def _count(tally: Tally, prepared: Prepared, code: int | None, said: str) -> None:
     errors = [line for line in said.splitlines() if line.startswith("error:")]
     for mutant in prepared.mutants:
-        named = any(name in line for line in errors for name in mutant.names)
+        named = _is_named(mutant, errors)
         refused = named if len(prepared.mutants) > 1 else code in (2, 3, 4, 75)
         tally.tried += 1
         tally.refused += refused
