@@ -64,6 +64,7 @@ class Case:
 
 
 _TILE = "--tile-px 200 --foreground none --slide-mpp 0.25 --workers 1 -o out"
+_EMBED = "embed {in} --encoder handcrafted {again}"
 _PROBE = "--encoder handcrafted --task abnormal --replicates 100 -o out"
 CASES: Final = (
     Case("slide", "seeds/*", "info {in}", weight=14, batched=True),
@@ -75,7 +76,7 @@ CASES: Final = (
     Case("store", "stores/p1*", "status {in}", "**/*", 4, batched=True),
     Case("store", "stores/p1*", "export {in} -o out --to h5,geojson", "**/*", 8, batched=True),
     Case("store", "stores/p1*", "detect {in} --overwrite --workers 1", "**/*", 4, batched=True),
-    Case("store", "stores/p1*", "embed {in} --encoder handcrafted {again}", "**/*", 4, batched=True),
+    Case("store", "stores/p1*", _EMBED, "**/*", 4, batched=True),
     Case("store", "stores/p1*", "mil score {ground}/run {in} -o out.csv {no_maps}", "**/*", 18),
     Case("store", "stores/p1*", "views {in} -o out", "**/*", 6),
     Case("nuclei GeoJSON", "nuclei/*", "detect {store} --detector import --nuclei {in} {again}"),
