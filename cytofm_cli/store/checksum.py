@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cytofm_cli.work.files import write_json
+from cytofm_cli.work.files import read_plain, write_json
 
 Codec = dict[str, Any]
 
@@ -80,7 +80,7 @@ def read_node(path: Path) -> dict[str, Any]:
         OSError: it is not there.
         ValueError: it is no JSON object, or not what was written.
     """
-    node = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    node = json.loads(read_plain(path / "zarr.json"))
     if not isinstance(node, dict) or not isinstance(node.get("attributes", {}), dict):
         raise ValueError(f"{path / 'zarr.json'}: is no node of Zarr")
     told = node.get("attributes", {}).get(ATTRIBUTE)

@@ -170,7 +170,8 @@ class _File:
         self._handle.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_tiff"):  # not of a file that could not be opened
+            self.close()
 
     def _page(self, directory: Directory) -> Any:
         key = (directory.page, directory.sub)
