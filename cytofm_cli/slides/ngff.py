@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from cytofm_cli.slides import descriptions
 from cytofm_cli.slides.base import slide_error
+from cytofm_cli.work.files import read_plain
 
 # Metadata files: Zarr 3 has one, Zarr 2 one for the attributes.
 _V3, _V2 = "zarr.json", ".zattrs"
@@ -55,7 +56,7 @@ def attributes(folder: Path) -> dict[str, Any]:
         try:
             if file.stat().st_size > _MOST_BYTES:
                 return {}
-            content = json.loads(file.read_bytes())
+            content = json.loads(read_plain(file))
         except (OSError, ValueError):
             continue
         if name == _V3:
@@ -104,7 +105,7 @@ def shape(folder: Path) -> tuple[int, ...]:
     """Return the shape of an array; () where it is none."""
     for name in (_V3, ".zarray"):
         try:
-            content = json.loads((folder / name).read_bytes())
+            content = json.loads(read_plain(folder / name))
             return tuple(int(side) for side in content["shape"])
         except (OSError, ValueError, KeyError, TypeError):
             continue

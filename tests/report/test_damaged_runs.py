@@ -68,6 +68,9 @@ def test_page__whatever_metrics_hold_is_shown_or_refused_by_name(trained, tmp_pa
             assert str(run) in error.message
             refused += 1
     assert refused >= 4
+    (run / METRICS).write_text(json.dumps({**whole, "unit": None}))
+    with pytest.raises(InputError, match="its unit is None"):
+        read_run(run)
     whole["auc"]["value"] = {}
     (run / METRICS).write_text(json.dumps(whole))
     with pytest.raises(InputError, match=r"metrics\.json is damaged"):
