@@ -19,6 +19,7 @@ _URL: Final = re.compile(
 _UNSEEN: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+_MOST_LETTERS: Final = 1_500
 
 
 def without_secrets(text: str) -> str:
@@ -29,6 +30,15 @@ def without_secrets(text: str) -> str:
 def visible(text: str) -> str:
     r"""Return a line in which what a terminal would obey is spelt out: `\x1b`, `\n`, `\u202e`."""
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def shortened(text: str) -> str:
+    """Return a line, made visible, of at most 1 500 letters: a cell of a table may hold millions.
+
+    Its beginning says where, and its end what.
+    """
+    text = visible(text)
+    return text if len(text) <= _MOST_LETTERS else f"{text[:1_000]} … {text[-400:]}"
 
 
 class CytofmError(Exception):
@@ -59,8 +69,8 @@ class CytofmError(Exception):
 
     def one_line(self) -> str:
         """Return message and hint as the single line that a user reads."""
-        text = visible(" ".join(self.message.split()))
-        return f"{text} Hint: {visible(' '.join(self.hint.split()))}" if self.hint else text
+        text = shortened(" ".join(self.message.split()))
+        return f"{text} Hint: {shortened(' '.join(self.hint.split()))}" if self.hint else text
 
 
 # What code stumbles over that reads a damaged record: of another type or length, without a key.

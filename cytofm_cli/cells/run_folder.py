@@ -180,7 +180,21 @@ def _read_card(run: Path) -> Card:
         frozen: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()
         }
-        return Card(**frozen)
+        card = Card(**frozen)
+        _refuse_other_kinds(card)
+        return card
+
+
+def _refuse_other_kinds(card: Card) -> None:
+    """Refuse what no step could compute with: it would fail every store, and seem their fault."""
+    seen = [side for key in ("mean", "std") for side in card.facts.get(key) or ()]
+    numbers = (card.crop_um, card.temperature, *card.temperatures, card.abstain, card.outlier)
+    for value in (*numbers, *seen):
+        if not isinstance(value, int | float):
+            raise TypeError(f"a {type(value).__name__} where a number belongs")
+    for value in (card.encoder, card.facts, card.fold_of_group, card.groups_of_slide):
+        if not isinstance(value, dict):
+            raise TypeError(f"a {type(value).__name__} where a record belongs")
 
 
 def _read_arrays(path: Path) -> dict[str, dict[str, Any]]:

@@ -12,11 +12,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from cytofm_cli.cli.progress import BarProgress, LogProgress, Progress
 from cytofm_cli.errors import (
     CytofmError,
+    shortened,
     visible,
     without_secrets,
 )
@@ -72,11 +73,11 @@ class Out:
         """Say on stderr what the user should look at; the same line only once."""
         if text not in self._warned:
             self._warned.add(text)
-            self._print(f"warning: {text}", sys.stderr)
+            self._print(f"warning: {shortened(text)}", sys.stderr)
 
     def error(self, error: CytofmError, *, hint: bool = True) -> None:
         """Print an error as one line on stderr, without its hint if that was given before."""
-        told = error.one_line() if hint else " ".join(error.message.split())
+        told = error.one_line() if hint else shortened(" ".join(error.message.split()))
         self._print(f"error: {told}", sys.stderr)
 
     @contextlib.contextmanager

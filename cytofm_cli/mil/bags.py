@@ -201,5 +201,7 @@ def _bag(path: Path, features: object, xy: object, origin: Origin) -> Bag:
                 f"{path}: {len(features_ND)} features but coordinates are {xy.dtype} of shape "
                 f"{xy.shape}."
             )
+        if not (np.abs(xy) < 2**31).all():  # NaN neither
+            raise InputError(f"{path}: coordinates are no places on a slide: {xy.min()} and so on.")
         xy_px0 = xy.astype(np.int32)
     return Bag(path.stem, features_ND, xy_px0, origin)

@@ -110,6 +110,8 @@ def read_run(path: Path, name: str | None = None) -> RunAnswers:
     refuse_others(path)
     answers, metrics = read_answers(path, name), read_metrics(path)
     with RUN.reading(path, METRICS):
+        if metrics["unit"] not in ("tile", "cell"):
+            raise ValueError(f"its unit is {metrics['unit']!r}")
         threshold_S = _thresholds(read_rows(path / PREDICTIONS), answers, metrics)
     with RUN.reading(path, SPLITS):
         splits = _splits(path)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from cytofm_cli.errors import InputError
+from cytofm_cli.mil.run_folder import METRICS, RUN
 from cytofm_cli.report import charts, tables
 from cytofm_cli.report.answers import RunAnswers
 from cytofm_cli.report.charts import number
@@ -72,6 +73,7 @@ def report_page(
         failures: slides that steps could not do: slide, command, error.
         notes: what was found odd on the way.
     """
+    _refuse_damaged(runs)
     run = runs[0]
     pictures = Pictures(folder, sum(map(_bytes_of, evidence.values())))
     pairs, incomparable, compared = _compare(runs)
@@ -112,6 +114,20 @@ def report_page(
         },
     )
     return Page(html, pictures.files, tuple(warnings))
+
+
+def _refuse_damaged(runs: Sequence[RunAnswers]) -> None:
+    """Write what metrics.json says of each RUN alone, so that what is damaged is known by name.
+
+    Raises:
+        InputError: names RUN and file.
+    """
+    for run in runs:
+        with RUN.reading(run.path, METRICS):
+            _lead(run), tables.cards(run), tables.cohort_rows(run), tables.cohort_line(run)
+            tables.metric_rows([run]), tables.threshold_lines([run]), tables.provenance([run])
+            run.metrics["what"][:1].upper() + run.metrics["what"][1:] + run.metrics["interval"]
+            _warnings([run], {}), _charts([run])
 
 
 def _lead(run: RunAnswers) -> str:

@@ -25,6 +25,7 @@ from cytofm_cli.work.files import (
     is_partial,
     put_aside,
     put_in_place,
+    read_plain,
     remove_partials,
     write_text,
 )
@@ -148,7 +149,7 @@ class Kind:
             InputError: `run` is none, or the file is damaged.
         """
         with self.reading(run, name):
-            value = json.loads((run / name).read_text(encoding="utf-8"))
+            value = json.loads(read_plain(run / name))
             if not isinstance(value, kind):
                 raise TypeError(f"a {type(value).__name__} where a {kind.__name__} belongs")
             return value
@@ -321,4 +322,4 @@ def _same(folder: Path, record: Record) -> bool:
 
 
 def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return tomllib.loads(read_plain(path).decode("utf-8"))

@@ -17,6 +17,7 @@ from cytofm_cli.errors import DAMAGE
 from cytofm_cli.slides import descriptions
 from cytofm_cli.slides.base import slide_error
 from cytofm_cli.work.budget import FREE_BYTES, refuse_size
+from cytofm_cli.work.files import read_plain
 
 # Metadata files: Zarr 3 has one, Zarr 2 one for the attributes.
 _V3, _V2 = "zarr.json", ".zattrs"
@@ -61,7 +62,7 @@ def attributes(folder: Path) -> dict[str, Any]:
         try:
             if file.stat().st_size > _MOST_BYTES:
                 return {}
-            content = json.loads(file.read_bytes())
+            content = json.loads(read_plain(file))
         except DAMAGE:
             continue
         if name == _V3:
@@ -134,7 +135,7 @@ def shape(folder: Path) -> tuple[int, ...]:
     """Return the shape of an array; () where it is none."""
     for name in (_V3, ".zarray"):
         try:
-            content = json.loads((folder / name).read_bytes())
+            content = json.loads(read_plain(folder / name))
             return tuple(int(side) for side in content["shape"])
         except DAMAGE:
             continue

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cytofm_cli.work.files import write_json
+from cytofm_cli.work.files import read_plain, write_json
 
 Codec = dict[str, Any]
 
@@ -80,7 +80,7 @@ def read_node(path: Path) -> dict[str, Any]:
         OSError: it is not there.
         ValueError: it is no JSON object, or not what was written.
     """
-    text = (path / "zarr.json").read_text(encoding="utf-8")
+    text = read_plain(path / "zarr.json")
     try:
         node = json.loads(text)
     except RecursionError as error:

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from cytofm_cli.store.checksum import (
 )
 from cytofm_cli.store.zarr3 import MISSING, ZSTD, zstd_decode
 from cytofm_cli.work.closing import Closes
+from cytofm_cli.work.files import open_plain, read_plain
 
 
 def hash_array(path: Path, hasher: Hasher) -> None:
@@ -46,6 +47,9 @@ def hash_array(path: Path, hasher: Hasher) -> None:
         hasher.update(zstd_decode(data, n_bytes) if compressed else data)
 
 
+_CHUNK_BYTES: Final = 2 << 30  # of one file
+
+
 def read_chunk(file: Path, codecs: Sequence[Codec]) -> bytes:
     """Return what a file of one chunk holds, checked, without its checksum.
 
@@ -53,7 +57,7 @@ def read_chunk(file: Path, codecs: Sequence[Codec]) -> bytes:
         ValueError: its checksum is wrong.
         OSError: it cannot be read.
     """
-    data = file.read_bytes()
+    data = read_plain(file, _CHUNK_BYTES)
     return checked(data, file.name) if has_checksum(codecs) else data
 
 
@@ -162,7 +166,7 @@ class ShardedArrayReader(Closes):
 
     def _open(self, shard: int) -> NDArray[np.uint64]:
         key = ".".join(["c", str(shard), *["0"] * (len(self.shape) - 1)])
-        handle = (self.path / key).open("rb")
+        handle = open_plain(self.path / key)
         n_bytes = int(np.prod(self.chunks_per_shard)) * 16
         handle.seek(-n_bytes - 4, 2)
         try:

@@ -10,6 +10,7 @@ from cytofm_cli.errors import DAMAGE
 from cytofm_cli.store import lineage, schema
 from cytofm_cli.store.lineage import Steps
 from cytofm_cli.store.records import SlideRecord
+from cytofm_cli.work.files import read_plain
 
 
 def why_stale(path: Path, steps: Steps, step: str) -> str | None:
@@ -53,7 +54,7 @@ def _rows(path: Path, step: str) -> int | None:
     inner = f"{step}/{names.get(step.partition('/')[0], 'values')}"
     try:
         node = path / (schema.TILE_XY.path if step == schema.TILE_STEP else inner) / "zarr.json"
-        return int(json.loads(node.read_text(encoding="utf-8"))["shape"][0])
+        return int(json.loads(read_plain(node))["shape"][0])
     except DAMAGE:
         return None
 

@@ -31,6 +31,7 @@ from cytofm_cli.store.rows import Rows
 from cytofm_cli.store.staging import check_slide_id, claim_step, staging, tidy
 from cytofm_cli.store.tables import Embeddings, NucleusTable, Tiles
 from cytofm_cli.work.closing import Closes
+from cytofm_cli.work.files import read_plain, require_plain
 
 if TYPE_CHECKING:
     import zarr
@@ -192,6 +193,7 @@ class Store(Closes):
 
         try:
             refuse_claim(self.path / array, read_node(self.path / array))
+            require_plain(self.path / array)
             return zarr.open_array(self.path / array, mode="r")
         except (*DAMAGE, RuntimeError) as error:
             raise self._damaged(array, error) from error
@@ -398,7 +400,7 @@ def is_store(path: Path) -> bool:
 def _is_marked(node: Path) -> bool:
     """Tell whether a node that cannot be read, or is not what was written, names cytofm."""
     try:
-        return f'"{schema.ATTRIBUTES_KEY}"'.encode() in node.read_bytes()
+        return f'"{schema.ATTRIBUTES_KEY}"'.encode() in read_plain(node)
     except OSError:
         return False
 

@@ -23,6 +23,7 @@ from cytofm_cli.store.checksum import read_node, without
 from cytofm_cli.store.chunks import ShardedArrayReader, read_chunk
 from cytofm_cli.store.zarr3 import BYTES, ZSTD, zstd_decode
 from cytofm_cli.work.closing import Closes
+from cytofm_cli.work.files import require_plain
 
 _SHARDING = "sharding_indexed"
 # What comes of a node or a chunk that is not as it was written.
@@ -101,6 +102,7 @@ class ZarrRows(Closes):
     def __init__(self, path: Path) -> None:
         import zarr
 
+        require_plain(path)
         self._array = zarr.open_array(path, mode="r")
         self.shape: tuple[int, ...] = tuple(self._array.shape)
         self.dtype: np.dtype[Any] = np.dtype(self._array.dtype)

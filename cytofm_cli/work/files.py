@@ -15,14 +15,16 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from cytofm_cli.errors import CytofmError, DiskFullError, InputError, OutputError
 from cytofm_cli.work.claim import host_tag, is_gone, realm_tag
 
+RECORD_BYTES: Final = 256 << 20  # of JSON and TOML: far more than any has
 _SUFFIX: Final = ".partial"
 _ABANDONED_S: Final = 3600.0
 # Of the name of the file; with host, process and token the whole fits every file system.
@@ -279,6 +281,49 @@ def _create(path: Path) -> int:
         return os.fstat(descriptor).st_mode
     finally:
         os.close(descriptor)
+
+
+def read_plain(path: Path, most: int = RECORD_BYTES) -> bytes:
+    """Read a file, if it is a plain one: links in a store that was fetched lead where they like.
+
+    A device has no end, and a pipe waits for a writer.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is no plain file, or is larger.
+    """
+    with open_plain(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"has over {most} bytes", str(path))
+        return file.read()
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file for reading, if it is a plain one.
+
+    Raises:
+        OSError: it cannot be opened, or is none.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
+    return open(descriptor, "rb")  # noqa: PTH123 - the caller closes it
+
+
+def require_plain(folder: Path) -> None:
+    """Refuse a folder in which something is neither a plain file nor a folder, for other readers.
+
+    Raises:
+        OSError: names it; or there is no such folder.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not (entry.is_file() or entry.is_dir()) and entry.name[:1] != ".":
+                raise OSError(errno.EINVAL, "is no plain file", entry.path)
 
 
 def _flush(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +15,8 @@ from cytofm_cli.cells.classifier import Answer, NetworkClassifier, classifier_of
 from cytofm_cli.cells.config import ApplyConfig, CellsConfig
 from cytofm_cli.cells.fit import cross_fit, temperature_of
 from cytofm_cli.cells.run import answers_of
-from cytofm_cli.errors import UsageError
+from cytofm_cli.cells.run_folder import load_run
+from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.evaluate import probe
 from cytofm_cli.stats import metrics
 
@@ -168,3 +171,18 @@ def test_settings__that_mean_nothing_together_are_refused(settings: dict, said: 
     with pytest.raises(UsageError, match=said):
         CellsConfig(**settings)
     assert ApplyConfig().abstain is None
+
+
+@pytest.mark.parametrize("wrong", [{"crop_um": {}}, {"facts": []}, {"facts": {"mean": ["x"]}}])
+def test_card__what_nothing_can_compute_with_is_refused_with_the_run(
+    tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    whole = {
+        "model": "linear", "classes": ["a", "b"], "ordinal": False, "normal": [], "encoder": {},
+        "seed": 0, "pooling": None, "crop_um": 32.0, "facts": {}, "temperature": 1.0,
+        "temperatures": [1.0], "abstain": 0.0, "outlier": 0.99, "fold_of_group": {},
+        "groups_of_slide": {}, "sha256": "0", "cytofm": "0",
+    }  # fmt: skip
+    (tmp_path / "model.json").write_text(json.dumps({**whole, **wrong}))
+    with pytest.raises(InputError, match=r"model\.json is damaged"):
+        load_run(tmp_path)

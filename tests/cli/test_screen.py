@@ -15,6 +15,7 @@ import pytest
 
 from cytofm_cli.cli.out import Out
 from cytofm_cli.cli.progress import BarProgress, LogProgress, Progress, duration
+from cytofm_cli.errors import InputError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -338,3 +339,12 @@ def test_terminal__that_cannot_move_its_cursor_gets_lines_and_no_bar(
         monkeypatch.setenv("TERM", term)
         with Out().progress_bar("tile", 2) as bar:
             assert type(bar) is kind
+
+
+def test_error__a_word_of_a_megabyte_is_cut_between_where_and_what() -> None:
+    error = InputError(f"a.csv:2: {'x' * 1_000_000} is no number.", hint="y" * 9_000)
+    line = error.one_line()
+    assert len(line) < 3_000
+    assert line.startswith("a.csv:2: xxx")
+    assert "xxx is no number. Hint: yyy" in line
+    assert InputError("short", hint="h").one_line() == "short Hint: h"

@@ -107,3 +107,13 @@ def test_pt__an_archive_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> N
         bomb.writestr("archive/data/9", bytes(300 << 20))
     with pytest.raises(InputError, match="unpacks to"):
         read_bag(tmp_path / "a.pt", "e", "tile")
+
+
+@pytest.mark.parametrize("place", [np.nan, np.inf, -1e300, 2.0**31])
+def test_h5__coordinates_beyond_any_slide_are_refused(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["features"] = VALUES
+        file["coords"] = np.full((3, 2), place)
+    with pytest.raises(InputError, match=r"a\.h5: coordinates are no places on a slide"):
+        read_bag(path, "e", "tile")

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from cytofm_cli.errors import CytofmError
+from cytofm_cli.errors import CytofmError, InputError
 from cytofm_cli.mil.run_folder import MANIFEST, METRICS
 from cytofm_cli.report.answers import read_run
+from cytofm_cli.report.config import ReportConfig
+from cytofm_cli.report.report import report_page
 
 WRONG = (None, [], {}, "x", -1, [[]])
 
@@ -52,3 +54,24 @@ def test_read_run__damage_is_told_with_the_run(trained, tmp_path: Path, name: st
             assert error.exit_code in (2, 3)
             refused += 1
     assert refused >= 4
+
+
+def test_page__whatever_metrics_hold_is_shown_or_refused_by_name(trained, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    whole = json.loads((run / METRICS).read_text())
+    refused = 0
+    for mutant in list(mutants(whole))[:: len(whole)]:
+        (run / METRICS).write_text(json.dumps(mutant))
+        try:
+            report_page([read_run(run)], {}, ReportConfig(), "pictures")
+        except CytofmError as error:
+            assert str(run) in error.message
+            refused += 1
+    assert refused >= 4
+    (run / METRICS).write_text(json.dumps({**whole, "unit": None}))
+    with pytest.raises(InputError, match="its unit is None"):
+        read_run(run)
+    whole["auc"]["value"] = {}
+    (run / METRICS).write_text(json.dumps(whole))
+    with pytest.raises(InputError, match=r"metrics\.json is damaged"):
+        report_page([read_run(run)], {}, ReportConfig(), "pictures")

@@ -127,8 +127,8 @@ def _wait(pid: int, limit_s: float) -> int:
         time.sleep(0.005)
 
 
-def serve() -> None:
-    """Answer requests until stdin ends."""
+def load() -> None:
+    """Import what commands need."""
     sys.dont_write_bytecode = True
     for name in _WARM:
         try:
@@ -137,6 +137,11 @@ def serve() -> None:
             continue
     gc.collect()
     gc.freeze()  # no child copies what it does not change
+
+
+def serve() -> None:
+    """Answer requests until stdin ends."""
+    load()
     counts: dict[int, mmap.mmap] = {}
     for line in sys.stdin:
         asked = json.loads(line)

@@ -138,7 +138,11 @@ class _File:
         # tifffile logs every odd tag of a file; the error that follows says enough.
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)
         self._handle = tiff.open_file(path)
-        self._tiff: Any = tifffile.TiffFile(self._handle)
+        try:
+            self._tiff: Any = tifffile.TiffFile(self._handle)
+        except BaseException:
+            self._handle.close()
+            raise
         self._pages: dict[tuple[int, int | None], Any] = {}
         self._lock = threading.Lock()
 
@@ -170,7 +174,8 @@ class _File:
         self._handle.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_tiff"):  # not of a file that could not be opened
+            self.close()
 
     def _page(self, directory: Directory) -> Any:
         key = (directory.page, directory.sub)
