@@ -23,7 +23,7 @@ _CUT_OUT: Final = 2 / 3
 _FILLS: Final = {"black": 0, "white": 255}
 # What chooses tiles of a slide has no meaning where the tiles are given.
 _OF_SLIDES: Final = (
-    *("stride_px", "select", "max_tiles", "reader", "foreground"),
+    *("stride_px", "select", "max_tiles", "reader", "foreground", "focus"),
     *("regions", *LIMITS.values()),
 )
 

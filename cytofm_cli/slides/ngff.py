@@ -68,8 +68,8 @@ def attributes(folder: Path) -> dict[str, Any]:
 
 def is_image(folder: Path) -> bool:
     """Tell whether a folder is an OME-Zarr image, a collection of them, a plate or labels."""
-    known = ("multiscales", "bioformats2raw.layout", "plate", "well")
-    return folder.is_dir() and any(key in attributes(folder) for key in known)
+    known = {"multiscales", "bioformats2raw.layout", "plate", "well"}
+    return folder.is_dir() and not known.isdisjoint(attributes(folder))
 
 
 def slide_image(path: str) -> tuple[Image, int]:

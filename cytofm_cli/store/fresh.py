@@ -52,8 +52,9 @@ def _rows(path: Path, step: str) -> int | None:
     names = {"nuclei": "xy_px0", "classes": "class"}
     inner = f"{step}/{names.get(step.partition('/')[0], 'values')}"
     try:
-        node = path / (schema.TILE_XY.path if step == schema.TILE_STEP else inner) / "zarr.json"
-        return int(json.loads(node.read_text(encoding="utf-8"))["shape"][0])
+        inner = schema.TILE_XY.path if step == schema.TILE_STEP else inner
+        node = Path(f"{path}/{inner}/zarr.json").read_bytes().decode()
+        return int(json.loads(node)["shape"][0])
     except DAMAGE:
         return None
 

@@ -133,7 +133,7 @@ def is_gone(pid: int) -> bool:
 
 
 def _try_create(path: Path, token: str) -> bool:
-    content = {
+    content: dict[str, object] = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": _process_start(os.getpid()),
