@@ -367,7 +367,7 @@ class Store(Closes):
             told = self.steps[step].to_json()
             record = kind.from_json(told, f"{self.path}: the record of {step}")
             self._seen[kind, step] = record
-        return record  # type: ignore[no-any-return]
+        return record
 
     def _damaged(self, array: str, error: Exception) -> StoreError:
         step = next(
