@@ -20,8 +20,9 @@ def test_dry_run__asks_no_cluster(
 ) -> None:
     monkeypatch.setattr(cohort, "join", lambda *_, **__: pytest.fail("a cluster was asked"))
     slide = sorted((simulated / "slides").iterdir())[0]
-    how = {"slide_mpp": 0.25, "on": "slurm", "workers": 64, "dry_run": True}
-    (outcome,) = cytofm.tile([slide], out=tmp_path / "out", **how)
+    (outcome,) = cytofm.tile(
+        [slide], out=tmp_path / "out", slide_mpp=0.25, on="slurm", workers=64, dry_run=True
+    )
     assert outcome.status == "done"
     assert outcome.facts["n_tiles"] > 0
     assert not list(tmp_path.iterdir())
