@@ -54,7 +54,9 @@ class Manner:
         gpus: compute on so many GPUs, one worker on each, unless `workers` says how many.
         on: workers of dask.distributed on other machines: address of a scheduler, its scheduler
             file, or a batch system to submit them to (`cytofm_cli.work.joining`). `workers` is
-            then how many; `threads`, for each, are those of the worker unless said.
+            then how many; `threads`, for each, are those of the worker unless said. A dry run
+            asks nobody: it is done here.
+        only_reads: what is done writes nothing, and keeps no list of failures.
         listen: called with `Started`, `Progress`, `Note` and `Outcome`, in this process; None:
             warnings and failures become Python warnings.
     """
@@ -69,6 +71,7 @@ class Manner:
     fork: bool = False
     gpus: int | None = None
     on: str | None = None
+    only_reads: bool = False
     listen: Listen | None = None
 
     def __post_init__(self) -> None:
@@ -80,8 +83,16 @@ class Manner:
                     hint="leave --gpus out, and start a worker for each GPU",
                 )
             check_place(self.on)
+            if self.dry_run:  # no job is submitted to say what would be done
+                object.__setattr__(self, "on", None)
+                object.__setattr__(self, "workers", None)
         if self.workers is None and self.gpus is not None:
             object.__setattr__(self, "workers", self.gpus)
+
+    @property
+    def keeps_list(self) -> bool:
+        """Whether what fails is listed in `failures.jsonl`."""
+        return not (self.dry_run or self.only_reads)
 
     def crew(self, n_slides: int) -> tuple[int, int]:
         """Split the processors over slides: (slides at a time, threads for each)."""
@@ -136,7 +147,7 @@ def run_cohort(
     """
     tasks = [Task(name=job.slide_id, path=job.path, payload=job) for job in jobs]
     with output_errors(folder):
-        if not manner.dry_run:
+        if manner.keeps_list:
             folder.mkdir(parents=True, exist_ok=True)
         log = FailureLog(folder, step, manner.shard)
     listen = manner.listen or Warnings()
@@ -152,11 +163,11 @@ def run_cohort(
         again = [task for task in tasks if task.name in held]
         outcomes = [outcome for outcome in outcomes if outcome.slide_id not in held]
         outcomes += _do(again, work, manner, log, listen, 1)
-    if not manner.dry_run:
+    if manner.keeps_list:
         log.flush()
     order = {task.name: place for place, task in enumerate(tasks)}
     outcomes.sort(key=lambda outcome: order[outcome.slide_id])
-    return Outcomes(outcomes, None if manner.dry_run else log.path)
+    return Outcomes(outcomes, log.path if manner.keeps_list else None)
 
 
 def alone(task: Task, work: Work, manner: Manner) -> Outcome:
@@ -188,7 +199,7 @@ def _do(
         if event.error is not None and event.error.of_all_slides:
             raise event.error
         outcomes.append(event)
-        if not manner.dry_run:
+        if manner.keeps_list:
             log.update(event)
         listen(event)
         if manner.fail_fast and event.status == "failed" and event.error is not None:

@@ -78,7 +78,7 @@ def make_gallery(
     refuse_namesakes(paths, hint="make a gallery of each folder")
     manner = Manner(
         workers=workers, threads=threads, timeout_s=timeout_s, fork=fork, listen=listen,
-        dry_run=True,
+        only_reads=True,
     )  # fmt: skip
     galleries, warnings = _choose(paths, config, folder, manner)
     pictures, missing = _draw(paths, galleries, config, folder, manner)

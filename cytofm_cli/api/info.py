@@ -34,7 +34,7 @@ def describe_slides(paths: Sequence[str], listen: Listen) -> Outcomes:
             of `facts_of`.
     """
     jobs = [InfoJob(path, path) for path in dict.fromkeys(paths)]
-    manner = Manner(dry_run=True, workers=1, fork=True, listen=listen)  # writes nothing
+    manner = Manner(only_reads=True, workers=1, fork=True, listen=listen)
     return run_cohort("info", jobs, describe, Path(), manner, workers=1)
 
 

@@ -84,7 +84,7 @@ def make_report(
     found = find_stores(words_of(stores)) if stores is not None else []
     manner = Manner(
         workers=workers, threads=threads, timeout_s=timeout_s, fork=fork, listen=listen,
-        on=on, dry_run=True,
+        on=on, only_reads=True,
     )  # fmt: skip
     jobs, notes = _jobs(answers[0], found, config)
     evidence = _gather(jobs, page.parent, manner)

@@ -47,7 +47,7 @@ def verify(
         InputError: no stores.
     """
     manner = Manner(
-        dry_run=True,  # nothing is written, no list of failures either
+        only_reads=True,
         shard=shard,
         workers=workers,
         timeout_s=timeout_s,

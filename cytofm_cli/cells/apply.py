@@ -130,7 +130,7 @@ class Applying:
         mark = f"{store.tile.mark}-{store.steps[nuclei].config_hash}"
         step = schema.classes_step(job.run.name)
         how: dict[str, Any] = {"config": settings, "input_fingerprint": mark}
-        if not job.overwrite and commit.is_finished(store.path, step, **how):
+        if not job.overwrite and commit.is_finished(store, step, **how):
             io.tidy(store.path.parent, job.slide_id, step)
             return "skipped", _facts(store, step)
         if job.dry_run:

@@ -31,7 +31,7 @@ from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.fresh import loss_note, say_risk
 from cytofm_cli.store.records import EmbeddingRecord
 from cytofm_cli.tiles.config import TileJob
-from cytofm_cli.tiles.finished import is_done
+from cytofm_cli.tiles.finished import find_done
 from cytofm_cli.tiles.run import fingerprint_of, tile_slide
 from cytofm_cli.tiles.source import TileSource, open_tiles, some_rows
 from cytofm_cli.work.batch import Status
@@ -232,7 +232,8 @@ def _ensure_tiles(job: TileJob, path: Path, report: Report, note: Note) -> None:
     """Tile a slide unless it is; a store with or without pixels serves alike."""
     as_it_is = replace(job, overwrite=False)  # new embeddings need no new tiles
     try:
-        done = is_done(as_it_is, path, fingerprint_of(job.path), pixels_count=False)
+        mark = fingerprint_of(job.path)
+        done = find_done(as_it_is, path, mark, pixels_count=False) is not None
     except ConfigMismatchError:
         if not job.overwrite:
             raise

@@ -88,6 +88,7 @@ class Detection:
 
     def __init__(self) -> None:
         self._detector: NucleusDetector | NucleusSource | None = None
+        self._settings: tuple[object, tuple[str, dict[str, Any]]] | None = None
 
     def prepare(self, job: DetectJob) -> None:
         """Load a detector with weights, for a slide that is still to be tiled.
@@ -114,17 +115,17 @@ class Detection:
             )
         store = io.open_store(Path(job.path))
         mark = store.tile.mark
-        step = schema.nuclei_step(job.detector)
-        settings = settings_of(job)
-        if self._is_done(job, step, settings, mark):
+        detector, settings = self._settings_of(job)
+        step = schema.nuclei_step(detector)
+        if self._is_done(job, store, step, settings, mark):
             io.tidy(store.path.parent, job.slide_id, step)
-            return "skipped", _facts(store, job.detector)
+            return "skipped", _facts(store, detector)
         if job.dry_run:
             say_risk(store.path, store.steps, step, note)
             return "done", {"store": job.path, "n_tiles": store.tile.n_tiles}
         with io.claim_step(store.path.parent, job.slide_id, step):
-            if self._is_done(job, step, settings, mark):
-                return "skipped", _facts(io.open_store(store.path), job.detector)
+            if self._is_done(job, store.path, step, settings, mark):
+                return "skipped", _facts(io.open_store(store.path), detector)
             wanted = regions_of_store(
                 store, job.regions, job.config, note, slides=job.config.slides
             )
@@ -149,11 +150,20 @@ class Detection:
                 gone = commit.commit_group(staged, store.path, step, record)
             if gone:
                 note(loss_note(store.path, step, gone))
-        return "done", _facts(io.open_store(store.path), job.detector)
+        return "done", _facts(io.open_store(store.path), detector)
 
-    def _is_done(self, job: DetectJob, step: str, settings: dict[str, Any], mark: str) -> bool:
+    def _settings_of(self, job: DetectJob) -> tuple[str, dict[str, Any]]:
+        """Return the detector's name, and `settings_of`: mostly those of the slide before."""
+        asked = (job.config, job.own, job.weights_sha256, job.nuclei, job.regions)
+        if self._settings is None or self._settings[0] != asked:
+            self._settings = asked, (job.detector, settings_of(job))
+        return self._settings[1]
+
+    def _is_done(
+        self, job: DetectJob, where: Path | io.Store, step: str, settings: dict[str, Any], mark: str
+    ) -> bool:
         return not job.overwrite and commit.is_finished(
-            Path(job.path), step, config=settings, input_fingerprint=mark
+            where, step, config=settings, input_fingerprint=mark
         )
 
     def _run(

@@ -26,7 +26,7 @@ def fingerprint(path: Path) -> str:
         size = file.stat().st_size
         hasher.update(f"{file.name if path.is_dir() else ''}:{size};".encode())
         with file.open("rb") as handle:
-            hasher.update(handle.read(_PROBE_BYTES))
+            hasher.update(handle.read(min(size, _PROBE_BYTES)))  # room for no more
             if size > 2 * _PROBE_BYTES:
                 handle.seek(-_PROBE_BYTES, 2)
                 hasher.update(handle.read(_PROBE_BYTES))

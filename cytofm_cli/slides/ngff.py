@@ -75,8 +75,8 @@ def attributes(folder: Path) -> dict[str, Any]:
 
 def is_image(folder: Path) -> bool:
     """Tell whether a folder is an OME-Zarr image, a collection of them, a plate or labels."""
-    known = ("multiscales", "bioformats2raw.layout", "plate", "well")
-    return folder.is_dir() and any(key in attributes(folder) for key in known)
+    known = {"multiscales", "bioformats2raw.layout", "plate", "well"}
+    return folder.is_dir() and not known.isdisjoint(attributes(folder))
 
 
 def refuse_claim(folder: Path, shape: Sequence[int], chunks: Sequence[int], n_bytes: int) -> None:

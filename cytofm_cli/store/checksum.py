@@ -24,6 +24,7 @@ ATTRIBUTE: Final = "cytofm_crc32c"
 _OURS: Final = "cytofm"
 # When a step ended is not of its content: the same step made twice has the same checksum.
 _NOT_CONTENT: Final = "time_utc"
+_PLAIN: Final = (str, int, float, bool, type(None))
 
 
 def checksum(data: bytes | memoryview) -> bytes:
@@ -73,23 +74,28 @@ def write_node(path: Path, node: Mapping[str, Any], *, flush: bool) -> None:
     write_json(path / "zarr.json", {**node, "attributes": attributes}, indent=1, flush=flush)
 
 
-def read_node(path: Path) -> dict[str, Any]:
+def read_node(path: Path | str) -> dict[str, Any]:
     """Read the `zarr.json` of an array or a group, and check it if it can be checked.
 
     Raises:
         OSError: it is not there.
         ValueError: it is no JSON object, or not what was written.
     """
-    text = read_plain(path / "zarr.json")
-    try:
-        node = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{path / 'zarr.json'}: is nested too deep") from error
-    if not isinstance(node, dict) or not isinstance(node.get("attributes", {}), dict):
-        raise ValueError(f"{path / 'zarr.json'}: is no node of Zarr")
+    node = read_unchecked(path)
     told = node.get("attributes", {}).get(ATTRIBUTE)
     if told is not None and told != _of_node(node):
-        raise ValueError(f"{path / 'zarr.json'}: its checksum is wrong")
+        raise ValueError(f"{path}/zarr.json: its checksum is wrong")
+    return node
+
+
+def read_unchecked(path: Path | str) -> dict[str, Any]:
+    """Read a node as `read_node` does, but for its checksum: to compare with what was checked."""
+    try:
+        node = json.loads(read_plain(Path(f"{path}/zarr.json")))
+    except RecursionError as error:
+        raise ValueError(f"{path}/zarr.json: is nested too deep") from error
+    if not isinstance(node, dict) or not isinstance(node.get("attributes", {}), dict):
+        raise ValueError(f"{path}/zarr.json: is no node of Zarr")
     return node
 
 
@@ -104,5 +110,11 @@ def _of_node(node: Mapping[str, Any]) -> str:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _timeless(held) for key, held in value.items() if key != _NOT_CONTENT}
-    return [_timeless(held) for held in value] if isinstance(value, list | tuple) else value
+        return {
+            key: held if type(held) in _PLAIN else _timeless(held)
+            for key, held in value.items()
+            if key != _NOT_CONTENT
+        }
+    if isinstance(value, list | tuple):
+        return [held if type(held) in _PLAIN else _timeless(held) for held in value]
+    return value

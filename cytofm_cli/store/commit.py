@@ -30,16 +30,22 @@ COMMIT_WAIT_S: Final = 60.0
 
 
 def is_finished(
-    path: Path, step: str, *, config: Mapping[str, Any], input_fingerprint: str
+    where: Path | Store, step: str, *, config: Mapping[str, Any], input_fingerprint: str
 ) -> bool:
     """Tell whether a step is done with these settings on this input.
+
+    Args:
+        where: the path of a store; or one that was opened just now.
+        step: its name.
+        config: the settings.
+        input_fingerprint: what it reads.
 
     Raises:
         ConfigMismatchError: it is done with other settings or on another input; names them.
     """
-    if not path.exists():
+    if isinstance(where, Path) and not where.exists():
         return False
-    store = open_store(path)
+    store = open_store(where) if isinstance(where, Path) else where
     done = store.steps.get(step)
     if done is None:
         return False
@@ -50,7 +56,7 @@ def is_finished(
         # Only the tile step chooses its folder; the others write into the store they read.
         keep = ", another -o keeps both" if step == schema.TILE_STEP else ""
         raise ConfigMismatchError(
-            f"{path}: {step} was made with other settings: {'; '.join(differing)}.",
+            f"{store.path}: {step} was made with other settings: {'; '.join(differing)}.",
             hint=f"--overwrite makes it anew{keep}.",
         )
     return True

@@ -53,8 +53,8 @@ def _rows(path: Path, step: str) -> int | None:
     names = {"nuclei": "xy_px0", "classes": "class"}
     inner = f"{step}/{names.get(step.partition('/')[0], 'values')}"
     try:
-        node = path / (schema.TILE_XY.path if step == schema.TILE_STEP else inner) / "zarr.json"
-        return int(json.loads(read_plain(node))["shape"][0])
+        inner = schema.TILE_XY.path if step == schema.TILE_STEP else inner
+        return int(json.loads(read_plain(Path(f"{path}/{inner}/zarr.json")))["shape"][0])
     except DAMAGE:
         return None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ from cytofm_cli.errors import DAMAGE, InputError, StoreError, blaming
 from cytofm_cli.registry import detectors
 from cytofm_cli.store import fresh, lineage, schema
 from cytofm_cli.store.budget import refuse_claim
-from cytofm_cli.store.checksum import read_node
+from cytofm_cli.store.checksum import read_node, read_unchecked
 from cytofm_cli.store.records import (
     AttentionRecord,
     ClassesRecord,
@@ -70,6 +71,9 @@ class Store(Closes):
     path: Path
     slide: SlideRecord
     steps: Mapping[str, StepRecord]
+    _seen: dict[tuple[type, str], Any] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def close(self) -> None:
         """Do nothing: no file is open. Closing twice is allowed."""
@@ -139,8 +143,9 @@ class Store(Closes):
         Raises:
             StoreError: not there, or several and none named.
         """
-        detector = detectors.key(detector) if detector else None
         there = sorted(s.partition("/")[2] for s in self.steps if s.startswith("nuclei/"))
+        if detector not in there:  # else there is no need to look for plug-ins, which takes a while
+            detector = detectors.key(detector) if detector else None
         if detector is None and len(there) == 1:
             return there[0]
         if detector is None or detector not in there:
@@ -359,7 +364,12 @@ class Store(Closes):
             )
 
     def _typed(self, kind: type[R], step: str) -> R:
-        return kind.from_json(self.steps[step].to_json(), f"{self.path}: the record of {step}")
+        """Return what only steps of its kind say: looked at once, for it is asked often."""
+        if (record := self._seen.get((kind, step))) is None:
+            told = self.steps[step].to_json()
+            record = kind.from_json(told, f"{self.path}: the record of {step}")
+            self._seen[kind, step] = record
+        return record
 
     def _damaged(self, array: str, error: Exception) -> StoreError:
         step = next(
@@ -435,7 +445,7 @@ def open_store(path: Path) -> Store:
     return Store(path, SlideRecord.from_json(slide, f"{path}: the record of its slide"), there)
 
 
-def _attributes(path: Path) -> dict[str, Any]:
+def _attributes(path: Path | str) -> dict[str, Any]:
     try:
         attributes: dict[str, Any] = read_node(path).get("attributes", {})
     except DAMAGE:
@@ -453,9 +463,21 @@ def _refuse_damaged_root(path: Path) -> None:
 
 
 def _groups(path: Path) -> Iterator[str]:
-    for depth in ("nuclei/*", "classes/*", "embeddings/*/*", "attention/*/*"):
-        for group in sorted(path.glob(depth)):
-            yield group.relative_to(path).as_posix()
+    """Name the groups of the steps that lie in a store, but for the tiles."""
+    for kind in ("nuclei", "classes"):
+        yield from _folders(path, kind)
+    for kind in ("embeddings", "attention"):
+        for outer in _folders(path, kind):
+            yield from _folders(path, outer)
+
+
+def _folders(path: Path, group: str) -> list[str]:
+    """Name the folders in a group, sorted; [] if it is not there."""
+    try:
+        with os.scandir(f"{path}/{group}") as entries:
+            return [f"{group}/{name}" for name in sorted(e.name for e in entries if e.is_dir())]
+    except OSError:
+        return []
 
 
 def list_arrays(path: Path) -> list[dict[str, Any]]:
@@ -483,14 +505,20 @@ def list_arrays(path: Path) -> list[dict[str, Any]]:
 def _has_group(path: Path, step: str) -> bool:
     """Tell whether a step's arrays are there: a user may have removed them to save space."""
     group = "tiles" if step == schema.TILE_STEP else step
-    return (path / group / "zarr.json").is_file()
+    return Path(f"{path}/{group}/zarr.json").is_file()
 
 
 def orphans(path: Path, listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the JSON of steps that are complete and not (or otherwise) listed in the root."""
     records: dict[str, dict[str, Any]] = {}
     for step in _groups(path):
-        record = _attributes(path / step).get(schema.ATTRIBUTES_KEY)
-        if record is not None and listed.get(step) != record:
+        try:
+            told = read_unchecked(f"{path}/{step}").get("attributes", {})
+        except DAMAGE:
+            continue
+        if told.get(schema.ATTRIBUTES_KEY) == listed.get(step):
+            continue  # nearly always; the root has a checksum of its own
+        record = _attributes(f"{path}/{step}").get(schema.ATTRIBUTES_KEY)
+        if record is not None:
             records[step] = record
     return records

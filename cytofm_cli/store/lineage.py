@@ -129,7 +129,10 @@ def rows_from(steps: Steps, step: str) -> str | None:
 
 def in_regions(steps: Steps, step: str) -> bool:
     """Tell whether a bag holds only those tiles or cells that lie in regions."""
-    return step.startswith("embeddings/") and is_part(steps[step].to_json().get("regions"))
+    if not step.startswith("embeddings/"):
+        return False
+    record = steps[step]
+    return is_part(getattr(record, "regions", record.other.get("regions")))
 
 
 def _old_mark(steps: Steps, parents: list[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
@@ -52,23 +52,21 @@ class _Record:
         """
         if not isinstance(stored, Mapping):
             raise StoreError(f"{where} is damaged.", hint="make it again with --overwrite.")
-        known = [field for field in dataclasses.fields(cls) if field.name not in _NOT_STORED]
-        names = {field.name for field in known}
-        missing = [field.name for field in known if _is_needed(field) and field.name not in stored]
+        layout = _layout_of(cls)  # type: ignore[arg-type]  # a class hashes
+        missing = [name for name in layout.needed if name not in stored]
         if missing:
             raise StoreError(
                 f"{where} is damaged: it does not say {', '.join(missing)}.",
                 hint="make it again with --overwrite.",
             )
-        for name, hint, kinds in _kinds_of(cls):  # type: ignore[arg-type]  # a class hashes
+        for name, kinds, tuples in layout.kinds:
             value = stored.get(name)
-            parts = value if isinstance(value, list) else None
-            right = isinstance(value, kinds) and (parts is None or _fits(parts, hint))
-            if not right:
+            if not isinstance(value, kinds) or (type(value) is list and not _fits(value, tuples)):
                 raise StoreError(
                     f"{where} is damaged: {name} is {str(value)[:40]!r}.",
                     hint="make it again with --overwrite.",
                 )
+        names = layout.names
         return cls(
             **{key: _frozen(value) for key, value in stored.items() if key in names},
             other={key: value for key, value in stored.items() if key not in names},
@@ -77,11 +75,12 @@ class _Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it is stored."""
-        fields = [field for field in dataclasses.fields(self) if field.name not in _NOT_STORED]
-        layout = sorted((field.name for field in fields), key=lambda name: name in _LAST)
-        at = layout.index(self._other_before) if self._other_before else len(layout)
-        order = dict.fromkeys([*self.keys, *layout[:at], *self.other, *layout[at:]])
-        told = {field.name: getattr(self, field.name) for field in fields if self._is_told(field)}
+        layout = _layout_of(type(self))  # type: ignore[arg-type]  # a class hashes
+        before, after = layout.order
+        order = dict.fromkeys([*self.keys, *before, *self.other, *after])
+        told = {
+            field.name: getattr(self, field.name) for field in layout.fields if self._is_told(field)
+        }
         values = {**self.other, **told}
         return {key: _thawed(values[key]) for key in order if key in values}
 
@@ -423,16 +422,47 @@ class AttentionRecord(StepRecord):
         return tuple(columns)
 
 
-@functools.cache  # of each class once: there may be thousands of stores
-def _kinds_of(cls: Any) -> tuple[tuple[str, Any, tuple[type, ...]], ...]:
-    """Return the fields, how they are declared, and what JSON may hold under their names.
+@dataclass(frozen=True)
+class _Layout:
+    """What a class of records declares.
 
-    Null, and nothing, stand for what need not be said.
+    Attributes:
+        fields: those that are stored.
+        names: theirs.
+        needed: of those that every version wrote.
+        kinds: name, what JSON may hold under it, and the tuples that a list there may be. Null,
+            and nothing, stand for what need not be said.
+        order: names as a new record has them, before and behind `other`.
     """
+
+    fields: tuple[dataclasses.Field[Any], ...]
+    names: frozenset[str]
+    needed: tuple[str, ...]
+    kinds: tuple[tuple[str, tuple[type, ...], tuple[_Tuple, ...]], ...]
+    order: tuple[list[str], list[str]]
+
+
+# The kinds of a tuple's parts, and whether there may be any number of the first.
+_Tuple = tuple[tuple[tuple[type, ...], ...], bool]
+
+
+@functools.cache  # of each class once: there may be thousands of stores
+def _layout_of(cls: Any) -> _Layout:
     hints = get_type_hints(cls)
-    fields = [field for field in dataclasses.fields(cls) if field.name not in _NOT_STORED]
+    fields = tuple(field for field in dataclasses.fields(cls) if field.name not in _NOT_STORED)
     unsaid = {field.name: () if _is_needed(field) else (type(None),) for field in fields}
-    return tuple((name, hints[name], (*_kinds(hints[name]), *unsaid[name])) for name in unsaid)
+    names = sorted(unsaid, key=lambda name: name in _LAST)
+    at = names.index(cls._other_before) if cls._other_before else len(names)
+    return _Layout(
+        fields=fields,
+        names=frozenset(names),
+        needed=tuple(field.name for field in fields if _is_needed(field)),
+        kinds=tuple(
+            (name, (*_kinds(hints[name]), *unsaid[name]), tuple(_tuples(hints[name])))
+            for name in unsaid
+        ),
+        order=(names[:at], names[at:]),
+    )
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
@@ -444,16 +474,22 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     return {float: (int, float), tuple: (list, tuple)}.get(plain, (plain,))
 
 
-def _fits(values: Sequence[Any], hint: Any) -> bool:
-    """Tell whether a list has as many parts, and such, as a tuple is declared with."""
+def _tuples(hint: Any) -> Iterator[_Tuple]:
+    """Give the tuples that a field is declared with."""
     for declared in get_args(hint) if isinstance(hint, UnionType) else (hint,):
         if get_origin(declared) is tuple:
             parts = get_args(declared)
-            if parts[-1] is Ellipsis:
-                parts = parts[:1] * len(values)
-            pairs = zip(values, parts, strict=False)
-            if len(parts) == len(values) and all(isinstance(v, _kinds(p)) for v, p in pairs):
-                return True
+            endless = parts[-1] is Ellipsis
+            yield tuple(_kinds(part) for part in (parts[:1] if endless else parts)), endless
+
+
+def _fits(values: Sequence[Any], tuples: Sequence[_Tuple]) -> bool:
+    """Tell whether a list has as many parts, and such, as one of the tuples."""
+    for parts, endless in tuples:
+        wanted = parts * len(values) if endless else parts
+        pairs = zip(values, wanted, strict=False)
+        if len(wanted) == len(values) and all(isinstance(value, kinds) for value, kinds in pairs):
+            return True
     return False
 
 

@@ -7,6 +7,7 @@ system takes 255 bytes and every name that is made from it must fit.
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import os
@@ -67,8 +68,7 @@ def placed(path: Path) -> Path:
 
 def step_claim(path: Path, step: str) -> Path:
     """Return the claim under which a step of a store is made."""
-    slide_id = path.name.removesuffix(schema.STORE_SUFFIX)
-    return _with_suffix(_base(path.parent, slide_id, step), ".claim")
+    return _with_suffix(_base_of(placed(path), step), ".claim")
 
 
 def commit_claim(path: Path) -> Path:
@@ -107,7 +107,7 @@ def claim_step(stores: Path, slide_id: str, step: str) -> Iterator[None]:
 def tidy(stores: Path, slide_id: str, step: str) -> None:
     """Remove the claim of a process that was killed right after it finished a step."""
     path = placed(stores / f"{slide_id}{schema.STORE_SUFFIX}")
-    left = (_with_suffix(_base(stores, slide_id, step), ".claim"), commit_claim(path))
+    left = (_with_suffix(_base_of(path, step), ".claim"), commit_claim(path))
     if any(leftover.exists() for leftover in (*left, aside_of(path, "replaced-step"))):
         with contextlib.suppress(CytofmError), claim_step(stores, slide_id, step):
             pass
@@ -127,15 +127,19 @@ def staging(stores: Path, slide_id: str, step: str) -> Iterator[Path]:
 
 
 def _base(stores: Path, slide_id: str, step: str) -> Path:
-    store = placed(stores / f"{slide_id}{schema.STORE_SUFFIX}")
-    name = store.name.removesuffix(schema.STORE_SUFFIX)
-    return hidden(store.parent, f"{name}.{step.replace('/', '.')}")
+    return _base_of(placed(stores / f"{slide_id}{schema.STORE_SUFFIX}"), step)
+
+
+def _base_of(path: Path, step: str) -> Path:
+    name = path.name.removesuffix(schema.STORE_SUFFIX)
+    return hidden(path.parent, f"{name}.{step.replace('/', '.')}")
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+@functools.lru_cache(maxsize=64)  # asked slide by slide, of the same few folders
 def _name_max(folder: Path) -> int:
     """Return how many bytes the name of a file may have in a folder that may not exist yet."""
     there = next(

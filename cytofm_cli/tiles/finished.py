@@ -31,8 +31,8 @@ def read_plan_of(info: SlideInfo, job: TileJob, slide_mpp: float) -> ReadPlan:
     )
 
 
-def is_done(job: TileJob, path: Path, mark: str, *, pixels_count: bool = True) -> bool:
-    """Tell whether the slide is tiled as the job asks for it.
+def find_done(job: TileJob, path: Path, mark: str, *, pixels_count: bool = True) -> io.Store | None:
+    """Open the store of a slide that is tiled as the job asks for it; None: it is not.
 
     Args:
         job: what is asked for.
@@ -45,10 +45,10 @@ def is_done(job: TileJob, path: Path, mark: str, *, pixels_count: bool = True) -
             another file; names them.
     """
     if job.overwrite or not path.exists():
-        return False
+        return None
     store = io.open_store(path)
     if schema.TILE_STEP not in store.steps:
-        return False
+        return None
     differing = _differing(job, store, pixels_count=pixels_count)
     if store.tile.input_fingerprint != mark:
         differing.append("the input itself has changed")
@@ -57,7 +57,7 @@ def is_done(job: TileJob, path: Path, mark: str, *, pixels_count: bool = True) -
             f"{path}: was tiled with other settings: {'; '.join(differing)}.",
             hint="it is kept as it is; --overwrite tiles it anew, another -o keeps both.",
         )
-    return True
+    return store
 
 
 def _differing(job: TileJob, store: io.Store, *, pixels_count: bool) -> list[str]:

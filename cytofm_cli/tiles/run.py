@@ -19,7 +19,7 @@ from cytofm_cli.store.records import LevelRecord, SlideRecord, TileRecord
 from cytofm_cli.tiles import focal, pixels, settings
 from cytofm_cli.tiles.announce import Note, announce, announce_damage, announce_loss
 from cytofm_cli.tiles.config import TileJob
-from cytofm_cli.tiles.finished import is_done
+from cytofm_cli.tiles.finished import find_done
 from cytofm_cli.tiles.focal_word import FUSE
 from cytofm_cli.tiles.plan import Overview, TilePlan, draw_preview, plan_tiles
 from cytofm_cli.units import human_bytes
@@ -44,14 +44,14 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
     io.check_slide_id(job.stores, job.slide_id)
     path = io.store_path(job.stores, job.slide_id)
     mark = fingerprint_of(job.path)
-    if is_done(job, path, mark):
+    if (done := find_done(job, path, mark)) is not None:
         io.tidy(job.stores, job.slide_id, schema.TILE_STEP)
-        return "skipped", _facts(path)
+        return "skipped", _facts(done)
     with contextlib.ExitStack() as stack:
         if not job.dry_run:
             stack.enter_context(io.claim_step(job.stores, job.slide_id, schema.TILE_STEP))
-            if is_done(job, path, mark):  # another process did it meanwhile
-                return "skipped", _facts(path)
+            if (done := find_done(job, path, mark)) is not None:  # another did it meanwhile
+                return "skipped", _facts(done)
         opened = stack.enter_context(open_slide(job.path, reader=job.config.reader))
         focus = focal.focus_of(opened.info, job.config.focus)
         reader = focal.at_focus(opened, focus)
@@ -72,7 +72,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         commit.commit_store(
             staged, path, slide=_slide_record(job, reader, plan, mark), record=record
         )
-    return "done", _facts(path)
+    return "done", _facts(io.open_store(path))
 
 
 def fingerprint_of(path: str) -> str:
@@ -226,10 +226,10 @@ def _slide_record(job: TileJob, reader: SlideReader, plan: TilePlan, mark: str) 
     )
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    record = io.open_store(path).tile
+def _facts(store: io.Store) -> dict[str, Any]:
+    record = store.tile
     return {
-        "store": str(path),
+        "store": str(store.path),
         "n_tiles": record.n_tiles,
         "n_grid": record.n_grid,
         "mpp": record.mpp,

@@ -6,7 +6,9 @@ claim is stale when its process can be looked up and is gone. A process number s
 only in its own PID namespace, under its own kernel: containers share a host's name, and machines
 may share theirs. What cannot be looked up is stale when its heartbeat is old, or of a time that is
 still to come, by the clock of the disk, and has not changed while we looked again and again:
-clocks jump and disagree, the number of looks does not.
+clocks jump and disagree, the number of looks does not. A job that Slurm has put back into its queue
+after the loss of a node starts elsewhere, and knows that its former run is over: its claims say
+which run of which job they are of, and those of a former run are stale at once.
 
 A process that was suspended for so long that another took its claim learns so at the next
 `refuse_lost`, before it could put its work over the other's.
@@ -131,13 +133,15 @@ def is_gone(pid: int) -> bool:
 
 
 def _try_create(path: Path, token: str) -> bool:
-    content = {
+    content: dict[str, object] = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": _process_start(os.getpid()),
         "token": token,
         **_realm(),
     }
+    if (job := _slurm_job()) is not None:
+        content["job"] = job
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -183,6 +187,8 @@ def _is_stale(path: Path, sight: _Sight) -> bool:
     holder = sight.holder
     if not holder:  # killed between creating and writing it
         return _is_silent(path, sight, 1.0) and _stays(path, sight, 1)
+    if _is_of_former_run(holder):
+        return True
     if holder.get("host") == socket.gethostname() and _in_our_realm(holder):
         started = _process_start(_number(holder.get("pid")))
         if started != _HIDDEN:
@@ -219,6 +225,30 @@ def _realm() -> dict[str, str | None]:
     with contextlib.suppress(OSError):
         namespace = str(Path("/proc/self/ns/pid").readlink())
     return {"boot": boot, "pid_namespace": namespace}
+
+
+def _slurm_job() -> dict[str, str | int] | None:
+    """Return which job of Slurm this process is of, and how often that was started anew."""
+    said = os.environ.get
+    if not said("SLURM_JOB_ID"):
+        return None
+    restarts = said("SLURM_RESTART_COUNT", "")  # not there in the first run
+    return {
+        "cluster": said("SLURM_CLUSTER_NAME", ""),  # several clusters may share a disk
+        "id": said("SLURM_JOB_ID", ""),
+        "task": said("SLURM_ARRAY_TASK_ID", ""),
+        "restart": int(restarts) if restarts.isdecimal() else 0,
+    }
+
+
+def _is_of_former_run(holder: Mapping[str, object]) -> bool:
+    """Tell whether its holder was of this very job, before Slurm requeued it: one run at a time."""
+    ours, theirs = _slurm_job(), holder.get("job")
+    if ours is None or not isinstance(theirs, Mapping):
+        return False
+    now, then = ours.pop("restart"), theirs.get("restart")
+    same = all(theirs.get(key) == value for key, value in ours.items())
+    return same and isinstance(then, int) and then < int(now)
 
 
 def _is_silent(path: Path, sight: _Sight, seconds: float) -> bool:

@@ -7,7 +7,6 @@ cluster that is made here has keys of its own, made for this run and gone with i
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cytofm_cli.errors import InputError, MissingPackageError, TryAgainError, UsageError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
 # Batch systems that dask-jobqueue submits to, by the names that `--on` takes.
 SUBMITTERS: Final = {
@@ -126,7 +125,7 @@ def _submitted(where: str, workers: int, threads: int | None) -> Iterator[Client
     _require("cryptography")  # makes the keys
     import dask
     import dask_jobqueue
-    from distributed import Client, Security
+    from distributed import Client
 
     site = dask.config.get(f"jobqueue.{where}", {})
     cores = threads or site.get("job-cpu") or site.get("cores") or 1
@@ -136,9 +135,8 @@ def _submitted(where: str, workers: int, threads: int | None) -> Iterator[Client
             cores=1,  # threads of dask: one item at a time
             processes=1,
             memory=site.get("memory") or _MEMORY,
-            security=Security.temporary(),
+            security=_security_in(Path(keys)),
             protocol="tls://",
-            shared_temp_directory=keys,
             death_timeout=_CONNECT_S,
             scheduler_options={"dashboard": False},
             worker_extra_args=["--no-dashboard"],
@@ -148,13 +146,25 @@ def _submitted(where: str, workers: int, threads: int | None) -> Iterator[Client
             ],
             **how,
         )
-        try:
-            with cluster, Client(cluster, timeout=_CONNECT_S, set_as_default=False) as client:
-                cluster.scale(jobs=workers)
-                yield client
-        finally:
-            del cluster, client
-            gc.collect()  # its files of keys go with it, and then their folder
+        with cluster, Client(cluster, timeout=_CONNECT_S, set_as_default=False) as client:
+            cluster.scale(jobs=workers)
+            yield client
+
+
+def _security_in(folder: Path) -> Security:
+    """Make keys for this run, in files that the workers read; dask's own outlive their folder."""
+    from distributed import Security
+
+    fresh = Security.temporary()
+    for name, text in (("cert", fresh.tls_client_cert), ("key", fresh.tls_client_key)):
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_text(text, encoding="ascii")
+    files = {
+        f"tls_{role}_{kind}": str(folder / kind)
+        for role in ("scheduler", "worker", "client")
+        for kind in ("cert", "key")
+    }
+    return Security(require_encryption=True, tls_ca_file=str(folder / "cert"), **files)
 
 
 def _require(package: str) -> None:

@@ -309,6 +309,7 @@ def test_tile_cells__bad_tables_are_refused(
         (("--max-tiles", 3, "--select", "random"), "--select random means nothing with --cells"),
         (("--focus", "fuse"), "--focus fuse means nothing with --cells"),
         (("--pixels", "none"), "--pixels none means nothing with --cells"),
+        (("--focus", "fuse"), "--focus fuse means nothing with --cells"),
         (("--cell-fill", "pink"), "--cell-fill pink: choose auto, border, black, white or a grey"),
         (("--manifest", "m.csv"), "--manifest means nothing with --cells"),
         (("a.tar", "b.tar"), "--cells takes one folder, .tar or .zip of images, not 2"),

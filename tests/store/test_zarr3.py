@@ -12,7 +12,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytofm_cli.store import chunks, zarr3
+from cytofm_cli.store import zarr3
+from cytofm_cli.store.chunks import ShardedArrayReader
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float32", "float16"])
@@ -102,7 +103,7 @@ def test_sharded_pixels__zarr_and_our_reader_agree(
         writer.write_shard(shard, parts_of(shard))
 
     np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:], tiles)
-    with chunks.ShardedArrayReader(path) as reader:
+    with ShardedArrayReader(path) as reader:
         decode = zarr3.chunk_decoder(reader.codecs, reader.chunk)
         for row in range(n):
             found = reader.row_chunks(row)
@@ -142,7 +143,7 @@ def test_sharded_reader__damaged_index_is_refused(tmp_path: Path) -> None:
     data[-9] ^= 1
     shard.write_bytes(bytes(data))
     with (
-        chunks.ShardedArrayReader(tmp_path / "a") as reader,
+        ShardedArrayReader(tmp_path / "a") as reader,
         pytest.raises(ValueError, match="the index of shard 0: its checksum is wrong"),
     ):
         reader.row_chunks(0)
@@ -169,7 +170,7 @@ def test_sharded_reader__many_threads_read_what_one_reads(tmp_path: Path) -> Non
         writer.write_shard(shard, parts[2 * shard : 2 * shard + 2])
     for _ in range(5):
         with (
-            chunks.ShardedArrayReader(tmp_path / "a") as reader,
+            ShardedArrayReader(tmp_path / "a") as reader,
             ThreadPoolExecutor(8) as pool,
         ):
             assert [found[0] for found in pool.map(reader.row_chunks, range(rows))] == parts

@@ -254,3 +254,78 @@ def test_heartbeat__only_for_the_claim_that_is_ours(
         os.utime(path, (0, 0))
         time.sleep(0.1)
         assert path.stat().st_mtime == 0
+
+
+JOB = {"cluster": "c", "id": "7", "task": "3", "restart": 1}
+
+
+def in_job(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """Put this process into a run of a job of Slurm."""
+    said = JOB | changes
+    for name, key in (
+        ("SLURM_CLUSTER_NAME", "cluster"),
+        ("SLURM_JOB_ID", "id"),
+        ("SLURM_ARRAY_TASK_ID", "task"),
+        ("SLURM_RESTART_COUNT", "restart"),
+    ):
+        if said[key] is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, str(said[key]))
+
+
+def test_claim__says_which_run_of_which_job_of_slurm_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".a.claim"
+    for changes, told in (
+        ({}, JOB),
+        ({"restart": None, "task": None}, JOB | {"restart": 0, "task": ""}),
+        ({"id": None}, None),
+    ):
+        in_job(monkeypatch, **changes)
+        with claim(path):
+            assert json.loads(path.read_text()).get("job") == told
+
+
+def test_claim__of_a_former_run_of_this_job_gives_way_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".a.claim"
+    path.write_text(claim_of(host="a-lost-node", job=JOB))
+    in_job(monkeypatch, restart=2)
+    monkeypatch.setattr(claims, "_stays", lambda *_: pytest.fail("looked again"))
+    with claim(path):
+        assert json.loads(path.read_text())["job"] == JOB | {"restart": 2}
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        {"restart": 1},  # another process of the same run
+        {"restart": 0},  # a process that outlived its job's node: the later run has the claim
+        {"restart": 2, "id": "8"},
+        {"restart": 2, "task": "4"},
+        {"restart": 2, "cluster": "d"},
+        {"restart": 2, "id": None},  # in no job
+    ],
+)
+def test_claim__of_another_job_or_run_is_kept_while_it_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: dict[str, object]
+) -> None:
+    path = tmp_path / ".a.claim"
+    path.write_text(claim_of(host="a-lost-node", job=JOB))
+    in_job(monkeypatch, **ours)
+    with pytest.raises(ClaimHeldError, match="on a-lost-node"), claim(path):
+        pass
+
+
+@pytest.mark.parametrize("job", ["7", 7, [], {"id": "7"}, JOB | {"restart": "0"}])
+def test_claim__that_says_nonsense_of_its_job_is_judged_by_its_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: object
+) -> None:
+    path = tmp_path / ".a.claim"
+    path.write_text(claim_of(host="a-lost-node", job=job))
+    in_job(monkeypatch, restart=2)
+    with pytest.raises(ClaimHeldError), claim(path):
+        pass
