@@ -177,5 +177,7 @@ def _update_root(path: Path, drop: Sequence[str] = ()) -> None:
         content["steps"] |= orphans(path, content["steps"])
     for step in drop:
         content["steps"].pop(step, None)
-    remove_partials(path)  # of a killed process: this one holds the claim
+    # Of a killed process, in the store and its groups of steps: this one holds the claim.
+    for left in (path, path / "classes", path / "embeddings"):
+        remove_partials(left)
     write_node(path, node, flush=True)
