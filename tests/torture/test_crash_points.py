@@ -19,6 +19,7 @@ from .warm import CRASHED
 # Those that replace what is there, and those that write most ways: the short form.
 CHEAP = ("tile --overwrite", "embed --overwrite", "mil train --overwrite")
 SAMPLE = 3  # crashes a case in the short form
+LONG = os.environ.get("CYTOTORTURE", "")  # every command: all K, or so many of them
 
 
 def rebuild(warm: Warm, ground: Path, work: Path, before: tuple[object, ...] | None) -> Path:
@@ -57,6 +58,7 @@ def crash_everywhere(
 NAMES = [*CASES, *(f"again: {name}" for name in AGAIN)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHEAP)
 def test_crash__the_same_command_mends_it(warm: Warm, ground: Path, work: Path, name: str) -> None:
     words, before = words_of(name)
@@ -64,11 +66,14 @@ def test_crash__the_same_command_mends_it(warm: Warm, ground: Path, work: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not LONG, reason="hours long: CYTOTORTURE=all, or a number of crashes a command"
+)
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", NAMES)
 def test_crash_before_every_change__the_same_command_mends_it(
     warm: Warm, ground: Path, work: Path, name: str
 ) -> None:
     words, before = words_of(name)
-    step = int(os.environ.get("CYTOTORTURE_SAMPLE", "0")) or None
+    step = None if LONG == "all" else int(LONG)
     crash_everywhere(warm, rebuild(warm, ground, work, before), work, words, step)

@@ -5,6 +5,7 @@ The long form: `python tests/torture/long.py --kills 1000 --report FILE.json`; s
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -19,6 +20,9 @@ SHORT = [
     ("embed --overwrite", "writers"), ("tile --overwrite", "slide"),
     ("tile --overwrite", "terminate"), ("tile --overwrite", "suspend"),
 ]  # fmt: skip
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def test_judge__tells_what_is_left(
     assert f"{left} (too many)" in outcome.finding
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("CYTOTORTURE"), reason="an hour long: CYTOTORTURE=all")
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("weather", WEATHERS)
 def test_every_weather__the_same_command_mends_it(
