@@ -30,6 +30,7 @@ def run_pytest(folder: Path, *words: object) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_collection__of_folders_without_networks_does_not_load_torch(tmp_path: Path) -> None:
     (tmp_path / "tell.py").write_text(TELL)
     folders = [ROOT / "tests" / name for name in LIGHT]
@@ -62,6 +63,7 @@ def test_gone():
         (None, ("--all-of-shared",), 0, "2 tests need ../shared, 2 skipped"),
     ],
 )
+@pytest.mark.slow
 def test_needs_shared__is_counted_and_may_be_required(
     tmp_path: Path, shared: list[str] | None, words: tuple[str, ...], code: int, said: str
 ) -> None:

@@ -28,6 +28,8 @@ from cytofm_cli.store import io, schema
 
 from .drawn_cells import QUIET, Cohort
 
+pytestmark = pytest.mark.slow
+
 CROP = 16.0
 VIT = "timm/vit_tiny_patch16_224"
 HOW: dict[str, Any] = {

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 FILES = ["attention.csv", "slides.csv", "attention.json", "heads.png", "heads.svg"]
 QUICK = ("--images", 5, "--shown", 2, "--replicates", 100)
 

@@ -146,6 +146,7 @@ def test_export__stores_of_one_name_are_refused(here, stores: Path, tmp_path: Pa
     assert "have the same name, and so have their files" in done.stderr
 
 
+@pytest.mark.slow
 def test_export__what_another_process_writes_is_left_to_it(
     here, stores: Path, tmp_path: Path
 ) -> None:

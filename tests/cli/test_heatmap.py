@@ -16,6 +16,8 @@ from cytofm_cli.store.io import open_store
 
 from .mil_runs import copies
 
+pytestmark = pytest.mark.slow
+
 FEW = ("--folds", 2, "--seeds", 1, "--epochs", 1, "--inner-folds", 2, "--bootstrap", 100)
 
 

@@ -22,6 +22,8 @@ from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.pretrain import checkpoint, loop
 from cytofm_cli.store.io import open_store
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--method", "dino", "--global-px", 32, "--local-px", 16, "--n-local", 2, "--batch", 4,
     "--steps", 8, "--save-every", 2, "--log-every", 2, "--device", "cpu", "--threads", 1,

@@ -147,6 +147,7 @@ def test_run__one_flag_speaks_to_all_steps(here, field: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_probe__takes_the_labels_of_regions(here, tmp_path: Path) -> None:
     for number in range(4):
         Image.fromarray(picture(number)).save(tmp_path / f"s{number}.png")

@@ -171,6 +171,7 @@ def test_simulate__what_is_no_cohort_is_left_alone(here, tmp_path) -> None:
         (("--patients", 90000, "--size-px", 200000), 75, "slides need about"),
     ],
 )
+@pytest.mark.slow
 def test_simulate__impossible_settings_leave_nothing(here, tmp_path, words, code, said) -> None:
     done = here("simulate", "-o", tmp_path / "x", *words)
     assert done.returncode == code

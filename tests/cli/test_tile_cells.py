@@ -200,6 +200,7 @@ def test_tile_cells__again_is_skipped_and_other_settings_are_refused(here, folde
     assert [nuclei.classes[i] for i in nuclei.class_id] == ["a", "a", "b"]
 
 
+@pytest.mark.slow
 def test_tile_cells__is_finished_after_kill_9_with_the_same_bytes(cytofm, folder: Path) -> None:
     words = ["tile", "--cells", str(folder / "cells.csv"), "-o"]
     assert cytofm(*words, folder / "whole").returncode == 0

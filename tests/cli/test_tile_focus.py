@@ -20,6 +20,8 @@ from cytofm_cli.units import Box
 from ..nodes import put_node  # noqa: TID252 - the folders are no packages
 from ..tiles.stacks import stack_of, write_stack  # noqa: TID252 - the folders are no packages
 
+pytestmark = pytest.mark.slow
+
 TILE = 128
 HOW = ("--foreground", "none", "--tile-px", TILE, "-q")
 

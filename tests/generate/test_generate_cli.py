@@ -18,6 +18,8 @@ from cytofm_cli.generate.synthetic import sample_run
 from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.store.io import open_store
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "size_px": 32, "vae_base": 8, "vae_blocks": 1, "depth": 1, "width": 16, "heads": 2, "patch": 1,
     "aligned_depth": 1, "projector": 16, "batch": 4, "steps": 2, "threads": 1, "device": "cpu",

@@ -14,6 +14,8 @@ from cytofm_cli.generate.vae import Vae, VaeShape
 
 from .toys import sit_shape
 
+pytestmark = pytest.mark.slow
+
 MEANS = (-0.8, 0.8)
 SPREAD = 0.2
 

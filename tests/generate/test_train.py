@@ -22,6 +22,8 @@ from cytofm_cli.pretrain.loop import DivergedError
 
 from .conftest import make_store
 
+pytestmark = pytest.mark.slow
+
 CLOCKS = {"tiles_per_s", "wait_share", "utilisation"}
 SMALL: dict[str, Any] = {
     "size_px": 32, "vae_base": 8, "vae_blocks": 1, "depth": 2, "width": 16, "heads": 2, "patch": 1,

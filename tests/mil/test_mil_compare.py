@@ -111,6 +111,7 @@ def test_benchmark__other_positive_class_is_refused_before_training(made: Path) 
         check_folder(config, sources, ("mean", "max"), made / "labels.csv", made / "out")
 
 
+@pytest.mark.slow
 def test_benchmark__settings_are_tuned_in_every_run(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
     report = run_benchmark(tmp_path, ("mean",), {"lr": ["1e-9", "0.05"]}, inner_folds=2)

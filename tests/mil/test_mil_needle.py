@@ -40,6 +40,7 @@ def test_needle__is_found_by_heads_that_look_along_directions(method: str) -> No
     assert auc_of(method, "cytofm") >= 0.9
 
 
+@pytest.mark.slow
 def test_needle__is_not_seen_by_the_maximum_of_single_features() -> None:
     assert auc_of("max", "official") <= 0.75  # without a hidden layer
 

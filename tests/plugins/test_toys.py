@@ -18,6 +18,8 @@ from cytofm_cli.store.io import open_store
 from cytofm_cli.testing import check
 from cytofm_cli.testing.samples.stores import write_slide
 
+pytestmark = pytest.mark.slow
+
 TOYS = Path(__file__).parent / "toys"
 FOLDER = {kind.kind: kind.group.rpartition(".")[2] for kind in registry.ALL}
 FILES = [

@@ -121,6 +121,7 @@ def run(store: Path, out: Path, **settings: object) -> tuple[Path, list[str]]:
     return out, said
 
 
+@pytest.mark.slow
 def test_run__says_that_its_teacher_rests_and_does_not_by_default(
     make_store, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from cytofm_cli.report.report import report_page
 
 from .made_up import evidence_of, many, run_of
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
 
 

@@ -320,6 +320,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.slow
 def test_kill_at_any_rename__leaves_the_old_or_the_new_or_nothing(
     tmp_path: Path, *, earlier: bool
 ) -> None:

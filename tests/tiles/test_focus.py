@@ -106,6 +106,7 @@ def test_tile_focus__a_finer_picture_is_reduced_first():
 
 
 @pytest.mark.needs_shared("data/cric/images")
+@pytest.mark.slow
 def test_tile_focus__ranks_blurred_real_tiles_in_order():
     import pyvips
 

@@ -279,6 +279,7 @@ def _cric():
 
 
 @pytest.mark.needs_shared("data/cric/points.csv")
+@pytest.mark.slow
 def test_find_foreground__keeps_marked_nuclei_of_real_pap_fields():
     import pyvips
 

@@ -20,6 +20,8 @@ from cytofm_cli.viewer.marks import read_book
 from ..browser import Browser  # noqa: TID252 - the folders of tests are no packages
 from ..nodes import put_node  # noqa: TID252 - of all tests
 
+pytestmark = pytest.mark.slow
+
 Serve = Callable[..., "Served"]
 NAMED = "document.getElementById('plane-name').textContent === arguments[0]"
 X0 = "<img src=x onerror=alert(1)>"

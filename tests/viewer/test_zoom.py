@@ -82,6 +82,7 @@ def test_read_region__of_a_slide_that_is_gone_is_the_thumbnail() -> None:
     assert (shown == 77).all()
 
 
+@pytest.mark.slow
 def test_read_region__of_a_large_slide_without_pyramid_never_reads_it_as_a_whole() -> None:
     slide = Striped(Size(40_000, 40_000), (1,))
     thumbnail = Thumbnail(np.full((625, 625, 3), 77, np.uint8), Size(40_000, 40_000))  # 1/64
