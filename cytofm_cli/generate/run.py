@@ -28,7 +28,7 @@ from cytofm_cli.pretrain.plan import own_device, share_of
 from cytofm_cli.pretrain.session import leaving_word, take_threads
 from cytofm_cli.runs import folder
 from cytofm_cli.runs.provenance import sha256_file
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, real_place, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def train(
     """
     world = distributed.find_world()
     device = own_device(config.device, world)
-    out = out.absolute()
+    out = real_place(out)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())
         plan = make_plan(config, stores, slides=slides)
