@@ -136,8 +136,7 @@ class VipsReader(SlideReader):
         return native_jpeg.open_tiles(self.info.path, directories[0])
 
     def _open_plane(self, plane: int) -> VipsReader:
-        if self._pyramid is None:
-            raise NotImplementedError
+        assert self._pyramid is not None  # a picture without directories has one plane
         with self._lock:
             if plane not in self._planes:
                 self._planes[plane] = _of_pyramid(self.info.path, self._pyramid.at_plane(plane))
