@@ -19,13 +19,12 @@ from cytofm_cli.generate.file import about_of, write_generator
 from cytofm_cli.generate.plan import PLAIN, GeneratePlan, make_plan
 from cytofm_cli.generate.repa_e import RepaE
 from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel
-from cytofm_cli.pretrain import run_folder as training
 from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.loop import Hooks, Trainer
 from cytofm_cli.pretrain.monitor import RunLog
 from cytofm_cli.pretrain.plan import own_device, share_of
-from cytofm_cli.pretrain.session import leaving_word, take_threads
+from cytofm_cli.pretrain.session import take_threads, underway, with_threads
 from cytofm_cli.runs import folder
 from cytofm_cli.runs.provenance import sha256_file
 from cytofm_cli.work.files import output_errors, real_place, write_text
@@ -90,18 +89,17 @@ def train(
         stop = stack.enter_context(catch_signals())
         plan = make_plan(config, stores, slides=slides)
         stack.callback(plan.index.close)
-        plan = _with_threads(plan, take_threads(config.threads, out, overwrite=overwrite), device)
+        threads = take_threads(config.threads, out, overwrite=overwrite)
+        plan = replace(
+            plan,
+            config=replace(plan.config, threads=threads),
+            record=with_threads(plan.record, threads, device),
+        )
         with output_errors(out):
             if run_folder.is_done(out, plan.record, overwrite=overwrite) and _is_whole(out):
                 summary = run_folder.RUN.read_json(out, run_folder.SUMMARY)
                 return GenerateReport(out, out / run_folder.GENERATOR, summary, skipped=True)
-            if world.is_main:
-                stack.enter_context(folder.holding(out))
-            stack.enter_context(distributed.process_group(world, device))
-            if world.is_main:
-                training.prepare(out, plan.record, overwrite=overwrite)
-            distributed.barrier()
-            with leaving_word(out, world):
+            with underway(out, plan.record, world, device, overwrite=overwrite):
                 say = note if world.is_main else _silent
                 summary = _train(plan, out, world, device, stop, say, progress)
     generator = out / run_folder.GENERATOR
@@ -112,14 +110,6 @@ def _is_whole(out: Path) -> bool:
     """Tell whether a finished RUN has its generator; else it is written from the checkpoint."""
     summary = run_folder.RUN.read_json(out, run_folder.SUMMARY)
     return folder.is_whole(out / run_folder.GENERATOR, summary.get("sha256"))
-
-
-def _with_threads(plan: GeneratePlan, threads: int, device: torch.device) -> GeneratePlan:
-    """Record the threads where they compute."""
-    record = dict(plan.record)
-    if device.type == "cpu":
-        record[training.COMPUTE] = {"threads": threads}
-    return replace(plan, config=replace(plan.config, threads=threads), record=record)
 
 
 def _train(

@@ -26,9 +26,8 @@ from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, export_updates, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.plan import Plan, make_plan, own_device, share_of
-from cytofm_cli.pretrain.session import leaving_word, take_threads
+from cytofm_cli.pretrain.session import take_threads, underway, with_threads
 from cytofm_cli.pretrain.teacher import LEAST_MOVED, MOST_START
-from cytofm_cli.runs import folder
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.work.files import output_errors, real_place, write_text
 from cytofm_cli.work.signals import StopFlag, catch_signals
@@ -97,31 +96,21 @@ def pretrain(
         plan = make_plan(config, views, stores, settings or {}, slides=slides)
         stack.callback(plan.index.close)
         threads = take_threads(config.threads, out, overwrite=overwrite)
-        plan = _with_threads(plan, threads, device)
+        plan = replace(
+            plan,
+            config=replace(plan.config, threads=threads),
+            record=with_threads(plan.record, threads, device),
+        )
         with output_errors(out):
             done = run_folder.is_done(out, plan.record, overwrite=overwrite)
             if done and not _lost(out, config, note):
                 summary = run_folder.read_summary(out)
                 return PretrainReport(out, out / run_folder.ENCODER, summary, skipped=True)
-            if world.is_main:
-                stack.enter_context(folder.holding(out))
-            stack.enter_context(distributed.process_group(world, device))
-            if world.is_main:
-                run_folder.prepare(out, plan.record, overwrite=overwrite)
-            distributed.barrier()
             say = note if world.is_main else _silent
-            with leaving_word(out, world):
+            with underway(out, plan.record, world, device, overwrite=overwrite):
                 summary = _train(plan, out, world, device, stop, say, progress, slides)
     encoder = out / run_folder.ENCODER
     return PretrainReport(out, encoder, summary, skipped=False, is_main=world.is_main)
-
-
-def _with_threads(plan: Plan, threads: int, device: torch.device) -> Plan:
-    """Record the threads where they compute."""
-    record = dict(plan.record)
-    if device.type == "cpu":
-        record[run_folder.COMPUTE] = {"threads": threads}
-    return replace(plan, config=replace(plan.config, threads=threads), record=record)
 
 
 def _lost(out: Path, config: PretrainConfig, note: Callable[[str], None]) -> bool:
@@ -227,7 +216,7 @@ def _trainer(
 def _batches(plan: Plan, trainer: Trainer[Method]) -> Batches:
     """Return the batches from the trainer's step on."""
     config, world = plan.config, trainer.world
-    assert config.threads is not None  # see _with_threads
+    assert config.threads is not None  # see `pretrain`
     return Batches(
         plan.index,
         plan.index.schedule(config.seed, config.balance, config.per_slide),

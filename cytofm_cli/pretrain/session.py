@@ -1,16 +1,17 @@
-"""What every run of the loop does around it: threads, and word of how it ended."""
+"""What every run of the loop does around it: threads, the RUN folder, word of how it ended."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cytofm_cli.errors import CytofmError, StoppedError
-from cytofm_cli.pretrain import run_folder
+from cytofm_cli.pretrain import distributed, run_folder
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.runs import folder
 
@@ -29,8 +30,34 @@ def take_threads(wanted: int | None, out: Path, *, overwrite: bool) -> int:
     return threads
 
 
+def with_threads(record: Mapping[str, Any], threads: int, device: torch.device) -> dict[str, Any]:
+    """Return the record of a run that says with how many threads it computes, where they do."""
+    of_threads = {run_folder.COMPUTE: {"threads": threads}} if device.type == "cpu" else {}
+    return {**record, **of_threads}
+
+
 @contextlib.contextmanager
-def leaving_word(out: Path, world: World) -> Iterator[None]:
+def underway(
+    out: Path, record: Mapping[str, Any], world: World, device: torch.device, *, overwrite: bool
+) -> Iterator[None]:
+    """Hold a RUN folder, begun with `record` or gone on with, while a job's processes train.
+
+    Raises:
+        ConfigMismatchError: it was begun with other settings.
+    """
+    with contextlib.ExitStack() as stack:
+        if world.is_main:
+            stack.enter_context(folder.holding(out))
+        stack.enter_context(distributed.process_group(world, device))
+        if world.is_main:
+            run_folder.prepare(out, record, overwrite=overwrite)
+        distributed.barrier()
+        stack.enter_context(_leaving_word(out, world))
+        yield
+
+
+@contextlib.contextmanager
+def _leaving_word(out: Path, world: World) -> Iterator[None]:
     """Let the RUN folder tell how training ended where it did not finish."""
     try:
         yield
