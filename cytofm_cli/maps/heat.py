@@ -21,6 +21,7 @@ from cytofm_cli.work.opencv import opencv
 Floats = NDArray[np.float64]
 LEVELS: Final = 255  # 0 is where no instance lies
 _BITS: Final = 4  # OpenCV takes coordinates in sixteenths of a pixel
+_ROUNDED: Final = 2  # pixels of a map that OpenCV's rounding adds to a cell, at most
 
 
 def choose_column(
@@ -173,8 +174,9 @@ class Painter:
     def paint(self, top: int, height: int, width: int) -> NDArray[np.uint8]:
         """Return rows of the map, uint8 (height, width): 0 is nothing, else 1 + 254 · level."""
         canvas = np.zeros((height, width), np.uint8)
-        low = top * self._downsample - self._places.reach_px0
-        high = (top + height) * self._downsample + self._places.reach_px0
+        reach = self._places.reach_px0 + _ROUNDED * self._downsample
+        low = top * self._downsample - reach
+        high = (top + height) * self._downsample + reach
         first, last = np.searchsorted(self._y, [low, high])
         rows = np.sort(self._by_y[first:last])
         rows = rows[np.argsort(self._tone[rows], kind="stable")]

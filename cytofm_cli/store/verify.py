@@ -194,9 +194,11 @@ def _wrong_records(store: Store, damaged: set[str]) -> list[str]:
         if any(name == group or name.startswith(f"{group}/") for name in damaged):
             continue  # said already
         try:
-            own = read_node(store.path / group)["attributes"].get(schema.ATTRIBUTES_KEY)
+            node = read_node(store.path / group)
         except DAMAGE:
             continue
+        # The very name "attributes" may be damaged, and the checksum in it gone.
+        own = node.get("attributes", {}).get(schema.ATTRIBUTES_KEY)
         if step in listed and listed[step] != own:
             wrong.append(f"{step}: its record is another in the root")
         wrong += [f"{step}: {told}" for told in _wrong_record(store, step, group, record)]

@@ -110,6 +110,20 @@ def test_records__are_held_against_arrays_and_the_root(store: Path, tmp_path: Pa
     }
 
 
+@pytest.mark.parametrize("group", [".", "tiles", STEP, "tiles/xy_px0", f"{STEP}/values"])
+@pytest.mark.parametrize("name", ["attributes", "cytofm", "cytofm_crc32c"])
+def test_damaged_name__of_what_a_node_says_of_itself(
+    store: Path, tmp_path: Path, group: str, name: str
+) -> None:
+    path = Path(shutil.copytree(store, tmp_path / "a.zarr"))
+    file = path / group / "zarr.json"
+    before = file.read_text()
+    file.write_text(before.replace(f'"{name}"', f'"_{name[1:]}"'))
+    # A node whose checksum alone has another name says what it said.
+    whole = name == "cytofm_crc32c" and not (path / group / "c.0.0").exists()
+    assert bool(verify_store(path).damage) is (before != file.read_text() and not whole)
+
+
 def test_missing_file__is_damage(store: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(store, tmp_path / "a.zarr"))
     (path / "tiles" / "xy_px0" / "c.0.0").unlink()
