@@ -130,6 +130,30 @@ def test_read__of_a_tile_that_ends_early_is_an_error_and_the_rest_reads(corrupt)
     assert slide.read(0, Box(0, 0, 256, 128)).shape == (128, 256, 3)
 
 
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+@pytest.mark.parametrize("junk", [b"\xff\xd9", b"\0"], ids=["end of image", "no end"])
+def test_read__of_a_damaged_first_tile_of_any_level_is_an_error(save, level, junk) -> None:
+    """The first tile used to tell whether tiles can be checked at all."""
+    path = save("a.tif", compression="jpeg")
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages[level]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    first, last = places[0], places[-1]
+    with Path(path).open("r+b") as handle:
+        for offset, count in {first, last}:
+            handle.seek(offset + count // 2)
+            handle.write((junk * count)[: count - count // 2])
+    with open_slide(path) as slide:
+        tiles = slide.native_jpeg(level)
+        assert tiles is not None
+        with pytest.raises(SlideError, match="damaged JPEG tile at column 0, row 0"):
+            tiles.stream(0, 0)
+        width, height = slide.info.levels[level].size_px
+        for x, y in {(0, 0), (width - 1, height - 1)}:
+            with pytest.raises(SlideError, match="damaged"):
+                slide.read(level, Box(x, y, 1, 1))
+
+
 @pytest.mark.parametrize("size", [(640, 480), (637, 477)])
 @pytest.mark.parametrize("damage", ["end of image", "zeros", "hole", "cut"])
 def test_field__of_damaged_jpeg_data_is_refused_not_read_grey(tmp_path, size, damage) -> None:
