@@ -154,6 +154,42 @@ def test_read__of_a_damaged_first_tile_of_any_level_is_an_error(save, level, jun
                 slide.read(level, Box(x, y, 1, 1))
 
 
+@pytest.mark.parametrize("junk", [b"", b"\xff\xd9", b"\0", b"\x5a"], ids=str)
+@pytest.mark.parametrize("tile", [(128, 128), None], ids=["tiles", "strips"])
+@pytest.mark.parametrize("kind", ["grey", "ink", "planes", "channels"])
+@pytest.mark.parametrize("reader", ["auto", "tifffile"])
+def test_read__of_damaged_jpeg_of_other_than_three_samples(
+    tmp_path, junk, tile, kind, reader
+) -> None:
+    """Of these nobody copies tiles, so nobody else checks their data."""
+    pixels = draw(Size(384, 256))
+    four = np.dstack([pixels, pixels[..., :1]])
+    data, words = {
+        "grey": (pixels[..., 0], {"photometric": "minisblack"}),
+        "ink": (four, {"photometric": "separated"}),
+        "planes": (np.moveaxis(pixels, 2, 0), {"photometric": "rgb", "planarconfig": "separate"}),
+        "channels": (np.moveaxis(pixels, 2, 0), {"photometric": "minisblack", "ome": True}),
+    }[kind]
+    path = tmp_path / ("a.ome.tif" if kind == "channels" else "a.tif")
+    own = {"metadata": {"axes": "CYX"}} if words.pop("ome", False) else {"metadata": None}
+    shape = {"tile": tile} if tile else {"rowsperstrip": 64}
+    tifffile.imwrite(path, np.ascontiguousarray(data), compression="jpeg", **shape, **own, **words)
+    with tifffile.TiffFile(path) as tif:
+        offset, count = tif.pages[0].dataoffsets[1], tif.pages[0].databytecounts[1]
+    if junk:
+        with path.open("r+b") as handle:
+            handle.seek(offset + count // 2)
+            handle.write((junk * count)[: count // 2 - 2])
+    with open_slide(str(path), reader=reader) as slide:
+        if not junk:
+            assert slide.read(0, Box(0, 0, 384, 256)).std() > 5
+            return
+        with pytest.raises(SlideError):
+            slide.read(0, Box(0, 0, 384, 256))
+        if tile:  # libvips unpacks strips from the top
+            assert slide.read(0, Box(0, 128, 128, 128)).std() > 5
+
+
 @pytest.mark.parametrize("size", [(640, 480), (637, 477)])
 @pytest.mark.parametrize("damage", ["end of image", "zeros", "hole", "cut"])
 def test_field__of_damaged_jpeg_data_is_refused_not_read_grey(tmp_path, size, damage) -> None:
