@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cytofm_cli.api.cohort import Listen, Manner, run_cohort
+from cytofm_cli.api.failures import refuse_passing
 from cytofm_cli.api.given import PathLike, Paths, config_of, words_of
 from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id
 from cytofm_cli.errors import UsageError
@@ -74,6 +75,7 @@ def make_report(
         UsageError: no RUN, or one twice.
         InputError: no finished RUN of `mil train`, or no such store.
         OutputError: `out` exists, or cannot be written.
+        TryAgainError: see `refuse_passing`.
     """
     config = config_of(ReportConfig, config, settings, "make_report")
     page = Path(out)
@@ -182,6 +184,7 @@ def _gather(jobs: Sequence[SlideJob], folder: Path, manner: Manner) -> dict[str,
         return {}
     n_workers, _ = manner.crew(len(jobs))
     outcomes = run_cohort("report", jobs, gather_one, folder, manner, workers=n_workers)
+    refuse_passing(outcomes)
     return {
         outcome.slide_id: outcome.facts["evidence"]
         if outcome.error is None
