@@ -19,7 +19,7 @@ from cytofm_cli.errors import (
 )
 from cytofm_cli.work.batch import Loss, Outcome, Task
 from cytofm_cli.work.claim import ClaimHeldError, claim
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, read_plain, write_text
 
 _WAIT_S: Final = 60.0
 # By command and slide; None: not failed any more.
@@ -83,8 +83,8 @@ class FailureLog:
 
     def _read(self) -> Records:
         records: Records = {}
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if self.path.is_file():
+            for line in read_plain(self.path).decode("utf-8", "replace").split("\n"):
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     record = json.loads(line)
                     records[record["command"], record["slide_id"]] = record

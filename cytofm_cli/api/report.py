@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cytofm_cli.report.output import folder_of, refuse_existing, write_page
 from cytofm_cli.report.report import by_notability, class_shown, report_page
 from cytofm_cli.words import named
 from cytofm_cli.work.batch import Reporter, Status, Task
+from cytofm_cli.work.files import read_plain
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,10 @@ def _failures(stores: Sequence[Path]) -> list[dict[str, str]]:
     failures = []
     for folder in sorted({path.parent for path in stores}):
         for file in sorted(folder.glob("failures*.jsonl")):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            text = ""
+            with contextlib.suppress(OSError):
+                text = read_plain(file).decode("utf-8", "replace")
+            for line in text.splitlines():
                 try:
                     record = json.loads(line)
                     failures.append(

@@ -481,10 +481,7 @@ def _write(asked: argparse.Namespace, held: Held) -> None:
 
 def table(told: dict[str, Any]) -> str:
     """Return the counts of a report as a table of Markdown."""
-    lines = [
-        "| File | Tried | Refused | Accepted | Neither | Findings |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| File | Tried | Refused | Accepted | Neither | Findings |", "|---" * 6 + "|"]
     for kind, of in (*told["by_kind"].items(), ("all", told["total"])):
         tried, refused, accepted, findings = (of[name] for name in _COUNTS)
         neither = tried - refused - accepted

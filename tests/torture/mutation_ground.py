@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 PRETRAIN: Final = (
-    "--encoder sr-vit-nano --method dino --global-px 32 --local-px 16 --n-local 2 --batch 4 --steps 3 --save-every 1"
-    " --log-every 1 --device cpu --threads 1 --set prototypes=16 --set hidden=8"
-    " --set bottleneck=8"
+    "--encoder sr-vit-nano --method dino --global-px 32 --local-px 16 --n-local 2 --batch 4"
+    " --steps 3 --save-every 1 --log-every 1 --device cpu --threads 1"
+    " --set prototypes=16 --set hidden=8 --set bottleneck=8"
 )
 
 
