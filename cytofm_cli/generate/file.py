@@ -30,7 +30,7 @@ from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.generate.conditions import ConditionShape
 from cytofm_cli.generate.sit import SiT, SitShape
 from cytofm_cli.generate.vae import Vae, VaeShape
-from cytofm_cli.work.files import replacing
+from cytofm_cli.work.files import plain, replacing
 
 FORMAT: Final = "cytofm-generator-1"
 _PARTS: Final = ("ema", "model", "vae", "vae_ema")
@@ -179,7 +179,7 @@ def _told(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(plain(path), framework="pt") as file:
             text = (file.metadata() or {}).get("cytofm")
         said = {} if text is None else json.loads(text)
         if said and said["format"] != FORMAT:
