@@ -126,6 +126,7 @@ def _judge(
 ) -> dict[str, Any]:
     about = about_with_shapes(generator)
     reference, floor = choose_real(index, config.n, config.seed, size_of(about))
+    _require_enough(reference, config, index.unit)
     given = _conditions(about, index, reference)
     made = draw_images(
         generator, given, len(reference.tile_N), config, device,
@@ -184,6 +185,21 @@ def choose_real(index: TileIndex, n: int, seed: int, size_px: int) -> tuple[Real
         for tiles in halves
     )
     return first, second
+
+
+def _require_enough(reference: Real, config: MeasureConfig, unit: str) -> None:
+    """Refuse what the measures could not tell, before anything is sampled.
+
+    Raises:
+        InputError: not more images than neighbours.
+    """
+    n, least = len(reference.tile_N), max(config.k, config.density_k) + 1
+    if n < least:
+        raise InputError(
+            f"{n} {unit}s of every other slide are too few for --k {config.k} and --density-k "
+            f"{config.density_k}: at least {least}.",
+            hint="name more stores, or ask for fewer neighbours",
+        )
 
 
 def _read(index: TileIndex, tiles: NDArray[np.int64], size_px: int) -> Images:

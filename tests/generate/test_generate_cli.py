@@ -166,6 +166,9 @@ def test_evaluate__has_floors_and_measures(
     assert evaluate_run(runs["encoder"], stores, tmp_path / "judged", config).skipped
     with pytest.raises(InputError, match="one slide only"):
         evaluate_run(runs["encoder"], stores[:1], tmp_path / "one", config)
+    with pytest.raises(InputError, match=r"6 cells of every other.*least 7"):
+        evaluate_run(runs["encoder"], stores, tmp_path / "few", MeasureConfig(n=6, k=6, **QUICK))
+    assert not (tmp_path / "few").exists()
 
 
 def test_through_autoencoder__gives_what_its_mean_decodes_to_in_batches_of_any_size(
