@@ -60,6 +60,8 @@ def page(results: Results) -> str:
     judged = {n.removeprefix("judged-"): r for n, r in results.items() if n.startswith("judged-")}
     plain = judged.get("malaria_nih")
     runs = {name: of for name, of in results.items() if name.partition("-")[0] in _SAMPLERS}
+    if plain:
+        runs["sde-50"] = plain  # which is how all but those are sampled
     ema = {"on": plain, "off": results.get("no-vae-ema")}
     guided = {"1": plain} | {
         name.partition("-")[2]: of for name, of in results.items() if name.startswith("guidance-")
@@ -70,9 +72,9 @@ def page(results: Results) -> str:
         "### Like what was asked for, and no copy (`make evaluate memory`)\n",
         memory_table({**judged, "malaria_nih, cells of the training": results.get("memory")}),
         "### What JPEG alone does (`make evaluate`)\n", jpeg_table(judged),
-        "### Samplers by steps (`make samplers`)\n",
+        "### Samplers by steps (`make evaluate samplers`)\n",
         runs_table(["sampler, steps"], {n.replace("-", ", "): runs[n] for n in in_order(runs)}),
-        "### Guidance, in 0,0.75 (`make guidance`)\n", runs_table(["guidance"], guided),
+        "### Guidance, in 0,0.75 (`make evaluate guidance`)\n", runs_table(["guidance"], guided),
         "### The autoencoder's running mean (`make evaluate vae_ema`)\n",
         runs_table(["running mean"], ema),
     ]  # fmt: skip

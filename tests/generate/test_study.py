@@ -60,7 +60,7 @@ def test_settings__are_those_of_the_commands() -> None:
 def test_page__has_each_number_in_its_place(study: SimpleNamespace) -> None:
     page = study.report.page(
         {"judged-malaria_nih": metrics(20.0), "no-vae-ema": metrics(21.0),
-         "guidance-2.5": metrics(22.0), "sde-50": metrics(23.0), "sde-5": metrics(24.0)}
+         "guidance-2.5": metrics(22.0), "sde-10": metrics(23.0), "sde-5": metrics(24.0)}
     )  # fmt: skip
     where = "| malaria_nih, cytofm-tiny, n 200, 384 features |"
     overlap = "0.500 | 0.250 | 1.000 | 0.125 |"
@@ -68,7 +68,8 @@ def test_page__has_each_number_in_its_place(study: SimpleNamespace) -> None:
     assert f"{where} real, other slides | 3.5 | {overlap}" in page
     assert "| malaria_nih | 0.900 | 0.800 | 1.0% | 0.750 | 50.0% | 0.5% |" in page
     assert page.index("| 95 | 11.88 |") < page.index("| 50 | 6.25 |")
-    assert page.index("| sde, 5 | 24 |") < page.index("| sde, 50 | 23 |")
+    assert page.index("| sde, 5 | 24 |") < page.index("| sde, 10 | 23 |")
+    assert page.index("| sde, 10 | 23 |") < page.index("| sde, 50 | 20 |")  # the plain one
     assert f"| 2.5 | 22 | {overlap} 0.750 | 50.0% |" in page
     assert f"| off | 21 | {overlap} 0.750 | 50.0% |" in page
     assert page.count("Not run yet.") == 1  # the training's log
