@@ -45,8 +45,8 @@ class Generator:
     Attributes:
         sit: with the statistics of the latents.
         vae: that decodes.
-        about: what is known of it: `vae`, `sit` (sizes), `encoder`, `classes`, `mpp`, `unit`,
-            `side_um`, `licence`.
+        about: what is known of it: `vae`, `sit` (sizes), `encoder`, `classes`, `has_null`, `mpp`,
+            `unit`, `side_um`, `licence`.
         notes: what loading did, one line each.
     """
 
@@ -203,10 +203,12 @@ def _parts(path: Path) -> dict[str, dict[str, Tensor]]:
             f"{path}: no generator: none of its entries begins with {', '.join(_PARTS)}.",
             hint="a generator.safetensors of `cytofm generate train`, or a .pt of REPA-E",
         )
-    for state in parts.values():
+    for part, state in parts.items():
         for name, x in state.items():
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-                raise WeightsError(f"{path}: {name} is not finite.")
+                raise WeightsError(
+                    f"{path}: {part}.{name} is not finite.", hint="its training diverged"
+                )
     return parts
 
 
