@@ -74,6 +74,11 @@ def test_a_damaged_store__ends_neither_info_nor_export_for_the_others(
     assert done.returncode == 4, done.stderr
     assert done.stdout.split() == [str(tmp_path / "out" / f"{good.stem}.pt")]
     assert sum(line.startswith(f"error: {bad}") for line in done.stderr.splitlines()) == 1
+    for words in (("verify", some), ("embed", some, "--encoder", "handcrafted", "--dry-run")):
+        told = here(*words)
+        assert told.returncode == 4, told.stderr
+        assert sum(line.startswith(f"error: {bad}") for line in told.stderr.splitlines()) == 1
+    assert str(bad) in here("status", some).stdout
     alone = here("export", bad, "-o", tmp_path / "out", "--to", "pt")
     assert alone.returncode == 3, alone.stderr
 
