@@ -83,6 +83,19 @@ def test_a_damaged_store__ends_neither_info_nor_export_for_the_others(
     assert alone.returncode == 3, alone.stderr
 
 
+def test_info__a_word_that_names_nothing_ends_nothing(here, some: Path, tmp_path: Path) -> None:
+    bad, good = sorted(some.iterdir())
+    (bad / "zarr.json").unlink()
+    told = here("info", tmp_path / "none.svs", bad, good, "--json")
+    assert told.returncode == 4, told.stderr
+    assert [json.loads(line)["store"] for line in told.stdout.splitlines()] == [str(good)]
+    lines = told.stderr.splitlines()
+    assert {line.partition(": ")[2].split(":")[0] for line in lines[:2]} == {
+        str(tmp_path / "none.svs"),
+        str(bad),
+    }
+
+
 def test_a_damaged_array__is_told_by_name(here, some: Path) -> None:
     bad, good = sorted(some.iterdir())
     (bad / "tiles" / "xy_px0" / "zarr.json").write_text("{}")
