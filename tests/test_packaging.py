@@ -195,3 +195,11 @@ def test_tile__imports_neither_torch_nor_zarr() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_packages_of_scanners__are_all_there_when_the_tests_run_in_ci() -> None:
+    """Else the conformance of their readers would be skipped."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    extras, dev = project["project"]["optional-dependencies"], project["dependency-groups"]["dev"]
+    for extra in ("kfb", "tmap", "isyntax", "czi", "vsi", "dicom"):
+        assert extras[extra] and set(extras[extra]) <= set(dev), extra

@@ -79,8 +79,10 @@ def is_sound(stream: bytes, tables: bytes | None = None) -> bool:
     try:
         refuse_broken_scan(stream)
         # Four components as they are: YCCK would turn the grey of an empty block into another.
-        raw = {"colorspace": "CMYK", "outcolorspace": "CMYK"} if components == 4 else {}
-        pixels = imagecodecs.jpeg8_decode(longer, tables=tables or None, **raw)
+        own = "CMYK" if components == 4 else None
+        pixels = imagecodecs.jpeg8_decode(
+            longer, tables=tables or None, colorspace=own, outcolorspace=own
+        )
     except (ValueError, RuntimeError):
         return False
     row = pixels[height + _BLEED_PX :]

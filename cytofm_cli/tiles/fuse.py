@@ -42,6 +42,10 @@ _NOISE: Final = 4  # grey levels of |Laplacian| at SEEN_UM
 # What another plane must have beside the middle one, as a ratio, and in mean grey levels on top.
 _MORE: Final = (21, 20)
 _LEAST: Final = 0.3
+# The mean of so many pixels a side, and how far planes differ in it: more than defocus makes.
+ODD_PX: Final = 32
+_ODD: Final = 16
+_EVERY: Final = 4  # so many samples are enough
 _BLOCK: Final = 64  # side of what is mixed at a time, cells: few planes are used in it
 
 
@@ -99,6 +103,20 @@ def detail(plane_HWC: NDArray[np.uint8], windows: Windows) -> NDArray[np.int32]:
         cv2.boxFilter(edges, cv2.CV_32S, side, **how), cv2.CV_32S, side, **how
     )
     return sums
+
+
+def at_odds(planes: Sequence[NDArray[np.uint8]]) -> dict[int, NDArray[np.bool_]]:
+    """Tell where a plane is of another brightness than most, as focus does not make it.
+
+    Returns:
+        By plane, if there are such places: bool, squares of `ODD_PX` from the corner.
+    """
+    few = (np.ascontiguousarray(plane[::_EVERY, ::_EVERY]) for plane in planes)
+    coarse_PhwC = np.stack([_reduced(plane, ODD_PX // _EVERY) for plane in few]).astype(np.int16)
+    middle_hwC = np.median(coarse_PhwC, axis=0)
+    limit = _ODD if len(planes) > 2 else _ODD / 2
+    odd_Phw = (np.abs(coarse_PhwC - middle_hwC) >= limit).any(3)
+    return {plane: odd_Phw[plane] for plane in np.flatnonzero(odd_Phw.any((1, 2))).tolist()}
 
 
 def choose(

@@ -127,7 +127,7 @@ class FusedReader(SlideReader):
         planes = [plane.read(level, around) for plane in self._planes]
         details = [fuse.detail(plane, windows) for plane in planes]
         chosen_hw = fuse.choose(details, self.info.focal_plane, windows)
-        self._refuse_damage(level, part, around, chosen_hw, windows)
+        self._refuse_damage(level, part, around, chosen_hw, fuse.at_odds(planes), windows)
         fused = fuse.blend(planes, chosen_hw, windows)
         x, y = part.x - left, part.y - top
         return fused[y : y + part.h, x : x + part.w]
@@ -138,15 +138,19 @@ class FusedReader(SlideReader):
         part: Box,
         around: Box,
         chosen_hw: NDArray[np.uint8],
+        odd: dict[int, NDArray[np.bool_]],
         windows: fuse.Windows,
     ) -> None:
-        """Decode the file's own JPEG tiles once for a check, of those planes that are shown there.
+        """Decode the file's own JPEG tiles once for a check, where a plane is shown that is odd.
+
+        All tiles of all planes would cost more than fusing: what is damaged differs from the other
+        planes in what focus does not change, and is looked at more closely for it.
 
         Raises:
             SlideError: one is damaged.
         """
         margin = windows.step * windows.blend
-        for plane in np.unique(chosen_hw).tolist():
+        for plane in np.intersect1d(np.unique(chosen_hw), list(odd)).tolist():
             jpeg = self._views.jpeg(plane, level)
             if jpeg is None:
                 continue
@@ -158,7 +162,8 @@ class FusedReader(SlideReader):
             ]
             for (column, x), (row, y) in itertools.product(*spans):
                 cells = (_cells(y, windows.step), _cells(x, windows.step))
-                if (chosen_hw[cells] == plane).any():
+                blocks = (_cells(y, fuse.ODD_PX), _cells(x, fuse.ODD_PX))
+                if odd[plane][blocks].any() and (chosen_hw[cells] == plane).any():
                     self._damage.stream(jpeg, column, row)
 
 

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from cytofm_cli.tiles import morphology
+from cytofm_cli.tiles.foreground import enlarge
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,8 +68,7 @@ def straight_lines(light_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:
         coarse_HW = _downwards(small_HW)
         coarse_HW |= _downwards(np.ascontiguousarray(small_HW.T)).T
         if coarse_HW.any():
-            large_HW = coarse_HW.repeat(factor, 0).repeat(factor, 1)
-            large_HW = large_HW[: len(lines_HW), : lines_HW.shape[1]]
+            large_HW = enlarge(coarse_HW, factor, lines_HW.shape)
             # Only what a finer picture has not shown already, and more narrowly.
             lines_HW |= large_HW & ~morphology.dilate(lines_HW, 2 * factor)
     return lines_HW
@@ -123,11 +123,11 @@ def _ways(
     halves = strips.reshape(2 * n_strips, HALF_PX, width)
     sums = _sums(halves)
     full = _stand_out(sums, n_ways)
-    sums, full = (part.reshape(n_strips, 2, HALF_PX, width) for part in (sums, full))
-    joint = _joined(full.view(np.uint8), np.minimum)[:, 0]
+    shape = (n_strips, 2, HALF_PX, width)
+    joint = _joined(full.view(np.uint8).reshape(shape), np.minimum)[:, 0]
     strip_N, way_N, x_N = np.nonzero(joint)
     # Ways that cross a line at a small angle have most of its ridges: only the fullest stay.
-    count_N = _joined(sums, np.add)[:, 0][strip_N, way_N, x_N]
+    count_N = _joined(sums.reshape(shape), np.add)[:, 0][strip_N, way_N, x_N]
     middle_N = np.minimum(x_N + way_N // 2, width - 1)
     best_SW = np.zeros((n_strips, width + 2 * _SAME_PX), np.uint8)
     np.maximum.at(best_SW, (strip_N, middle_N + _SAME_PX), count_N)

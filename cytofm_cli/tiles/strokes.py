@@ -48,7 +48,7 @@ def fine_strokes(
     """
     glass_C = np.maximum(np.asarray(glass_rgb, np.float32), 1)
     limit_C = np.floor(glass_C * (1 - INK_DARKNESS)).astype(np.uint8)
-    dark_HW = (image_HWC <= limit_C).any(2)
+    dark_HW: NDArray[np.bool_] = np.any(image_HWC <= limit_C, axis=2)
     radius_px = max(1, int((THICK_UM / mpp - 1) / 2))
     dark_HW &= ~morphology.dilate(morphology.open_square(dark_HW, radius_px), 1)
     parts = morphology.components(dark_HW)
@@ -56,7 +56,7 @@ def fine_strokes(
     long_K = (length_K * mpp >= STROKE_UM) & (parts.area_px_K < SLENDER * length_K**2)
     chosen_K = np.zeros(len(length_K), bool)
     for part in np.flatnonzero(long_K):
-        chosen_K[part] = _is_ink(image_HWC[parts.pixels(int(part))] / glass_C)
+        chosen_K[part] = _is_ink((image_HWC[parts.pixels(int(part))] / glass_C).astype(np.float32))
     return parts.paint(chosen_K)
 
 
