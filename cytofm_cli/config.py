@@ -26,6 +26,7 @@ from typing import Any, ClassVar, TextIO, TypeVar
 
 from cytofm_cli.errors import UsageError
 from cytofm_cli.kinds import Kind, kind_of
+from cytofm_cli.table_text import read_bounded
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
@@ -159,6 +160,7 @@ class Layer(dict[str, Any]):
 
 
 STDIN = Path("-")
+_MOST_BYTES = 16 << 20
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -166,8 +168,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path == STDIN:
             return tomllib.loads(_read_whole(sys.stdin))
-        with path.open("rb") as handle:
-            return tomllib.load(handle)
+        return tomllib.loads(read_bounded(path, _MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -154,6 +154,10 @@ class SlideTimeoutError(SlideError):
     """A slide made no progress for too long."""
 
 
+class SlideKilledError(SlideError):
+    """What worked on a slide was killed or had too little memory: no fault of the slide."""
+
+
 class StoreError(InputError):
     """A Zarr store is missing, damaged, of another schema, or lacks a step."""
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import io
+import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, BinaryIO, Final, TextIO
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.words import is_missing, plain_name
 
+TABLE_BYTES: Final = 2 << 30  # over five million points, some 400 bytes each
 DELIMITERS: Final = (",", ";", "\t")
 _SAMPLE_CHARS = 1 << 16
 _BOMS = (
@@ -72,6 +76,38 @@ class TableWriter:
             self.writerow(row)
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """Read what a user names: a plain file, or a pipe (`<(command)`), up to a size.
+
+    Raises:
+        OSError: it cannot be read, is a device, which has no end, or has more bytes.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            raise OSError(errno.EINVAL, "is a device", str(path))
+        os.set_blocking(file.fileno(), True)
+        data = b""
+        if status.st_size <= most:
+            data = file.read() if stat.S_ISREG(status.st_mode) else _read_pipe(file, most)
+    if max(len(data), status.st_size) > most:
+        raise OSError(errno.EFBIG, f"has over {most} bytes", str(path))
+    return data
+
+
+def _read_pipe(file: BinaryIO, most: int) -> bytes:
+    parts, size = [], 0
+    while size <= most and (part := file.read(1 << 20)):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a pipe that has no writer without waiting for one."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_text(path: Path, error: type[InputError]) -> tuple[str, list[str]]:
     """Return the text of a file, and what was assumed about its encoding.
 
@@ -79,7 +115,7 @@ def read_text(path: Path, error: type[InputError]) -> tuple[str, list[str]]:
         error: it cannot be read, or is no text.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, TABLE_BYTES)
     except OSError as reason:
         raise error(f"{path}: cannot be read ({reason.strerror}).") from reason
     what = next((what for start, what in _NO_TEXT if data.startswith(start)), None)

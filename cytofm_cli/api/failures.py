@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from cytofm_cli.errors import SlideError, SlideTimeoutError, without_secrets
+from cytofm_cli.errors import (
+    OutOfMemoryError,
+    SlideError,
+    SlideKilledError,
+    SlideTimeoutError,
+    TryAgainError,
+    without_secrets,
+)
 from cytofm_cli.work.batch import Loss, Outcome, Task
 from cytofm_cli.work.claim import ClaimHeldError, claim
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, read_plain, write_text
 
 _WAIT_S: Final = 60.0
 # By command and slide; None: not failed any more.
@@ -75,8 +83,8 @@ class FailureLog:
 
     def _read(self) -> Records:
         records: Records = {}
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if self.path.is_file():
+            for line in read_plain(self.path).decode("utf-8", "replace").split("\n"):
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     record = json.loads(line)
                     records[record["command"], record["slide_id"]] = record
@@ -104,13 +112,28 @@ def explain(task: Task, loss: Loss) -> SlideError:
             hint="is the disk slow? then raise --timeout-s; else the file is damaged.",
         )
     if loss.why == "killed":
-        return SlideError(
+        return SlideKilledError(
             f"{task.path}: the process was killed, most likely for lack of memory.",
             hint="give the job more memory, or fewer --workers.",
         )
     if loss.why == "out of memory":
-        return SlideError(f"{task.path}: out of memory.", hint="use fewer --workers.")
+        return SlideKilledError(f"{task.path}: out of memory.", hint="use fewer --workers.")
     return SlideError(
         f"{task.path}: crashed the reading library ({loss.detail}).",
         hint="the file is damaged; scan it again.",
     )
+
+
+def refuse_passing(outcomes: Iterable[Outcome]) -> None:
+    """End what shows all slides together where one is missing for a reason that passes.
+
+    A page without it would be taken for whole, and the same command would find it there.
+
+    Raises:
+        TryAgainError: its process was killed, or had to wait.
+    """
+    for error in (outcome.error for outcome in outcomes):
+        if isinstance(error, TryAgainError):
+            raise error
+        if isinstance(error, SlideKilledError):
+            raise OutOfMemoryError(error.message, hint=error.hint)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cytofm_cli.api.cohort import Listen, Manner, run_cohort
+from cytofm_cli.api.failures import refuse_passing
 from cytofm_cli.api.given import PathLike, Paths, config_of, words_of
 from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id
 from cytofm_cli.errors import InputError, OutputError
@@ -68,6 +69,7 @@ def make_gallery(
         UsageError: no such order.
         InputError: no stores, or no store has any nuclei or any of the orders.
         OutputError: `out` exists, or cannot be written.
+        TryAgainError: see `refuse_passing`.
     """
     config = config_of(GalleryConfig, config, settings, "make_gallery")
     orders.check_names(config.by)
@@ -127,6 +129,7 @@ def _choose(
     outcomes = run_cohort(
         "gallery", jobs, rank_one, folder.parent, manner, workers=manner.crew(len(jobs))[0]
     )
+    refuse_passing(outcomes)
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     if len(errors) == len(paths):
         raise InputError(f"none of {len(paths)} store(s): {errors[0].message}", hint=errors[0].hint)
@@ -168,6 +171,7 @@ def _draw(
     outcomes = run_cohort(
         "gallery", jobs, draw_one, folder.parent, manner, workers=manner.crew(len(jobs))[0]
     )
+    refuse_passing(outcomes)
     pictures: dict[tuple[str, int], CellPicture] = {}
     told: dict[str, list[str]] = {}
     for outcome in outcomes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cytofm_cli.api.cohort import Listen, Manner, run_cohort
+from cytofm_cli.api.failures import refuse_passing
 from cytofm_cli.api.given import PathLike, Paths, config_of, words_of
 from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id
 from cytofm_cli.errors import UsageError
@@ -19,6 +21,7 @@ from cytofm_cli.report.output import folder_of, refuse_existing, write_page
 from cytofm_cli.report.report import by_notability, class_shown, report_page
 from cytofm_cli.words import named
 from cytofm_cli.work.batch import Reporter, Status, Task
+from cytofm_cli.work.files import read_plain
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def make_report(
         UsageError: no RUN, or one twice.
         InputError: no finished RUN of `mil train`, or no such store.
         OutputError: `out` exists, or cannot be written.
+        TryAgainError: see `refuse_passing`.
     """
     config = config_of(ReportConfig, config, settings, "make_report")
     page = Path(out)
@@ -182,6 +186,7 @@ def _gather(jobs: Sequence[SlideJob], folder: Path, manner: Manner) -> dict[str,
         return {}
     n_workers, _ = manner.crew(len(jobs))
     outcomes = run_cohort("report", jobs, gather_one, folder, manner, workers=n_workers)
+    refuse_passing(outcomes)
     return {
         outcome.slide_id: outcome.facts["evidence"]
         if outcome.error is None
@@ -195,7 +200,10 @@ def _failures(stores: Sequence[Path]) -> list[dict[str, str]]:
     failures = []
     for folder in sorted({path.parent for path in stores}):
         for file in sorted(folder.glob("failures*.jsonl")):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            text = ""
+            with contextlib.suppress(OSError):
+                text = read_plain(file).decode("utf-8", "replace")
+            for line in text.splitlines():
                 try:
                     record = json.loads(line)
                     failures.append(

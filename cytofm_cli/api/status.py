@@ -25,6 +25,7 @@ from cytofm_cli.errors import CytofmError, InputError
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store, is_store, open_store, store_path
 from cytofm_cli.work.claimed import Holder, holders
+from cytofm_cli.work.files import read_plain
 
 # The kind of step that a command makes, as its failures name it.
 _KIND_OF: Final = {
@@ -287,7 +288,7 @@ def _failures(folder: Path) -> Iterator[tuple[Failure, str]]:
     """Yield what the lists of failures in a folder say, and the kind of step of each."""
     for log in sorted(folder.glob("failures*.jsonl")):
         with contextlib.suppress(OSError):
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in read_plain(log).decode("utf-8", "replace").splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                     yield _failure(json.loads(line))
 

@@ -131,7 +131,7 @@ class Applying:
         step = schema.classes_step(job.run.name)
         how: dict[str, Any] = {"config": settings, "input_fingerprint": mark}
         if not job.overwrite and commit.is_finished(store, step, **how):
-            io.tidy(store.path.parent, job.slide_id, step)
+            commit.settle(store.path, step)
             return "skipped", _facts(store, step)
         if job.dry_run:
             say_risk(store.path, store.steps, step, note)

@@ -30,7 +30,7 @@ from cytofm_cli.encoders.torch_encoder import TorchEncoder
 from cytofm_cli.errors import UsageError
 from cytofm_cli.evaluate.features import open_crops
 from cytofm_cli.work.cpus import cpu_count
-from cytofm_cli.work.files import write_bytes
+from cytofm_cli.work.files import plain, write_bytes
 
 Tell = Callable[[str, int, int], None]
 
@@ -229,7 +229,7 @@ def _read(path: Path) -> _Part | None:
         return {k.removeprefix(kind): v for k, v in flat.items() if k.startswith(kind)}
 
     try:
-        flat = load_file(path)
+        flat = load_file(plain(path))
         classifier = NetworkClassifier.of(of("classifier/"))
         return _Part(lora.Tuned(classifier, of("adapters/"), int(flat["epochs"][0])), flat["held"])
     except (SafetensorError, OSError, ValueError, KeyError):

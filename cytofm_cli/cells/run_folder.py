@@ -17,7 +17,7 @@ from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.runs.folder import Kind, is_whole, refuse_changes
 from cytofm_cli.runs.provenance import sha256_file
 from cytofm_cli.runs.record import Record, changes
-from cytofm_cli.work.files import write_bytes, write_text
+from cytofm_cli.work.files import plain, write_bytes, write_text
 
 MODEL: Final = "model.safetensors"
 CARD: Final = "model.json"
@@ -202,7 +202,7 @@ def _read_arrays(path: Path) -> dict[str, dict[str, Any]]:
     from safetensors.numpy import load_file
 
     try:
-        flat = load_file(path)
+        flat = load_file(plain(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: damaged ({error}).") from error
     nested: dict[str, dict[str, Any]] = {}

@@ -63,7 +63,7 @@ def probe(
 ) -> None:
     """Judge frozen encoders on labelled cells: k-NN, linear and few-shot probes.
 
-    Whole groups (patients, blocks of staining) are held out; intervals are over slides.
+    Whole groups (patients, blocks of staining) are held out; intervals are over them.
 
     Examples:
 

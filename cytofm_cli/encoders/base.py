@@ -22,9 +22,11 @@ from cytofm_cli.store import schema
 
 Interpolation = Literal["bicubic", "bilinear"]
 # cls: the class token. cls+mean: class token, then the mean of the patch tokens. mean: the mean
-# of the patch tokens. pool: the network's own pooling (convolutional networks, attention
-# pooling). none: the encoder computes its vector directly.
-Pooling = Literal["cls", "cls+mean", "mean", "pool", "none"]
+# of the patch tokens. cls+mean+pixels: these, and statistics of the image's pixels, each at a
+# scale that its file states (`pixel_statistics.Joined`). pool: the network's own pooling
+# (convolutional networks, attention pooling). none: the encoder computes its vector directly.
+Pooling = Literal["cls", "cls+mean", "cls+mean+pixels", "mean", "pool", "none"]
+PIXELS: Final = "cls+mean+pixels"
 # Side of the crop around a nucleus where neither the user nor the encoder names one: the nucleus
 # and the cytoplasm next to it.
 CELL_UM: Final = 32.0

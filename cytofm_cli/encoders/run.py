@@ -96,7 +96,7 @@ class Embedder:
         mark = input_mark(store, job.config)
         finished = find_finished(store, job.config.unit, settings, mark)
         if finished is not None and not job.overwrite:
-            io.tidy(job.store.parent, job.slide_id, finished)
+            commit.settle(job.store, finished)
             warn_of_old_size(job.config, store.embedding_records(job.config.unit)[finished], note)
             return "skipped", _facts(store, finished)
         if job.dry_run:

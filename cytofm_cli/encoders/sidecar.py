@@ -15,9 +15,10 @@ from typing import Any, Final, get_args
 
 from cytofm_cli.encoders.base import Interpolation
 from cytofm_cli.errors import WeightsError
+from cytofm_cli.work.files import read_plain
 
 SUFFIX: Final = ".toml"
-_POOLINGS: Final = ("cls", "cls+mean", "mean", "pool")
+_POOLINGS: Final = ("cls", "cls+mean", "cls+mean+pixels", "mean", "pool")
 
 
 def _length(value: Any) -> int | None:
@@ -78,7 +79,7 @@ def sidecar(weights: Path) -> dict[str, Any]:
     """
     path = weights.with_name(weights.name + SUFFIX)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_plain(path).decode("utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

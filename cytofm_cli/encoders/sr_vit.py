@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from cytofm_cli.encoders.pixel_statistics import Joined
 from cytofm_cli.errors import UsageError
 from cytofm_kernels import (
     RelPos,
@@ -84,6 +85,7 @@ class SrVitConfig:
         irpe: relative positions.
         layer_scale: initial value of LayerScale; None: without.
         drop_path: largest rate of dropped residual branches.
+        pixels: it can join its tokens with statistics of the pixels (`pixel_statistics.Joined`).
     """
 
     size: str = "tiny"
@@ -95,6 +97,7 @@ class SrVitConfig:
     irpe: bool = True
     layer_scale: float | None = None
     drop_path: float = 0.0
+    pixels: bool = False
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -114,7 +117,10 @@ class SrVitConfig:
 
     def to_record(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""
-        return asdict(self) | {"irpe": dict(_IRPE) if self.irpe else None}
+        record = asdict(self) | {"irpe": dict(_IRPE) if self.irpe else None}
+        if not self.pixels:  # files from before there were any have no such entry
+            record.pop("pixels")
+        return record
 
 
 def _reads_irpe(stated: object) -> bool:
@@ -272,6 +278,8 @@ class SrVit(VisionTransformer):  # type: ignore[misc]
         self.config = config
         for block in self.blocks:
             block.attn.equip(config, self.num_prefix_tokens)
+        if config.pixels:
+            self.joined = Joined(2 * self.embed_dim)
 
     def forward_features(
         self, x_BCHW: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False

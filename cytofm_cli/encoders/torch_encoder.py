@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cytofm_cli.encoders import assumptions, layouts, weights
-from cytofm_cli.encoders.base import EncoderRequest, EncoderSpec, Pooling
+from cytofm_cli.encoders.base import PIXELS, EncoderRequest, EncoderSpec, Pooling
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.work.device import find_device
 from cytofm_cli.work.memory import out_of_memory
@@ -125,8 +125,9 @@ def pool(model: Any, x_BCHW: Tensor, pooling: Pooling) -> Tensor:
         return pooled
     tokens_BND: Tensor = getattr(model, "fc_norm", nn.Identity())(features)
     cls_BD, mean_BD = tokens_BND[:, 0], tokens_BND[:, model.num_prefix_tokens :].mean(1)
-    if pooling == "cls+mean":
-        return torch.cat([cls_BD, mean_BD], dim=1)
+    if pooling in ("cls+mean", PIXELS):
+        both_BD = torch.cat([cls_BD, mean_BD], dim=1)
+        return model.joined(both_BD, x_BCHW) if pooling == PIXELS else both_BD
     return cls_BD if pooling == "cls" else mean_BD
 
 

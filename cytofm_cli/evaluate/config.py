@@ -73,7 +73,9 @@ class ProbeConfig(CropSettings):
         (1, 2, 4, 8, 16), "Examples a class of the few-shot probes.", low=1
     )
     draws: int = option(20, "Random choices of those examples.", low=2)
-    replicates: int = option(1000, "Bootstrap replicates, over slides.", low=100)
+    replicates: int = option(
+        1000, "Bootstrap replicates, over groups (slides where none are given).", low=100
+    )
     seed: int = option(0, "Seed of folds, draws, bootstrap and --random-weights.", low=0)
 
     def check(self) -> None:

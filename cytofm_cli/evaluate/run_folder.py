@@ -18,7 +18,7 @@ from cytofm_cli.errors import InputError
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.runs.folder import Kind, refuse_changes
 from cytofm_cli.runs.record import Record, changes
-from cytofm_cli.work.files import write_bytes
+from cytofm_cli.work.files import plain, write_bytes
 
 METRICS: Final = "metrics.json"
 FEATURES: Final = "features"
@@ -39,7 +39,7 @@ def read_features(path: Path, n: int) -> tuple[NDArray[np.float32], dict[str, An
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(plain(path), framework="numpy") as file:
             values = file.get_tensor("features")
             facts = json.loads(file.metadata()["facts"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from cytofm_cli.config import differences, digest
 from cytofm_cli.errors import ConfigMismatchError
 from cytofm_cli.store.records import StepRecord
-from cytofm_cli.work.files import write_json
+from cytofm_cli.work.files import read_plain, write_json
 
 RECORDS: Final = ".cytofm"
 Status = Literal["written", "skipped"]
@@ -102,7 +102,7 @@ def _is_current(file: Path, folder: Path, product: Product, source: str) -> bool
     if not file.exists():
         return False
     try:
-        record = json.loads(_record_of(file, folder).read_text(encoding="utf-8"))
+        record = json.loads(read_plain(_record_of(file, folder)))
         settings, size, made_from = record["settings"], record["bytes"], record["source"]
     except FileNotFoundError:
         raise ConfigMismatchError(

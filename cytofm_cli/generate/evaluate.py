@@ -2,7 +2,8 @@
 
 The real images of a half of the slides are the reference, and the conditions; those of the other
 half are the floor: what two sets of real images measure. Images are made one a condition. JPEG
-versions of the reference are a second floor: how far a codec alone moves each number.
+versions of the reference are a second floor: how far a codec alone moves each number. What the
+autoencoder alone gives back of the reference is the best that any sampler could reach.
 
 All images are compared as they would be from PNG, uint8, at the generator's size; each encoder
 resizes as its spec says. Features of encoders without weights are standardised by the reference,
@@ -38,7 +39,7 @@ from cytofm_cli.generate.measure_tables import table_of
 from cytofm_cli.generate.measures import fidelity, frechet, manifold, nearest
 from cytofm_cli.generate.plan import class_table
 from cytofm_cli.generate.run_folder import generator_of
-from cytofm_cli.generate.sample import draw_images
+from cytofm_cli.generate.sample import draw_images, to_levels
 from cytofm_cli.generate.synthetic import about_with_shapes
 from cytofm_cli.pretrain.tile_index import TileIndex
 from cytofm_cli.runs.folder import Kind, RunReport
@@ -125,11 +126,13 @@ def _judge(
 ) -> dict[str, Any]:
     about = about_with_shapes(generator)
     reference, floor = choose_real(index, config.n, config.seed, size_of(about))
+    _require_enough(reference, config, index.unit)
     given = _conditions(about, index, reference)
     made = draw_images(
         generator, given, len(reference.tile_N), config, device,
         progress=lambda done, total: progress("sampling", done, total),
     )  # fmt: skip
+    again = through_autoencoder(generator, reference.image_NHWC, config.batch_size, device)
     vectors = given.numpy() if given is not None and given.is_floating_point() else None
     metrics: dict[str, Any] = {
         "cytofm": __version__,
@@ -139,6 +142,7 @@ def _judge(
         "codec": "PNG (lossless)",
         "image_px": size_of(about),
         "image_mpp": about.get("mpp"),
+        "autoencoder_levels": float(np.abs(again - reference.image_NHWC.astype(float)).mean()),
         "jpeg": {"subsampling": "4:4:4", "qualities": list(config.qualities)},
         "spaces": {},
     }
@@ -146,11 +150,11 @@ def _judge(
         encoder = FrozenEncoder(word, grid=1)
         progress(encoder.spec.name, 0, 1)
         own = about.get("encoder_sha256") == encoder.spec.weights_sha256 is not None
-        space = _space(encoder, reference, floor, made, vectors if own else None, config)
+        space = _space(encoder, reference, floor, (made, again), vectors if own else None, config)
         metrics["spaces"][encoder.spec.name] = space
         if space["n"] <= space["dim"]:
             note(
-                f"warning: {encoder.spec.name}: {space['n']} images for {space['dim']} features: "
+                f"{encoder.spec.name}: {space['n']} images for {space['dim']} features: "
                 "Fréchet distances are far from those of many images; read them beside the floor"
             )
     return metrics
@@ -183,6 +187,21 @@ def choose_real(index: TileIndex, n: int, seed: int, size_px: int) -> tuple[Real
     return first, second
 
 
+def _require_enough(reference: Real, config: MeasureConfig, unit: str) -> None:
+    """Refuse what the measures could not tell, before anything is sampled.
+
+    Raises:
+        InputError: not more images than neighbours.
+    """
+    n, least = len(reference.tile_N), max(config.k, config.density_k) + 1
+    if n < least:
+        raise InputError(
+            f"{n} {unit}s of every other slide are too few for --k {config.k} and --density-k "
+            f"{config.density_k}: at least {least}.",
+            hint="name more stores, or ask for fewer neighbours",
+        )
+
+
 def _read(index: TileIndex, tiles: NDArray[np.int64], size_px: int) -> Images:
     parts = []
     for first in range(0, len(tiles), _CHUNK):
@@ -204,6 +223,18 @@ def _conditions(about: dict[str, Any], index: TileIndex, reference: Real) -> Ten
     return torch.tensor([*numbers, len(trained)])[torch.from_numpy(class_N[reference.tile_N])]
 
 
+@torch.inference_mode()
+def through_autoencoder(
+    generator: Generator, image_NHWC: Images, batch_size: int, device: torch.device
+) -> Images:
+    """Return images as the autoencoder alone gives them back, uint8 (N, H, W, 3)."""
+    vae, parts = generator.vae.to(device), []
+    for first in range(0, len(image_NHWC), batch_size):
+        some = torch.from_numpy(image_NHWC[first : first + batch_size]).permute(0, 3, 1, 2)
+        parts.append(to_levels(vae.decode(vae.encode(some.to(device) / 127.5 - 1).mean_BChw)))
+    return np.concatenate(parts)
+
+
 def features(encoder: FrozenEncoder, image_NHWC: Images) -> NDArray[np.float64]:
     """Return an encoder's vectors of images, float64 (N, D)."""
     parts = []
@@ -217,11 +248,12 @@ def _space(
     encoder: FrozenEncoder,
     reference: Real,
     floor: Real,
-    made: Images,
+    made: tuple[Images, Images],
     asked_ND: NDArray[np.floating[Any]] | None,
     config: MeasureConfig,
 ) -> dict[str, Any]:
-    """Return all measures in the features of one encoder."""
+    """Return all measures in the features of one encoder, of samples and of what the autoencoder
+    gives back of the reference."""
     plain = encoder.spec.weights_sha256 is None
     real = features(encoder, reference.image_NHWC)
     centre, spread = (real.mean(0), real.std(0)) if plain else (0.0, 1.0)
@@ -232,7 +264,7 @@ def _space(
         return scaled
 
     real = (real - centre) / scale
-    other, fake = seen(floor.image_NHWC), seen(made)
+    other, fake, again = seen(floor.image_NHWC), seen(made[0]), seen(made[1])
     near = nearest(
         np.concatenate([real, other]), fake, np.concatenate([reference.slide_N, floor.slide_N])
     )
@@ -245,6 +277,7 @@ def _space(
         "n": len(real),
         "made": _set(real, fake, config),
         "floor": _set(real, other, config),
+        "autoencoder": _set(real, again, config) | {"fidelity": asdict(fidelity(real, again))},
         "memorisation": {
             "copies": near.copies,
             "nearest_made": _quartiles(near.cosine_M),

@@ -30,7 +30,7 @@ from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.generate.conditions import ConditionShape
 from cytofm_cli.generate.sit import SiT, SitShape
 from cytofm_cli.generate.vae import Vae, VaeShape
-from cytofm_cli.work.files import replacing
+from cytofm_cli.work.files import plain, replacing
 
 FORMAT: Final = "cytofm-generator-1"
 _PARTS: Final = ("ema", "model", "vae", "vae_ema")
@@ -45,8 +45,8 @@ class Generator:
     Attributes:
         sit: with the statistics of the latents.
         vae: that decodes.
-        about: what is known of it: `vae`, `sit` (sizes), `encoder`, `classes`, `mpp`, `unit`,
-            `side_um`, `licence`.
+        about: what is known of it: `vae`, `sit` (sizes), `encoder`, `classes`, `has_null`, `mpp`,
+            `unit`, `side_um`, `licence`.
         notes: what loading did, one line each.
     """
 
@@ -179,7 +179,7 @@ def _told(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(plain(path), framework="pt") as file:
             text = (file.metadata() or {}).get("cytofm")
         said = {} if text is None else json.loads(text)
         if said and said["format"] != FORMAT:
@@ -203,10 +203,12 @@ def _parts(path: Path) -> dict[str, dict[str, Tensor]]:
             f"{path}: no generator: none of its entries begins with {', '.join(_PARTS)}.",
             hint="a generator.safetensors of `cytofm generate train`, or a .pt of REPA-E",
         )
-    for state in parts.values():
+    for part, state in parts.items():
         for name, x in state.items():
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-                raise WeightsError(f"{path}: {name} is not finite.")
+                raise WeightsError(
+                    f"{path}: {part}.{name} is not finite.", hint="its training diverged"
+                )
     return parts
 
 

@@ -29,6 +29,7 @@ def _space(space: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
         _row("made", space["made"]),
         _row("real, other slides", space["floor"]),
+        _row("the reference through the autoencoder", space["autoencoder"]),
         *(_row(f"the reference as JPEG {q}", of) for q, of in space["jpeg"].items()),
         "",
     ]

@@ -73,6 +73,12 @@ class GeneratePlan:
         return self.index.tile_px * self.index.mpp / self.recipe.views[0].size_px
 
     @property
+    def has_null(self) -> bool:
+        """Whether training shows the null condition, which guidance leads away from."""
+        nameless = self.class_N is not None and bool((self.class_N == len(self.classes)).any())
+        return self.config.condition != "none" and (self.weights.dropped > 0 or nameless)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know before the first step, one line each."""
         return (*self.index.notes, *self._terms())

@@ -230,6 +230,7 @@ def _finish(plan: GeneratePlan, trainer: Trainer[RepaE]) -> dict[str, Any]:
         encoder=config.encoder if plan.told else None,
         encoder_sha256=plan.told.spec.weights_sha256 if plan.told else None,
         classes=list(plan.classes),
+        has_null=plan.has_null,
         unit=plan.index.unit,
         side_um=plan.index.tile_px * plan.index.mpp,
         mpp=plan.image_mpp,

@@ -46,10 +46,14 @@ def generator_of(run: Path) -> Path:
     """Return the file of a finished RUN, or the file itself.
 
     Raises:
-        InputError: `run` is none, or its file is gone or was changed.
+        InputError: `run` is none or not trained to its end, or its file is gone or was changed.
     """
     if run.is_file():
         return run
+    if not (run / SUMMARY).exists() and RUN.is_run(run):
+        raise InputError(
+            f"{run}: is not trained to its end.", hint="the same `cytofm generate train` goes on"
+        )
     summary: Mapping[str, Any] = RUN.read_json(run, SUMMARY)
     path = run / GENERATOR
     if not is_whole(path, summary.get("sha256")):

@@ -81,8 +81,8 @@ def draw_images(
         progress: called with (images done, of how many).
 
     Raises:
-        UsageError: guidance without a condition to lead to, or a null one to lead from; a
-            condition of another width.
+        UsageError: guidance without a condition to lead to, or a null one to lead from; no
+            condition for a generator that always had one; a condition of another width.
         InputError: a sample is not finite.
     """
     guidance = Guidance(scale=how.guidance, low=how.interval[0], high=how.interval[-1])
@@ -101,23 +101,30 @@ def draw_images(
 
 
 def require_guidance(generator: Generator, given: Tensor | None, guidance: Guidance) -> None:
-    """Refuse guidance that has nothing to lead from or to.
+    """Refuse guidance that has nothing to lead from or to, and a null condition never trained.
 
     Raises:
         UsageError: see `draw_images`.
     """
-    if guidance.scale <= 1:
-        return
-    if generator.sit.shape.condition.kind == "none":
+    guides, kind = guidance.scale > 1, generator.sit.shape.condition.kind
+    without = "without a condition" if kind == "none" else "with --dropped 0"
+    if guides and (kind == "none" or not generator.about.get("has_null", True)):
         raise UsageError(
             f"guidance {guidance.scale:g} without a null vector: this generator was trained "
-            "without a condition.",
+            f"{without}.",
             hint="--guidance 1",
         )
-    if given is None:
+    if given is not None or kind == "none":
+        return
+    if guides:
         raise UsageError(
             f"guidance {guidance.scale:g} leads to a condition, and none is given.",
             hint="--like STORE:CELL, --class NAME, or --guidance 1",
+        )
+    if not generator.about.get("has_null", True):
+        raise UsageError(
+            "no condition is given, and this generator was trained with one always (--dropped 0).",
+            hint="--class NAME" if kind == "class" else "--like STORE:CELL",
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cytofm_cli.errors import DAMAGE, CytofmError, WeightsError, blaming
 from cytofm_cli.mil.base import MilModel, make_head
-from cytofm_cli.work.files import write_bytes
+from cytofm_cli.work.files import plain, write_bytes
 
 FORMAT = "cytofm-mil-1"
 
@@ -66,7 +66,7 @@ def read_card(path: Path) -> ModelCard:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(plain(path), framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
         record = json.loads(metadata.get("cytofm", "{}"))
         if record.pop("format", None) != FORMAT:
@@ -95,7 +95,7 @@ def load_model(path: Path) -> tuple[MilModel, ModelCard]:
         head, _ = make_head(card.method, card.vpu or card.n_features, len(card.classes), card.head)
         model = MilModel(head, card.n_features, card.vpu)
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(load_file(plain(path)))
     except (RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(

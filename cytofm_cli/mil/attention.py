@@ -49,6 +49,7 @@ def write_attention(
         done = commit.is_finished(store, step, config=facts, input_fingerprint=mark)
         # --groups may tell by now that other models of the RUN must be asked.
         if done and there is not None and there.basis == result.basis:
+            commit.settle(store, step)
             return
     except ConfigMismatchError as error:
         # The same RUN on embeddings that were made anew may replace its own attention.

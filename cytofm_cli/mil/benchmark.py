@@ -31,7 +31,7 @@ from cytofm_cli.runs.record import changes
 from cytofm_cli.stats.compare import Comparison, compare_runs
 from cytofm_cli.words import named
 from cytofm_cli.work.device import find_device
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, read_plain, write_text
 from cytofm_cli.work.joining import check_place
 
 RUNS, FAILURES, ENSEMBLE = "runs", "failures.jsonl", "ensemble"
@@ -188,7 +188,7 @@ def check_folder(
         return layout
     changed = _other_runs(_jobs(config, sources, methods, out), out, cohort.classes)
     if not changed and (out / SPLITS).is_file():
-        old = (out / SPLITS).read_text(encoding="utf-8")
+        old = read_plain(out / SPLITS).decode("utf-8")
         changed = [] if old == layout else [f"{SPLITS} ({_apart(old, layout)})"]
     refuse_changes(out, changed, overwrite="makes these runs anew")
     return layout

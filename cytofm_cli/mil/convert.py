@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.mil.base import MilHead, make_head
+from cytofm_cli.work.files import plain
 from cytofm_cli.work.unpickle import load_pickle
 
 
@@ -141,7 +142,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return load_file(plain(path))
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
     content = load_pickle(

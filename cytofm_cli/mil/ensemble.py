@@ -35,7 +35,7 @@ from cytofm_cli.stats.compare import Answers, Comparison, compare_runs
 from cytofm_cli.stats.score_intervals import macro_auc_interval
 from cytofm_cli.store.records import NEW
 from cytofm_cli.table_text import TableWriter
-from cytofm_cli.work.files import write_json, write_text
+from cytofm_cli.work.files import read_plain, write_json, write_text
 
 MEAN, ONE = "mean of all models", "one model on everything"
 RESULT, MODEL, PREDICTIONS = "ensemble.json", "whole.safetensors", "predictions.csv"
@@ -123,7 +123,7 @@ def against_one(
 
 def _finished(path: Path, facts: Mapping[str, str]) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(read_plain(path))
     except (OSError, ValueError):
         return None
     return record if all(record.get(key) == value for key, value in facts.items()) else None
@@ -150,7 +150,7 @@ def _mean(run: Path, cohort: Cohort, device: str) -> tuple[NDArray[np.float64], 
 def _epochs(run: Path) -> int:
     """Return how many epochs the models of a RUN took, in the median."""
     best: dict[tuple[int, int], int] = {}
-    for line in (run / LOG).read_text(encoding="utf-8").splitlines():
+    for line in read_plain(run / LOG).splitlines():
         row = json.loads(line)
         if row.get("seed", -1) >= 0:
             best[row["fold"], row["seed"]] = row["best_epoch"]

@@ -63,7 +63,8 @@ def _dataset(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
 
     node = _node(path, file, key)
     if not isinstance(node, h5py.Dataset):
-        raise InputError(f"{path}: `{key}` is a {type(node).__name__.lower()}, no dataset.")
+        kind = "group" if isinstance(node, h5py.Group) else "named type"
+        raise InputError(f"{path}: `{key}` is a {kind}, no dataset.")
     if node.is_virtual or node.external:
         raise _elsewhere(path, key)
     if node.dtype.kind not in "biuf":
@@ -83,6 +84,8 @@ def _node(path: Path, file: h5py.File, name: str) -> Any:
 
     group, words = file, [word for word in name.split("/") if word]
     for _ in range(_MOST_LINKS):
+        if not words:  # a link to the group it lies in, or to the root
+            return group
         link = group.get(words[0], getlink=True)
         if isinstance(link, h5py.ExternalLink):
             raise _elsewhere(path, name)

@@ -16,6 +16,7 @@ from cytofm_cli.runs import folder
 from cytofm_cli.runs.folder import CONFIG, Kind
 from cytofm_cli.runs.record import Record, changes
 from cytofm_cli.table_text import meant
+from cytofm_cli.work.files import read_plain
 
 METRICS: Final = "metrics.json"
 SPLITS: Final = "splits.csv"
@@ -88,10 +89,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Read splits.csv or predictions.csv of a RUN.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is no UTF-8.
+        OSError, ValueError: it cannot be read, is no plain file, or is no UTF-8.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        return parse_rows(file.read())
+    return parse_rows(read_plain(path).decode("utf-8"))
 
 
 def manifest_text(run: Path) -> str:
@@ -159,7 +159,7 @@ def run_digest(run: Path) -> str:
     """Identify a finished RUN by what was learnt from what, whatever its folder is called."""
     state = hashlib.sha256()
     for path in (run / CONFIG, run / DECISIONS):
-        state.update(path.read_bytes())
+        state.update(read_plain(path))
     return state.hexdigest()[:16]
 
 
@@ -174,7 +174,7 @@ def _says_settings(run: Path) -> bool:
 def _recorded(run: Path) -> dict[str, str] | None:
     """Read the manifest: empty for a RUN of older versions, which had none; None: damaged."""
     try:
-        recorded = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
+        recorded = json.loads(read_plain(run / MANIFEST))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError):

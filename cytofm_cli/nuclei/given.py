@@ -55,7 +55,7 @@ def keep_given(
         )
 
     if is_done():
-        io.tidy(path.parent, store.slide_id, _STEP)
+        commit.settle(path, _STEP)
         return False
     with io.claim_step(path.parent, store.slide_id, _STEP):
         if is_done():

@@ -118,7 +118,7 @@ class Detection:
         detector, settings = self._settings_of(job)
         step = schema.nuclei_step(detector)
         if self._is_done(job, store, step, settings, mark):
-            io.tidy(store.path.parent, job.slide_id, step)
+            commit.settle(store.path, step)
             return "skipped", _facts(store, detector)
         if job.dry_run:
             say_risk(store.path, store.steps, step, note)

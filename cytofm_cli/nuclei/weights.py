@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cytofm_cli.errors import WeightsError
+from cytofm_cli.work.files import open_plain
 
 _ZIP: Final = b"PK\x03\x04"
 
@@ -47,7 +48,7 @@ def check_whole(path: Path) -> None:
         WeightsError: damaged, or it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             if file.read(len(_ZIP)) != _ZIP:
                 return
             with zipfile.ZipFile(file) as archive:

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from cytofm_cli.errors import StoreError
 from cytofm_cli.pretrain import parallel
 from cytofm_cli.pretrain.backbone import resting
-from cytofm_cli.work.files import flush_folder, output_errors, put_in_place
+from cytofm_cli.work.files import flush_folder, output_errors, plain, put_in_place, read_plain
 
 FOLDER: Final = "checkpoints"
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -101,8 +101,8 @@ def load(
     folder = step_folder(run, step)
     hint = f"remove {folder} to go on from the one before it."
     try:
-        state: dict[str, Any] = json.loads((folder / _STATE).read_text())
-        model, moments = load_file(folder / _MODEL), load_file(folder / _OPTIMIZER)
+        state: dict[str, Any] = json.loads(read_plain(folder / _STATE))
+        model, moments = (load_file(plain(folder / name)) for name in (_MODEL, _OPTIMIZER))
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"{folder}: damaged checkpoint ({error}).", hint=hint) from error
     at_rest = resting(method)
@@ -125,7 +125,7 @@ def read_part(run: Path, step: int, prefix: str) -> dict[str, Tensor]:
     """Read the weights of one module out of a checkpoint; names lose the prefix."""
     from safetensors import safe_open
 
-    with safe_open(step_folder(run, step) / _MODEL, framework="pt") as file:
+    with safe_open(plain(step_folder(run, step) / _MODEL), framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 

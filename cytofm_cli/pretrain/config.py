@@ -38,9 +38,10 @@ class PretrainConfig(Settings):
     h_anneal: float = option(
         0.0, "Share of the steps in which h falls from all keys to --h.", low=0, high=1
     )
-    pooling: Literal["cls", "cls+mean"] = option(
+    pooling: Literal["cls", "cls+mean", "cls+mean+pixels"] = option(
         "cls",
-        "How the written encoder turns tokens into a vector.",
+        "How the written encoder turns tokens into a vector; pixels: joined with statistics of "
+        "colour and texture (SR-ViT).",
         affects_result=False,
     )
     licence: str = option(

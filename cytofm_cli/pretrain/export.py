@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
 from cytofm_cli.encoders import lora, weights
-from cytofm_cli.encoders.base import EncoderSpec, Pooling
-from cytofm_cli.encoders.sr_vit import SrVit
+from cytofm_cli.encoders.base import PIXELS, EncoderSpec, Pooling
+from cytofm_cli.encoders.pixel_statistics import N_STATISTICS
+from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig
+from cytofm_cli.encoders.torch_encoder import pool
 from cytofm_cli.encoders.weights import Updates
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.backbone import Trunk, VitTrunk
 from cytofm_cli.pretrain.base import Backbone
 
 log = logging.getLogger(__name__)
+
+_AT_A_TIME: Final = 64
 
 
 def export(
@@ -35,6 +39,7 @@ def export(
     pooling: Pooling = "cls",
     dtype: torch.dtype = torch.float16,
     state: Mapping[str, Tensor] | None = None,
+    crops_BCHW: Tensor | None = None,
 ) -> EncoderSpec:
     """Write a trunk as an encoder: updates of low rank folded in, mask token left out.
 
@@ -48,9 +53,11 @@ def export(
         mpp: µm/px of the tiles; None: no particular one.
         cell_um: side of the crops around nuclei that the views showed; None: they showed others.
         licence: of the weights.
-        pooling: cls, or cls+mean (Vision Transformers with a class token).
+        pooling: cls, or cls+mean (Vision Transformers with a class token), or these with
+            statistics of the pixels (SR-ViT).
         dtype: of the stored weights; float32 where one is too large for it, with a warning.
         state: the backbone's state dict, where its own weights are sharded.
+        crops_BCHW: uint8, of `input_px`: what the scales of tokens and pixels are measured on.
 
     Raises:
         UsageError: the trunk has no such pooling, or its weights are not finite.
@@ -61,10 +68,14 @@ def export(
     tensors = _trunk_tensors(path, backbone, backbone.state_dict() if state is None else state)
     tensors = _narrowed(path, backbone, tensors, dtype)
     builder = _builder(backbone, input_px)
+    if pooling == PIXELS:
+        builder |= {"pixels": True}
+        tensors |= _scales(tensors, builder, crops_BCHW, tuple(mean), tuple(std))
     triple = cast("Any", (tuple(mean), tuple(std)))
     spec = EncoderSpec(
         name=name,
-        dim=backbone.dim * (2 if pooling == "cls+mean" else 1),
+        dim=backbone.dim * (1 if pooling not in ("cls+mean", PIXELS) else 2)
+        + (N_STATISTICS if pooling == PIXELS else 0),
         input_px=input_px,
         mpp=mpp,
         cell_um=cell_um,
@@ -152,6 +163,28 @@ def _narrowed(
     return tensors
 
 
+def _scales(
+    tensors: Mapping[str, Tensor],
+    builder: Mapping[str, Any],
+    crops_BCHW: Tensor | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> dict[str, Tensor]:
+    """Return the entries of the layer that joins tokens and pixels, measured on some crops."""
+    assert crops_BCHW is not None  # see `run._crops`
+    network = SrVit(SrVitConfig.from_record(dict(builder))).eval()
+    network.joined.normalised_with(mean, std)
+    network.load_state_dict(tensors, strict=False)
+    colour = network.joined.colour
+    vectors = []
+    with torch.inference_mode():
+        for part in torch.split(crops_BCHW, _AT_A_TIME):
+            x_BCHW = (part.float() / 255 - colour[0]) / colour[1]
+            vectors.append(pool(network, x_BCHW, PIXELS))
+    network.joined.balance(torch.cat(vectors))
+    return {f"joined.{name}": x for name, x in network.joined.state_dict().items()}
+
+
 def pooling_of(backbone: Trunk, wanted: Pooling) -> Pooling:
     """Return how a trunk's tokens are pooled: as wanted, or its only way if it has no class token.
 
@@ -159,6 +192,11 @@ def pooling_of(backbone: Trunk, wanted: Pooling) -> Pooling:
         UsageError: it has no class token to join with the mean.
     """
     own = _own_pooling(backbone)
+    if wanted == PIXELS and not isinstance(backbone.trunk, SrVit):
+        raise UsageError(
+            f"{backbone.arch}: only an SR-ViT joins its tokens with statistics of pixels.",
+            hint="--pooling cls+mean",
+        )
     if wanted != "cls" and own != "cls":
         raise UsageError(
             f"{backbone.arch} has no class token to join with the mean.", hint="--pooling cls"

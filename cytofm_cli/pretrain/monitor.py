@@ -27,7 +27,7 @@ from cytofm_cli.errors import InputError
 from cytofm_cli.work.claim import host_tag
 from cytofm_cli.work.closing import Closes
 from cytofm_cli.work.cpus import cpu_count
-from cytofm_cli.work.files import output_errors, write_text
+from cytofm_cli.work.files import output_errors, read_plain, write_text
 
 TIMES: Final = frozenset({"tiles_per_s", "wait_share", "utilisation"})
 
@@ -125,7 +125,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         InputError: another line is damaged, or there is no such file.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_plain(path).split(b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     records = []

@@ -14,8 +14,10 @@ from typing import Any, cast
 import torch
 
 from cytofm_cli import registry
+from cytofm_cli.encoders.base import PIXELS
+from cytofm_cli.encoders.pixel_statistics import require_side
 from cytofm_cli.encoders.weights import Updates
-from cytofm_cli.errors import InputError
+from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel, run_folder
 from cytofm_cli.pretrain.backbone import Trunk, TrunkInfo, VitTrunk, h_at, make_backbones
 from cytofm_cli.pretrain.base import Method
@@ -25,6 +27,7 @@ from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, export_updates, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
+from cytofm_cli.pretrain.middle import middle_crops
 from cytofm_cli.pretrain.plan import Plan, make_plan, own_device, share_of
 from cytofm_cli.pretrain.session import take_threads, underway, with_threads
 from cytofm_cli.pretrain.teacher import LEAST_MOVED, MOST_START
@@ -185,6 +188,13 @@ def _trainer(
         img_px=plan.recipe.views[0].size_px,
     )
     pooling_of(backbones(role="student"), config.pooling)  # type: ignore[arg-type]
+    if config.pooling == PIXELS:
+        require_side(plan.recipe.views[0].size_px)
+        if config.lora_rank:
+            raise UsageError(
+                f"--pooling {PIXELS}: updates of low rank do not hold the scales that it needs.",
+                hint="--pooling cls+mean",
+            )
     torch.manual_seed(config.seed)
     make = registry.pretrain_methods.load(config.method).make
     method: Method = make(backbones, plan.method, plan.length)
@@ -248,6 +258,7 @@ def _finish(
         "cell_um": _seen_um(plan),
         "pooling": config.pooling,
         "licence": config.licence,
+        "crops_BCHW": middle_crops(plan) if config.pooling == PIXELS else None,
     }
     moved = trainer.method.monitors(trainer.step)
     monitors = {name: value if math.isfinite(value) else None for name, value in moved.items()}

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -31,6 +31,23 @@ _LENIENT: Final = (b"NaN", b"Infinity", b"\\ud", b"\\uD")
 _TAIL: Final = 2**20  # where a cut is looked for, from the end of a piece
 _TRIES: Final = 4
 _FAULTS: Final = (ValueError, RecursionError)
+_EXPORT: Final = "in QuPath: File, Export objects as GeoJSON, not compressed"
+# By suffix and by first bytes: what holds objects of QuPath and is no GeoJSON yet.
+_WRAPPED: Final = {
+    ".gz": "unpack it with gunzip", ".zip": "unpack it", ".qpdata": _EXPORT, ".qpproj": _EXPORT,
+}  # fmt: skip
+_NO_JSON: Final = (
+    (b"\x1f\x8b", "is compressed by gzip", "unpack it with gunzip"),
+    (b"PK\x03\x04", "is a zip file", "unpack it"),
+    (b"\xac\xed\0\x05", "is a data file of QuPath's own", _EXPORT),
+    (b"\xff\xfe", "is text in UTF-16", "save it as UTF-8"),
+    (b"\xfe\xff", "is text in UTF-16", "save it as UTF-8"),
+)
+
+
+def hint_for(suffix: str, readable: Sequence[str]) -> str:
+    """Return what to do about a file of a suffix that nothing reads."""
+    return _WRAPPED.get(suffix, f"one of {', '.join(readable)}")
 
 
 class Pieces:
@@ -62,6 +79,11 @@ class Pieces:
 
     def _read(self, file: BinaryIO) -> Iterator[Any]:
         data = file.read(PIECE_BYTES).removeprefix(_BOM)
+        for magic, what, hint in _NO_JSON:
+            if data.startswith(magic):
+                raise InputError(f"{self.path}: {what}.", hint=hint)
+        if not data.strip():
+            raise InputError(f"{self.path}: is empty.", hint=_EXPORT)
         head = _head(data) if len(data) >= PIECE_BYTES - len(_BOM) else None
         if head is None:  # short, or nothing that could be cut
             self.content = _parse(data + file.read())

@@ -32,6 +32,7 @@ from cytofm_cli.regions.base import (
 )
 from cytofm_cli.regions.chosen import Polygons, RegionSet
 from cytofm_cli.regions.formats import aperio, asap, geojson, mask, ndpa
+from cytofm_cli.regions.geojson_stream import hint_for
 from cytofm_cli.regions.safe_xml import read_xml
 from cytofm_cli.units import Box
 
@@ -93,7 +94,7 @@ def _drawn(path: Path, place: Place, suffix: str) -> Drawn:
     if suffix not in XML:
         raise InputError(
             f"{path}: regions cannot be read from {suffix or 'a file without suffix'}.",
-            hint=f"one of {', '.join(SUFFIXES)}",
+            hint=hint_for(suffix, SUFFIXES),
         )
     root = read_xml(path)
     if root.tag == asap.ROOT:

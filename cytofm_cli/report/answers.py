@@ -30,6 +30,7 @@ from cytofm_cli.mil.run_folder import (
 )
 from cytofm_cli.runs.folder import CONFIG
 from cytofm_cli.stats.compare import Answers
+from cytofm_cli.work.files import read_plain
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def read_run(path: Path, name: str | None = None) -> RunAnswers:
         threshold_S=threshold_S,
         splits=splits,
         finished=_finished(path),
-        config_text=(path / CONFIG).read_text(encoding="utf-8"),
+        config_text=read_plain(path / CONFIG).decode("utf-8"),
     )
 
 
@@ -196,7 +197,7 @@ def _splits(path: Path) -> list[Split]:
 def _finished(path: Path) -> str:
     """Return when a RUN was finished, as the last line of its log says."""
     try:
-        last = (path / LOG).read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+        last = read_plain(path / LOG).decode("utf-8").rstrip().rpartition("\n")[2]
         return str(json.loads(last).get("utc", ""))
     except (OSError, ValueError, AttributeError):
         return ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -27,8 +28,14 @@ STORE_SUFFIX: Final = ".zarr"
 # Folders that file servers and operating systems make: copies, thumbnails, deleted files.
 _NO_SLIDES: Final = frozenset(
     "@eadir #recycle @recycle #snapshot @tmp __macosx thumbs thumbnails $recycle.bin lost+found"
-    " appledouble".split()
+    " appledouble ~snapshot".split()
 ) | {"system volume information"}
+_MIRAX_INDEX: Final = "slidedat.ini"
+_ZOOMIFY: Final = re.compile(r"TileGroup\d+")
+_PICTURE_OF: Final = re.compile(
+    r"[\s._-]*(?:label|macro|overview|thumbnail|thumb|barcode|preview|associated)[\s._-]*"
+    r"(?:image)?$"
+)
 
 # UID of a DICOM series → for each folder with a part of it the pixels of the finest level there,
 # and the path that stands for the slide.
@@ -57,8 +64,8 @@ def find_slides(folder: str) -> list[str]:
     """List the slides in a folder and below: files, and folders with one DICOM slide.
 
     Hidden files and folders, stores, and the folders in which file servers keep thumbnails are
-    left out; so are label and overview files of DICOM, parts of VMS, VMU and MIRAX slides, and
-    links to a file that is listed itself.
+    left out; so are label and overview files of DICOM and pictures of them beside a slide, parts of
+    VMS, VMU and MIRAX slides and of zoomable pictures, and links to a file that is listed itself.
     """
     if ngff.is_image(Path(folder)):
         return [folder]
@@ -121,18 +128,24 @@ def _walk(folder: str, seen: set[str], series: Finest) -> Iterator[str]:
 def _descend(folder: str, seen: set[str], links: list[str], series: Finest) -> Iterator[str]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
+    except OSError as error:
+        _log.warning(
+            "%s: cannot be listed (%s): what is in it is left out.", folder, error.strerror
+        )
         return
     shown = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = [entry for entry in shown if entry.is_dir()]
-    files = [entry.name for entry in shown if not entry.is_dir()]
+    folders = [entry for entry in shown if _is_folder(entry)]
+    files = [entry.name for entry in shown if entry not in folders]
+    if _MIRAX_INDEX in map(str.lower, files):  # the data of a slide, not beside their .mrxs
+        _log.warning("%s: the folder of a MIRAX slide: no slides of their own.", folder)
+        return
     yield from _in_folder(folder, files, series)
     own = {os.path.splitext(name)[0] for name in files if name.lower().endswith(".mrxs")}
     own |= {f"_{os.path.splitext(name)[0]}_" for name in files if name.lower().endswith(".vsi")}
     zooms = {f"{os.path.splitext(name)[0]}_files" for name in files if name.endswith(".dzi")}
     for entry in folders:
         name = entry.name
-        if name.lower() in _NO_SLIDES or name in own | zooms:
+        if name.lower() in _NO_SLIDES or name in own | zooms or _is_zoom(entry):
             continue
         if name.endswith(STORE_SUFFIX):
             if ngff.is_image(Path(entry.path)):
@@ -144,6 +157,24 @@ def _descend(folder: str, seen: set[str], links: list[str], series: Finest) -> I
         elif real not in seen:
             seen.add(real)
             yield from _descend(entry.path, seen, links, series)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_zoom(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a folder holds the tiles of a zoomable picture: Zoomify's, or Deep Zoom's."""
+    if _ZOOMIFY.fullmatch(entry.name):
+        return True
+    if not entry.name.endswith("_files"):
+        return False
+    with os.scandir(entry.path) as inside:
+        names = [each.name for each in inside if not each.name.startswith(".")]
+    return "0" in names and all(name.isdigit() or name == "vips-properties.xml" for name in names)
 
 
 def _in_folder(folder: str, names: list[str], all_series: Finest) -> list[str]:
@@ -163,12 +194,30 @@ def _in_folder(folder: str, names: list[str], all_series: Finest) -> list[str]:
     beside = [name for name in names if name.lower().endswith(tuple(_BESIDE_DICOM))]
     if slides and beside:
         _log.warning("%s: %s beside a DICOM slide: no slide of its own.", folder, beside[0])
+    others = _without_pictures_of(folder, others)
     alone = len(slides) == 1 and not others
     for each in series:
         if each.is_slide:
             path = folder if alone else each.path
             all_series.setdefault(each.uid, []).append((each.n_px, path))
     return [folder] if alone else sorted([*slides, *others])
+
+
+def _without_pictures_of(folder: str, paths: list[str]) -> list[str]:
+    """Drop what scanners and viewers lay beside a slide: `a_label.png`, `a.svs.jpg` of `a.svs`."""
+    names = [Path(path).name.lower() for path in paths]
+    slides = [name for name in names if not name.endswith(tuple(_BESIDE_DICOM))]
+    owners = {*slides, *(os.path.splitext(name)[0] for name in slides)}
+    kept = []
+    for path, name in zip(paths, names, strict=True):
+        stem, suffix = os.path.splitext(name)
+        of_slide = _PICTURE_OF.sub("", stem)
+        named_after = stem in slides or (of_slide != stem and of_slide in owners)
+        if suffix in _BESIDE_DICOM and named_after:
+            _log.warning("%s: a picture of the slide %s: no slide of its own.", path, of_slide)
+        else:
+            kept.append(path)
+    return kept
 
 
 def _series(folder: str, names: list[str]) -> list[dicom.Series]:

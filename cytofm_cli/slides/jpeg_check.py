@@ -55,10 +55,14 @@ def refuse_broken_scan(stream: bytes) -> None:
         raise ValueError("its restart markers are out of turn")
 
 
-def is_sound(stream: bytes) -> bool:
-    """Tell whether a complete baseline stream has as many blocks as its frame needs.
+def is_sound(stream: bytes, tables: bytes | None = None) -> bool:
+    """Tell whether a baseline stream has as many blocks as its frame needs.
 
     Costs one decoding. Progressive streams are only decoded.
+
+    Args:
+        stream: complete, or with its tables in `tables`.
+        tables: a stream of tables alone, as TIFF keeps them.
     """
     import imagecodecs
 
@@ -74,7 +78,9 @@ def is_sound(stream: bytes) -> bool:
     longer = stream[: sof + 5] + struct.pack(">H", more) + stream[sof + 7 :]
     try:
         refuse_broken_scan(stream)
-        pixels = imagecodecs.jpeg8_decode(longer)
+        # Four components as they are: YCCK would turn the grey of an empty block into another.
+        raw = {"colorspace": "CMYK", "outcolorspace": "CMYK"} if components == 4 else {}
+        pixels = imagecodecs.jpeg8_decode(longer, tables=tables or None, **raw)
     except (ValueError, RuntimeError):
         return False
     row = pixels[height + _BLEED_PX :]

@@ -28,6 +28,8 @@ _APP14: Final = 0xEE
 # Baseline, extended and progressive Huffman coding: what every JPEG decoder reads.
 _SOF: Final = (0xC0, 0xC1, 0xC2)
 _OTHER_SOF: Final = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_ASKED: Final = 8  # tiles that are asked what they are
+_FEW: Final = 3  # of so few tiles all may be damaged
 # Bytes of padding after EOI that writers add.
 _MAX_PADDING: Final = 16
 
@@ -45,6 +47,7 @@ class TiffJpegTiles:
         self._tables = tables if isinstance(tables, bytes) else b""
         rgb = directory.number(tiff.PHOTOMETRIC) == tiff.PHOTOMETRIC_RGB
         self._transform = 0 if rgb else 1
+        self.has_ends = True
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
@@ -69,15 +72,33 @@ class TiffJpegTiles:
             raise self._damaged(column, row, error) from error
 
     def refuse_broken(self, column: int, row: int) -> None:
-        """Refuse a tile in whose scan there are markers that cannot be there.
+        """Refuse a tile in whose scan there are markers that cannot be there, or that has no end.
 
         Raises:
-            SlideError: there are.
+            SlideError: it is so.
         """
+        raw = self._raw(column, row)
         try:
-            refuse_broken_scan(self._raw(column, row))
+            refuse_broken_scan(raw)
+            if raw and self.has_ends and _end(raw) < 0:
+                raise ValueError("it is no whole JPEG stream")
         except ValueError as error:
             raise self._damaged(column, row, error) from error
+
+    def has_frame(self, row: int, column: int) -> bool:
+        """Tell whether a tile begins as a stream that can be completed, whatever its data are."""
+        try:
+            complete(self._raw(column, row) + _EOI, b"", self._transform, self.tile_px)
+        except (ValueError, SlideError):
+            return False
+        return True
+
+    def has_end(self, row: int, column: int) -> bool:
+        """Tell whether a tile ends as a JPEG stream must; some writers always leave it out."""
+        try:
+            return _end(self._raw(column, row)) >= 0
+        except SlideError:
+            return False
 
     def _raw(self, column: int, row: int) -> bytes:
         """Return the bytes of a tile; none where the file leaves it out."""
@@ -98,8 +119,9 @@ def open_tiles(path: str, directory: Directory) -> TiffJpegTiles | None:
     """Give access to the JPEG tiles of a directory.
 
     Returns:
-        None if its tiles are not JPEG, not three 8-bit samples, or if the first stored tile is
-        not a stream that can be completed.
+        None if its tiles are not JPEG, not three 8-bit samples, or if of several stored tiles none
+        begins as a stream that can be completed. That the data of one are damaged says nothing of
+        the others: then it is this that tells.
     """
     tile_px = directory.tile_px
     if directory.codec != "jpeg" or tile_px is None or directory.samples != 3:
@@ -110,13 +132,10 @@ def open_tiles(path: str, directory: Directory) -> TiffJpegTiles | None:
         return None
     tiles = TiffJpegTiles(path, directory, tile_px)
     stored = directory.byte_counts.nonzero()[0]
-    if stored.size == 0:
+    some = [divmod(index, tiles.grid.w) for index in stored[:: max(1, stored.size // _ASKED)]]
+    if not any(tiles.has_frame(row, column) for row, column in some):
         return None
-    row, column = divmod(int(stored[0]), tiles.grid.w)
-    try:
-        tiles.stream(column, row)
-    except SlideError:
-        return None
+    tiles.has_ends = len(some) < _FEW or any(tiles.has_end(row, column) for row, column in some)
     return tiles
 
 
@@ -135,7 +154,7 @@ def complete(raw: bytes, tables: bytes, transform: int, tile_px: Size) -> bytes:
     Raises:
         ValueError: not a whole 8-bit, three-component JPEG stream of that size.
     """
-    end = raw.rfind(_EOI, max(0, len(raw) - _MAX_PADDING - 2))
+    end = _end(raw)
     if raw[:2] != _SOI or end < 0:
         raise ValueError("it is no whole JPEG stream")
     raw = raw[: end + 2]
@@ -157,6 +176,11 @@ def complete(raw: bytes, tables: bytes, transform: int, tile_px: Size) -> bytes:
         if code not in (_APP0, _APP14):
             parts.append(segment)
     raise ValueError("it has no scan")
+
+
+def _end(raw: bytes) -> int:
+    """Return where the marker at the end of a stream is, or -1."""
+    return raw.rfind(_EOI, max(0, len(raw) - _MAX_PADDING - 2))
 
 
 def _segments(raw: bytes) -> Iterator[tuple[int, bytes]]:

@@ -124,7 +124,7 @@ class Directory:
         value = self.tags.get(tag)
         if value is None or isinstance(value, bytes) or value.size == 0:
             return default
-        return int(value[0])
+        return int(value[0]) if np.isfinite(value[0]) else default
 
     def text(self, tag: int) -> str:
         """Return a text tag, without its closing zero."""
@@ -136,7 +136,8 @@ class Directory:
         value = self.tags.get(tag)
         if value is None or isinstance(value, bytes):
             return np.zeros(0, np.int64)
-        return value.astype(np.int64)
+        with np.errstate(invalid="ignore"):  # of a damaged file: no place, no length
+            return value.astype(np.int64)
 
     @property
     def size_px(self) -> Size:

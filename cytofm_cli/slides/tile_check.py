@@ -1,6 +1,7 @@
 """Look at the compressed data of a tile where decoders would not notice that they are damaged.
 
-JPEG: markers in the middle (10 µs a tile). Deflate: the checksum at the end, which libtiff does
+JPEG: markers in the middle (10 µs a tile); where the tiles cannot be copied, so that nobody checks
+them later, one decoding. Deflate: the checksum at the end, which libtiff does
 not read (one fast decoding). LZW, Zstandard and LZMA fail by themselves; PackBits and WebP have
 nothing to check.
 """
@@ -12,6 +13,7 @@ from typing import Final, Protocol
 
 from cytofm_cli.slides import native_jpeg, tiff
 from cytofm_cli.slides.base import slide_error
+from cytofm_cli.slides.jpeg_check import is_sound
 from cytofm_cli.slides.tiff import Directory
 from cytofm_cli.units import Box, Size
 
@@ -31,6 +33,8 @@ class CheckedOnce:
 
     def __init__(self, path: str, directory: Directory) -> None:
         self._check: _Check | None = native_jpeg.open_tiles(path, directory)
+        if self._check is None and directory.codec == "jpeg" and directory.tile_px:
+            self._check = _JpegTiles(path, directory, directory.tile_px)
         if directory.codec == "deflate" and not directory.planar:
             self._check = _DeflateTiles(path, directory)
         grid = self._check.grid if self._check else Size(0, 0)
@@ -51,6 +55,28 @@ class CheckedOnce:
                 if not self._seen[index]:
                     self._check.refuse_broken(column, row)
                     self._seen[index] = 1
+
+
+class _JpegTiles:
+    """The JPEG tiles of a directory of any number of samples."""
+
+    def __init__(self, path: str, directory: Directory, tile_px: Size) -> None:
+        self.tile_px, self.grid = tile_px, directory.grid
+        tables = directory.tags.get(tiff.JPEG_TABLES)
+        self._tables = tables if isinstance(tables, bytes) else None
+        self._path = path
+        self._offsets, self._counts = directory.offsets, directory.byte_counts
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def refuse_broken(self, column: int, row: int) -> None:
+        index = row * self.grid.w + column
+        count = int(self._counts[index])
+        raw = os.pread(self._descriptor, count, int(self._offsets[index])) if count else b""
+        if raw and not is_sound(raw, self._tables):
+            raise slide_error(self._path, f"damaged JPEG tile at column {column}, row {row}.")
 
 
 class _DeflateTiles:

@@ -18,6 +18,7 @@ from cytofm_cli.store import schema, zarr3
 from cytofm_cli.store.checksum import Codec
 from cytofm_cli.store.schema import ArrayKind
 from cytofm_cli.store.zarr3 import ShardedArrayWriter
+from cytofm_cli.work.files import read_plain
 
 
 def write(
@@ -126,7 +127,7 @@ def check_staged(folder: Path, step: str) -> None:
     """
     above = "" if step == schema.TILE_STEP else f"{step}/"
     for file in sorted(folder.rglob("zarr.json")):
-        node = json.loads(file.read_text(encoding="utf-8"))
+        node = json.loads(read_plain(file))
         if node["node_type"] == "array":
             path = above + file.parent.relative_to(folder).as_posix()
             schema.kind_of(path).check(node["data_type"], node["dimension_names"])

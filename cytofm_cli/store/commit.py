@@ -9,6 +9,7 @@ made from a step goes before the step itself is replaced (`cytofm_cli.store.line
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +17,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from cytofm_cli.config import differences
-from cytofm_cli.errors import ConfigMismatchError, TryAgainError
+from cytofm_cli.errors import ConfigMismatchError, CytofmError, TryAgainError
 from cytofm_cli.store import arrays, lineage, schema
 from cytofm_cli.store.checksum import read_node, write_node
 from cytofm_cli.store.io import Store, open_store, orphans
 from cytofm_cli.store.records import SlideRecord, StepRecord, TileRecord
-from cytofm_cli.store.staging import aside_of, commit_claim, placed, step_claim
+from cytofm_cli.store.staging import (
+    aside_of,
+    claim_step,
+    commit_claim,
+    placed,
+    step_claim,
+    was_killed,
+)
 from cytofm_cli.store.zarr3 import write_group
 from cytofm_cli.work.claim import claim, refuse_lost
 from cytofm_cli.work.files import flush_folder, put_in_place, remove_partials
@@ -124,6 +132,23 @@ def commit_group(staged: Path, path: Path, step: str, record: StepRecord) -> tup
     return tuple(sorted(gone))
 
 
+def settle(path: Path, step: str) -> None:
+    """Finish the commit of a process that was killed in it, of a step that is there already.
+
+    What it left goes, and the root lists the step. What cannot be written now is left as it is:
+    readers find the step without the list.
+    """
+    path = placed(path)
+    if was_killed(path, step):
+        slide_id = path.name.removesuffix(schema.STORE_SUFFIX)
+        with (
+            contextlib.suppress(CytofmError),
+            claim_step(path.parent, slide_id, step),
+            claim(commit_claim(path)),
+        ):
+            _update_root(path, step)
+
+
 def _id_for(store: Store, step: str, staged: Path, record: StepRecord) -> str:
     """Return the id of a new step: that of the former one if it holds the same."""
     new, former = lineage.content_id(staged, record), store.steps.get(step)
@@ -161,23 +186,25 @@ def _replace(staged: Path, path: Path, step: str, gone: Sequence[str]) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     if going:
         # The root forgets first: its list never holds a record without data.
-        _update_root(path, drop=going)
+        _update_root(path, step, drop=going)
         aside.mkdir()
         for number, name in enumerate(going):
             (path / name).rename(aside / str(number))
     staged.rename(target)
-    _update_root(path)
+    _update_root(path, step)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _update_root(path: Path, drop: Sequence[str] = ()) -> None:
+def _update_root(path: Path, step: str, drop: Sequence[str] = ()) -> None:
+    """List the steps that are there, but for those that go; `step`: the one that changes."""
     node = read_node(path)
     content = node["attributes"][schema.ATTRIBUTES_KEY]
     if not drop:
         content["steps"] |= orphans(path, content["steps"])
-    for step in drop:
-        content["steps"].pop(step, None)
-    # Of a killed process, in the store and its groups of steps: this one holds the claim.
-    for left in (path, path / "classes", path / "embeddings"):
-        remove_partials(left)
+    for name in drop:
+        content["steps"].pop(name, None)
+    # Of a killed process, in the store and the groups that the step lies in, all of which this
+    # one holds the claim of.
+    for place in Path(step).parents:
+        remove_partials(path / place)
     write_node(path, node, flush=True)

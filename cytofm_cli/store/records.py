@@ -1,98 +1,20 @@
 """What a store says of its slide and of its steps, typed.
 
-A record is stored as flat JSON. Reading it and writing it again gives the same keys in the same
-order: keys of newer versions are kept in `other`, and what older versions did not write has the
-default of its field and is not added. Nothing outside `cytofm_cli.store` reads a raw key.
+A record is stored as flat JSON (see `Record`). Nothing outside `cytofm_cli.store` reads a raw key.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from cytofm_cli.errors import StoreError
-
-_LAST = ("time_utc", "id")  # stored behind a step's own facts
-_NOT_STORED = frozenset({"other", "keys"})
-
-
-def _if_said() -> Any:
-    """Declare a field that is left out of the JSON while it is None, instead of being null."""
-    return field(default=None, metadata={"if_said": True})
+from cytofm_cli.store.record import LAST, Record, if_said
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Record:
-    """A frozen dataclass that comes from JSON and goes back to the same JSON.
-
-    Attributes:
-        other: what has no field: facts of a plug-in, keys of newer versions.
-        keys: as they were stored, in order; () for a record that is new.
-    """
-
-    _other_before: ClassVar[str | None] = None  # where `other` goes in a new record; None: last
-
-    other: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    keys: tuple[str, ...] = field(default=(), repr=False, compare=False)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any], where: str = "record") -> Self:
-        """Read a record.
-
-        Args:
-            stored: the JSON.
-            where: what a message starts with: the store and the step.
-
-        Raises:
-            StoreError: a key is missing that every version wrote, or holds what it cannot hold.
-        """
-        if not isinstance(stored, Mapping):
-            raise StoreError(f"{where} is damaged.", hint="make it again with --overwrite.")
-        layout = _layout_of(cls)  # type: ignore[arg-type]  # a class hashes
-        missing = [name for name in layout.needed if name not in stored]
-        if missing:
-            raise StoreError(
-                f"{where} is damaged: it does not say {', '.join(missing)}.",
-                hint="make it again with --overwrite.",
-            )
-        for name, kinds, tuples in layout.kinds:
-            value = stored.get(name)
-            if not isinstance(value, kinds) or (type(value) is list and not _fits(value, tuples)):
-                raise StoreError(
-                    f"{where} is damaged: {name} is {str(value)[:40]!r}.",
-                    hint="make it again with --overwrite.",
-                )
-        names = layout.names
-        return cls(
-            **{key: _frozen(value) for key, value in stored.items() if key in names},
-            other={key: value for key, value in stored.items() if key not in names},
-            keys=tuple(stored),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as it is stored."""
-        layout = _layout_of(type(self))  # type: ignore[arg-type]  # a class hashes
-        before, after = layout.order
-        order = dict.fromkeys([*self.keys, *before, *self.other, *after])
-        told = {
-            field.name: getattr(self, field.name) for field in layout.fields if self._is_told(field)
-        }
-        values = {**self.other, **told}
-        return {key: _thawed(values[key]) for key in order if key in values}
-
-    def _is_told(self, field: dataclasses.Field[Any]) -> bool:
-        value = getattr(self, field.name)
-        if self.keys:  # what an old record did not say stays unsaid
-            return field.name in self.keys or value != field.default
-        return value is not None or not field.metadata.get("if_said")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LevelRecord(_Record):
+class LevelRecord(Record):
     """A level of the slide: (w, h) in its pixels, and level-0 pixels to one of its own."""
 
     size_px: tuple[int, int]
@@ -100,7 +22,7 @@ class LevelRecord(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideRecord(_Record):
+class SlideRecord(Record):
     """Facts of the slide.
 
     Attributes:
@@ -139,13 +61,13 @@ class SlideRecord(_Record):
     objective: float | None = None
     n_focal_planes: int = 1
     focal_plane: int = 0
-    planes_um: tuple[float, ...] | None = _if_said()
+    planes_um: tuple[float, ...] | None = if_said()
     has_icc_profile: bool = False
     bounds_px0: tuple[int, int, int, int] | None = None
-    centre_nm: tuple[float, float] | None = _if_said()
+    centre_nm: tuple[float, float] | None = if_said()
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
-    synthetic: Mapping[str, Any] | None = _if_said()
+    synthetic: Mapping[str, Any] | None = if_said()
 
     @property
     def says_bounds(self) -> bool:
@@ -163,7 +85,7 @@ class SlideRecord(_Record):
         record = super().from_json(stored, where)
         levels: Any = record.levels  # JSON objects until here
         typed = tuple(LevelRecord.from_json(level, where) for level in levels)
-        return dataclasses.replace(record, levels=typed)
+        return replace(record, levels=typed)
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as they are stored."""
@@ -171,7 +93,7 @@ class SlideRecord(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepRecord(_Record):
+class StepRecord(Record):
     """Where any step's arrays come from.
 
     Attributes:
@@ -184,15 +106,15 @@ class StepRecord(_Record):
         id: changes exactly when the content does; None: of a version that gave none.
     """
 
-    _other_before: ClassVar[str | None] = _LAST[0]
+    _other_before: ClassVar[str | None] = LAST[0]
 
-    made_from: Mapping[str, str] | None = _if_said()
+    made_from: Mapping[str, str] | None = if_said()
     tool: str = ""
     config: Mapping[str, Any]
     config_hash: str
     input_fingerprint: str
     time_utc: str = ""
-    id: str | None = _if_said()
+    id: str | None = if_said()
 
     @property
     def mark(self) -> str:
@@ -241,11 +163,11 @@ class TileRecord(StepRecord):
             each took away, as `removed`; None: none were.
     """
 
-    asked: Mapping[str, Any] | None = _if_said()
+    asked: Mapping[str, Any] | None = if_said()
     n_tiles: int
     n_grid: int = 0
     n_foreground: int | None = None
-    n_candidates: int | None = _if_said()
+    n_candidates: int | None = if_said()
     tile_px: int
     tile_px0: float
     mpp: float
@@ -261,10 +183,10 @@ class TileRecord(StepRecord):
     illumination: str | None = None
     background_rgb: tuple[int, int, int] | None = None
     foreground_unsure: str | None = None
-    focus: str | None = _if_said()
-    apart: str | None = _if_said()
-    regions: Mapping[str, Any] | None = _if_said()
-    quality: Mapping[str, Any] | None = _if_said()
+    focus: str | None = if_said()
+    apart: str | None = if_said()
+    regions: Mapping[str, Any] | None = if_said()
+    quality: Mapping[str, Any] | None = if_said()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,14 +209,14 @@ class NucleiRecord(StepRecord):
     _other_before: ClassVar[str | None] = "n_quartered"
 
     n: int | None = None
-    n_quartered: int | None = _if_said()
-    n_cut: int | None = _if_said()
-    beyond_tiles: tuple[str, ...] | None = _if_said()
+    n_quartered: int | None = if_said()
+    n_cut: int | None = if_said()
+    beyond_tiles: tuple[str, ...] | None = if_said()
     detector: str = ""
     classes: tuple[str, ...]
     weights_sha256: str | None = None
     nuclei_file: str | None = None
-    regions: Mapping[str, Any] | None = _if_said()
+    regions: Mapping[str, Any] | None = if_said()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +265,7 @@ class EmbeddingRecord(StepRecord):
     store_codec: str = "unknown"
     source_codec: str = "unknown"
     seed: int = 0
-    regions: Mapping[str, Any] | None = _if_said()
+    regions: Mapping[str, Any] | None = if_said()
 
 
 def is_part(regions: Mapping[str, Any] | None) -> bool:
@@ -420,87 +342,3 @@ class AttentionRecord(StepRecord):
                 hint="make it again with `cytofm mil score`.",
             )
         return tuple(columns)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What a class of records declares.
-
-    Attributes:
-        fields: those that are stored.
-        names: theirs.
-        needed: of those that every version wrote.
-        kinds: name, what JSON may hold under it, and the tuples that a list there may be. Null,
-            and nothing, stand for what need not be said.
-        order: names as a new record has them, before and behind `other`.
-    """
-
-    fields: tuple[dataclasses.Field[Any], ...]
-    names: frozenset[str]
-    needed: tuple[str, ...]
-    kinds: tuple[tuple[str, tuple[type, ...], tuple[_Tuple, ...]], ...]
-    order: tuple[list[str], list[str]]
-
-
-# The kinds of a tuple's parts, and whether there may be any number of the first.
-_Tuple = tuple[tuple[tuple[type, ...], ...], bool]
-
-
-@functools.cache  # of each class once: there may be thousands of stores
-def _layout_of(cls: Any) -> _Layout:
-    hints = get_type_hints(cls)
-    fields = tuple(field for field in dataclasses.fields(cls) if field.name not in _NOT_STORED)
-    unsaid = {field.name: () if _is_needed(field) else (type(None),) for field in fields}
-    names = sorted(unsaid, key=lambda name: name in _LAST)
-    at = names.index(cls._other_before) if cls._other_before else len(names)
-    return _Layout(
-        fields=fields,
-        names=frozenset(names),
-        needed=tuple(field.name for field in fields if _is_needed(field)),
-        kinds=tuple(
-            (name, (*_kinds(hints[name]), *unsaid[name]), tuple(_tuples(hints[name])))
-            for name in unsaid
-        ),
-        order=(names[:at], names[at:]),
-    )
-
-
-def _kinds(hint: Any) -> tuple[type, ...]:
-    if isinstance(hint, UnionType):
-        return tuple(kind for each in get_args(hint) for kind in _kinds(each))
-    plain: type = get_origin(hint) or hint
-    if issubclass(plain, _Record):
-        return (Mapping,)
-    return {float: (int, float), tuple: (list, tuple)}.get(plain, (plain,))
-
-
-def _tuples(hint: Any) -> Iterator[_Tuple]:
-    """Give the tuples that a field is declared with."""
-    for declared in get_args(hint) if isinstance(hint, UnionType) else (hint,):
-        if get_origin(declared) is tuple:
-            parts = get_args(declared)
-            endless = parts[-1] is Ellipsis
-            yield tuple(_kinds(part) for part in (parts[:1] if endless else parts)), endless
-
-
-def _fits(values: Sequence[Any], tuples: Sequence[_Tuple]) -> bool:
-    """Tell whether a list has as many parts, and such, as one of the tuples."""
-    for parts, endless in tuples:
-        wanted = parts * len(values) if endless else parts
-        pairs = zip(values, wanted, strict=False)
-        if len(wanted) == len(values) and all(isinstance(value, kinds) for value, kinds in pairs):
-            return True
-    return False
-
-
-def _is_needed(field: dataclasses.Field[Any]) -> bool:
-    no_default = field.default is dataclasses.MISSING
-    return no_default and field.default_factory is dataclasses.MISSING
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _thawed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

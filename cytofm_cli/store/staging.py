@@ -104,11 +104,15 @@ def claim_step(stores: Path, slide_id: str, step: str) -> Iterator[None]:
         yield
 
 
+def was_killed(path: Path, step: str) -> bool:
+    """Tell whether something is left of a process that was at a step of a store, or still is."""
+    left = (_with_suffix(_base_of(path, step), ".claim"), commit_claim(path))
+    return any(leftover.exists() for leftover in (*left, aside_of(path, "replaced-step")))
+
+
 def tidy(stores: Path, slide_id: str, step: str) -> None:
     """Remove the claim of a process that was killed right after it finished a step."""
-    path = placed(stores / f"{slide_id}{schema.STORE_SUFFIX}")
-    left = (_with_suffix(_base_of(path, step), ".claim"), commit_claim(path))
-    if any(leftover.exists() for leftover in (*left, aside_of(path, "replaced-step"))):
+    if was_killed(placed(stores / f"{slide_id}{schema.STORE_SUFFIX}"), step):
         with contextlib.suppress(CytofmError), claim_step(stores, slide_id, step):
             pass
 

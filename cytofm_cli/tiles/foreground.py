@@ -133,14 +133,14 @@ def find_foreground(
     # Smoothness is a matter of scale: ink is always looked for at the coarse one.
     coarse = max(1, int(COARSE_MPP / mpp + 0.01))
     ink_HW = _ink(morphology.shrink(small_HWC, coarse), scene, mpp * coarse)
-    ink_HW = _enlarge(ink_HW, coarse, mask_HW.shape)
+    ink_HW = enlarge(ink_HW, coarse, mask_HW.shape)
     parts = morphology.components(mask_HW & ~ink_HW)
     mask_HW = parts.paint(parts.area_px_K >= max(2, SPECK_UM2 / mpp**2))
     mask_HW |= _tissue_gaps(small_HWC, mask_HW, scene, mpp) & ~ink_HW
     unsure = scene.unsure or _doubt(mask_HW, contrast_HW)
     red, green, blue = (round(float(level)) for level in scene.background_C)
     mask_HW, ink_HW, rim_HW, contrast_HW = (
-        _enlarge(plane_HW, max(1, reduce), (height, width))
+        enlarge(plane_HW, max(1, reduce), (height, width))
         for plane_HW in (mask_HW, ink_HW, rim_HW, contrast_HW)
     )
     return Foreground(
@@ -154,7 +154,8 @@ def find_foreground(
     )
 
 
-def _enlarge(mask_HW: NDArray[Any], factor: int, shape: tuple[int, ...]) -> NDArray[Any]:
+def enlarge(mask_HW: NDArray[Any], factor: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Repeat each pixel `factor` times both ways, cut to `shape`."""
     if factor == 1:
         return mask_HW
     return mask_HW.repeat(factor, 0)[: shape[0]].repeat(factor, 1)[:, : shape[1]]

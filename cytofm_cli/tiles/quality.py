@@ -1,16 +1,18 @@
 """What is wrong with tiles: pen, rims, clumps, stain that is black, empty glass.
 
 Five shares of a tile's area, each 0 to 1, from the picture of the whole slide in which the
-foreground was looked for (4 µm/px, finer for small slides), once when a slide is tiled. They come
-from what that search has found already, so that they cost two passes over that picture. The sixth
-column, `focus`, is measured at 1 µm/px (`tiles.focus`).
+foreground was looked for (4 µm/px, finer for small slides), once when a slide is tiled; but
+for lines and fine strokes they come from what that search has found already. The sixth column,
+`focus`, is measured at 1 µm/px (`tiles.focus`).
 
 - `pen`: ink. Darker than 35 % of the glass, smooth (range within 3 x 3 px at most a tenth of the
-  darkness), at least 90 µm long and 8 µm thick, with a margin of 20 µm: `foreground._ink`. Pale
-  ink stays unseen, large flat smears of blood are taken for it.
+  darkness), at least 90 µm long and 8 µm thick: `foreground._ink`; or finer, of one colour and
+  180 µm long: `strokes.fine_strokes`; with a margin of 20 µm. Pale ink stays unseen, large flat
+  smears of blood are taken for it.
 - `edge`: long thin rims of bubbles, scratches: foreground at least 100 µm long and thinner than 8 %
-  of its length: `foreground._lines`, with a margin of 8 µm. Rims of bubbles below 200 µm stay
-  unseen, and so does a straight edge of the coverslip, which passes for uneven light.
+  of its length: `foreground._lines`, with a margin of 8 µm; and straight lines of 512 µm or more,
+  as the coverslip's edge: `straight.straight_lines`, with a margin of 16 µm. Rims of bubbles below
+  200 µm stay unseen.
 - `clump`: groups too thick to see through: of the light of the glass less than half is left in
   the mean of the colours, over a square of 40 µm at least (opening by that square). Single nuclei
   and single cells hold no such square.
@@ -36,7 +38,17 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from cytofm_cli.tiles import morphology
-from cytofm_cli.tiles.foreground import INK_DARKNESS, MIN_CONTRAST, Foreground, tile_fraction
+from cytofm_cli.tiles.foreground import (
+    COARSE_MPP,
+    INK_DARKNESS,
+    MIN_CONTRAST,
+    THIN_UM,
+    Foreground,
+    enlarge,
+    tile_fraction,
+)
+from cytofm_cli.tiles.straight import straight_lines
+from cytofm_cli.tiles.strokes import fine_strokes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +60,7 @@ CLUMP_UM: Final = 40.0
 CLUMP_LIGHT: Final = 0.5
 BLACK_LIGHT: Final = 0.05
 EDGE_MARGIN_UM: Final = 8.0
+LINE_MARGIN_UM: Final = 16.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +111,9 @@ def find_signs(image_HWC: NDArray[np.uint8], seen: Foreground, mpp: float) -> Si
     clump_HW = morphology.open_square(
         mean_HW < round(CLUMP_LIGHT * 255), max(1, round(CLUMP_UM / 2 / mpp))
     )
-    ink_HW = seen.ink_HW
-    rim_HW = seen.rim_HW
-    if rim_HW.any():
-        rim_HW = morphology.dilate(rim_HW, max(1, round(EDGE_MARGIN_UM / mpp)))
+    ink_HW = seen.ink_HW | _grown(_strokes(image_HWC, seen, mpp), THIN_UM / mpp)
+    rim_HW = _grown(seen.rim_HW, EDGE_MARGIN_UM / mpp)
+    rim_HW = rim_HW | _grown(_straight(mean_HW, mpp), LINE_MARGIN_UM / mpp)
     contrast = round(MIN_CONTRAST / 2 * 255)
     blank_HW = (seen.contrast_HW < contrast) & (mean_HW > round((1 - INK_DARKNESS) * 255))
     masks = {
@@ -112,6 +124,27 @@ def find_signs(image_HWC: NDArray[np.uint8], seen: Foreground, mpp: float) -> Si
         "blank": blank_HW & ~ink_HW,
     }
     return Signs(masks, seen.mask_HW)
+
+
+def _grown(mask_HW: NDArray[np.bool_], by_px: float) -> NDArray[np.bool_]:
+    return morphology.dilate(mask_HW, max(1, round(by_px))) if mask_HW.any() else mask_HW
+
+
+def _straight(light_HW: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
+    """Mark long straight lines, which are always looked for at 4 µm/px."""
+    coarse = max(1, int(COARSE_MPP / mpp + 0.01))
+    small_HW = morphology.shrink(light_HW[..., None], coarse)[..., 0]
+    return enlarge(straight_lines(small_HW), coarse, light_HW.shape)
+
+
+def _strokes(image_HWC: NDArray[np.uint8], seen: Foreground, mpp: float) -> NDArray[np.bool_]:
+    """Mark fine strokes of a pen, which are always looked for at 4 µm/px."""
+    if seen.illumination == "dark-field":
+        return np.zeros(image_HWC.shape[:2], bool)
+    coarse = max(1, int(COARSE_MPP / mpp + 0.01))
+    small_HWC = morphology.shrink(image_HWC, coarse)
+    strokes_HW = fine_strokes(small_HWC, seen.background_rgb, mpp * coarse)
+    return enlarge(strokes_HW, coarse, image_HWC.shape[:2])
 
 
 def _light(

@@ -7,6 +7,7 @@ step after `tile` opens the slide of a store.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.tiles import fuse
+from cytofm_cli.tiles.damage import Damage
 from cytofm_cli.tiles.focal import TilePlanes, TileViews, at_focus
 from cytofm_cli.tiles.focal_word import BEST, FUSE
 from cytofm_cli.tiles.origin import find_slide
@@ -83,6 +85,8 @@ class FusedReader(SlideReader):
         self.info = reader.info
         self._reader, self._mpp = reader, slide_mpp
         self._planes = [reader.at_plane(plane) for plane in range(self.info.n_focal_planes)]
+        self._views = TileViews(self._planes, np.arange(len(self._planes), dtype=np.int16))
+        self._damage = Damage()
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""
@@ -121,9 +125,56 @@ class FusedReader(SlideReader):
         )
         around = Box(left, top, right - left, below - top)
         planes = [plane.read(level, around) for plane in self._planes]
-        fused = fuse.fuse(planes, self.info.focal_plane, windows)
+        details = [fuse.detail(plane, windows) for plane in planes]
+        chosen_hw = fuse.choose(details, self.info.focal_plane, windows)
+        self._refuse_damage(level, part, around, chosen_hw, windows)
+        fused = fuse.blend(planes, chosen_hw, windows)
         x, y = part.x - left, part.y - top
         return fused[y : y + part.h, x : x + part.w]
+
+    def _refuse_damage(
+        self,
+        level: int,
+        part: Box,
+        around: Box,
+        chosen_hw: NDArray[np.uint8],
+        windows: fuse.Windows,
+    ) -> None:
+        """Decode the file's own JPEG tiles once for a check, of those planes that are shown there.
+
+        Raises:
+            SlideError: one is damaged.
+        """
+        margin = windows.step * windows.blend
+        for plane in np.unique(chosen_hw).tolist():
+            jpeg = self._views.jpeg(plane, level)
+            if jpeg is None:
+                continue
+            spans = [
+                _tiles_along(start - margin, length + 2 * margin, side, from_px, most)
+                for start, length, side, from_px, most in zip(
+                    part[:2], part[2:], jpeg.tile_px, around[:2], around[2:], strict=True
+                )
+            ]
+            for (column, x), (row, y) in itertools.product(*spans):
+                cells = (_cells(y, windows.step), _cells(x, windows.step))
+                if (chosen_hw[cells] == plane).any():
+                    self._damage.stream(jpeg, column, row)
+
+
+def _tiles_along(
+    start: int, length: int, side: int, from_px: int, n_px: int
+) -> list[tuple[int, tuple[int, int]]]:
+    """Return which tiles lie on a span of an axis, and where within `n_px` from `from_px`."""
+    first, end = max(start, from_px), min(start + length, from_px + n_px)
+    return [
+        (number, (max(number * side, first) - from_px, min(number * side + side, end) - from_px))
+        for number in range(first // side, -(-end // side))
+    ]
+
+
+def _cells(span: tuple[int, int], step: int) -> slice:
+    return slice(span[0] // step, -(-span[1] // step))
 
 
 class BestReader(SlideReader):

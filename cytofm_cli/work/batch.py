@@ -181,6 +181,10 @@ def attempt(work: Work, explain: Explain, task: Task, say: Say) -> Outcome:
         else:  # one item's surprise must not end the others; the trace goes to the record
             error = CytofmError(f"{task.path}: {type(bug).__name__}: {bug}")
             facts = {"traceback": traceback.format_exc()}
+    if error is not None:
+        # Libraries (tblib, which comes with dask) make pickle take the cause along, and the errors
+        # of others may not come back from a pickle.
+        error.__cause__ = error.__context__ = None
     return Outcome(
         slide_id=task.name,
         path=task.path,

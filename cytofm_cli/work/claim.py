@@ -23,6 +23,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -154,11 +155,17 @@ def _try_create(path: Path, token: str) -> bool:
 def _look(path: Path) -> _Sight | None:
     """Look at a claim; None: it is gone. Opening it makes network filesystems look again, too."""
     try:
-        with path.open("rb") as file:
-            beat_ns, text = os.fstat(file.fileno()).st_mtime_ns, file.read()
+        # A pipe that bears the name of a claim would be waited for.
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            text = file.read() if stat.S_ISREG(status.st_mode) else b""
     except OSError:
         return None
-    return _Sight(_parsed(text), beat_ns)
+    return _Sight(_parsed(text), status.st_mtime_ns)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read(path: Path) -> Mapping[str, object]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cytofm_cli.work.claim import STALE_S
+from cytofm_cli.work.files import read_plain
 
 _SUFFIX: Final = ".claim"
 
@@ -52,7 +53,7 @@ def _holders(folder: Path) -> Iterator[Holder]:
                 continue
             with contextlib.suppress(OSError, ValueError):  # released just now, or being written
                 beat = entry.stat().st_mtime
-                told = json.loads(Path(entry.path).read_bytes())
+                told = json.loads(read_plain(Path(entry.path)))
                 yield _holder(entry.name[1 : -len(_SUFFIX)], told, max(0.0, time.time() - beat))
 
 

@@ -314,6 +314,16 @@ def open_plain(path: Path) -> BinaryIO:
     return open(descriptor, "rb")  # noqa: PTH123 - the caller closes it
 
 
+def plain(path: Path) -> Path:
+    """Return the path of a plain file, for a library that opens it by its name.
+
+    Raises:
+        OSError: it cannot be opened, or is none.
+    """
+    open_plain(path).close()
+    return path
+
+
 def require_plain(folder: Path) -> None:
     """Refuse a folder in which something is neither a plain file nor a folder, for other readers.
 

@@ -79,7 +79,7 @@ def _attempt(
 
 def _travels(error: Exception) -> bool:
     try:
-        ForkingPickler.dumps(error)
+        ForkingPickler.loads(ForkingPickler.dumps(error))  # not all that leaves arrives
     except Exception:  # its class decides what pickling it raises
         return False
     return True

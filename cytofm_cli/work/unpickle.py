@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.work.budget import FREE_BYTES
+from cytofm_cli.work.files import plain
 
 # How torch names what it refuses.
 _DEPTH: Final = 6  # of containers in containers; checkpoints have three
@@ -40,6 +41,10 @@ def load_pickle(path: Path, *, kind: type[InputError], hint: str, mapped: bool =
     """
     import torch
 
+    try:
+        plain(path)  # a pipe waits for a writer
+    except OSError as error:
+        raise kind(f"{path}: cannot be read ({error.strerror}).") from error
     try:
         mapped = mapped and zipfile.is_zipfile(path)
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():

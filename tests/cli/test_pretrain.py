@@ -18,6 +18,7 @@ import torch
 from safetensors.numpy import load_file
 
 from cytofm_cli.encoders.load import load_encoder
+from cytofm_cli.encoders.pixel_statistics import N_STATISTICS
 from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.pretrain import checkpoint, loop
 from cytofm_cli.store.io import open_store
@@ -354,6 +355,30 @@ def test_pretrain__cells__embed_cuts_the_crops_that_were_seen(here, detected, tm
             pixels = np.stack([cells.read(0), cells.read(1)])
         values = store.embeddings("small", "cell").values
         np.testing.assert_allclose(values[:2], encoder.encode(encoder.prepare(pixels)), atol=1e-4)
+
+
+def test_pretrain__pixels__a_finished_run_is_written_anew_with_them(here, detected, tmp_path):
+    run = tmp_path / "run"
+    words = ("--unit", "cell", "--cell-um", 28, "--global-px", 32, "--encoder", "sr-vit-nano",
+             "--global-scale", "0.35,0.47", "--fill", "none", "--batch", 4, "--steps", 1,
+             "--device", "cpu", "--threads", 1, "--method", "simclr")  # fmt: skip
+    assert here("pretrain", detected, "-o", run, *words).returncode == 0
+    done = here("pretrain", detected, "-o", run, *words, "--pooling", "cls+mean+pixels")
+    assert done.returncode == 0, done.stderr
+    assert "written anew" in done.stderr
+    encoder = load_encoder(str(run / "encoder.safetensors"), device="cpu")
+    assert (encoder.spec.pooling, encoder.spec.dim) == ("cls+mean+pixels", 256 + N_STATISTICS)
+    path = sorted(detected.glob("*.zarr"))[0]
+    with open_cells(open_store(path), detector=None, cell_um=17.9) as cells:
+        pixels = cells.read_many(np.arange(len(cells.xy_px0)))
+    values = encoder.encode(encoder.prepare(pixels))
+    # One slide of several, whose crops the scales were measured on: near them, not on them.
+    assert values[:, 256:].var(0).sum() == pytest.approx(1, abs=0.9)
+    assert abs(values[:, 256:].mean(0)).max() < 0.5
+    done = here("pretrain", detected, "-o", tmp_path / "odd", *words, "--pooling",
+                "cls+mean+pixels", "--patch-px", 10, "--global-px", 30)  # fmt: skip
+    assert done.returncode == 2
+    assert "a multiple of 8 px, at least 16, not of 30 px" in done.stderr
 
 
 def test_pretrain__a_file_states_the_settings_of_the_method_too(here, detected, tmp_path):

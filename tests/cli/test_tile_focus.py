@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from cytofm_cli.errors import SlideError
 from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store.io import Store, open_store
 from cytofm_cli.tiles.canvas import open_canvases
@@ -93,6 +94,35 @@ def test_fuse__tiles_of_every_grid_are_cut_from_one_picture(cytofm, slide) -> No
     np.testing.assert_array_equal(tiles_of(other), cut(picture, other.tile_xy_px0))
     assert store.tile.focus == "fuse"
     np.testing.assert_array_equal(store.tiles().plane, store.tile_xy_px0[:, 0] // TILE)
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"\x5a"], ids=str)
+def test_fuse__damaged_data_of_a_plane_that_is_shown_are_blank_and_counted(
+    cytofm, tmp_path, junk
+) -> None:
+    """No marker tells: the tile decodes, to grey or to a smear."""
+    (tmp_path / "slides").mkdir()
+    path = tmp_path / "slides" / "a.ome.tif"
+    planes = stack_of(640, width=640)
+    write_stack(path, planes, compression="jpeg", compressionargs={"level": 90})
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]  # plane 0 is sharp in column 0
+        offset, count = page.dataoffsets[0], page.databytecounts[0]
+    whole_store = tiled(cytofm, path, "--focus", "fuse", out="whole")
+    with path.open("r+b") as handle:
+        handle.seek(offset + count // 2)
+        handle.write((junk * count)[: count // 2 - 2])
+    with open_slide(str(path)) as opened:
+        fused = FusedReader(opened, 0.25)
+        with pytest.raises(SlideError, match="damaged JPEG tile at column 0, row 0"):
+            fused.read(0, Box(0, 0, 64, 64))
+        assert fused.read(0, Box(256, 256, 64, 64)).std() > 5
+    store = tiled(cytofm, path, "--focus", "fuse")
+    assert store.tile.n_damaged == 1
+    assert whole_store.tile.n_damaged == 0
+    tiles = tiles_of(store)
+    assert (tiles[0] == 255).all()
+    np.testing.assert_array_equal(tiles[2:], tiles_of(whole_store)[2:])
 
 
 def test_plane__is_read_alone(cytofm, slide) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.generate.config import GenerateConfig, MeasureConfig, SampleConfig
-from cytofm_cli.generate.evaluate import evaluate_run
+from cytofm_cli.generate.evaluate import evaluate_run, through_autoencoder
+from cytofm_cli.generate.file import read_generator
 from cytofm_cli.generate.run import train
 from cytofm_cli.generate.synthetic import sample_run
 from cytofm_cli.nuclei.crops import open_cells
@@ -36,7 +39,9 @@ def runs(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         align = "cytofm-tiny" if kind == "encoder" else "none"
         config = GenerateConfig(**SMALL, condition=kind, align=align, cell_um=8.0)
         train(config, stores, folder / kind)
-    return {kind: folder / kind for kind in ("encoder", "class", "none")}
+    config = GenerateConfig(**SMALL, condition="class", align="none", cell_um=8.0, dropped=0.0)
+    train(config, stores, folder / "always told")
+    return {path.name: path for path in folder.iterdir()}
 
 
 def pixels_of(folder: Path) -> np.ndarray:
@@ -93,7 +98,9 @@ def test_sample__like_a_cell(runs: dict[str, Path], cells: Path, tmp_path: Path)
         ("encoder", {"of_class": "light"}, {}, "has no classes"),
         ("encoder", {"like": ["a.zarr"]}, {}, "must be STORE:NUMBER"),
         ("encoder", {}, {"guidance": 2.0}, "none is given"),
-        ("none", {}, {"guidance": 2.0}, "without a null vector"),
+        ("none", {}, {"guidance": 2.0}, "without a null vector.*without a condition"),
+        ("always told", {"of_class": "light"}, {"guidance": 2.0}, "null vector.*--dropped 0"),
+        ("always told", {}, {}, "no condition is given"),
     ],
 )
 def test_sample__what_it_cannot_do_is_one_line(
@@ -122,6 +129,16 @@ def test_sample__no_such_cell_and_an_encoder_of_another_width(
         sample_run(tmp_path, tmp_path / "out", SampleConfig(n=1, **QUICK))
 
 
+def test_sample__a_run_that_is_not_trained_to_its_end_is_one_line(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    shutil.copytree(runs["none"], begun)
+    (begun / "summary.json").unlink()
+    with pytest.raises(InputError, match="begun: is not trained to its end"):
+        sample_run(begun, tmp_path / "out", SampleConfig(n=1, **QUICK))
+
+
 def test_evaluate__has_floors_and_measures(
     runs: dict[str, Path], cells: Path, tmp_path: Path
 ) -> None:
@@ -140,10 +157,28 @@ def test_evaluate__has_floors_and_measures(
         assert space["jpeg"]["95"]["frechet"] < space["jpeg"]["50"]["frechet"]
         assert space["jpeg"]["50"]["frechet"] < space["made"]["frechet"]
     assert tiny["jpeg"]["95"]["fidelity"]["retrieval"] == 1.0
-    assert any("6 images for 384 features" in line for line in notes)
+    assert tiny["autoencoder"]["fidelity"]["n"] == 6
+    assert notes[0].startswith("cytofm-tiny: 6 images for 384 features")
     table = (tmp_path / "judged" / "table.md").read_text()
+    assert "| the reference through the autoencoder |" in table
     assert "| real, other slides |" in table and "| the reference as JPEG 50 |" in table
     assert json.loads((tmp_path / "judged" / "metrics.json").read_text()) == report.metrics
     assert evaluate_run(runs["encoder"], stores, tmp_path / "judged", config).skipped
     with pytest.raises(InputError, match="one slide only"):
         evaluate_run(runs["encoder"], stores[:1], tmp_path / "one", config)
+    with pytest.raises(InputError, match=r"6 cells of every other.*least 7"):
+        evaluate_run(runs["encoder"], stores, tmp_path / "few", MeasureConfig(n=6, k=6, **QUICK))
+    assert not (tmp_path / "few").exists()
+
+
+def test_through_autoencoder__gives_what_its_mean_decodes_to_in_batches_of_any_size(
+    runs: dict[str, Path],
+) -> None:
+    generator = read_generator(runs["none"] / "generator.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    given_back = through_autoencoder(generator, images, 2, torch.device("cpu"))
+    x_BCHW = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        wanted = generator.vae.decode(generator.vae.encode(x_BCHW).mean_BChw)
+    levels = ((wanted + 1) * 127.5).clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    assert np.abs(given_back - levels).max() <= 0.501

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -226,3 +230,25 @@ def test_class_condition__comes_from_the_tiles_of_the_batch() -> None:
     model = RepaE(VAE, shape, Weights(gan=0.0), RATES, classes=labels).train()
     assert model._seen(batch(4))[0].tolist() == [1, 0, 2, 1]
     assert set(model(batch(4), 0).parts) == {"l1", "kl", "velocity"}
+
+
+@pytest.mark.slow
+def test_two_processes__do_what_one_does_with_the_whole_batch(tmp_path: Path) -> None:
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "tests.generate.two_processes", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    from .two_processes import losses_and_gradients
+
+    alone = losses_and_gradients()
+    shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    mean = (shares[0].pop("loss") + shares[1].pop("loss")) / 2
+    torch.testing.assert_close(mean, alone.pop("loss"), atol=1e-5, rtol=1e-5)
+    for share in shares:  # statistics of the latents are those of both, and so are the means
+        torch.testing.assert_close(share, alone, atol=1e-5, rtol=1e-4)

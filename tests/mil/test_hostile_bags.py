@@ -88,6 +88,10 @@ def test_h5__a_link_inside_of_the_file_is_followed_and_a_loop_refused(tmp_path: 
         file["features"] = h5py.SoftLink("/features")
     with pytest.raises(InputError, match="a chain of more than 8 links"):
         read_bag(tmp_path / "b.h5", "e", "tile")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["features"] = h5py.SoftLink("/")
+    with pytest.raises(InputError, match="`features` is a group, no dataset"):
+        read_bag(tmp_path / "c.h5", "e", "tile")
 
 
 def test_pt__a_tensor_that_repeats_one_number_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 
 from cytofm_cli.encoders.load import load_encoder
+from cytofm_cli.encoders.pixel_statistics import N_STATISTICS, measure
 from cytofm_cli.encoders.sr_vit import SIZES
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.pretrain.backbone import h_at, make_backbones
@@ -263,6 +264,37 @@ def test_export__at_another_size_and_pooling(encoder, tmp_path):
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_export__joins_tokens_and_pixels_each_centred_and_of_variance_one(tmp_path):
+    made = trunk(SR).eval()
+    path, crops = tmp_path / "e.safetensors", torch.from_numpy(pixels()).permute(0, 3, 1, 2)
+    spec = write(path, made, pooling="cls+mean+pixels", crops_BCHW=crops)
+    values, opened = embed(path, pixels())
+    assert spec.dim == opened.dim == values.shape[1] == 128 + N_STATISTICS
+    np.testing.assert_allclose(values.mean(0), 0, atol=1e-5)
+    for part in np.split(values.astype(np.float64), [128], axis=1):
+        assert part.var(0).sum() == pytest.approx(1, abs=1e-3)
+    with torch.no_grad():
+        tokens = made(normalised(pixels()))
+        statistics = measure(crops.float() / 255)
+    for part, plain in (
+        (values[:, :128], torch.cat([tokens.cls_BD, tokens.patch_BND.mean(1)], 1)),
+        (values[:, 128:], statistics),
+    ):
+        centred = (plain - plain.mean(0)).double().numpy()
+        scale = np.sqrt((centred**2).mean(0).sum())
+        np.testing.assert_allclose(part * scale, centred, atol=2e-3 * np.abs(centred).max())
+    tokens_alone = load_encoder(str(path), device="cpu", pooling="cls")
+    said = tokens_alone.encode(tokens_alone.prepare(pixels()))
+    np.testing.assert_allclose(said, tokens.cls_BD.numpy(), atol=1e-4)
+
+
+def test_export__a_file_without_scales_cannot_be_opened_with_pixels(tmp_path):
+    path = tmp_path / "e.safetensors"
+    write(path, trunk(SR), pooling="cls+mean")
+    with pytest.raises(UsageError, match="not written with it"):
+        load_encoder(str(path), device="cpu", pooling="cls+mean+pixels")
+
+
 def test_export__halves_the_weights_unless_they_do_not_fit(tmp_path, caplog):
     made = trunk(CONV).eval()
     path = tmp_path / "e.safetensors"
@@ -293,6 +325,8 @@ def test_export__halves_the_weights_unless_they_do_not_fit(tmp_path, caplog):
 def test_export__refuses_a_pooling_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match="no class token"):
         write(tmp_path / "e.safetensors", trunk(CONV), pooling="cls+mean")
+    with pytest.raises(UsageError, match="only an SR-ViT joins"):
+        write(tmp_path / "e.safetensors", trunk(VIT), pooling="cls+mean+pixels")
 
 
 def test_lora__starts_as_the_file_and_exports_plain_weights(vit_file, tmp_path):

@@ -256,6 +256,22 @@ def test_distill__regresses_the_teachers_features_of_the_very_pixels() -> None:
     assert out.parts["regression"] == out.loss
 
 
+def test_distill__compares_class_token_and_mean_of_the_patches() -> None:
+    method = make_method("distill", tokens="cls+mean", contrast=0.0)
+    batch = make_batch("distill")
+    dim = method.trunk.dim
+    assert method.head[1].in_features == 2 * dim
+    with torch.no_grad():  # a head that says the first of the patches' mean alone
+        method.head[1].weight.zero_()
+        method.head[1].weight[0, dim] = 1
+        method.head[1].bias.zero_()
+        tokens = method.trunk(batch.views[0])
+        joined = torch.cat([tokens.cls_BD, tokens.patch_BND.mean(1)], 1)
+        said = method.head(method._compared(tokens))
+        torch.testing.assert_close(said[:, 0], method.head[0](joined)[:, dim])
+    assert not said[:, 1:].any()
+
+
 def test_distill__teacher_describes_squares_about_the_middle() -> None:
     generator = torch.Generator().manual_seed(4)
     pixels = torch.randint(0, 256, (8, 20, 20, 3), dtype=torch.uint8, generator=generator)

@@ -173,10 +173,12 @@ def test_geojson__nuclei_points_and_lines_are_no_regions(tmp_path: Path) -> None
         feature(SQUARE, objectType="detection"),
         {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}},
         {"type": "Feature", "geometry": line},
+        {"type": "Feature", "geometry": None, "properties": {"objectType": "annotation"}},
     )
     there, notes = read(tmp_path / "g.geojson", text)
     assert there.classes == ("Tumor: Positive", "Stroma", "unclassified")
-    assert notes[0].endswith("1 line(s), 1 nuclei, 1 point(s) left out: no regions")
+    told = "1 line(s), 1 nuclei, 1 object(s) without a place, 1 point(s) left out: no regions"
+    assert notes[0].endswith(told)
 
 
 def test_geojson__holes_and_parts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.nuclei.detectors.imported import ImportedConfig, ImportedNuclei
 from cytofm_cli.regions.base import Place
 from cytofm_cli.regions.config import RegionChoice, TileRegions
 from cytofm_cli.regions.files import RegionFile, region_files
@@ -59,6 +61,36 @@ def test_bad_file__is_refused_by_name(tmp_path: Path, name: str, text: str, told
         read_regions(path, PLACE, lambda _: None)
     assert told in refused.value.message and str(path) in refused.value.message
     assert "\n" not in refused.value.one_line()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told", "todo"),
+    [
+        ("a.geojson.gz", gzip.compress(b"{}"), "cannot be read from .gz", "gunzip"),
+        ("a.zip", b"PK\x03\x04", "cannot be read from .zip", "unpack it"),
+        ("a.qpdata", b"\xac\xed\0\x05w", "cannot be read from .qpdata", "Export objects"),
+        ("a.geojson", gzip.compress(b"{}"), "is compressed by gzip", "gunzip"),
+        ("a.geojson", b"PK\x03\x04", "is a zip file", "unpack it"),
+        ("a.geojson", b"\xac\xed\0\x05w", "is a data file of QuPath's own", "Export objects"),
+        ("a.geojson", "[]".encode("utf-16"), "is text in UTF-16", "UTF-8"),
+        ("a.geojson", b" \n", "is empty", "Export objects"),
+    ],
+)
+def test_what_qupath_makes_beside_geojson__is_named(
+    tmp_path: Path, name: str, content: bytes, told: str, todo: str
+) -> None:
+    """The same for regions and for nuclei."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    nuclei = ImportedNuclei(ImportedConfig(nuclei=path))
+    for read in (
+        lambda: read_regions(path, PLACE, lambda _: None),
+        lambda: nuclei.read(0.25, None, lambda _: None),
+    ):
+        with pytest.raises(InputError) as refused:
+            read()
+        assert str(path) in refused.value.message and told in refused.value.message
+        assert todo in str(refused.value.hint)
 
 
 def test_xml__has_a_budget(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 import cytofm_cli as cytofm
 from cytofm_cli.cells.outliers import unlikeness
-from cytofm_cli.errors import InputError, OutputError, UsageError
+from cytofm_cli.errors import InputError, OutOfMemoryError, OutputError, UsageError
 from cytofm_cli.report import orders
 from cytofm_cli.report.chosen import Chosen, Gallery
 from cytofm_cli.report.sheets import decoded, file_name
@@ -198,3 +200,17 @@ def test_best_rows__unknown_values_take_no_part() -> None:
     values = np.array([2.0, np.nan, 5.0, 2.0])
     assert orders.best_rows(values, 9).tolist() == [2, 0, 3]
     assert orders.best_rows(values, 2, lowest=True).tolist() == [0, 3]
+
+
+@pytest.mark.filterwarnings("ignore::cytofm_cli.errors.CytofmWarning")
+@pytest.mark.parametrize("step", ["rank", "draw"])
+def test_gallery__a_killed_child_leaves_no_page_that_lacks_its_slide(
+    trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def killed(task: object, report: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(f"cytofm_cli.api.gallery.{step}_one", killed)  # the children are forks
+    with pytest.raises(OutOfMemoryError, match="was killed, most likely for lack of memory"):
+        cytofm.make_gallery(trained.stores, tmp_path / "new", by="area_um2", fork=True)
+    assert list(tmp_path.iterdir()) == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html as entities
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 import cytofm_cli as cytofm
 from cytofm_cli.api.report import split_words
-from cytofm_cli.errors import InputError, OutputError, UsageError
+from cytofm_cli.errors import InputError, OutOfMemoryError, OutputError, UsageError
 from cytofm_cli.mil.answers import read_answers
 from cytofm_cli.report import evidence, maps
 from cytofm_cli.report.answers import read_run
@@ -308,3 +310,17 @@ def test_draw_map__the_highest_value_has_the_brightest_dot(trained) -> None:
     bright = [drawn[int(y * scale), int(x * scale)].sum() for x, y in xy]
     assert np.argmax(bright) == len(xy) - 1
     assert np.argmin(bright) == 0
+
+
+@pytest.mark.filterwarnings("ignore::cytofm_cli.errors.CytofmWarning")
+def test_report__a_killed_child_leaves_no_page_that_lacks_its_slide(
+    trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(job: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("cytofm_cli.api.report.gather", killed)  # the children are forks
+    out = tmp_path / "page.html"
+    with pytest.raises(OutOfMemoryError, match="was killed, most likely for lack of memory"):
+        cytofm.make_report(trained.run, trained.stores, out, fork=True)
+    assert not out.exists()

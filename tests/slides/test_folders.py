@@ -159,6 +159,48 @@ def test_folder__parts_of_a_slide_are_no_slides(tmp_path, suffix) -> None:
     assert found(tmp_path) == {"field": "field.jpg", "m": "m.mrxs", "slide": f"slide{suffix}"}
 
 
+def test_folder__tiles_of_zoomable_pictures_are_no_slides(tmp_path) -> None:
+    touch(tmp_path, "x_files/0/0_0.jpg", "x_files/1/0_0.jpg", "z/TileGroup0/0-0-0.jpg")
+    touch(tmp_path, "case_files/a.jpg", "b_files/0/c.jpg", "b_files/d.jpg")
+    assert sorted(found(tmp_path)) == ["a", "c", "d"]
+
+
+def test_folder__data_of_a_mirax_slide_that_is_gone_are_no_slides(tmp_path, caplog) -> None:
+    touch(tmp_path, "m/Slidedat.ini", "m/Data0001.dat", "m/preview.jpg", "a.svs")
+    assert found(tmp_path) == {"a": "a.svs"}
+    assert "m: the folder of a MIRAX slide" in caplog.text
+
+
+def test_folder__pictures_of_a_slide_beside_it_are_no_slides(tmp_path, caplog) -> None:
+    beside = ("a_label.png", "A-Macro.JPG", "a.thumbnail.jpeg", "a.svs.jpg", "a.svs_overview.png")
+    touch(tmp_path, "a.svs", *beside, "b_label.png", "label.jpg", "far/a_label.png", "a_2.jpg")
+    assert sorted(found(tmp_path)) == ["a", "a_2", "a_label", "b_label", "label"]
+    assert caplog.text.count("a picture of the slide a") == len(beside)
+
+
+def test_folder__a_link_to_itself_is_named_and_the_rest_is_found(tmp_path) -> None:
+    touch(tmp_path, "a.svs")
+    (tmp_path / "loop.svs").symlink_to(tmp_path / "loop.svs")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    assert found(tmp_path) == {"a": "a.svs", "loop": "loop.svs"}
+    with pytest.raises(SlideError, match=r"loop\.svs"):
+        open_slide(str(tmp_path / "loop.svs"))
+
+
+def test_folder__one_that_cannot_be_listed_is_named(tmp_path, caplog, monkeypatch) -> None:
+    touch(tmp_path, "a.svs", "closed/b.svs")
+    listed = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert found(tmp_path) == {"a": "a.svs"}
+    assert "closed: cannot be listed (Permission denied): what is in it is left out" in caplog.text
+
+
 def test_folder__slides_that_nothing_reads_are_named(tmp_path) -> None:
     touch(tmp_path, "a.vsi", "_a_/stack1/frame_t.ets", "b.kfb", "c.sdpc", "d.isyntax", "e.TMAP")
     assert sorted(found(tmp_path)) == ["a", "b", "c", "d", "e"]

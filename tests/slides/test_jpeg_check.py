@@ -130,6 +130,66 @@ def test_read__of_a_tile_that_ends_early_is_an_error_and_the_rest_reads(corrupt)
     assert slide.read(0, Box(0, 0, 256, 128)).shape == (128, 256, 3)
 
 
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+@pytest.mark.parametrize("junk", [b"\xff\xd9", b"\0"], ids=["end of image", "no end"])
+def test_read__of_a_damaged_first_tile_of_any_level_is_an_error(save, level, junk) -> None:
+    """The first tile used to tell whether tiles can be checked at all."""
+    path = save("a.tif", compression="jpeg")
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages[level]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    first, last = places[0], places[-1]
+    with Path(path).open("r+b") as handle:
+        for offset, count in {first, last}:
+            handle.seek(offset + count // 2)
+            handle.write((junk * count)[: count - count // 2])
+    with open_slide(path) as slide:
+        tiles = slide.native_jpeg(level)
+        assert tiles is not None
+        with pytest.raises(SlideError, match="damaged JPEG tile at column 0, row 0"):
+            tiles.stream(0, 0)
+        width, height = slide.info.levels[level].size_px
+        for x, y in {(0, 0), (width - 1, height - 1)}:
+            with pytest.raises(SlideError, match="damaged"):
+                slide.read(level, Box(x, y, 1, 1))
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff\xd9", b"\0", b"\x5a"], ids=str)
+@pytest.mark.parametrize("tile", [(128, 128), None], ids=["tiles", "strips"])
+@pytest.mark.parametrize("kind", ["grey", "ink", "planes", "channels"])
+@pytest.mark.parametrize("reader", ["auto", "tifffile"])
+def test_read__of_damaged_jpeg_of_other_than_three_samples(
+    tmp_path, junk, tile, kind, reader
+) -> None:
+    """Of these nobody copies tiles, so nobody else checks their data."""
+    pixels = draw(Size(384, 256))
+    four = np.dstack([pixels, pixels[..., :1]])
+    data, words = {
+        "grey": (pixels[..., 0], {"photometric": "minisblack"}),
+        "ink": (four, {"photometric": "separated"}),
+        "planes": (np.moveaxis(pixels, 2, 0), {"photometric": "rgb", "planarconfig": "separate"}),
+        "channels": (np.moveaxis(pixels, 2, 0), {"photometric": "minisblack", "ome": True}),
+    }[kind]
+    path = tmp_path / ("a.ome.tif" if kind == "channels" else "a.tif")
+    own = {"metadata": {"axes": "CYX"}} if words.pop("ome", False) else {"metadata": None}
+    shape = {"tile": tile} if tile else {"rowsperstrip": 64}
+    tifffile.imwrite(path, np.ascontiguousarray(data), compression="jpeg", **shape, **own, **words)
+    with tifffile.TiffFile(path) as tif:
+        offset, count = tif.pages[0].dataoffsets[1], tif.pages[0].databytecounts[1]
+    if junk:
+        with path.open("r+b") as handle:
+            handle.seek(offset + count // 2)
+            handle.write((junk * count)[: count // 2 - 2])
+    with open_slide(str(path), reader=reader) as slide:
+        if not junk:
+            assert slide.read(0, Box(0, 0, 384, 256)).std() > 5
+            return
+        with pytest.raises(SlideError):
+            slide.read(0, Box(0, 0, 384, 256))
+        if tile:  # libvips unpacks strips from the top
+            assert slide.read(0, Box(0, 128, 128, 128)).std() > 5
+
+
 @pytest.mark.parametrize("size", [(640, 480), (637, 477)])
 @pytest.mark.parametrize("damage", ["end of image", "zeros", "hole", "cut"])
 def test_field__of_damaged_jpeg_data_is_refused_not_read_grey(tmp_path, size, damage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,15 @@ def test_verify__one_tile_in_a_large_table(tmp_path) -> None:
     every_other = {tiff.TILE_BYTE_COUNTS: np.where(np.arange(counts.size) % 2, counts, 0)}
     half = tiff.Directory(page=0, sub=None, tags={**good[0].tags, **every_other})
     tiff.verify(path, [half], Path(path).stat().st_size)  # sparse, but a slide
+
+
+def test_directory__numbers_that_are_none_are_no_size_and_no_warning() -> None:
+    values = np.array([np.nan, 4.0])
+    lie = tiff.Directory(page=0, sub=None, tags={tiff.IMAGE_WIDTH: values})
+    assert lie.number(tiff.IMAGE_WIDTH, 7) == 7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert lie.array(tiff.IMAGE_WIDTH)[1] == 4
 
 
 def test_verify__truncated_copy(save, tmp_path) -> None:

@@ -229,6 +229,35 @@ def test_tidy__removes_the_claim_of_a_killed_process_and_keeps_that_of_a_living_
         assert left.exists()
 
 
+def test_settle__the_commit_of_a_killed_process_is_finished(tmp_path: Path) -> None:
+    """Killed between the renames: the group is there, the root does not list it yet."""
+    path = make_store(tmp_path)
+    before = (path / "zarr.json").read_bytes()
+    add_embeddings(path, 1.0)
+    whole = (path / "zarr.json").read_bytes()
+    (path / "zarr.json").write_bytes(before)
+    partials = [path / place / ".zarr.json.gone-1-0.partial" for place in ("", "embeddings")]
+    for partial in partials:
+        partial.write_text("half")
+    commit.settle(path, STEP)  # nothing says that anybody was killed
+    assert (path / "zarr.json").read_bytes() == before
+    dead = json.dumps({"host": os.uname().nodename, "pid": 2**22 + 1, "started": "1"})
+    (tmp_path / ".a.zarr.commit.claim").write_text(dead)
+    commit.settle(path, STEP)
+    assert (path / "zarr.json").read_bytes() == whole
+    assert not any(partial.exists() for partial in partials)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_commit_group__what_was_left_half_written_in_its_groups_goes(tmp_path: Path) -> None:
+    path = make_store(tmp_path)
+    left = path / "embeddings" / ".zarr.json.gone-1-0.partial"
+    left.parent.mkdir()
+    left.write_text("half")
+    add_embeddings(path, 1.0)
+    assert not left.exists()
+
+
 def test_open_store__a_step_whose_arrays_were_removed_is_not_done(tmp_path: Path) -> None:
     path = make_store(tmp_path)
     add_embeddings(path, 1.0)

@@ -75,6 +75,42 @@ def test_pen__is_the_share_under_the_stroke() -> None:
     assert columns["clump"].max() == columns["edge"].max() == columns["saturation"].max() == 0
 
 
+def stroke(image: NDArray[np.uint8], width: int, ink: tuple[int, int, int]) -> None:
+    """Draw a fine stroke of three parts, its sides mixed with the glass."""
+    for x0, y0, x1, y1 in ((40, 60, 90, 90), (90, 90, 130, 50), (130, 50, 180, 80)):
+        for t in np.linspace(0, 1, 400):
+            x, y = x0 + t * (x1 - x0), y0 + t * (y1 - y0)
+            image[int(y) : int(y) + width, int(x) : int(x) + width] = ink
+
+
+@pytest.mark.parametrize("ink", [(30, 50, 140), (170, 30, 40), (20, 110, 60), (25, 25, 30)])
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_pen__may_be_fine(ink: tuple[int, int, int], width: int) -> None:
+    image = glass()
+    cells(image, n=60)
+    stroke(image, width, ink)
+    columns = columns_of(image)
+    under = (image == ink).all(2)
+    share = under.reshape(4, 128, 4, 128).mean((1, 3)).ravel()
+    assert (columns["pen"][share > 0] > 2 * share[share > 0]).all()  # with its margin
+    assert columns["pen"][share == 0].max() < 0.02
+
+
+def test_grey_thread__is_no_pen() -> None:
+    image = glass()
+    stroke(image, 2, (110, 112, 110))
+    assert columns_of(image)["pen"].max() == 0
+
+
+def test_row_of_stained_cells__is_no_pen() -> None:
+    image = glass()
+    for x in range(30, 480, 7):  # nuclei and cytoplasm of two colours, end to end
+        image[distance(x, 200) < 4] = (150, 190, 140)
+    for x in range(30, 480, 7):
+        image[distance(x, 200) < 2.5] = (90, 50, 130)
+    assert columns_of(image)["pen"].max() == 0
+
+
 def test_edge__is_the_rim_of_a_bubble_and_not_its_inside() -> None:
     image = glass()
     cells(image)
@@ -87,6 +123,16 @@ def test_edge__is_the_rim_of_a_bubble_and_not_its_inside() -> None:
     assert edge.sum() * TILE**2 == pytest.approx(area, rel=0.2)
     assert edge[0, 0] == edge[3, 3] == 0 and edge[1, 1] > 0.03
     assert columns["clump"].max() == columns["pen"].max() == 0
+
+
+def test_edge__is_the_coverslips_also_where_it_is_pale_and_upright() -> None:
+    image = glass()
+    cells(image)
+    image[:, 60:62] -= 40
+    columns = columns_of(image)
+    edge = columns["edge"].reshape(4, 4)
+    assert edge[:, 0] == pytest.approx((4 + 2 * round(16 / MPP)) / TILE, rel=0.1)
+    assert edge[:, 1:].max() == columns["pen"].max() == 0
 
 
 def test_clump__is_a_thick_group_and_no_single_cell() -> None:

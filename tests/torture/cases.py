@@ -6,6 +6,7 @@ from .ground import TILE, TRAIN
 
 OWN = ("--encoder", "handcrafted")
 PRETRAIN = (
+    "--encoder", "sr-vit-nano",
     "--method", "dino", "--global-px", 32, "--local-px", 16, "--n-local", 2, "--batch", 4,
     "--steps", 2, "--save-every", 1, "--log-every", 1, "--device", "cpu", "--threads", 1,
     "--set", "prototypes=16", "--set", "hidden=8", "--set", "bottleneck=8",

@@ -20,6 +20,8 @@ _WHEN = re.compile(
     rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\+00:00|Z| UTC)?|\d{4}-\d\d-\d\d"
     rb'|"source": "[0-9a-f]{16}"|"(tiles_per_s|wait_share|utilisation|seconds)": [0-9.e+-]+'
 )
+# A store that is not hidden, which what is staged is.
+_STORE = re.compile(r"(?:[^./][^/]*/)*?[^./][^/]*(?<!\.views)\.zarr(?=/)")
 
 
 @dataclass
@@ -72,6 +74,11 @@ class Warm:
         answer = self._ask(do="wait", pid=pid, limit_s=limit_s)
         return answer["code"], answer["changes"]
 
+    def cpu_s(self) -> float:
+        """Return the processor's seconds of all commands that have ended, and of the process."""
+        told = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, told[11:15])) / os.sysconf("SC_CLK_TCK")
+
     def _ask(self, **request: Any) -> dict[str, int]:
         assert self.process.stdin
         assert self.process.stdout
@@ -107,65 +114,105 @@ def warmed(folder: Path) -> Iterator[Warm]:
         process.stdin.close()
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What `put` has laid into a folder: a template, and a stamp of each file and folder."""
+
+    template: Path
+    stamps: dict[str, tuple[int, ...]]
+
+
+_PLACED: dict[Path, Placed] = {}
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return, by name, what changes when a file, link or folder does; folders end with a slash."""
+    held: dict[str, tuple[int, ...]] = {}
+
+    def look(place: str, prefix: str) -> None:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    held[f"{prefix}{entry.name}/"] = ()
+                    look(entry.path, f"{prefix}{entry.name}/")
+                else:
+                    s = entry.stat(follow_symlinks=False)
+                    held[prefix + entry.name] = (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+
+    look(str(folder), "")
+    return held
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Return what a folder holds: files by name, without the times in them; and empty folders.
 
     Those of TensorBoard bear the time and the process in their names.
     """
+    stamps = _stamps(folder)
+    full = {name[: name.rindex("/", 0, -1) + 1] for name in stamps if "/" in name[:-1]}
     held: dict[str, bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if "tensorboard" in path.parts:
+    for name, stamp in stamps.items():
+        if "tensorboard" in name.split("/"):
             continue
-        if path.is_file():
-            status = path.stat()
-            held[name] = _content(path, status.st_mtime_ns, status.st_size)
-        elif not any(path.iterdir()):
-            held[f"{name}/"] = b""
+        if not name.endswith("/"):
+            path = folder / name
+            held[name] = b"a link" if path.is_symlink() else _content(path, *stamp)
+        elif name not in full:
+            held[name] = b""
     return held
 
 
 @functools.lru_cache(1 << 14)
-def _content(path: Path, _mtime_ns: int, _size: int) -> bytes:
+def _content(path: Path, *_stamp: int) -> bytes:
     """Return what a file holds, without times: most files are the template's in every trial."""
     return _WHEN.sub(b"WHEN", path.read_bytes())
 
 
 def put(template: Path, work: Path) -> None:
-    """Make `work` a copy of a template."""
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(template, work, symlinks=True)
+    """Make `work` a copy of a template; what is still as it was laid there stays."""
+    placed = _PLACED.pop(work, None)
+    if placed is None or placed.template != template or not work.is_dir():
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(template, work, symlinks=True)
+    else:
+        _mend(placed, work)
+    _PLACED[work] = Placed(template, _stamps(work))
+
+
+def _mend(placed: Placed, work: Path) -> None:
+    """Undo what was done to a copy of a template."""
+    now = _stamps(work)
+    for name in sorted(now, reverse=True):  # what is in a folder before the folder
+        if now[name] != placed.stamps.get(name):
+            (work / name).rmdir() if name.endswith("/") else (work / name).unlink()
+    for name in sorted(placed.stamps):
+        if now.get(name) == placed.stamps[name]:
+            continue
+        if name.endswith("/"):
+            (work / name).mkdir()
+        else:
+            shutil.copy2(placed.template / name, work / name, follow_symlinks=False)
 
 
 def check_stores(warm: Warm, work: Path) -> None:
-    """Assert that `verify` finds no damage in stores that a command may have changed.
+    """Assert that `verify` finds no damage in stores that a command has changed.
 
-    Left-overs are no damage. No command writes into `stores`; views are no store.
+    Left-overs are no damage. Views are no store.
     """
-    stores = [
-        path
-        for path in sorted(work.glob("*/*.zarr"))
-        if path.parent.name != "stores" and not path.name.endswith(".views.zarr")
-    ]
+    placed, now = _PLACED.get(work), _stamps(work)
+    before = placed.stamps if placed else {}
+    changed = [name for name in {*before, *now} if before.get(name) != now.get(name)]
+    held = {found[0] for name in changed if (found := _STORE.match(name))}
+    stores = [work / name for name in sorted(held) if f"{name}/" in now]
     code = warm.run("verify", *stores)[0] if stores else 0
     assert code == 0, f"verify: exit {code}: {warm.said.read_text(errors='replace')[-3000:]}"
 
 
 TILE = ("--tile-px", 200, "--foreground", "none")
 TRAIN = (
-    "--folds",
-    2,
-    "--seeds",
-    1,
-    "--epochs",
-    2,
-    "--bootstrap",
-    100,
-    "--workers",
-    1,
-    "--unit",
-    "cell",
-)
+    "--folds", 2, "--seeds", 1, "--epochs", 2, "--bootstrap", 100, "--workers", 1,
+    "--unit", "cell",
+)  # fmt: skip
 
 
 def make_ground(warm: Warm, work: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .cases import CASES, words_of
 from .ground import Warm, check_stores, put, snapshot
@@ -280,7 +282,7 @@ def prepare(warm: Warm, ground: Path, work: Path, name: str) -> Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial went; `finding`: empty if all was as it must be."""
+    """How a trial went; `finding`: empty if all was as it must be; CPU of the commands alone."""
 
     number: int
     case: str
@@ -288,6 +290,7 @@ class Outcome:
     sent: dict[str, int]
     codes: list[int]
     finding: str
+    cpu_s: float = 0.0
 
 
 def draw(rng: random.Random, names: list[str], weathers: list[str]) -> tuple[str, str]:
@@ -297,11 +300,18 @@ def draw(rng: random.Random, names: list[str], weathers: list[str]) -> tuple[str
     return name, rng.choices(possible, [WEATHERS[weather][0] for weather in possible])[0]
 
 
+def write_report(path: Path, content: dict[str, Any]) -> None:
+    """Write a report so that a kill leaves the former one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+
+
 def run_trial(
     warm: Warm, work: Path, case: Case, weather: str, rng: random.Random, number: int = 0
 ) -> Outcome:
     """Disturb a command, and judge what is left."""
-    trial, finding = Trial(warm, work, case, rng), ""
+    trial, finding, begun = Trial(warm, work, case, rng), "", warm.cpu_s()
     put(case.template, work)
     try:
         WEATHERS[weather][1](trial)
@@ -309,7 +319,8 @@ def run_trial(
             judge(trial)
     except Finding as error:
         finding = str(error)
-    return Outcome(number, case.name, weather, dict(trial.sent), trial.codes, finding)
+    cpu_s = round(warm.cpu_s() - begun, 2)
+    return Outcome(number, case.name, weather, dict(trial.sent), trial.codes, finding, cpu_s)
 
 
 assert set(DRAWN) <= set(CASES)

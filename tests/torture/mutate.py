@@ -1,8 +1,9 @@
 """Run commands on mutated files, each in a limited child of one warm process, and judge them.
 
-    python tests/torture/mutate.py --count 10000 --seed 1 --report report.json
+    TMPDIR=/dev/shm python tests/torture/mutate.py --count 10000 --seed 1 --report FILE.json
 
-The same seed gives the same files. What is judged, and how, stands in `judge`.
+The same seed gives the same files. What is judged, and how, stands in `judge`. Goes on where
+FILE.json ends. `--table FILE.json` prints the table of docs/torture.md.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ CASES: Final = (
     Case("RUN", "run", "mil score {in} {ground}/stores -o out.csv {no_maps}", "**/*", 24),
     Case("RUN", "run", "report {in} {ground}/stores -o out.html", "**/*", 9),
     Case("RUN", "cells", "cells apply {in} {store}", "**/*", 18),
-    Case("weights", "weights/*", "embed {store} --encoder {in}", weight=24),
+    Case("weights", "encoder.safetensors", "embed {store} --encoder {in}", weight=18),
+    Case("weights", "weights/*", "embed {store} --encoder sr-vit-nano --weights {in}", weight=18),
     Case("checkpoint", "pretrained", "pretrain {ground}/stores -o {in} {pretrain}", "**/*", 6),
 )  # fmt: skip
 
@@ -347,13 +349,14 @@ def _can(case: Case, ground: Path) -> bool:
 
 
 def run(
-    ground: Path, scratch: Path, asked: argparse.Namespace, until: float
+    ground: Path, scratch: Path, asked: argparse.Namespace, number: int, until: float
 ) -> Iterator[tuple[Case, Prepared, int | None, float, list[str]]]:
     """Prepare, run and judge mutants by number; yield what became of each batch."""
     cases = tuple(case for case in CASES if _can(case, ground))
+    cases = tuple(case for case in cases if asked.kind is None or case.kind in asked.kind)
     whole = stamp(ground)
-    number, n = asked.first, 0
-    while number < asked.first + asked.count and time.time() < until:
+    n = 0
+    while number < asked.count and time.time() < until:
         drawn = random.Random(f"{asked.seed}:{number}")
         case = drawn.choices(cases, [case.weight for case in cases])[0]
         folder = scratch / str(number)
@@ -374,20 +377,25 @@ def main() -> int:
     """Run the mutations that the command line asks for; return 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
+    parser.add_argument("--kind", action="append", help="only these kinds of files")
     parser.add_argument(
         "--batch", type=int, default=16, help="files a command, where it takes many"
     )
     parser.add_argument("--short", action="store_true", help="slides, stores and tables alone")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--report", type=Path, help="what was done, and goes on")
+    parser.add_argument("--table", type=Path, help="print the table of a report, do nothing else")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument(
         "--ground", type=Path, help="folder of whole files, made if it is not there"
     )
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
     asked = parser.parse_args()
+    if asked.table:
+        print(table(json.loads(asked.table.read_text())))
+        return 0
     until = time.time() + 60 * asked.minutes
+    held = Held.read(asked)
     os.environ.update(NO_COLOR="1", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     warm.load()
     with tempfile.TemporaryDirectory(prefix="mutate-") as scratch:
@@ -398,14 +406,34 @@ def main() -> int:
             make_ground(ground, shared, short=asked.short)
         place = Path(scratch) / "work"
         place.mkdir()
-        found = report(asked, run(ground, place, asked, until), ground)
-    return int(found > 0)
+        report(asked, run(ground, place, asked, held.next, until), ground, held)
+    return int(len(held.findings) > 0)
 
 
-def report(asked: argparse.Namespace, results: Iterator[Any], ground: Path) -> int:
-    """Count results by kind of file, write the report as it grows; return the findings."""
-    tallies: dict[str, Tally] = collections.defaultdict(Tally)
-    findings: list[Finding] = []
+@dataclass
+class Held:
+    """What a report holds: counts by kind of file, findings, the number of the next mutation."""
+
+    tallies: dict[str, Tally]
+    findings: list[Finding]
+    next: int
+
+    @classmethod
+    def read(cls, asked: argparse.Namespace) -> Held:
+        """Return what was done already."""
+        tallies: dict[str, Tally] = collections.defaultdict(Tally)
+        if not asked.report.exists():
+            return cls(tallies, [], 0)
+        told = json.loads(asked.report.read_text())
+        if told["seed"] != asked.seed:
+            sys.exit(f"{asked.report}: has seed {told['seed']}, not {asked.seed}.")
+        tallies.update({kind: Tally(**of) for kind, of in told["by_kind"].items()})
+        return cls(tallies, [Finding(**of) for of in told["findings"]], told["next"])
+
+
+def report(asked: argparse.Namespace, results: Iterator[Any], ground: Path, held: Held) -> None:
+    """Count results by kind of file, write the report as it grows."""
+    tallies, findings = held.tallies, held.findings
     for n, (case, prepared, code, seconds, wrong) in enumerate(results, 1):
         said = (prepared.folder / "said.err").read_text("utf-8", "replace")
         _count(tallies[case.kind], prepared, code, said)
@@ -419,10 +447,10 @@ def report(asked: argparse.Namespace, results: Iterator[Any], ground: Path) -> i
                     -99 if code is None else code, wrong, said[-3000:], seconds,
                 )
             )  # fmt: skip
-        if n % 20 == 0 or wrong:
-            _write(asked, tallies, findings)
-    _write(asked, tallies, findings)
-    return len(findings)
+        held.next = prepared.mutants[-1].number + 1
+        if n % 5 == 0 or wrong:
+            _write(asked, held)
+    _write(asked, held)
 
 
 def _count(tally: Tally, prepared: Prepared, code: int | None, said: str) -> None:
@@ -437,16 +465,28 @@ def _count(tally: Tally, prepared: Prepared, code: int | None, said: str) -> Non
             tally.mutations[mutation] = tally.mutations.get(mutation, 0) + 1
 
 
-def _write(asked: argparse.Namespace, tallies: dict[str, Tally], findings: list[Finding]) -> None:
-    total = {name: sum(getattr(t, name) for t in tallies.values()) for name in _COUNTS}
+def _write(asked: argparse.Namespace, held: Held) -> None:
+    total = {name: sum(getattr(t, name) for t in held.tallies.values()) for name in _COUNTS}
     document = {
         "seed": asked.seed,
-        "first": asked.first,
+        "next": held.next,
         "total": total,
-        "by_kind": {kind: asdict(tally) for kind, tally in sorted(tallies.items())},
-        "findings": [asdict(each) for each in findings],
+        "by_kind": {kind: asdict(tally) for kind, tally in sorted(held.tallies.items())},
+        "findings": [asdict(each) for each in held.findings],
     }
-    asked.report.write_text(json.dumps(document, indent=1))
+    partial = asked.report.with_name(f".{asked.report.name}.partial")
+    partial.write_text(json.dumps(document, indent=1))
+    partial.replace(asked.report)
+
+
+def table(told: dict[str, Any]) -> str:
+    """Return the counts of a report as a table of Markdown."""
+    lines = ["| File | Tried | Refused | Accepted | Neither | Findings |", "|---" * 6 + "|"]
+    for kind, of in (*told["by_kind"].items(), ("all", told["total"])):
+        tried, refused, accepted, findings = (of[name] for name in _COUNTS)
+        neither = tried - refused - accepted
+        lines.append(f"| {kind} | {tried} | {refused} | {accepted} | {neither} | {findings} |")
+    return "\n".join(lines)
 
 
 _COUNTS: Final = ("tried", "refused", "accepted", "findings")

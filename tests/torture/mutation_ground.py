@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 PRETRAIN: Final = (
-    "--method dino --global-px 32 --local-px 16 --n-local 2 --batch 4 --steps 3 --save-every 1"
-    " --log-every 1 --device cpu --threads 1 --set prototypes=16 --set hidden=8"
-    " --set bottleneck=8"
+    "--encoder sr-vit-nano --method dino --global-px 32 --local-px 16 --n-local 2 --batch 4"
+    " --steps 3 --save-every 1 --log-every 1 --device cpu --threads 1"
+    " --set prototypes=16 --set hidden=8 --set bottleneck=8"
 )
 
 
@@ -68,6 +68,9 @@ def _write_tables(ground: Path) -> None:
 
 
 def _gather(ground: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
     for path in sorted((ground / "exported").rglob("p1*")):
         if path.suffix in (".h5", ".pt") and "patches" not in path.name:
             shutil.copy(path, ground / "bags")
@@ -78,6 +81,9 @@ def _gather(ground: Path) -> None:
     for path in sorted((ground / "pretrained").rglob("*")):
         if path.suffix in (".safetensors", ".pt", ".pth") and path.stat().st_size < 4 << 20:
             shutil.copy(path, ground / "weights")
+    described = ground / "pretrained" / "encoder.safetensors"
+    shutil.copy(described, ground / "encoder.safetensors")
+    torch.save(load_file(described), ground / "weights" / "state.pt")
 
 
 def _write_slides(folder: Path) -> None:

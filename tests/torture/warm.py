@@ -12,11 +12,13 @@ Requests and answers are lines of JSON: {"do": "start", and what `Request` holds
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
 import mmap
 import os
+import pkgutil
 import re
 import signal
 import struct
@@ -35,12 +37,13 @@ _CHANGES = frozenset(
     {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 )
 _WARM = (
-    "anndata h5py imagecodecs numcodecs numpy safetensors.numpy scipy.optimize scipy.stats"
-    " sklearn.linear_model tifffile torch zarr cytofm_cli.api.embed cytofm_cli.api.run"
-    " cytofm_cli.cells.run cytofm_cli.encoders.run cytofm_cli.evaluate.run"
-    " cytofm_cli.maps.heatmap cytofm_cli.mil.cells cytofm_cli.mil.run cytofm_cli.nuclei.run"
-    " cytofm_cli.pretrain.run cytofm_cli.report.report cytofm_cli.tiles.run cytofm_cli.views.run"
+    "anndata cv2 h5py imagecodecs numcodecs numpy numpy.core.multiarray PIL.JpegImagePlugin"
+    " PIL.PngImagePlugin pydantic.json_schema safetensors.numpy safetensors.torch scipy.optimize"
+    " scipy.stats shellingham sklearn.linear_model tensorboard.compat.proto.summary_pb2"
+    " tensorboard.summary.writer.record_writer tifffile torch typer zarr"
 ).split()
+# libvips starts threads when it is loaded, and the suites load what they test.
+_NOT_WARM = (".readers.", ".testing")
 
 
 def _is_change(event: str, arguments: tuple[object, ...]) -> bool:
@@ -128,13 +131,14 @@ def _wait(pid: int, limit_s: float) -> int:
 
 
 def load() -> None:
-    """Import what commands need."""
+    """Import what commands need: all of ours, and the libraries that they load late."""
+    import cytofm_cli
+
     sys.dont_write_bytecode = True
-    for name in _WARM:
-        try:
+    ours = (module.name for module in pkgutil.walk_packages(cytofm_cli.__path__, "cytofm_cli."))
+    for name in (*_WARM, *(name for name in ours if not any(part in name for part in _NOT_WARM))):
+        with contextlib.suppress(ImportError):  # an optional package
             __import__(name)
-        except ImportError:  # an optional package
-            continue
     gc.collect()
     gc.freeze()  # no child copies what it does not change
 

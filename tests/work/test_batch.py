@@ -36,6 +36,7 @@ from cytofm_cli.work.batch import (
     Reporter,
     Status,
     Task,
+    attempt,
     run_batch,
 )
 from cytofm_cli.work.claim import ClaimHeldError
@@ -121,6 +122,28 @@ def test_run_batch__a_disk_that_ails_is_no_bug() -> None:
     )
     assert error.exit_code == InputError.exit_code
     assert "Input/output" in outcomes["ailing disk"].facts["traceback"]
+
+
+class _Foreign(Exception):
+    """As some errors of others: it leaves in a pickle, and does not arrive."""
+
+    def __init__(self, function: str, code: int) -> None:
+        super().__init__(f"{function} returned {code}")
+
+
+def test_attempt__no_error_of_others_travels_along() -> None:
+    """With dask, pickle takes the cause of an error along."""
+
+    def decode(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
+        try:
+            raise _Foreign("decode", 3)
+        except _Foreign as error:
+            raise SlideError(f"{task.path}: damaged.") from error
+
+    outcome = attempt(decode, explain, Task("a", "a.tif", None), lambda message: None)
+    assert str(outcome.error) == "a.tif: damaged."
+    assert outcome.error is not None
+    assert outcome.error.__cause__ is outcome.error.__context__ is None
 
 
 def test_run_batch__held_refused_and_out_of_memory_are_told_apart() -> None:

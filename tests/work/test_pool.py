@@ -29,6 +29,13 @@ def add(number: int) -> tuple[int, int]:
     return base + number, os.getpid()
 
 
+class OneWay(Exception):
+    """As some errors of others: it leaves in a pickle, and does not arrive."""
+
+    def __init__(self, function: str, code: int) -> None:
+        super().__init__(f"{function} returned {code}")
+
+
 def fail(kind: str) -> None:
     match kind:
         case "known":
@@ -37,6 +44,8 @@ def fail(kind: str) -> None:
             raise ZeroDivisionError("by nothing")
         case "strange":
             raise type("Local", (Exception,), {})("cannot travel")
+        case "one-way":
+            raise OneWay("decode", 3)
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "exit":
@@ -77,6 +86,7 @@ def test_in_processes__nothing_to_do_starts_nothing() -> None:
         ("known", LabelError, "no such label."),
         ("bug", ZeroDivisionError, "by nothing"),
         ("strange", RuntimeError, "Local: cannot travel"),
+        ("one-way", RuntimeError, "OneWay: decode returned 3"),
         ("killed", OutOfMemoryError, "lack of memory"),
         ("exit", CytofmError, r"crashed \(exit code 3\)"),
     ],

@@ -110,5 +110,5 @@ def test_load_pickle__a_cut_file_is_called_so(tmp_path: Path, share: float) -> N
 def test_load_pickle__missing_and_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="No such file"):
         load(tmp_path / "none.pt")
-    with pytest.raises(WeightsError, match="Is a directory"):
+    with pytest.raises(WeightsError, match="is no plain file"):
         load(tmp_path)

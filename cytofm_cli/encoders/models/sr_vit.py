@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cytofm_cli.encoders.base import (
+    PIXELS,
     Blueprint,
     EncoderRequest,
     EncoderSpec,
+    Pooling,
     TrunkRequest,
     other_patches,
 )
@@ -52,7 +54,7 @@ def make(request: EncoderRequest) -> TorchEncoder:
     if "img_px" not in request.builder or "input_px" in request.stated:
         config = replace(config, img_px=expects["input_px"])
     width = sr_vit.SIZES[config.size][0]
-    expects["dim"] = 2 * width if expects["pooling"] == "cls+mean" else width
+    expects["dim"] = _dim(width, expects["pooling"], config.pixels)
     spec = EncoderSpec(**expects, name=request.name)
     if spec.input_px is not None and spec.input_px % config.patch_px:
         raise UsageError(f"{spec.input_px} px cannot be cut into patches of {config.patch_px} px.")
@@ -63,6 +65,22 @@ def make(request: EncoderRequest) -> TorchEncoder:
         state=state,
         may_lack=sr_vit.relative_keys,
     )
+
+
+def _dim(width: int, pooling: Pooling, has_pixels: bool) -> int:
+    """Return the length of the pooled vector.
+
+    Raises:
+        UsageError: statistics of pixels are wanted, and the file has no scales for them.
+    """
+    from cytofm_cli.encoders.pixel_statistics import N_STATISTICS
+
+    if pooling == PIXELS and not has_pixels:
+        raise UsageError(
+            f"pooling {PIXELS}: the weights were not written with it.",
+            hint=f"cytofm pretrain --pooling {PIXELS} writes such",
+        )
+    return {PIXELS: 2 * width + N_STATISTICS, "cls+mean": 2 * width}.get(pooling, width)
 
 
 def trunk(request: TrunkRequest) -> Blueprint:

@@ -28,6 +28,7 @@ from cytofm_cli.nuclei.place import BOUNDS, SLIDE, Note, SlidePlace, on_slide
 from cytofm_cli.nuclei.plausible import as_instances, say_doubts
 from cytofm_cli.nuclei.point_tables import read_points
 from cytofm_cli.nuclei.polygons import label_table
+from cytofm_cli.regions.geojson_stream import hint_for
 from cytofm_cli.registry import DetectorPlugin
 from cytofm_cli.units import PLAUSIBLE_MPP, Size
 
@@ -112,7 +113,7 @@ class ImportedNuclei:
             return points.table, self._origin(BOUNDS if points.by_qupath else SLIDE, place, note)
         raise InputError(
             f"{self.path}: nuclei cannot be read from {suffix or 'a file without suffix'}.",
-            hint=f"one of {', '.join(SUFFIXES)}",
+            hint=hint_for(suffix, SUFFIXES),
         )
 
     def _origin(self, auto: str, place: SlidePlace | None, note: Note) -> tuple[float, float]:

@@ -32,6 +32,7 @@ from cytofm_cli.pretrain.base import (
     Method,
     MethodConfig,
     StepOutput,
+    Tokens,
 )
 from cytofm_cli.pretrain.frozen import open_teacher
 from cytofm_cli.pretrain.heads import projector
@@ -62,6 +63,9 @@ class Config(MethodConfig):
     teacher_crops: tuple[float, ...] = option(
         (1.0,), "squares about the middle of its view that the teacher describes, shares of a side"
     )
+    tokens: Literal["cls", "cls+mean"] = option(
+        "cls", "what of the student is compared: the class token, or with the mean of its patches"
+    )
     contrast: float = option(0.3, "weight of the contrastive loss beside the regression", low=0)
     hidden: int = option(512, "width of the projector's hidden layer", low=1)
     out: int = option(128, "length of a projection", low=1)
@@ -87,7 +91,11 @@ class Distill(Method):
         self.config = config
         self.teacher: Encoder = open_teacher(config.teacher)  # no part of the run's state
         self.trunk = backbones(role="student")
-        dim, teacher_dim = self.trunk.dim, self.teacher.spec.dim * len(config.teacher_crops)
+        joins = config.tokens == "cls+mean"
+        if joins and self.trunk.patch_px is None:
+            raise UsageError("tokens = cls+mean: the trunk has no patches.", hint="tokens = cls")
+        dim = self.trunk.dim * (2 if joins else 1)
+        teacher_dim = self.teacher.spec.dim * len(config.teacher_crops)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, teacher_dim))
         self.standardise = Standardise(teacher_dim)
         self.projector = projector((dim, config.hidden, config.out), bias=False, last_norm=True)
@@ -96,13 +104,19 @@ class Distill(Method):
         """Regress the teacher's features of each tile from both of its views."""
         *views, plain_BCHW = _three_views(batch)
         target_BE = self.standardise(self._ask(plain_BCHW))
-        x_BD, y_BD = (tokens.cls_BD for tokens in encode(self.trunk, views))
+        x_BD, y_BD = (self._compared(tokens) for tokens in encode(self.trunk, views))
         said = self.head(torch.cat([x_BD, y_BD]))
         regression = functional.smooth_l1_loss(said, target_BE.repeat(2, 1))
         first, second = self.projector(torch.cat([x_BD, y_BD])).chunk(2)
         contrast = nt_xent(first, second, self.config.temperature)
         parts = {"regression": regression.detach(), "contrast": contrast.detach()}
         return StepOutput(regression + self.config.contrast * contrast, x_BD.detach(), parts)
+
+    def _compared(self, tokens: Tokens) -> Tensor:
+        """Return the vector of each image that is compared, (B, D)."""
+        if self.config.tokens == "cls" or tokens.patch_BND is None:
+            return tokens.cls_BD
+        return torch.cat([tokens.cls_BD, tokens.patch_BND.mean(1)], 1)
 
     def after_update(self, step: int) -> None:
         """Count in the teacher's features."""

@@ -68,6 +68,8 @@ def _no_region(found: GeoObject) -> str | None:
     if found.kind and found.kind not in (*REGIONS, "feature"):
         return f"object(s) of kind {found.kind}"
     geometry = found.feature.get("geometry")
+    if geometry is None:  # GeoJSON's own way to say that it lies nowhere
+        return "object(s) without a place"
     kind = geometry.get("type") if isinstance(geometry, dict) else None
     if kind in ("Polygon", "MultiPolygon"):
         return None

@@ -158,6 +158,8 @@ class _File:
             raise ValueError("the file ends in the middle of it")
         if directory.codec == "jpeg":
             jpeg_check.refuse_broken_scan(data)
+            if not jpeg_check.is_sound(data, page.jpegtables):
+                raise ValueError("its JPEG data are damaged")
         steps = tuple(int(v) for v in directory.array(tiff.YCBCR_SUBSAMPLING)) or (2, 2)
         if colour.model(directory).kind == "ycbcr" and steps != (1, 1):
             return _subsampled(page, data, directory, index, steps)
