@@ -44,6 +44,10 @@ def _run(words: list[str]) -> int:
     try:
         build(words)(args=words, prog_name="cytofm")
     except SystemExit as done:
+        if not isinstance(sys.stdout, io.TextIOBase):  # typer met a closed pipe, as in `--help`
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            silence_stdout()
+            return 141
         return int(done.code or 0) if not isinstance(done.code, str) else 1
     except CytofmError as error:
         with suppress(OSError, OutputClosedError):

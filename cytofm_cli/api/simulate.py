@@ -9,6 +9,7 @@ from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.given import PathLike, config_of
 from cytofm_cli.api.inputs import take_shard
 from cytofm_cli.api.outcomes import Outcomes
+from cytofm_cli.errors import UsageError
 from cytofm_cli.simulate.check import check_preset
 from cytofm_cli.simulate.config import SimulateConfig
 from cytofm_cli.simulate.preset import load_preset
@@ -47,7 +48,7 @@ def simulate_slides(
         One outcome a slide, `path` being its file.
 
     Raises:
-        UsageError: impossible settings, or no such preset.
+        UsageError: impossible settings, no such preset, or `overwrite` with a `shard`.
         ConfigMismatchError: `out` is a cohort of other settings, or something else.
         DiskFullError: there is not enough room.
     """
@@ -59,6 +60,11 @@ def simulate_slides(
     from cytofm_cli.units import human_bytes
 
     config = config_of(SimulateConfig, config, settings, "simulate_slides")
+    if overwrite and shard is not None:
+        raise UsageError(
+            f"{out}: --overwrite with --shard: each part would remove what the others have made.",
+            hint="remove the folder, and run the parts without --overwrite",
+        )
     preset = check_preset(load_preset(config.preset), config.preset)
     manner = Manner(
         overwrite=overwrite,

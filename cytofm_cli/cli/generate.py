@@ -169,7 +169,7 @@ def evaluate(
             slides=slides,
             overwrite=run.overwrite,
             note=out.warn,
-            progress=bar.part,
+            progress=lambda what, done, total: bar.part("run", done, total, what),
         )
     if report.skipped:
         out.note(f"{folder}: done before, skipped")

@@ -35,12 +35,17 @@ def info(
       cytofm info stores --json
     """
     errors: list[CytofmError] = []
-    named = [slide_or_store for word in paths for slide_or_store in _things(word)]
+    named, unknown = list[Path | str](), list[CytofmError]()
+    for word in paths:
+        try:
+            named += _things(word)
+        except CytofmError as error:
+            unknown.append(error)
     slides = join_series(
         [slide_or_store for slide_or_store in named if isinstance(slide_or_store, str)]
     )
     stores = [slide_or_store for slide_or_store in named if isinstance(slide_or_store, Path)]
-    n_inputs = len(stores) + len(slides)
+    n_inputs = len(stores) + len(slides) + len(unknown)
 
     def fail(error: CytofmError) -> None:
         if n_inputs == 1:
@@ -48,6 +53,8 @@ def info(
         out.error(error)
         errors.append(error)
 
+    for error in unknown:
+        fail(error)
     for path in stores:
         try:
             _tell_store(open_store(path))
@@ -71,6 +78,8 @@ def _things(word: str) -> list[Path | str]:
     path = Path(word)
     if is_store(path):
         return [path]
+    if path.is_dir() and path.name.endswith(STORE_SUFFIX) and not ngff.is_image(path):
+        return [path]  # damaged
     stores = [each for each in sorted(path.glob(f"*{STORE_SUFFIX}")) if not ngff.is_image(each)]
     if path.is_dir() and stores and not ngff.is_image(path):
         return list(stores)

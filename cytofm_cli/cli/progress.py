@@ -108,8 +108,9 @@ class Progress:
     def counts(self) -> str:
         """Say how many items or, of a single one, parts are done."""
         if self.n_items == 1 and not self.finished:
-            (item,) = self._under_way.values() or [None]
-            return f"{self.parts} {item.done}/{item.total}" if item else "at the first"
+            items = self._under_way.values()  # several where a command calls its stages so
+            done, total = sum(item.done for item in items), sum(item.total for item in items)
+            return f"{self.parts} {done}/{total}" if total else "at the first"
         return f"{self.unit} {self.finished}/{self.n_items}"
 
     def details(self) -> str:

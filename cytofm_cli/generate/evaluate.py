@@ -148,7 +148,7 @@ def _judge(
     }
     for word in config.encoder:
         encoder = FrozenEncoder(word, grid=1)
-        progress(encoder.spec.name, 0, 1)
+        progress(encoder.spec.name, len(made), len(made))
         own = about.get("encoder_sha256") == encoder.spec.weights_sha256 is not None
         space = _space(encoder, reference, floor, (made, again), vectors if own else None, config)
         metrics["spaces"][encoder.spec.name] = space

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli.errors import DAMAGE, InputError, StoreError, blaming
+from cytofm_cli.errors import DAMAGE, StoreError, blaming
 from cytofm_cli.registry import detectors
 from cytofm_cli.store import fresh, lineage, schema
 from cytofm_cli.store.budget import refuse_claim
@@ -46,7 +46,6 @@ __all__ = [
     "claim_step",
     "is_store",
     "list_arrays",
-    "list_stores",
     "open_store",
     "staging",
     "store_path",
@@ -384,20 +383,6 @@ class Store(Closes):
 def store_path(stores: Path, slide_id: str) -> Path:
     """Return where the store of a slide lies."""
     return stores / f"{slide_id}{schema.STORE_SUFFIX}"
-
-
-def list_stores(folder: Path) -> list[Path]:
-    """Return the stores in a folder, sorted by name."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder.")
-    paths = sorted(
-        path
-        for path in folder.glob(f"*{schema.STORE_SUFFIX}")
-        if not path.name.startswith(".") and is_store(path)
-    )
-    if not paths:
-        raise InputError(f"{folder}: holds no stores.", hint="make some with `cytofm tile`.")
-    return paths
 
 
 def is_store(path: Path) -> bool:

@@ -188,6 +188,13 @@ class Components:
         total_K = np.bincount(self.part_R, sums_R, len(self.area_px_K))
         return total_K / np.maximum(self.area_px_K, 1)
 
+    def pixels(self, part: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return rows and columns of the pixels of a part."""
+        runs = np.flatnonzero(self.part_R == part)
+        flat = [np.arange(self.start_R[run], self.stop_R[run]) for run in runs]
+        rows, columns = np.divmod(np.concatenate(flat), self.shape[1] + 1)
+        return rows, columns
+
     def paint(self, chosen_K: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return a mask of the chosen parts."""
         height, width = self.shape

@@ -10,9 +10,10 @@ for lines and fine strokes they come from what that search has found already. Th
   180 µm long: `strokes.fine_strokes`; with a margin of 20 µm. Pale ink stays unseen, large flat
   smears of blood are taken for it.
 - `edge`: long thin rims of bubbles, scratches: foreground at least 100 µm long and thinner than 8 %
-  of its length: `foreground._lines`, with a margin of 8 µm; and straight lines of 512 µm or more,
-  as the coverslip's edge: `straight.straight_lines`, with a margin of 16 µm. Rims of bubbles below
-  200 µm stay unseen.
+  of its length: `foreground._lines`, with a margin of 8 µm; and, with a margin of 16 µm, the whole
+  of round rims of which a piece was seen so (`round_rims.whole_rims`) and straight lines of 512 µm
+  or more, as the coverslip's edge (`straight.straight_lines`). Rims of bubbles below 200 µm stay
+  unseen.
 - `clump`: groups too thick to see through: of the light of the glass less than half is left in
   the mean of the colours, over a square of 40 µm at least (opening by that square). Single nuclei
   and single cells hold no such square.
@@ -47,6 +48,7 @@ from cytofm_cli.tiles.foreground import (
     enlarge,
     tile_fraction,
 )
+from cytofm_cli.tiles.round_rims import whole_rims
 from cytofm_cli.tiles.straight import straight_lines
 from cytofm_cli.tiles.strokes import fine_strokes
 
@@ -113,7 +115,7 @@ def find_signs(image_HWC: NDArray[np.uint8], seen: Foreground, mpp: float) -> Si
     )
     ink_HW = seen.ink_HW | _grown(_strokes(image_HWC, seen, mpp), THIN_UM / mpp)
     rim_HW = _grown(seen.rim_HW, EDGE_MARGIN_UM / mpp)
-    rim_HW = rim_HW | _grown(_straight(mean_HW, mpp), LINE_MARGIN_UM / mpp)
+    rim_HW = rim_HW | _grown(_whole_lines(mean_HW, seen, mpp), LINE_MARGIN_UM / mpp)
     contrast = round(MIN_CONTRAST / 2 * 255)
     blank_HW = (seen.contrast_HW < contrast) & (mean_HW > round((1 - INK_DARKNESS) * 255))
     masks = {
@@ -130,11 +132,15 @@ def _grown(mask_HW: NDArray[np.bool_], by_px: float) -> NDArray[np.bool_]:
     return morphology.dilate(mask_HW, max(1, round(by_px))) if mask_HW.any() else mask_HW
 
 
-def _straight(light_HW: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
-    """Mark long straight lines, which are always looked for at 4 µm/px."""
+def _whole_lines(light_HW: NDArray[np.uint8], seen: Foreground, mpp: float) -> NDArray[np.bool_]:
+    """Mark long straight lines and whole rims, which are always looked for at 4 µm/px."""
     coarse = max(1, int(COARSE_MPP / mpp + 0.01))
     small_HW = morphology.shrink(light_HW[..., None], coarse)[..., 0]
-    return enlarge(straight_lines(small_HW), coarse, light_HW.shape)
+    lines_HW = straight_lines(small_HW)
+    if seen.rim_HW.any():
+        pieces_HW = morphology.shrink(seen.rim_HW[..., None].view(np.uint8) * 255, coarse)[..., 0]
+        lines_HW |= whole_rims(small_HW, pieces_HW > 0)
+    return enlarge(lines_HW, coarse, light_HW.shape)
 
 
 def _strokes(image_HWC: NDArray[np.uint8], seen: Foreground, mpp: float) -> NDArray[np.bool_]:

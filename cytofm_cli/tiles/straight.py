@@ -105,10 +105,14 @@ def _ridges(light_HW: NDArray[np.uint8]) -> NDArray[np.bool_]:
     padded = np.pad(light_HW, ((0, 0), (pad, pad)), mode="edge")
     closed = morphology.running(padded, WIDTH_PX, (0, 1), np.maximum)
     closed = morphology.running(closed, WIDTH_PX, (0, 1), np.minimum)
-    _, noise_NC = morphology.block_statistics(light_HW[..., None], 8)
-    sigma = float(np.percentile(noise_NC, 10))
-    ridge_HW: NDArray[np.bool_] = closed - light_HW >= max(MIN_LEVELS, NOISE_FACTOR * sigma)
+    ridge_HW: NDArray[np.bool_] = closed - light_HW >= least_depth(light_HW)
     return ridge_HW
+
+
+def least_depth(light_HW: NDArray[np.uint8]) -> float:
+    """Return how much darker than its sides a line has to be, grey levels."""
+    _, noise_NC = morphology.block_statistics(light_HW[..., None], 8)
+    return max(MIN_LEVELS, NOISE_FACTOR * float(np.percentile(noise_NC, 10)))
 
 
 def _ways(
@@ -153,12 +157,12 @@ def _least_count(p: float, n_ways: int) -> int:
     """Return the smallest count that chance makes on fewer than `CHANCES` of all ways."""
     needed = math.log(n_ways / CHANCES) / (2 * HALF_PX / ALIKE_PX)
     for count in range(math.ceil(SHARE * HALF_PX), HALF_PX + 1):
-        if count > p * HALF_PX and _divergence(count / HALF_PX, p) >= needed:
+        if count > p * HALF_PX and divergence(count / HALF_PX, p) >= needed:
             return count
     return 255
 
 
-def _divergence(r: float, p: float) -> float:
+def divergence(r: float, p: float) -> float:
     """Return the Kullback-Leibler divergence of two shares, in nats."""
     if p <= 0:
         return math.inf

@@ -56,16 +56,8 @@ def fine_strokes(
     long_K = (length_K * mpp >= STROKE_UM) & (parts.area_px_K < SLENDER * length_K**2)
     chosen_K = np.zeros(len(length_K), bool)
     for part in np.flatnonzero(long_K):
-        chosen_K[part] = _is_ink(image_HWC[_pixels(parts, part)] / glass_C)
+        chosen_K[part] = _is_ink(image_HWC[parts.pixels(int(part))] / glass_C)
     return parts.paint(chosen_K)
-
-
-def _pixels(parts: morphology.Components, part: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows and columns of a part."""
-    runs = np.flatnonzero(parts.part_R == part)
-    flat = np.concatenate([np.arange(parts.start_R[r], parts.stop_R[r]) for r in runs])
-    rows, columns = np.divmod(flat, parts.shape[1] + 1)
-    return rows, columns
 
 
 def _is_ink(light_MC: NDArray[np.float32]) -> bool:

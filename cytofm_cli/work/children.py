@@ -327,6 +327,7 @@ def _serve(
     for number in _OURS_TO_HEAR:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    sys.unraisablehook = _leave_callbacks
     if start is not None:
         start(*start_args)
     while True:
@@ -339,6 +340,13 @@ def _serve(
             sys.stderr.flush()
             os._exit(0)  # not through what the supervisor registered for its own end
         pipe.send((answer(task, lambda message: pipe.send((message, False))), True))
+
+
+def _leave_callbacks(told: sys.UnraisableHookArgs) -> None:
+    """End a child that was asked to while C called Python, which swallows that, with a trace."""
+    if isinstance(told.exc_value, SystemExit):
+        os._exit(_TERMINATED)
+    sys.__unraisablehook__(told)
 
 
 def die_with(parent: int) -> None:

@@ -39,10 +39,12 @@ def main() -> None:
 
 
 def collect(out: Path) -> None:
-    """Keep metrics.json of every RUN, and the summary and some lines of the training's log."""
+    """Keep the metrics of `generate evaluate`, the summary and some lines of the training's log."""
     RESULTS.mkdir(exist_ok=True)
     for path in sorted(out.glob("*/metrics.json")):
-        keep(path.parent.name, json.loads(path.read_text()))
+        metrics = json.loads(path.read_text())
+        if "spaces" in metrics:  # those of the uses beside it have none
+            keep(path.parent.name, metrics)
     run = out / "run"
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [round(share * (len(lines) - 1)) for share in SHARES]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cytofm_cli.api.inputs import find_stores
 from cytofm_cli.encoders.batches import embed_tiles
 from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.store import io
@@ -34,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     encoder = load_encoder(arguments.encoder, random_weights=True, device="cpu")
-    paths = io.list_stores(arguments.stores)[: arguments.slides]
+    paths = find_stores([str(arguments.stores)])[: arguments.slides]
     alone: list[tuple[float, float]] = []
     embed: list[tuple[float, float]] = []
     for path in [path for path in paths for _ in range(arguments.runs)]:

@@ -9,6 +9,11 @@ precision of the classical detector against the truth, and AUC of abnormal cells
 of frozen features at the true nuclei, whole slides held out; 95 % intervals over slides,
 and of differences to the middle plane, paired. The last table is CPU seconds of tiling one slide
 beside those of reading its planes alone.
+
+    python tests/bench/bench_focus.py WORK --real tiles_z.czi [FILE ...]
+
+prints, for real stacks without a truth, the detail (mean squared difference of neighbours within
+tiles, beside the middle plane's) and the classical detector's nuclei: of each plane, best and fuse.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from cytofm_cli.tiles.origin import plan_of
 from cytofm_cli.tiles.plan import measure_focus
 from cytofm_cli.tiles.read import read_tile
 from cytofm_cli.tiles.run import tile_slide
+from cytofm_cli.tiles.source import open_tiles
 from cytofm_cli.units import Box
 
 MATCH_UM = 3.75
@@ -240,6 +246,31 @@ def _cost_once(slide: str, out: Path, n_planes: int) -> dict[str, tuple[float, f
     return {"best": (best, plain + coarse), "fuse": (fused, plain + coarse + fine)}
 
 
+def real(path: Path, work: Path) -> None:
+    """Print detail and nuclei of each plane of a real stack, of best and of fuse."""
+    with open_slide(str(path)) as slide:
+        info = slide.info
+    names = [f"plane:{plane}" for plane in range(info.n_focal_planes)]
+    energy, nuclei = {}, {}
+    for name in (*names, "best", "fuse"):
+        stores = work / f"real-{path.name}" / name.replace(":", "-")
+        words = {"focus": name, "tile_px": 64, "foreground": "none", "workers": 1}
+        cytofm.tile([path], stores, mpp=info.mpp, **words)
+        folder = next(stores.glob("*.zarr"))
+        cytofm.detect([folder], detector="classical", workers=1)
+        store = open_store(folder)
+        nuclei[name] = len(store.nuclei("classical").xy_px0)
+        with open_tiles(store) as tiles:
+            tiles_N = np.stack([tiles.read(row) for row in range(len(tiles.xy_px0))]).astype(float)
+        energy[name] = sum(np.square(np.diff(tiles_N, axis=axis)).mean() for axis in (1, 2))
+    middle = energy[names[info.focal_plane]]
+    size = " x ".join(map(str, info.size_px0))
+    print(f"\n{path.name}, {size} px, {info.mpp:.3g} µm/px, {len(names)} planes\n")
+    print("| focus | detail beside the middle plane | nuclei |\n|---|---|---|")
+    for name, of in energy.items():
+        print(f"| {name} | {of / middle:.3f} | {nuclei[name]} |")
+
+
 def bands(reader: SlideReader, mpp: float) -> None:
     """Read what the focus score reads of a plane, and do nothing with it."""
     info = reader.info
@@ -259,7 +290,12 @@ def main() -> None:
     parser.add_argument("--slides", type=int, help="judge the first so many alone")
     parser.add_argument("--plane-um", type=float, default=2.0)
     parser.add_argument("--depth-um", type=float, default=4.0)
+    parser.add_argument("--real", type=Path, nargs="+", help="measure these stacks alone")
     args = parser.parse_args()
+    if args.real:
+        for path in args.real:
+            real(path, args.work)
+        return
     cohort = make_cohort(args.work, args)
     criterion(cohort)
     judge(args.work, cohort, args)

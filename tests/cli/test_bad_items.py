@@ -74,8 +74,26 @@ def test_a_damaged_store__ends_neither_info_nor_export_for_the_others(
     assert done.returncode == 4, done.stderr
     assert done.stdout.split() == [str(tmp_path / "out" / f"{good.stem}.pt")]
     assert sum(line.startswith(f"error: {bad}") for line in done.stderr.splitlines()) == 1
+    for words in (("verify", some), ("embed", some, "--encoder", "handcrafted", "--dry-run")):
+        told = here(*words)
+        assert told.returncode == 4, told.stderr
+        assert sum(line.startswith(f"error: {bad}") for line in told.stderr.splitlines()) == 1
+    assert str(bad) in here("status", some).stdout
     alone = here("export", bad, "-o", tmp_path / "out", "--to", "pt")
     assert alone.returncode == 3, alone.stderr
+
+
+def test_info__a_word_that_names_nothing_ends_nothing(here, some: Path, tmp_path: Path) -> None:
+    bad, good = sorted(some.iterdir())
+    (bad / "zarr.json").unlink()
+    told = here("info", tmp_path / "none.svs", bad, good, "--json")
+    assert told.returncode == 4, told.stderr
+    assert [json.loads(line)["store"] for line in told.stdout.splitlines()] == [str(good)]
+    lines = told.stderr.splitlines()
+    assert {line.partition(": ")[2].split(":")[0] for line in lines[:2]} == {
+        str(tmp_path / "none.svs"),
+        str(bad),
+    }
 
 
 def test_a_damaged_array__is_told_by_name(here, some: Path) -> None:

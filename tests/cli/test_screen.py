@@ -218,6 +218,13 @@ def test_progress__a_run_without_a_finished_model_shows_its_passes() -> None:
     assert bar.details() == "pass 7/60, loss 0.536, time left unknown"
 
 
+def test_progress__a_run_may_call_its_stages_by_several_names() -> None:
+    bar = Progress("generate evaluate", 1, "runs", "images")
+    bar.part("sampling", 200, 200)
+    bar.part("handcrafted", 1, 4)
+    assert bar.counts() == "images 201/204"
+
+
 def test_log__lines_carry_the_time_and_come_once_a_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,12 @@ def test_simulate__is_the_same_from_python_and_on_two_workers(cohort: Path, tmp_
     assert content(tmp_path / "one") == content(cohort)
 
 
+def test_simulate__a_part_does_not_overwrite_the_others(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="each part would remove what the others have made"):
+        cytofm_cli.simulate_slides(tmp_path / "out", overwrite=True, shard="0/2")
+    assert not (tmp_path / "out").exists()
+
+
 def test_simulate__shards_make_the_whole_together(cohort: Path, here, tmp_path) -> None:
     out = tmp_path / "cohort"
     assert here("simulate", "-o", out, *SMALL, "--shard", "0/2").returncode == 0

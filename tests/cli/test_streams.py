@@ -29,10 +29,11 @@ def test_stderr__full_does_not_change_what_an_error_means(tmp_path: Path) -> Non
     assert done.returncode == 3
 
 
-def test_stdout__that_nobody_reads_ends_quietly_with_141() -> None:
+@pytest.mark.parametrize("words", [["detectors"], ["--help"], ["tile", "--help"], ["--version"]])
+def test_stdout__that_nobody_reads_ends_quietly_with_141(words: list[str]) -> None:
     reads, writes = os.pipe()
     os.close(reads)
-    done = subprocess.run([*WORDS, "detectors"], stdout=writes, stderr=-1, text=True, check=False)
+    done = subprocess.run([*WORDS, *words], stdout=writes, stderr=-1, text=True, check=False)
     os.close(writes)
     assert (done.returncode, done.stderr) == (141, "")
 

@@ -81,6 +81,7 @@ def test_collect__keeps_metrics_and_some_lines_of_the_log(
     monkeypatch.setattr(study.report, "RESULTS", tmp_path / "results")
     for name, text in (
         ("judged-malaria_nih/metrics.json", json.dumps(metrics(20.0))),
+        ("balance/metrics.json", '{"of": "another command"}'),
         ("run/summary.json", '{"steps": 400}'),
         ("run/log.jsonl", "".join(f'{{"step": {10 * at}}}\n' for at in range(1, 41))),
     ):
@@ -92,6 +93,7 @@ def test_collect__keeps_metrics_and_some_lines_of_the_log(
     assert [line["step"] for line in train["log"]] == [10, 30, 110, 210, 300, 400]
     kept = json.loads((tmp_path / "results" / "judged-malaria_nih.json").read_text())
     assert kept == metrics(20.0)
+    assert len(list((tmp_path / "results").iterdir())) == 2
 
 
 def test_chosen__has_a_cell_of_every_slide_before_a_second_of_any(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,30 @@ def test_engine__stores_are_those_of_a_local_run(
         )
     assert len(made["here"][0]) > 8
     assert made["here"] == made["there"]
+
+
+@pytest.mark.parametrize("unit", ["tile", "cell"])
+def test_engine__a_report_is_that_of_a_local_run(engine: Engine, tmp_path: Path, unit: str) -> None:
+    words: list[tuple[object, ...]] = [
+        ("simulate", "-o", "cohort", "--patients", 8, "--slides-per-patient", 1, "--size-px", 400,
+         "--abnormal-share", 0.4, "--format", "jpeg"),
+        ("tile", "cohort/slides", "-o", "stores", "--tile-px", 200, "--foreground", "none"),
+        ("detect", "stores"),
+        ("embed", "stores", "--encoder", "handcrafted", "--unit", unit),
+        ("mil", "train", "--bags", "stores", "--labels", "cohort/labels.csv", "-o", "run",
+         "--unit", unit, "--folds", 2, "--epochs", 2, "--bootstrap", 100),
+        ("mil", "score", "run", "stores", "-o", "scores.csv"),
+        ("report", "run", "stores", "-o", "here.html", "--cells", 2),
+        ("report", "run", "stores", "-o", "there.html", "--cells", 2, "--on", engine.file),
+    ]  # fmt: skip
+    at = replace(engine, file=tmp_path / "sched.json")  # where its commands work
+    for command in words:
+        done = at.cytofm(*command)
+        assert done.returncode == 0, (command, done.stderr)
+    here, there = ((tmp_path / name).read_text() for name in ("here.html", "there.html"))
+    assert here.count("data:image/") > 6
+    times = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
+    assert times.sub("", here).replace("here", "there") == times.sub("", there)
 
 
 def test_engine__runs_of_a_benchmark_are_those_of_a_local_one(

@@ -15,7 +15,6 @@ import zarr
 
 from cytofm_cli.errors import (
     ConfigMismatchError,
-    InputError,
     StoreError,
 )
 from cytofm_cli.runs import provenance
@@ -205,16 +204,6 @@ def test_which_detector__the_only_one_or_the_one_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"holds no nuclei\.") as caught:
         store().which_detector()
     assert "cytofm detect" in str(caught.value.hint)
-
-
-def test_list_stores__hidden_and_foreign_folders_are_left_out(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no stores"):
-        io.list_stores(tmp_path)
-    make_store(tmp_path, "b")
-    make_store(tmp_path, "a")
-    shutil.copytree(tmp_path / "a.zarr", tmp_path / ".c.zarr")
-    (tmp_path / "d.zarr").mkdir()
-    assert [path.name for path in io.list_stores(tmp_path)] == ["a.zarr", "b.zarr"]
 
 
 def test_tidy__removes_the_claim_of_a_killed_process_and_keeps_that_of_a_living_one(

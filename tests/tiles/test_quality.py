@@ -118,7 +118,7 @@ def test_edge__is_the_rim_of_a_bubble_and_not_its_inside() -> None:
     image[rim] = 90
     columns = columns_of(image)
     edge = columns["edge"].reshape(4, 4)
-    width = 3 + 2 * round(8 / MPP)  # the ring, and its margin
+    width = 5 + 2 * round(16 / MPP)  # the ring, and its margin
     area = 2 * math.pi * 120 * width
     assert edge.sum() * TILE**2 == pytest.approx(area, rel=0.2)
     assert edge[0, 0] == edge[3, 3] == 0 and edge[1, 1] > 0.03

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import faulthandler
 import math
@@ -144,6 +145,25 @@ def test_attempt__no_error_of_others_travels_along() -> None:
     assert str(outcome.error) == "a.tif: damaged."
     assert outcome.error is not None
     assert outcome.error.__cause__ is outcome.error.__context__ is None
+
+
+def _terminated_in_a_callback(task: Task, report: Reporter) -> tuple[Status, dict[str, Any]]:
+    callback = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    callback()
+    return "done", {}
+
+
+def test_run_batch__a_child_leaves_out_of_a_callback_of_c(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As of libvips' log: what Python raises there goes no further, and leaves a trace."""
+    tasks = [Task("a", "a.tif", None)]
+    (outcome,) = run_batch(
+        _terminated_in_a_callback, tasks, workers=1, stall_s=HANG_GUARD_S, explain=explain
+    )
+    assert isinstance(outcome, Outcome)
+    assert "exit code 143" in str(outcome.error)
+    assert capfd.readouterr().err == ""
 
 
 def test_run_batch__held_refused_and_out_of_memory_are_told_apart() -> None:
