@@ -11,7 +11,7 @@ Restained: cells of the first judged patients in the stain of the next one (`--n
 of blocks of DATA/judged/sipakmed in that of the next block of the same class (the detector's
 nucleus). Means over pairs of slides, and their range.
 
-OUT/uses.json and uses.md.
+OUT/uses.json, uses.md, and strips.jpg: the first strips without the photographs they begin with.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from PIL import Image
 
 import cytofm_cli as cytofm
 from cytofm_cli.generate.counterfactual import followed
+from cytofm_cli.pictures.files import jpeg_bytes
+from cytofm_cli.pictures.sheet import grid
+from cytofm_cli.pictures.strip import captioned, enlarged
 
 RARE: Final = "parasitized"
 PATIENTS: Final = 8
@@ -98,6 +102,19 @@ def slope_of(asked: Any, shown: Any) -> list[float]:
     return [round(float(x), 4) for x in (whole, low, high)]
 
 
+def picture(folder: Path, rows: int) -> bytes:
+    """Return the first strips of a folder, synthetic frames alone, with their scores."""
+    lines = (folder / "scores.csv").read_text().splitlines()
+    frames = [
+        captioned(
+            enlarged(np.asarray(Image.open(folder / row["file"])), 96),
+            [f"asked {float(row['p_condition']):.2f}", f"picture {float(row['p_image']):.2f}"],
+        )
+        for row in csv.DictReader(lines)
+    ]
+    return jpeg_bytes(grid(frames[: 5 * rows], 5))
+
+
 def restained(generator: Path, data: Path, out: Path) -> dict[str, Any]:
     """Draw cells in the stains of other slides."""
     patients = sorted((data / "judged" / "malaria_nih").glob("P*.zarr"))
@@ -167,6 +184,8 @@ def main() -> None:
     options = parser.parse_args()
     of = (options.run, options.data, options.out)
     said = {"strips": strips(*of), "restained": restained(*of)}
+    strip = picture(options.out / "strips-pattern-1", PATIENTS)
+    (options.out / "strips.jpg").write_bytes(strip)
     (options.out / "uses.json").write_text(json.dumps(said, indent=1) + "\n")
     (options.out / "uses.md").write_text(tables(said))
 
