@@ -16,7 +16,7 @@ class UseConfig(Settings):
     sampler: SamplerName = option("sde", "Way from noise to data; sde has noise on the way.")
     steps: int = option(50, "Steps of the whole way.", low=1)
     guidance: float = option(
-        2.5, "How far the condition leads; 1: as trained, above: further.", low=0
+        1.0, "How far the condition leads; 1: as trained, above: further.", low=0
     )
     interval: tuple[float, ...] = option(
         (0.0, 0.75), "Where on the way guidance acts: LOW,HIGH; 0 is data, 1 noise.", low=0, high=1

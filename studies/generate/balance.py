@@ -88,11 +88,18 @@ def infected(folder: Path, out: Path) -> list[Path]:
 
 
 def made_like(
-    run: Path, words: Sequence[str], n: int, out: Path, seed: int
+    run: Path, words: Sequence[str], n: int, out: Path, seed: int, guidance: float
 ) -> dict[str, NDArray[np.float32]]:
     """Return the features of n synthetic cells, like some cells in turn."""
     report = cytofm.sample_generator(
-        run, out, like=list(words), n=n, seed=seed, steps=30, guidance=2.5, interval=(0.0, 0.75)
+        run,
+        out,
+        like=list(words),
+        n=n,
+        seed=seed,
+        steps=30,
+        guidance=guidance,
+        interval=(0.0, 0.75),
     )
     return embedded([report.store]).values
 
@@ -107,7 +114,9 @@ class Draw(NamedTuple):
     normal_made: dict[str, NDArray[np.float32]]
 
 
-def drawn(learn: Cells, run: Path, out: Path, k: int, made: int, seed: int) -> Draw:
+def drawn(
+    learn: Cells, run: Path, out: Path, k: int, made: int, seed: int, guidance: float
+) -> Draw:
     """Draw cells of all patients, and ask the generator for more."""
     rng = np.random.default_rng(seed)
     rare = rng.permutation(np.flatnonzero(learn.rare_N == 1))
@@ -118,8 +127,10 @@ def drawn(learn: Cells, run: Path, out: Path, k: int, made: int, seed: int) -> D
         few,
         more,
         normal,
-        made_like(run, learn.word_N[few].tolist(), made, out / f"rare{k}_draw{seed}", seed),
-        made_like(run, like, made, out / f"normal_draw{seed}", 1000 + seed),
+        made_like(
+            run, learn.word_N[few].tolist(), made, out / f"rare{k}_draw{seed}", seed, guidance
+        ),
+        made_like(run, like, made, out / f"normal_draw{seed}", 1000 + seed, guidance),
     )
 
 
@@ -179,7 +190,7 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for k in FEW:
         draws = [
-            drawn(learn, options.run, out / "made", k, options.made, seed)
+            drawn(learn, options.run, out / "made", k, options.made, seed, options.guidance)
             for seed in range(options.draws)
         ]
         for encoder in ENCODERS:
@@ -200,6 +211,7 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
             print(k, encoder, json.dumps(results[f"{k} {encoder}"], indent=1), flush=True)
     facts = {"patients": len(np.unique(judge.patient_N)), "cells": len(judge.rare_N)}
     facts |= {"made": options.made, "draws": options.draws, "penalty": options.penalty}
+    facts |= {"guidance": options.guidance}
     return {"facts": facts, "results": results}
 
 
@@ -229,6 +241,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--made", type=int, default=160)
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--penalty", type=float, default=1e-3)
     options = parser.parse_args()
     said = study(options)

@@ -35,7 +35,11 @@ from cytofm_cli.pictures.strip import captioned, enlarged
 RARE: Final = "parasitized"
 PATIENTS: Final = 8
 CELLS: Final = 8
-WAYS: Final = (("pattern", 1.0), ("gradient", 1.0), ("pattern", 0.6), ("gradient", 0.6))
+# Along what, from which strength, under which guidance.
+WAYS: Final = (
+    ("pattern", 1.0, 1.0), ("gradient", 1.0, 1.0), ("pattern", 0.6, 1.0), ("gradient", 0.6, 1.0),
+    ("pattern", 1.0, 2.5), ("gradient", 1.0, 2.5), ("pattern", 0.6, 2.5), ("gradient", 0.6, 2.5),
+)  # fmt: skip
 STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -63,9 +67,10 @@ def strips(generator: Path, data: Path, out: Path) -> dict[str, Any]:
     patients = sorted((data / "judged" / "malaria_nih").glob("P*.zarr"))[:PATIENTS]
     like = [word for store in patients for word in first_cells(store)]
     said = {}
-    for along, strength in WAYS:
+    for along, strength, guidance in WAYS:
         report = cytofm.make_counterfactual(
-            generator, score, out / f"strips-{along}-{strength:g}", like=like, judge=judge,
+            generator, score, out / f"strips-{along}-{strength:g}-{guidance:g}", like=like,
+            judge=judge, guidance=guidance,
             real=sorted((data / "pretrain" / "malaria_nih").glob("P*.zarr")),
             along=along, strength=strength, frames=5, steps=30, real_cells=300,
         )  # fmt: skip
@@ -78,7 +83,7 @@ def strips(generator: Path, data: Path, out: Path) -> dict[str, Any]:
             "judged": np.log(p_judge / (1 - p_judge)),
         }
         frames = {name: values.reshape(len(like), -1) for name, values in odds.items()}
-        said[f"{along}, strength {strength:g}"] = {
+        said[f"{along}, strength {strength:g}, guidance {guidance:g}"] = {
             "own": slope_of(frames["asked"], frames["shown"]),
             "judge": slope_of(frames["asked"], frames["judged"]),
             "moved_last": report.metrics["moved_last"],
@@ -129,6 +134,7 @@ def restained(generator: Path, data: Path, out: Path) -> dict[str, Any]:
             cytofm.restain_cells(
                 generator, stain, out / f"restained-{own.stem}-{stain.stem}", like=[str(own)],
                 n=CELLS, strength=STRENGTHS, nucleus=nucleus, steps=30, real_cells=100,
+                guidance=1.0,
             ).metrics
             for own, stain in pairs
         ]  # fmt: skip
@@ -184,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     of = (options.run, options.data, options.out)
     said = {"strips": strips(*of), "restained": restained(*of)}
-    strip = picture(options.out / "strips-pattern-1", PATIENTS)
+    strip = picture(options.out / "strips-pattern-1-1", PATIENTS)
     (options.out / "strips.jpg").write_bytes(strip)
     (options.out / "uses.json").write_text(json.dumps(said, indent=1) + "\n")
     (options.out / "uses.md").write_text(tables(said))
