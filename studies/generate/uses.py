@@ -134,7 +134,7 @@ def restained(generator: Path, data: Path, out: Path) -> dict[str, Any]:
             cytofm.restain_cells(
                 generator, stain, out / f"restained-{own.stem}-{stain.stem}", like=[str(own)],
                 n=CELLS, strength=STRENGTHS, nucleus=nucleus, steps=30, real_cells=100,
-                guidance=1.0,
+                guidance=2.5,
             ).metrics
             for own, stain in pairs
         ]  # fmt: skip
