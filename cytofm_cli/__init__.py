@@ -30,6 +30,7 @@ _NAMES_IN = {
     "api.pooling": ("Pooled", "pool_slides"),
     "api.frames": ("embeddings_frame", "nuclei_frame", "tiles_frame", "to_anndata"),
     "api.generate": ("evaluate_generator", "sample_generator", "train_generator"),
+    "api.generate_uses": ("make_counterfactual", "restain_cells"),
     "api.heatmap": ("heatmap",),
     "api.opening": (
         "ImageEncoder",
@@ -62,6 +63,7 @@ _NAMES_IN = {
     "evaluate.condition_config": ("RetentionConfig", "RobustnessConfig"),
     "evaluate.config": ("ProbeConfig",),
     "generate.config": ("GenerateConfig", "MeasureConfig", "SampleConfig"),
+    "generate.use_config": ("CounterfactualConfig", "RestainConfig"),
     "maps.config": ("AttentionConfig", "HeatmapConfig"),
     "mil.bag": ("Bag",),
     "mil.config": ("MilConfig",),

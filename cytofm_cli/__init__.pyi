@@ -18,6 +18,8 @@ from cytofm_cli.api.gallery import make_gallery as make_gallery
 from cytofm_cli.api.generate import evaluate_generator as evaluate_generator
 from cytofm_cli.api.generate import sample_generator as sample_generator
 from cytofm_cli.api.generate import train_generator as train_generator
+from cytofm_cli.api.generate_uses import make_counterfactual as make_counterfactual
+from cytofm_cli.api.generate_uses import restain_cells as restain_cells
 from cytofm_cli.api.heatmap import heatmap as heatmap
 from cytofm_cli.api.opening import ImageEncoder as ImageEncoder
 from cytofm_cli.api.opening import list_detectors as list_detectors
@@ -61,6 +63,8 @@ from cytofm_cli.evaluate.config import ProbeConfig as ProbeConfig
 from cytofm_cli.generate.config import GenerateConfig as GenerateConfig
 from cytofm_cli.generate.config import MeasureConfig as MeasureConfig
 from cytofm_cli.generate.config import SampleConfig as SampleConfig
+from cytofm_cli.generate.use_config import CounterfactualConfig as CounterfactualConfig
+from cytofm_cli.generate.use_config import RestainConfig as RestainConfig
 from cytofm_cli.maps.config import AttentionConfig as AttentionConfig
 from cytofm_cli.maps.config import HeatmapConfig as HeatmapConfig
 from cytofm_cli.mil.bag import Bag as Bag

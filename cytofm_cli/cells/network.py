@@ -122,6 +122,20 @@ def log_probabilities(layout: Layout, weights: Weights, x_MD: Floats) -> Floats:
     return _log_softmax(z_MO)
 
 
+def input_slopes(layout: Layout, weights: Weights, x_MD: Floats) -> tuple[Floats, Floats]:
+    """Return log p of each class, (M, C), and how it changes with the input, (M, C, D)."""
+    h_MH, z_MO = _forward(weights, x_MD)
+    slopes = []
+    for of_class in range(layout.n_classes):
+        y_M = np.full(len(x_MD), of_class)
+        _, slope_MO, _ = _output_slopes(layout, weights, z_MO, y_M, np.ones(len(x_MD)))
+        back = -slope_MO @ weights["output"][:-1].T
+        if layout.hidden:
+            back = (back * (1 - h_MH**2)) @ weights["hidden"][:-1].T
+        slopes.append(back)
+    return log_probabilities(layout, weights, x_MD), np.stack(slopes, 1)
+
+
 def thresholds(weights: Weights) -> Floats:
     """Return the thresholds between grades, ascending; the first is 0."""
     gaps = np.exp(weights["log_gaps"]) if "log_gaps" in weights else np.zeros(0)
@@ -152,23 +166,28 @@ def _likelihood(
     """Return Σ w (−log p) and its slopes."""
     h_NH, z_NO = _forward(weights, x_ND)
     slopes: Weights = {}
-    if layout.ordinal and layout.n_classes > 2:
-        t_T = thresholds(weights)
-        logs_NC = _scale_logs(z_NO, t_T)
-        slope_NO, slope_T = _scale_slopes(z_NO, t_T, y_N, weight_N)
-        if layout.n_gaps:  # a gap moves all thresholds above it
-            later = np.cumsum(slope_T[1:][::-1])[::-1]
-            slopes["log_gaps"] = later * np.exp(weights["log_gaps"])
-    else:
-        logs_NC = _log_softmax(z_NO)
-        slope_NC = np.exp(logs_NC)
-        slope_NC[np.arange(len(y_N)), y_N] -= 1
-        slope_NO = (slope_NC * weight_N[:, None])[:, -layout.n_outputs :]
+    logs_NC, slope_NO, slope_T = _output_slopes(layout, weights, z_NO, y_N, weight_N)
+    if layout.n_gaps:  # a gap moves all thresholds above it
+        later = np.cumsum(slope_T[1:][::-1])[::-1]
+        slopes["log_gaps"] = later * np.exp(weights["log_gaps"])
     slopes["output"] = _layer_slopes(h_NH, slope_NO)
     if layout.hidden:
         back_NH = (slope_NO @ weights["output"][:-1].T) * (1 - h_NH**2)
         slopes["hidden"] = _layer_slopes(x_ND, back_NH)
     return float(-(weight_N * logs_NC[np.arange(len(y_N)), y_N]).sum()), slopes
+
+
+def _output_slopes(
+    layout: Layout, weights: Weights, z_NO: Floats, y_N: Ints, weight_N: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Return log p (N, C), and the slopes of Σ w (−log p) by outputs (N, O) and thresholds (T,)."""
+    if layout.ordinal and layout.n_classes > 2:
+        t_T = thresholds(weights)
+        return _scale_logs(z_NO, t_T), *_scale_slopes(z_NO, t_T, y_N, weight_N)
+    logs_NC = _log_softmax(z_NO)
+    slope_NC = np.exp(logs_NC)
+    slope_NC[np.arange(len(y_N)), y_N] -= 1
+    return logs_NC, (slope_NC * weight_N[:, None])[:, -layout.n_outputs :], np.zeros(0)
 
 
 def _layer_slopes(seen_NI: Floats, slope_NO: Floats) -> Floats:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cytofm_cli.cli.generate_uses import counterfactual, restain
 from cytofm_cli.cli.options import CommonOptions, SlidesNow
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
@@ -194,6 +195,8 @@ def register(app: typer.Typer) -> None:
     register_command(group, "train", train)
     register_command(group, "sample", sample)
     register_command(group, "evaluate", evaluate)
+    register_command(group, "counterfactual", counterfactual)
+    register_command(group, "restain", restain)
     app.add_typer(group, name="generate")
 
 

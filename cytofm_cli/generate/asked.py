@@ -139,7 +139,7 @@ def read_like(
     with contextlib.closing(index):
         if int(number) >= index.n_tiles:
             raise InputError(
-                f"--like {word}: the store has {index.n_tiles} {index.unit}s, counted from 0."
+                f"{word}: the store has {index.n_tiles} {index.unit}s, counted from 0."
             )
         return plain_images(index, [int(number)], size_of(about))
 

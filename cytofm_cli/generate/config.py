@@ -225,10 +225,11 @@ class SampleConfig(Settings):
 
     def check(self) -> None:
         """Refuse an interval that is none."""
-        _check_interval(self, self.interval)
+        check_interval(self, self.interval)
 
 
-def _check_interval(config: Settings, interval: tuple[float, ...]) -> None:
+def check_interval(config: Settings, interval: tuple[float, ...]) -> None:
+    """Refuse an interval that is none."""
     if len(interval) != 2 or interval[0] > interval[1]:
         raise UsageError(f"{config.said('interval')}: two numbers, low ≤ high.", hint="0,0.75")
 
@@ -261,4 +262,4 @@ class MeasureConfig(Settings):
 
     def check(self) -> None:
         """Refuse an interval that is none."""
-        _check_interval(self, self.interval)
+        check_interval(self, self.interval)

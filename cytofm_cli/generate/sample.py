@@ -8,7 +8,8 @@ Letters: B images, C channels, H W pixels, h w places of the latent, D width of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.generate.file import Generator
+from cytofm_cli.generate.interpolant import on_path
 from cytofm_cli.generate.samplers import Guidance, SamplerName, Velocity, guided, sample
 from cytofm_cli.views import draws
 
@@ -41,6 +43,19 @@ class HowToSample(Protocol):
     def batch_size(self) -> int: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where images begin instead of at noise alone: SDEdit (arXiv:2108.01073).
+
+    Attributes:
+        image_BCHW: an image each, float in [0, 1], of the generator's size.
+        strength: how far each is noised first, t: 0 not at all, 1 to noise alone.
+    """
+
+    image_BCHW: Tensor
+    strength: float
+
+
 def draw_images(
     generator: Generator,
     given: Tensor | None,
@@ -48,6 +63,8 @@ def draw_images(
     how: HowToSample,
     device: torch.device,
     *,
+    start: Start | None = None,
+    noises: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.uint8]:
     """Return n images, uint8 (n, H, W, 3).
@@ -58,6 +75,9 @@ def draw_images(
         n: how many.
         how: sampler, steps, guidance, seed.
         device: where to compute.
+        start: images to begin at; None: at noise.
+        noises: number of the noise of each image, those of one number are the same; None: each
+            its own.
         progress: called with (images done, of how many).
 
     Raises:
@@ -71,10 +91,12 @@ def draw_images(
     generator.vae.to(device)
     made = []
     for first in range(0, n, how.batch_size):
-        numbers = range(first, min(first + how.batch_size, n))
-        some = None if given is None else given[numbers.start : numbers.stop].to(device)
-        made.append(_batch(generator, some, numbers, how, guidance, device))
-        progress(numbers.stop, n)
+        rows = slice(first, min(first + how.batch_size, n))
+        some = None if given is None else given[rows].to(device)
+        begin = start and Start(start.image_BCHW[rows].to(device), start.strength)
+        numbers = (noises or range(n))[rows]
+        made.append(_batch(generator, some, numbers, how, guidance, device, begin))
+        progress(rows.stop, n)
     return np.concatenate(made)
 
 
@@ -110,10 +132,11 @@ def require_guidance(generator: Generator, given: Tensor | None, guidance: Guida
 def _batch(
     generator: Generator,
     given: Tensor | None,
-    numbers: range,
+    numbers: Sequence[int],
     how: HowToSample,
     guidance: Guidance,
     device: torch.device,
+    start: Start | None,
 ) -> NDArray[np.uint8]:
     shape = generator.sit.shape
     streams = [_stream(how.seed, number) for number in numbers]
@@ -124,12 +147,16 @@ def _batch(
         return torch.stack(drawn).to(device)
 
     told, null = _velocities(generator, given, len(numbers))
+    begun, from_t = noise(-1, torch.empty(0)), 1.0
+    if start is not None:
+        begun, from_t = _noised(generator, start, begun), start.strength
     latent = sample(
         guided(told, null, guidance),
-        noise(-1, torch.empty(0)),
+        begun,
         sampler=how.sampler,
         steps=how.steps,
         noise=noise,
+        from_t=from_t,
     )
     decoded = generator.vae.decode(generator.sit.bn.back(latent.float()))
     if not bool(torch.isfinite(decoded).all()):
@@ -137,6 +164,13 @@ def _batch(
             "the generator gives images that are not finite.", hint="its training diverged"
         )
     return to_levels(decoded)
+
+
+def _noised(generator: Generator, start: Start, noise_BChw: Tensor) -> Tensor:
+    """Return the latents of images on their way to noise, at t = strength."""
+    z_BChw = generator.vae.encode(start.image_BCHW * 2 - 1).mean_BChw
+    t_B = torch.full((len(z_BChw),), start.strength, device=z_BChw.device, dtype=torch.float64)
+    return on_path(generator.sit.bn.by_running(z_BChw).double(), noise_BChw, t_B)
 
 
 def _velocities(generator: Generator, given: Tensor | None, n: int) -> tuple[Velocity, Velocity]:

@@ -5,6 +5,8 @@ SiT's samplers (arXiv:2401.08740) as REPA runs them. State in float64, the netwo
 ODE: t = linspace(1, 0, N + 1), n ← n + (t' - t) v; Heun has a second evaluation at t' in all steps
 but the last. SDE (Euler–Maruyama, diffusion w = 2t): t = linspace(1, .04, N), then one step to 0
 without noise; its drift v - ½ w s, with the score s, is n + (2 - t) v.
+A way that begins at a noised image (SDEdit, arXiv:2108.01073) starts at its t instead of 1, in the
+share of the steps that is left of the way.
 
 Guidance is v_null + s (v - v_null), in an interval of t and for s > 1 only: elsewhere the network
 is asked once. As the drift is affine in v, guiding v guides it.
@@ -63,21 +65,31 @@ def guided(velocity: Velocity, null: Velocity, guidance: Guidance) -> Velocity:
 
 
 def sample(
-    velocity: Velocity, start: Tensor, *, sampler: SamplerName, steps: int, noise: Noise
+    velocity: Velocity,
+    start: Tensor,
+    *,
+    sampler: SamplerName,
+    steps: int,
+    noise: Noise,
+    from_t: float = 1.0,
 ) -> Tensor:
     """Return data, float64 of the start's shape.
 
     Args:
         velocity: of the network; given the state in float64.
-        start: standard noise.
+        start: the state at `from_t`; at 1 standard noise.
         sampler: "euler" or "heun" along the flow; "sde" with noise.
-        steps: N; steps of the SDE with the last one.
+        steps: N of the whole way; steps of the SDE with the last one.
         noise: of the SDE's steps, counted from 0; the others draw none.
+        from_t: where on the way it starts; at 0 the start is the data.
     """
     n = start.double()
+    if from_t == 0:
+        return n
+    steps = max(1, round(steps * from_t))
     if sampler == "sde":
-        return _stochastic(velocity, n, steps, noise)
-    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+        return _stochastic(velocity, n, steps, noise, from_t)
+    times = torch.linspace(from_t, 0, steps + 1, dtype=torch.float64).tolist()
     for at, (t, then) in enumerate(pairwise(times)):
         said = velocity(n, t).double()
         if sampler == "heun" and at < steps - 1:
@@ -87,8 +99,8 @@ def sample(
     return n
 
 
-def _stochastic(velocity: Velocity, n: Tensor, steps: int, noise: Noise) -> Tensor:
-    for at, (t, then) in enumerate(_sde_steps(steps)):
+def _stochastic(velocity: Velocity, n: Tensor, steps: int, noise: Noise, from_t: float) -> Tensor:
+    for at, (t, then) in enumerate(_sde_steps(steps, from_t)):
         drift = n + (2 - t) * velocity(n, t).double()
         n = n + drift * (then - t)
         if then > 0:
@@ -96,7 +108,9 @@ def _stochastic(velocity: Velocity, n: Tensor, steps: int, noise: Noise) -> Tens
     return n
 
 
-def _sde_steps(steps: int) -> Iterator[tuple[float, float]]:
-    """Return t and the next t of each step; of a single one: from 1 to 0."""
-    first = [1.0] if steps == 1 else torch.linspace(1, LAST_T, steps, dtype=torch.float64).tolist()
+def _sde_steps(steps: int, from_t: float) -> Iterator[tuple[float, float]]:
+    """Return t and the next t of each step; of a single one: from the start to 0."""
+    if steps == 1 or from_t <= LAST_T:
+        return pairwise([from_t, 0.0])
+    first = torch.linspace(from_t, LAST_T, steps, dtype=torch.float64).tolist()
     return pairwise([*first, 0.0])

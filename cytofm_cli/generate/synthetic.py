@@ -20,29 +20,26 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cytofm_cli import __version__
 from cytofm_cli.config import as_record
 from cytofm_cli.generate.asked import Asked, ask, size_of
 from cytofm_cli.generate.config import SampleConfig
 from cytofm_cli.generate.file import Generator, read_generator
 from cytofm_cli.generate.run_folder import generator_of
 from cytofm_cli.generate.sample import draw_images
+from cytofm_cli.generate.use_folder import made_by, make_folder, write_images
 from cytofm_cli.nuclei.given import keep_given
-from cytofm_cli.pictures.files import png_bytes, save_png, with_text
+from cytofm_cli.pictures.files import save_png
 from cytofm_cli.pictures.sheet import grid
-from cytofm_cli.runs import folder
-from cytofm_cli.runs.folder import Kind, refuse_changes
+from cytofm_cli.runs.folder import Kind
 from cytofm_cli.runs.provenance import sha256_file
-from cytofm_cli.runs.record import changes, to_text
 from cytofm_cli.slides.cell_images import ImagePlace
 from cytofm_cli.tiles.cell_run import tile_cells
 from cytofm_cli.tiles.cells import CellImage, CellsJob, Sheet
 from cytofm_cli.tiles.config import TileConfig
 from cytofm_cli.work.device import find_device
-from cytofm_cli.work.files import output_errors, write_bytes, write_text
+from cytofm_cli.work.files import write_text
 
 KIND: Final = Kind("cytofm generate sample", frozenset({"generate_sample", "generator"}))
-IMAGES: Final = "images"
 TABLE: Final = "cells.csv"
 _SHOWN: Final = 64  # images of the grid
 
@@ -103,25 +100,23 @@ def sample_run(
             "sha256": sha256_file(file), "like": list(like), "of_class": of_class,
         },
     }  # fmt: skip
-    store = out / f"{out.name}.zarr"
-    with output_errors(out):
-        former = KIND.former(out)
-        if former is not None and not overwrite:
-            plain = {name: of for name, of in former.items() if name != "made"}
-            refuse_changes(out, changes(plain, record), overwrite="replaces it")
-            return SampleReport(out, store, config.n, skipped=True)
+    about = about_with_shapes(generator)
+
+    def compute() -> tuple[Asked, NDArray[np.uint8]]:
         for line in generator.notes:
             note(line)
         asked = ask(
-            about_with_shapes(generator), config.n, like=like, of_class=of_class,
+            about, config.n, like=like, of_class=of_class,
             encoder=config.encoder, detector=config.detector, slides=slides,
         )  # fmt: skip
-        images = draw_images(generator, asked.given, config.n, config, device, progress=progress)
-        with folder.holding(out):
-            staging = folder.staging_of(out, record)
-            _write(staging, out, images, asked, generator, record)
-            folder.publish(staging, out)
-    return SampleReport(out, store, config.n, skipped=False)
+        given = asked.given
+        return asked, draw_images(generator, given, config.n, config, device, progress=progress)
+
+    def write(staging: Path, drawn: tuple[Asked, NDArray[np.uint8]]) -> None:
+        _write(staging, out, drawn[1], drawn[0], about, record)
+
+    drawn = make_folder(KIND, out, record, compute, write, overwrite=overwrite)
+    return SampleReport(out, out / f"{out.name}.zarr", config.n, skipped=drawn is None)
 
 
 def about_with_shapes(generator: Generator) -> dict[str, Any]:
@@ -135,39 +130,18 @@ def _write(
     out: Path,
     images: NDArray[np.uint8],
     asked: Asked,
-    generator: Generator,
+    about: Mapping[str, Any],
     record: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write everything into the staging folder; its config.toml is last."""
-    about = about_with_shapes(generator)
+    """Write everything but config.toml into the staging folder."""
     mpp = (about.get("side_um") or size_of(about)) / size_of(about)
-    made_by = {
-        "tool": f"cytofm {__version__} generate sample",
-        "generator_sha256": record["generator"]["sha256"],
-        **record["generate_sample"],
-    }
-    (staging / IMAGES).mkdir(exist_ok=True)
-    files = [f"{IMAGES}/{number:05d}.png" for number in range(len(images))]
-    for number, (file, image) in enumerate(zip(files, images, strict=True)):
-        text = png_text(made_by, number, asked.words[number])
-        write_bytes(staging / file, with_text(png_bytes(image), text))
+    made = made_by("generate sample", record, "generate_sample")
+    said = [f"image {number}, condition: {word}" for number, word in enumerate(asked.words)]
+    files = write_images(staging, images, made, said)
     shown = list(images[:_SHOWN])
     save_png(staging / "grid.png", grid(shown, math.ceil(math.sqrt(len(shown)))))
     write_text(staging / TABLE, _table(files, asked, out.name, mpp))
-    _store(staging, out, files, asked, about, mpp, made_by)
-    versions = {"cytofm": __version__}
-    write_text(staging / folder.CONFIG, to_text({**record, "made": versions}))
-
-
-def png_text(made_by: Mapping[str, Any], number: int, condition: str) -> dict[str, str]:
-    """Return what a PNG says of itself."""
-    told = ", ".join(f"{key} {value}" for key, value in made_by.items() if key != "tool")
-    return {
-        "Software": str(made_by["tool"]),
-        "Synthetic": "true",
-        "Comment": "made by a generator, no photograph of a cell",
-        "Source": f"{told}, image {number}, condition: {condition}",
-    }
+    _store(staging, out, files, asked, about, mpp, made)
 
 
 def _table(files: Sequence[str], asked: Asked, name: str, mpp: float) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cytofm_cli.cells import outliers
+from cytofm_cli.stats.covariance import shrunk_covariance
 
 
 def test_shrunk_covariance__is_that_of_ledoit_and_wolf_sample_by_sample() -> None:
@@ -18,7 +19,7 @@ def test_shrunk_covariance__is_that_of_ledoit_and_wolf_sample_by_sample() -> Non
     d2 = ((sample - m * np.eye(d)) ** 2).sum() / d
     b2 = sum(((np.outer(x, x) - sample) ** 2).sum() / d for x in x_ND) / n**2
     share = min(b2, d2) / d2
-    covariance, found = outliers.shrunk_covariance(x_ND)
+    covariance, found = shrunk_covariance(x_ND)
     assert found == pytest.approx(share)
     assert covariance == pytest.approx((1 - share) * sample + share * m * np.eye(d))
 
@@ -26,7 +27,7 @@ def test_shrunk_covariance__is_that_of_ledoit_and_wolf_sample_by_sample() -> Non
 def test_whitening__gives_the_mahalanobis_distance() -> None:
     rng = np.random.default_rng(1)
     x_ND = rng.normal(0, 1, (50, 4)) @ rng.normal(0, 1, (4, 4))
-    covariance, _ = outliers.shrunk_covariance(x_ND)
+    covariance, _ = shrunk_covariance(x_ND)
     by_inverse = np.sqrt(np.einsum("nd,de,ne->n", x_ND, np.linalg.inv(covariance), x_ND))
     assert np.linalg.norm(x_ND @ outliers.whitening(x_ND), axis=1) == pytest.approx(by_inverse)
 

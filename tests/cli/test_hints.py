@@ -42,6 +42,7 @@ RAISED_BY = {
     "generate/config.py": {"generate train"},
     "generate/file.py": {"generate sample"},
     "generate/plan.py": {"generate train"},
+    "generate/restain.py": {"generate restain"},
     "generate/sample.py": {"generate sample"},
     "nuclei/": {"detect"},
     "pretrain/": {"pretrain"},
