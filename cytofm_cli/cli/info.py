@@ -53,8 +53,8 @@ def info(
         out.error(error)
         errors.append(error)
 
-    for error in unknown:
-        fail(error)
+    for of_a_word in unknown:
+        fail(of_a_word)
     for path in stores:
         try:
             _tell_store(open_store(path))

@@ -109,12 +109,12 @@ def _of_node(node: Mapping[str, Any]) -> str:
 
 
 def _timeless(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, list | tuple):
+        return [held if type(held) in _PLAIN else _timeless(held) for held in value]
+    if isinstance(value, dict | Mapping):  # dict first: asking for a Mapping takes longer
         return {
             key: held if type(held) in _PLAIN else _timeless(held)
             for key, held in value.items()
             if key != _NOT_CONTENT
         }
-    if isinstance(value, list | tuple):
-        return [held if type(held) in _PLAIN else _timeless(held) for held in value]
     return value

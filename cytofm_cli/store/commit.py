@@ -19,7 +19,7 @@ from typing import Any, Final
 from cytofm_cli.config import differences
 from cytofm_cli.errors import ConfigMismatchError, CytofmError, TryAgainError
 from cytofm_cli.store import arrays, lineage, schema
-from cytofm_cli.store.checksum import read_node, write_node
+from cytofm_cli.store.checksum import read_node, read_unchecked, write_node
 from cytofm_cli.store.io import Store, open_store, orphans
 from cytofm_cli.store.records import SlideRecord, StepRecord, TileRecord
 from cytofm_cli.store.staging import (
@@ -133,13 +133,13 @@ def commit_group(staged: Path, path: Path, step: str, record: StepRecord) -> tup
 
 
 def settle(path: Path, step: str) -> None:
-    """Finish the commit of a process that was killed in it, of a step that is there already.
+    """Finish a commit that a kill or a full disk has ended, of a step that is there already.
 
     What it left goes, and the root lists the step. What cannot be written now is left as it is:
     readers find the step without the list.
     """
     path = placed(path)
-    if was_killed(path, step):
+    if was_killed(path, step) or not _is_listed(path, step):
         slide_id = path.name.removesuffix(schema.STORE_SUFFIX)
         with (
             contextlib.suppress(CytofmError),
@@ -147,6 +147,10 @@ def settle(path: Path, step: str) -> None:
             claim(commit_claim(path)),
         ):
             _update_root(path, step)
+
+
+def _is_listed(path: Path, step: str) -> bool:
+    return step in read_unchecked(path)["attributes"][schema.ATTRIBUTES_KEY]["steps"]
 
 
 def _id_for(store: Store, step: str, staged: Path, record: StepRecord) -> str:

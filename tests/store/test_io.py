@@ -228,8 +228,12 @@ def test_settle__the_commit_of_a_killed_process_is_finished(tmp_path: Path) -> N
     partials = [path / place / ".zarr.json.gone-1-0.partial" for place in ("", "embeddings")]
     for partial in partials:
         partial.write_text("half")
-    commit.settle(path, STEP)  # nothing says that anybody was killed
-    assert (path / "zarr.json").read_bytes() == before
+    commit.settle(path, STEP)  # a full disk has ended it, and nothing of a process is left
+    assert (path / "zarr.json").read_bytes() == whole
+    assert not any(partial.exists() for partial in partials)
+    partials[0].write_text("half")
+    commit.settle(path, STEP)  # all is well
+    assert partials[0].exists()
     dead = json.dumps({"host": os.uname().nodename, "pid": 2**22 + 1, "started": "1"})
     (tmp_path / ".a.zarr.commit.claim").write_text(dead)
     commit.settle(path, STEP)
