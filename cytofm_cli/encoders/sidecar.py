@@ -17,7 +17,7 @@ from cytofm_cli.encoders.base import Interpolation
 from cytofm_cli.errors import WeightsError
 
 SUFFIX: Final = ".toml"
-_POOLINGS: Final = ("cls", "cls+mean", "cls+mean+pixels", "mean", "pool")
+_POOLINGS: Final = ("cls", "cls+mean", "mean", "pool")
 
 
 def _length(value: Any) -> int | None:
