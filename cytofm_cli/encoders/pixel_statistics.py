@@ -35,6 +35,7 @@ N_STATISTICS: Final = _N_RINGS * (
     3 * _N_PLANES + 2 * _N_PLANES * len(_EXTREME_LEVELS) + 9 * (1 + 2 * len(_TEXTURE_LEVELS))
 )
 _WHOLE_PX: Final = 8  # three halvings leave whole pixels, so that mirror images are alike
+_VECTOR: Final = 0.5  # of the pixels' weight: with 1 neighbours lose (docs/cytofm-tiny.md)
 IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -73,15 +74,15 @@ class Joined(nn.Module):
         self.colour.copy_(torch.tensor([mean, std]).view(2, 3, 1, 1))
 
     def balance(self, joined_BE: Tensor) -> None:
-        """Centre on some images' vectors, of a layer as it was built; both parts weigh alike.
+        """Centre on some images' vectors, of a layer as it was built, and weigh the parts.
 
-        Each part is scaled by one number, so that its variances sum to 1: of a part's own
-        features, those that vary most stay so.
+        Each part is scaled by one number, so that its variances sum to 1, those of the network's
+        vector to `_VECTOR` squared: of a part's own features, those that vary most stay so.
         """
         parts_BE = torch.split(joined_BE.double(), [self.dim, N_STATISTICS], 1)
-        scales = [1 / x.var(0, correction=0).sum().clamp_min(1e-12).sqrt() for x in parts_BE]
+        spreads = [x.var(0, correction=0).sum().clamp_min(1e-12).sqrt() for x in parts_BE]
         self.offset.copy_(joined_BE.double().mean(0))
-        self.scale[: self.dim], self.scale[self.dim :] = scales
+        self.scale[: self.dim], self.scale[self.dim :] = _VECTOR / spreads[0], 1 / spreads[1]
 
 
 def require_side(side: int) -> None:

@@ -18,7 +18,7 @@ from cytofm_cli.errors import WeightsError
 from cytofm_cli.work.files import read_plain
 
 SUFFIX: Final = ".toml"
-_POOLINGS: Final = ("cls", "cls+mean", "cls+mean+pixels", "mean", "pool")
+_POOLINGS: Final = ("cls", "cls+mean", "mean", "pool")
 
 
 def _length(value: Any) -> int | None:

@@ -117,14 +117,14 @@ def test_joined__as_built_says_the_vector_and_the_statistics_as_they_are() -> No
     np.testing.assert_allclose(said[:, 2:], measure(x), atol=1e-3)
 
 
-def test_balance__centres_and_lets_both_parts_weigh_alike() -> None:
+def test_balance__centres_and_lets_pixels_weigh_twice_as_much() -> None:
     layer, x = Joined(2), _cells(8)
     vector = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)) * 40 + 7
     before = layer(vector, x)
     layer.balance(before)
     after = layer(vector, x).double()
     np.testing.assert_allclose(after.mean(0), 0, atol=1e-5)
-    for part in (after[:, :2], after[:, 2:]):
-        assert part.var(0, correction=0).sum() == pytest.approx(1, abs=1e-4)
+    for part, total in ((after[:, :2], 0.25), (after[:, 2:], 1)):
+        assert part.var(0, correction=0).sum() == pytest.approx(total, abs=1e-4)
     ratio = before.var(0)[0] / before.var(0)[1]  # within a part nothing changes but its scale
     assert after.var(0)[0] / after.var(0)[1] == pytest.approx(float(ratio), rel=1e-4)

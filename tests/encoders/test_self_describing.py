@@ -139,3 +139,11 @@ def test_write_encoder__writes_the_same_bytes_in_every_process(tmp_path):
     assert described.expects["licence"] == 'CC0 "quoted" \n'
     state = weights.read_state(tmp_path / "0.safetensors")
     assert {name: value[1, 2].item() for name, value in state.items()} == {"c": 0, "a": 5, "b": 10}
+
+
+def test_load__a_file_of_another_network_cannot_join_pixels(tmp_path):
+    path, _ = _exported(
+        tmp_path, arch="timm/vit_tiny_patch16_224", config="{}", pooling="cls+mean+pixels"
+    )
+    with pytest.raises(UsageError, match="only an SR-ViT joins"):
+        load_encoder(str(path), device="cpu")

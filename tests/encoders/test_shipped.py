@@ -1,4 +1,4 @@
-"""cytofm-tiny, the encoder that ships: small, safe, what the catalogue says, and not another."""
+"""The encoders that ship: small, safe, what the catalogue says, and not others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from cytofm_cli.errors import UsageError
 
 EXPECTED = [[1.203, -0.998, 0.629, -0.883], [1.076, 0.311, 1.173, -0.389]]
 FILE = SHIPPED / "cytofm-tiny.safetensors"
+SECOND = SHIPPED / "cytofm-tiny-2.safetensors"
+# Every 148th of tokens and pixels, × 100.
+EXPECTED_SECOND = [[5.0, 1.6, -0.6, 1.3, -1.2, 0.5], [4.4, -3.0, -4.2, 2.1, 0.3, 0.5]]
 
 
 def _cells() -> np.ndarray:
@@ -31,24 +34,27 @@ def _cells() -> np.ndarray:
     return cells
 
 
-def test_shipped__the_file_is_small_half_precision_and_describes_itself() -> None:
-    assert FILE.stat().st_size <= 12e6
-    with safe_open(FILE, "pt") as file:
-        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}  # noqa: SIM118
+@pytest.mark.parametrize("path", [FILE, SECOND])
+def test_shipped__the_file_is_small_half_precision_and_describes_itself(path: Path) -> None:
+    assert path.stat().st_size <= 12e6
+    with safe_open(path, "pt") as file:
+        weights = [key for key in file.keys() if not key.startswith("joined.")]  # noqa: SIM118
+        assert {file.get_slice(key).get_dtype() for key in weights} == {"F16"}
         said = file.metadata()
     assert (said["name"], said["arch"], said["licence"]) == (
-        "cytofm-tiny", "sr-vit-tiny", "Apache-2.0",
+        path.stem, "sr-vit-tiny", "Apache-2.0",
     )  # fmt: skip
 
 
-def test_shipped__opens_by_name_as_the_catalogue_says() -> None:
-    entry = catalogue.entries()["cytofm-tiny"][1]
-    spec = load_encoder("cytofm-tiny", device="cpu").spec
+@pytest.mark.parametrize(("name", "cell_um"), [("cytofm-tiny", 18.0), ("cytofm-tiny-2", 20.0)])
+def test_shipped__opens_by_name_as_the_catalogue_says(name: str, cell_um: float) -> None:
+    entry = catalogue.entries()[name][1]
+    spec = load_encoder(name, device="cpu").spec
     assert (spec.dim, spec.input_px, spec.pooling, spec.licence) == (
         entry.dim, entry.input_px, entry.pooling, entry.licence,
     )  # fmt: skip
-    assert store_key(spec) == "cytofm-tiny"
-    assert spec.cell_um == 18.0
+    assert store_key(spec) == name
+    assert spec.cell_um == cell_um
 
 
 def test_shipped__gives_the_vectors_it_gave() -> None:
@@ -56,6 +62,17 @@ def test_shipped__gives_the_vectors_it_gave() -> None:
     said = encoder.encode(encoder.prepare(_cells()))
     assert said.shape == (2, 384)
     np.testing.assert_allclose(said[:, ::96], EXPECTED, atol=5e-3)
+
+
+def test_shipped__the_second_joins_the_tokens_of_the_first_with_pixels() -> None:
+    second = load_encoder("cytofm-tiny-2", device="cpu")
+    said = second.encode(second.prepare(_cells()))
+    assert said.shape == (2, 888)
+    np.testing.assert_allclose(100 * said[:, ::148], EXPECTED_SECOND, atol=0.1)
+    first = load_encoder("cytofm-tiny", device="cpu")
+    tokens = load_encoder("cytofm-tiny-2", device="cpu", pooling="cls+mean")
+    expected = first.encode(first.prepare(_cells()))
+    np.testing.assert_allclose(tokens.encode(tokens.prepare(_cells())), expected, atol=2e-2)
 
 
 @pytest.mark.parametrize(("unit", "encoder"), [("cell", "cytofm-tiny"), ("tile", "handcrafted")])

@@ -264,20 +264,20 @@ def test_export__at_another_size_and_pooling(encoder, tmp_path):
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_export__joins_tokens_and_pixels_each_centred_and_of_variance_one(tmp_path):
+def test_export__joins_tokens_and_pixels_centred_and_scaled(tmp_path):
     made = trunk(SR).eval()
     path, crops = tmp_path / "e.safetensors", torch.from_numpy(pixels()).permute(0, 3, 1, 2)
     spec = write(path, made, pooling="cls+mean+pixels", crops_BCHW=crops)
     values, opened = embed(path, pixels())
     assert spec.dim == opened.dim == values.shape[1] == 128 + N_STATISTICS
     np.testing.assert_allclose(values.mean(0), 0, atol=1e-5)
-    for part in np.split(values.astype(np.float64), [128], axis=1):
-        assert part.var(0).sum() == pytest.approx(1, abs=1e-3)
+    for part, total in zip(np.split(values, [128], axis=1), (0.25, 1), strict=True):
+        assert part.astype(np.float64).var(0).sum() == pytest.approx(total, abs=1e-3)
     with torch.no_grad():
         tokens = made(normalised(pixels()))
         statistics = measure(crops.float() / 255)
     for part, plain in (
-        (values[:, :128], torch.cat([tokens.cls_BD, tokens.patch_BND.mean(1)], 1)),
+        (2 * values[:, :128], torch.cat([tokens.cls_BD, tokens.patch_BND.mean(1)], 1)),
         (values[:, 128:], statistics),
     ):
         centred = (plain - plain.mean(0)).double().numpy()

@@ -123,6 +123,18 @@ def _entries() -> Iterable[Entry]:
         shipped=SHIPPED / "cytofm-tiny.safetensors",
     )
     yield Entry(
+        name="cytofm-tiny-2",
+        model="tiny",
+        dim=888,
+        input_px=64,
+        mpp=None,
+        pooling=PIXELS,
+        licence="Apache-2.0",
+        source="ships with cytofm; for single cells: cytofm-tiny with statistics of the pixels",
+        needs_weights=False,
+        shipped=SHIPPED / "cytofm-tiny-2.safetensors",
+    )
+    yield Entry(
         name="sr-vit-nano",
         model="nano",
         dim=128,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.encoders import assumptions, weights
 from cytofm_cli.encoders.base import (
+    PIXELS,
     Blueprint,
     EncoderRequest,
     EncoderSpec,
@@ -166,6 +167,8 @@ def _spec(request: EncoderRequest, outline: Any) -> EncoderSpec:
     if pooling == "pool":  # MobileNet's kind has one more layer behind its pooling
         width = getattr(outline, "head_hidden_size", None) or width
     known |= {"pooling": pooling, "dim": width * n_tokens_pooled}
+    if pooling == PIXELS:
+        raise UsageError(f"{request.name}: only an SR-ViT joins its tokens with pixels.")
     if pooling in ("cls", "cls+mean", "mean") and not hasattr(outline, "num_prefix_tokens"):
         raise UsageError(f"{request.name} has no tokens: pooling {pooling!r} is impossible.")
     if pooling in ("cls", "cls+mean") and getattr(outline, "cls_token", None) is None:
