@@ -95,7 +95,7 @@ def require_side(side: int) -> None:
         raise UsageError(
             f"statistics of pixels are taken of images whose side is a multiple of {_WHOLE_PX} px, "
             f"at least {2 * _WHOLE_PX}, not of {side} px.",
-            hint="--global-px 64",
+            hint="cut views and crops of 64 px",
         )
 
 
