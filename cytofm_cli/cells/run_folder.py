@@ -192,7 +192,9 @@ def _refuse_other_kinds(card: Card) -> None:
     for value in (*numbers, *seen):
         if not isinstance(value, int | float):
             raise TypeError(f"a {type(value).__name__} where a number belongs")
-    for value in (card.encoder, card.facts, card.fold_of_group, card.groups_of_slide):
+    adapters = {} if card.adapters is None else card.adapters
+    records = (card.encoder, card.facts, card.fold_of_group, card.groups_of_slide, adapters)
+    for value in records:
         if not isinstance(value, dict):
             raise TypeError(f"a {type(value).__name__} where a record belongs")
 

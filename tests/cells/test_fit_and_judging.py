@@ -173,7 +173,9 @@ def test_settings__that_mean_nothing_together_are_refused(settings: dict, said: 
     assert ApplyConfig().abstain is None
 
 
-@pytest.mark.parametrize("wrong", [{"crop_um": {}}, {"facts": []}, {"facts": {"mean": ["x"]}}])
+@pytest.mark.parametrize(
+    "wrong", [{"crop_um": {}}, {"facts": []}, {"facts": {"mean": ["x"]}}, {"adapters": []}]
+)
 def test_card__what_nothing_can_compute_with_is_refused_with_the_run(
     tmp_path: Path, wrong: dict[str, object]
 ) -> None:

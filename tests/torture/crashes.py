@@ -47,8 +47,8 @@ def undisturbed(warm: Warm, ground: Path, work: Path, name: str) -> Undisturbed:
     if before is not None:
         put(ground, work)
         warm.do(*before)
-        template = work.with_name("begun")
-        put(work, template)
+        template = work.with_name(f"begun, {name.replace(': ', ' ')}")  # each case its own
+        shutil.copytree(work, template, symlinks=True)
     put(template, work)
     n = warm.do(*words)
     wanted = snapshot(work)
