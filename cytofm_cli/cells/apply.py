@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cytofm_cli.cells.classifier import Answer
 from cytofm_cli.cells.config import ApplyConfig
 from cytofm_cli.cells.run import answers_of
-from cytofm_cli.cells.run_folder import Card, Trained, fold_name, load_run
+from cytofm_cli.cells.run_folder import SEEN_AS, Card, Trained, fold_name, load_run
 from cytofm_cli.encoders.base import Encoder
 from cytofm_cli.encoders.batches import WINDOW, Embedding, default_batch
 from cytofm_cli.errors import CytofmError, InputError, WeightsError
@@ -38,7 +38,6 @@ from cytofm_cli.work.batch import Status
 
 Report = Callable[[int, int], None]
 Note = Callable[[str], None]
-_SEEN_AS = ("input_px", "resize_px", "mean", "std", "interpolation", "pooling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +304,7 @@ def _is_of(record: EmbeddingRecord, card: Card) -> bool:
         and record.cell_um is not None
         and abs(record.cell_um - card.crop_um) < 1e-6
         and (not card.encoder["random"] or record.seed == card.seed)
-        and all(_plain(getattr(record, name)) == _plain(facts[name]) for name in _SEEN_AS)
+        and all(_plain(getattr(record, name)) == _plain(facts[name]) for name in SEEN_AS)
     )
 
 

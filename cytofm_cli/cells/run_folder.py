@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ RUN: Final = Kind(
     frozenset({FEATURES}),
     frozenset({MODEL, CARD, METRICS, PREDICTIONS, ADAPTERS}),
 )
+# What two makers of features must have in common to make the same of a crop.
+SEEN_AS: Final = ("input_px", "resize_px", "mean", "std", "interpolation", "pooling")
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -187,16 +190,24 @@ def _read_card(run: Path) -> Card:
 
 def _refuse_other_kinds(card: Card) -> None:
     """Refuse what no step could compute with: it would fail every store, and seem their fault."""
+    adapters = {} if card.adapters is None else card.adapters
+    groups = card.groups_of_slide
+    _refuse_other(dict, "record", card.encoder, card.facts, card.fold_of_group, groups, adapters)
     seen = [side for key in ("mean", "std") for side in card.facts.get(key) or ()]
     numbers = (card.crop_um, card.temperature, *card.temperatures, card.abstain, card.outlier)
-    for value in (*numbers, *seen):
-        if not isinstance(value, int | float):
-            raise TypeError(f"a {type(value).__name__} where a number belongs")
-    adapters = {} if card.adapters is None else card.adapters
-    records = (card.encoder, card.facts, card.fold_of_group, card.groups_of_slide, adapters)
-    for value in records:
-        if not isinstance(value, dict):
-            raise TypeError(f"a {type(value).__name__} where a record belongs")
+    _refuse_other((int, float), "number", *numbers, *seen)
+    _refuse_other(int, "fold", *card.fold_of_group.values())
+    _refuse_other((list, tuple), "list", card.classes, card.normal, *groups.values())
+    _refuse_other(str, "name", *card.classes, *card.normal, *itertools.chain(*groups.values()))
+    for lacking in {"dim", *SEEN_AS} - card.facts.keys():
+        raise KeyError(lacking)
+    _ = card.choice  # its fields are those of an encoder
+
+
+def _refuse_other(kinds: type | tuple[type, ...], what: str, *values: object) -> None:
+    for value in values:
+        if not isinstance(value, kinds):
+            raise TypeError(f"a {type(value).__name__} where a {what} belongs")
 
 
 def _read_arrays(path: Path) -> dict[str, dict[str, Any]]:

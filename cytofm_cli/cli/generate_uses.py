@@ -49,9 +49,9 @@ def counterfactual(
 
     Examples:
 
-      cytofm generate counterfactual run --score cells-run --like stores/a.zarr:12 -o strips
+      cytofm generate counterfactual run --score cells-run --like a.zarr:12 -o out
 
-      cytofm generate counterfactual run --score mil-run --like stores/a.zarr:12 -n 4 -o strips
+      cytofm generate counterfactual run --score mil-run --like a.zarr -n 4 -o out
     """
     from cytofm_cli.api.generate_uses import make_counterfactual, scorer_of
 
@@ -110,9 +110,9 @@ def restain(
 
     Examples:
 
-      cytofm generate restain run --like stores/a.zarr --stain stores/b.zarr -o restained
+      cytofm generate restain run --like a.zarr --stain b.zarr -o out
 
-      cytofm generate restain run --like a.zarr:12 --stain b.zarr --strength 0.5 -o restained
+      cytofm generate restain run --like a.zarr:12 --stain b.zarr -o out --strength 0.5
     """
     from cytofm_cli.api.generate_uses import restain_cells
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytofm_cli.mil.origin import UNKNOWN, Origin, from_record
+from cytofm_cli.work.zips import ZIP_DAMAGE
 
 if TYPE_CHECKING:
     import h5py
@@ -71,12 +71,7 @@ def pt_origin(path: Path) -> Origin:
                 named = member.filename.rpartition("/")[2] == MEMBER
                 if named and member.file_size <= _MOST_BYTES:
                     return _parsed(archive.read(member))
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        NotImplementedError,
-        zlib.error,
-    ):  # torch's older format is no zip archive
+    except ZIP_DAMAGE:  # torch's older format is no zip archive
         pass
     return UNKNOWN
 

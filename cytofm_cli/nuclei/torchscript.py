@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cytofm_cli.errors import WeightsError
+from cytofm_cli.work.zips import ZIP_DAMAGE
 
 # Of all namespaces; those of PyTorch 2.7 to 2.15 that touch files, processes or the network.
 _REACHING: Final = frozenset(
@@ -36,7 +37,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except ZIP_DAMAGE:
         return False
 
 
@@ -56,7 +57,9 @@ def refuse_reaching(path: Path) -> None:
                 for member in members
                 for operator in reaching(archive.read(member).decode("utf-8", "replace"))
             }
-    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except WeightsError:
+        raise
+    except ZIP_DAMAGE as error:
         raise WeightsError(f"{path}: damaged TorchScript file ({error}).") from error
     if named:
         raise WeightsError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Final
 
 from cytofm_cli.errors import WeightsError
 from cytofm_cli.work.files import open_plain
+from cytofm_cli.work.zips import ZIP_DAMAGE
 
 _ZIP: Final = b"PK\x03\x04"
 
@@ -53,10 +53,10 @@ def check_whole(path: Path) -> None:
                 return
             with zipfile.ZipFile(file) as archive:
                 broken = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise _damaged(path, "it is cut or damaged") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ZIP_DAMAGE as error:
+        raise _damaged(path, "it is cut or damaged") from error
     if broken is not None:
         raise _damaged(path, f"the checksum of {broken!r} does not fit")
 

@@ -13,13 +13,14 @@ RUN/config.toml           settings of the run, the views and the method, and wha
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from cytofm_cli.errors import InputError
+from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.pretrain import checkpoint
 from cytofm_cli.runs import folder
 from cytofm_cli.runs.folder import Kind, is_whole, refuse_changes
@@ -123,9 +124,11 @@ def _unsettled(former: Record, wanted: Record) -> list[dict[str, dict[str, Any]]
         drop.append("cell_um")
     for record in pair:
         record["pretrain"] = {k: v for k, v in record["pretrain"].items() if k not in drop}
-    if all("views" in record for record in pair) and same_views(pair[0]["views"], pair[1]["views"]):
-        for record in pair:
-            del record["views"]
+    if all("views" in record for record in pair):
+        with contextlib.suppress(UsageError):  # damaged: it differs, and is told with the RUN
+            if same_views(pair[0]["views"], pair[1]["views"]):
+                for record in pair:
+                    del record["views"]
     return pair
 
 

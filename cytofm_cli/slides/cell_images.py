@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from cytofm_cli.errors import InputError
+from cytofm_cli.work.zips import ZIP_DAMAGE
 
 SUFFIXES: Final = frozenset(".png .jpg .jpeg .bmp .tif .tiff .webp .gif .ppm .pgm".split())
 ARCHIVES: Final = frozenset({".tar", ".zip"})
@@ -99,9 +100,9 @@ def find_images(place: Path) -> dict[str, ImagePlace]:
     """
     if not place.exists():
         raise InputError(f"{place}: no such file or folder.", hint="check the path.")
-    try:  # zipfile raises NotImplementedError for zips of later versions than it knows
+    try:
         members = dict(_members(place))
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (tarfile.TarError, *ZIP_DAMAGE) as error:
         if isinstance(error, tarfile.ReadError) or place.suffix.lower() in (".gz", ".tgz"):
             raise InputError(f"{place}: is no uncompressed tar ({error}).", hint=_PACKED) from error
         raise InputError(f"{place}: cannot be read ({error}).") from error

@@ -44,6 +44,10 @@ _SOMEWHERE: Final = "standard output, or a file"
 _NUMBER: Final = re.compile(r"\b(?:os error |errno = )(\d+)")
 
 
+class NoPlainFileError(OSError):
+    """A pipe, a device or a folder lies where a file is read."""
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Give the name of a new, empty, hidden file, which takes the place of `path` at the end.
@@ -241,9 +245,11 @@ def known_error(error: Exception, item: str | None = None) -> CytofmError | None
     if (full := disk_full(item or file or _SOMEWHERE, error)) is not None:
         return full
     number = error.errno if isinstance(error, OSError) else None
+    where = ": ".join(filter(None, (item, file))) or _SOMEWHERE
+    if isinstance(error, NoPlainFileError):
+        return InputError(f"{where}: {error.strerror}.", hint="put the file itself there.")
     if number is None or number not in _OF_THE_SYSTEM:
         return None
-    where = ": ".join(filter(None, (item, file))) or _SOMEWHERE
     return InputError(
         f"{where}: cannot be read or written ({os.strerror(number)}).",
         hint="check the path, its permissions and the disk.",
@@ -310,7 +316,7 @@ def open_plain(path: Path) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no plain file", str(path))
+        raise NoPlainFileError(errno.EINVAL, "is no plain file", str(path))
     return open(descriptor, "rb")  # noqa: PTH123 - the caller closes it
 
 
@@ -333,7 +339,7 @@ def require_plain(folder: Path) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not (entry.is_file() or entry.is_dir()) and entry.name[:1] != ".":
-                raise OSError(errno.EINVAL, "is no plain file", entry.path)
+                raise NoPlainFileError(errno.EINVAL, "is no plain file", entry.path)
 
 
 def _flush(path: Path) -> None:

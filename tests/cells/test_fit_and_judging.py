@@ -174,17 +174,39 @@ def test_settings__that_mean_nothing_together_are_refused(settings: dict, said: 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"crop_um": {}}, {"facts": []}, {"facts": {"mean": ["x"]}}, {"adapters": []}]
+    "wrong",
+    [
+        {"crop_um": {}},
+        {"facts": []},
+        {"facts": {"mean": ["x"]}},
+        {"adapters": []},
+        {"classes": ["a", 1]},
+        {"fold_of_group": {"p1": "0"}},
+        {"groups_of_slide": {"s1": "p1"}},  # a name, whose letters are no groups
+        {"groups_of_slide": {"s1": [1]}},
+        {"facts": {"mean": [0.5], "std": [0.5]}},
+        {"encoder": {"name": "handcrafted"}},
+    ],
 )
 def test_card__what_nothing_can_compute_with_is_refused_with_the_run(
     tmp_path: Path, wrong: dict[str, object]
 ) -> None:
+    names = ("dim", "input_px", "resize_px", "mean", "std", "interpolation", "pooling")
+    facts = dict.fromkeys(names)
+    encoder = {
+        "label": "h", "word": "handcrafted", "name": "handcrafted",
+        "weights": None, "random": False, "weights_sha256": None,
+    }  # fmt: skip
     whole = {
-        "model": "linear", "classes": ["a", "b"], "ordinal": False, "normal": [], "encoder": {},
-        "seed": 0, "pooling": None, "crop_um": 32.0, "facts": {}, "temperature": 1.0,
-        "temperatures": [1.0], "abstain": 0.0, "outlier": 0.99, "fold_of_group": {},
+        "model": "linear", "classes": ["a", "b"], "ordinal": False, "normal": [],
+        "encoder": encoder, "seed": 0, "pooling": None, "crop_um": 32.0, "facts": facts,
+        "temperature": 1.0, "temperatures": [1.0],
+        "abstain": 0.0, "outlier": 0.99, "fold_of_group": {},
         "groups_of_slide": {}, "sha256": "0", "cytofm": "0",
     }  # fmt: skip
+    (tmp_path / "model.json").write_text(json.dumps(whole))
+    with pytest.raises(InputError, match="not a finished RUN"):
+        load_run(tmp_path)  # the card is whole
     (tmp_path / "model.json").write_text(json.dumps({**whole, **wrong}))
     with pytest.raises(InputError, match=r"model\.json is damaged"):
         load_run(tmp_path)

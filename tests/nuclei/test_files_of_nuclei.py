@@ -99,7 +99,8 @@ def test_geojson__reads_what_qupath_writes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "not valid JSON"),
+        ("", "is empty"),
+        ("{", "not valid JSON"),
         ("{}", "not GeoJSON"),
         ('{"type":"FeatureCollection"}', "not GeoJSON"),
         ('[{"type":"Feature"}]', "feature 0 has no geometry"),

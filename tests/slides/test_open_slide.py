@@ -27,7 +27,7 @@ BROKEN = {
     "sample-get-lzw-stuck.tiff": "16-bit|is truncated",
     "seek_too_large.tif": "is truncated: a TIFF directory",
     "unopenable.tiff": "TIFF compression 'tiff-52479'",
-    "unreadable.svs": "damaged at x=0 y=0",
+    "unreadable.svs": "damaged JPEG tile at column 0, row 0",
 }
 # reader, format, codec, size, levels, µm/px, objective
 WHOLE = {

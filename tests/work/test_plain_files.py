@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,18 @@ from cytofm_cli.evaluate.run_folder import read_features
 from cytofm_cli.generate.file import _told as read_generator
 from cytofm_cli.mil.artefacts import load_model, read_card
 from cytofm_cli.mil.convert import _tensors as read_official
+from cytofm_cli.mil.foreign import MEMBER, pt_origin
+from cytofm_cli.mil.origin import UNKNOWN
 from cytofm_cli.mil.run_folder import _recorded as read_manifest
 from cytofm_cli.mil.run_folder import read_rows, run_digest
+from cytofm_cli.nuclei.torchscript import refuse_reaching
 from cytofm_cli.nuclei.weights import check_whole
 from cytofm_cli.pretrain.monitor import read_log
 from cytofm_cli.report.answers import _finished as read_end
 from cytofm_cli.table_text import read_bounded, read_text
 from cytofm_cli.work.claim import _look as look_at_claim
 from cytofm_cli.work.claimed import holders
+from cytofm_cli.work.files import known_error, read_plain
 from cytofm_cli.work.unpickle import load_pickle
 
 pytestmark = pytest.mark.timeout(60)
@@ -101,3 +106,36 @@ def test_tables__a_pipe_is_read_up_to_a_size_and_a_device_refused(tmp_path: Path
     assert read_bounded(tmp_path / "a.csv", 5) == b"12345"
     with pytest.raises(OSError, match="has over 4 bytes"):
         read_bounded(tmp_path / "a.csv", 4)
+
+
+def test_known_error__names_the_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").mkdir()
+    with pytest.raises(OSError, match="plain") as raised:
+        read_plain(tmp_path / "config.toml")
+    known = known_error(raised.value)
+    assert known is not None and known.exit_code == 3
+    assert str(known) == f"{tmp_path / 'config.toml'}: is no plain file."
+
+
+def broken_zip(path: Path) -> Path:
+    """Write an archive that ends before its members do, as its directory has them."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"archive/{MEMBER}", "a" * 999)
+        archive.writestr("archive/code/m.py", "b" * 999)
+    data = bytearray(path.read_bytes())
+    for at in [i for i in range(len(data)) if data[i : i + 4] == b"PK\x01\x02"]:
+        data[at + 20 : at + 28] = 2 * (100_000).to_bytes(4, "little")  # bytes, packed and unpacked
+    path.write_bytes(data)
+    return path
+
+
+def test_readers_of_zips__know_a_cut_member_for_damage(tmp_path: Path) -> None:
+    """`zipfile` raises EOFError, which the command line took for "Aborted!"."""
+    path = broken_zip(tmp_path / "m.pt")
+    with zipfile.ZipFile(path) as archive, pytest.raises(EOFError):
+        archive.read(f"archive/{MEMBER}")
+    assert pt_origin(path) == UNKNOWN
+    with pytest.raises(WeightsError, match="damaged"):
+        refuse_reaching(path)
+    with pytest.raises(WeightsError, match="damaged"):
+        check_whole(path)
