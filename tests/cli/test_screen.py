@@ -61,7 +61,16 @@ def words_of(command: str, stores: Path, fields: Path, folder: Path) -> list[obj
 EVERY = ["tile", "detect", "embed", "info", "export", "encoders", "detectors", "methods", "doctor"]
 
 
-@pytest.mark.parametrize(("command", "columns"), [("tile", 200), *((name, 80) for name in EVERY)])
+FAST = ("tile", "info", "encoders")
+
+
+@pytest.mark.parametrize(
+    ("command", "columns"),
+    [
+        pytest.param("tile", 200, marks=pytest.mark.slow),
+        *(pytest.param(name, 80, marks=() if name in FAST else pytest.mark.slow) for name in EVERY),
+    ],
+)
 def test_stdout__has_all_data_in_a_file_while_stderr_is_a_terminal(
     command: str, columns: int, stores: Path, fields: Path, tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ def test_straight_piece__is_no_rim() -> None:
     assert not seen(image, piece).any()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 600))
 def test_specks__are_no_rim_whatever_proposes_it(seed: int, n_specks: int) -> None:
     image = glass(seed, n_specks)

@@ -79,7 +79,7 @@ def test_step_and_gradient__are_no_lines() -> None:
     assert not seen(image).any()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 3000), st.floats(1, 12), st.floats(0, 12))
 def test_specks_and_noise__are_no_lines(seed: int, n: int, radius: float, noise: float) -> None:
     image = glass(seed, noise)
