@@ -49,9 +49,9 @@ def counterfactual(
 
     Examples:
 
-      cytofm generate counterfactual run --score cells-run --like a.zarr:12 -o out
+      cytofm generate counterfactual run --score cells --like a.zarr:12 -o out
 
-      cytofm generate counterfactual run --score mil-run --like a.zarr -n 4 -o out
+      cytofm generate counterfactual run --score mil --like a.zarr -n 4 -o s
     """
     from cytofm_cli.api.generate_uses import make_counterfactual, scorer_of
 
@@ -112,7 +112,7 @@ def restain(
 
       cytofm generate restain run --like a.zarr --stain b.zarr -o out
 
-      cytofm generate restain run --like a.zarr:12 --stain b.zarr -o out --strength 0.5
+      cytofm generate restain run --like a.zarr:12 --stain b.zarr:3 -o out
     """
     from cytofm_cli.api.generate_uses import restain_cells
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cytofm_cli.errors import InputError
 from cytofm_cli.runs import provenance
 from cytofm_cli.store import arrays, commit, io, schema
 from cytofm_cli.store.records import LevelRecord, SlideRecord, TileRecord
@@ -53,6 +54,11 @@ def tile_cells(job: CellsJob, report: Report, note: Note) -> tuple[Status, dict[
         announce_loss(path, note)
         with io.staging(job.stores, job.slide_id, schema.TILE_STEP) as staged:
             record = _write(job, staged, mark, report, note)
+            if cells.fingerprint(job.cells) != mark:
+                raise InputError(
+                    f"{job.path}: images of {job.slide_id} have changed while they were read.",
+                    hint="the same command reads them when nothing writes to them any more.",
+                )
             commit.commit_store(staged, path, slide=_slide_record(job, mark), record=record)
     return "done", _facts(path)
 

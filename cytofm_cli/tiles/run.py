@@ -69,6 +69,7 @@ def tile_slide(job: TileJob, report: Report, note: Note) -> tuple[Status, dict[s
         staged = stack.enter_context(io.staging(job.stores, job.slide_id, schema.TILE_STEP))
         record = _write(job, reader, plan, staged, mark, report)
         announce_damage(job, record, note)
+        refuse_changed(job.path, mark)
         commit.commit_store(
             staged, path, slide=_slide_record(job, reader, plan, mark), record=record
         )
@@ -89,6 +90,21 @@ def fingerprint_of(path: str) -> str:
         return provenance.fingerprint(Path(path))
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def refuse_changed(path: str, mark: str) -> None:
+    """Refuse a slide that has become another one while it was read: tiles may be of both.
+
+    One that is gone by now was read from the file that was opened.
+
+    Raises:
+        SlideError: it has.
+    """
+    if not is_url(path) and Path(path).exists() and fingerprint_of(path) != mark:
+        raise SlideError(
+            f"{path}: has changed while it was read.",
+            hint="the same command tiles it when nothing writes to it any more.",
+        )
 
 
 def _how(job: TileJob, plan: TilePlan) -> dict[str, Any]:

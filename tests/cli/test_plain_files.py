@@ -24,6 +24,7 @@ def store(cytofm, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["zarr.json", "tiles/pen/zarr.json", "tiles/pen/c.0"])
 @pytest.mark.parametrize("command", ["info", "verify"])
+@pytest.mark.slow
 def test_store__a_device_in_place_of_a_file_is_damage(
     cytofm, store: Path, command: str, name: str
 ) -> None:

@@ -180,6 +180,7 @@ def test_probe__takes_the_labels_of_regions(here, tmp_path: Path) -> None:
         ({}, (), 3, "holds no regions"),
     ],
 )
+@pytest.mark.slow
 def test_bad_regions__leave_nothing_behind(
     here, field: Path, tmp_path: Path, geometry: dict, words: tuple, code: int, told: str
 ) -> None:
