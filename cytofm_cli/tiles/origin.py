@@ -49,6 +49,27 @@ def find_slide(store: Store, slides: Path | None) -> str:
     )
 
 
+def refuse_changed(path: str, mark: str) -> None:
+    """Refuse a slide that has become another one while it was read: pixels may be of both.
+
+    One that is gone by now was read from the file that was opened.
+
+    Args:
+        path: of the slide, or its URL, which cannot be asked.
+        mark: its fingerprint when it was opened.
+
+    Raises:
+        SlideError: it has.
+    """
+    if urls.is_url(path) or not Path(path).exists():
+        return
+    if provenance.fingerprint(Path(path)) != mark:
+        raise SlideError(
+            f"{path}: has changed while it was read.",
+            hint="the same command reads it when nothing writes to it any more.",
+        )
+
+
 def _remote(store: Store, slides: Path | None) -> str:
     """Return the URL of a slide if the user, and not the store alone, says to go there."""
     stored = store.slide.path

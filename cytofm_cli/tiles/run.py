@@ -21,6 +21,7 @@ from cytofm_cli.tiles.announce import Note, announce, announce_damage, announce_
 from cytofm_cli.tiles.config import TileJob
 from cytofm_cli.tiles.finished import find_done
 from cytofm_cli.tiles.focal_word import FUSE
+from cytofm_cli.tiles.origin import refuse_changed
 from cytofm_cli.tiles.plan import Overview, TilePlan, draw_preview, plan_tiles
 from cytofm_cli.units import human_bytes
 from cytofm_cli.urls import is_url
@@ -90,21 +91,6 @@ def fingerprint_of(path: str) -> str:
         return provenance.fingerprint(Path(path))
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror}).") from error
-
-
-def refuse_changed(path: str, mark: str) -> None:
-    """Refuse a slide that has become another one while it was read: tiles may be of both.
-
-    One that is gone by now was read from the file that was opened.
-
-    Raises:
-        SlideError: it has.
-    """
-    if not is_url(path) and Path(path).exists() and fingerprint_of(path) != mark:
-        raise SlideError(
-            f"{path}: has changed while it was read.",
-            hint="the same command tiles it when nothing writes to it any more.",
-        )
 
 
 def _how(job: TileJob, plan: TilePlan) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from cytofm_cli.tiles import fuse
 from cytofm_cli.tiles.damage import Damage
 from cytofm_cli.tiles.focal import TilePlanes, TileViews, at_focus
 from cytofm_cli.tiles.focal_word import BEST, FUSE
-from cytofm_cli.tiles.origin import find_slide
+from cytofm_cli.tiles.origin import find_slide, refuse_changed
 from cytofm_cli.tiles.read import ReadPlan
 from cytofm_cli.tiles.settings import focus_of_record
 from cytofm_cli.units import Box
@@ -41,10 +41,12 @@ def open_shown(store: Store, *, slides: Path | None = None) -> Iterator[SlideRea
         slides: folder where the slides lie now, if they were moved since.
 
     Raises:
-        SlideError: it cannot be read.
+        SlideError: it cannot be read; or, at the end, it has become another one meanwhile.
     """
-    with open_slide(find_slide(store, slides), reader=store.slide.reader) as reader:
+    path = find_slide(store, slides)
+    with open_slide(path, reader=store.slide.reader) as reader:
         yield shown(reader, store)
+    refuse_changed(path, store.slide.fingerprint)
 
 
 def shown(reader: SlideReader, store: Store) -> SlideReader:

@@ -10,10 +10,12 @@ from PIL import Image
 
 from cytofm_cli.errors import InputError, SlideError
 from cytofm_cli.slides.cell_images import ImagePlace
+from cytofm_cli.store.io import open_store
 from cytofm_cli.tiles.cell_run import CellsJob, tile_cells
 from cytofm_cli.tiles.cells import CellImage, Sheet
 from cytofm_cli.tiles.config import TileConfig, TileJob
 from cytofm_cli.tiles.run import tile_slide
+from cytofm_cli.tiles.shown import open_shown
 
 
 def save(path: Path, seed: int) -> Path:
@@ -42,6 +44,19 @@ def test_tile__a_slide_that_changes_is_refused_and_one_that_goes_is_whole(
         tile_slide(job, change, lambda _: None)
     assert not list(job.stores.iterdir())
     assert tile_slide(job, lambda *_: None, lambda _: None)[0] == "done"
+
+
+def test_open_shown__a_slide_that_changes_while_a_step_reads_it_is_refused(tmp_path: Path) -> None:
+    slide, other = save(tmp_path / "s.png", 0), save(tmp_path / "other.png", 1)
+    config = TileConfig(tile_px=32, foreground="none", pixels="none")
+    job = TileJob(slide_id="s", path=str(slide), mpp=0.25, stores=tmp_path / "out", config=config)
+    job.stores.mkdir()
+    tile_slide(job, lambda *_: None, lambda _: None)
+    store = open_store(job.stores / "s.zarr")
+    with open_shown(store) as reader:
+        assert reader.info.path == str(slide)
+    with pytest.raises(SlideError, match="has changed while it was read"), open_shown(store):
+        other.replace(slide)
 
 
 def test_tile__images_of_cells_that_change_are_refused(tmp_path: Path) -> None:
