@@ -9,6 +9,7 @@ nothing to check.
 from __future__ import annotations
 
 import os
+import weakref
 from typing import Final, Protocol
 
 from cytofm_cli.slides import native_jpeg, tiff
@@ -57,53 +58,54 @@ class CheckedOnce:
                     self._seen[index] = 1
 
 
-class _JpegTiles:
-    """The JPEG tiles of a directory of any number of samples."""
+class _Tiles:
+    """What lies in the file for each tile or strip of a directory."""
 
     def __init__(self, path: str, directory: Directory, tile_px: Size) -> None:
         self.tile_px, self.grid = tile_px, directory.grid
-        tables = directory.tags.get(tiff.JPEG_TABLES)
-        self._tables = tables if isinstance(tables, bytes) else None
         self._path = path
         self._offsets, self._counts = directory.offsets, directory.byte_counts
         self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
-    def __del__(self) -> None:
-        os.close(self._descriptor)
-
-    def refuse_broken(self, column: int, row: int) -> None:
+    def _stored(self, column: int, row: int) -> bytes:
         index = row * self.grid.w + column
         count = int(self._counts[index])
-        raw = os.pread(self._descriptor, count, int(self._offsets[index])) if count else b""
+        return os.pread(self._descriptor, count, int(self._offsets[index])) if count else b""
+
+
+class _JpegTiles(_Tiles):
+    """The JPEG tiles of a directory of any number of samples."""
+
+    def __init__(self, path: str, directory: Directory, tile_px: Size) -> None:
+        super().__init__(path, directory, tile_px)
+        tables = directory.tags.get(tiff.JPEG_TABLES)
+        self._tables = tables if isinstance(tables, bytes) else None
+
+    def refuse_broken(self, column: int, row: int) -> None:
+        raw = self._stored(column, row)
         if raw and not is_sound(raw, self._tables):
             raise slide_error(self._path, f"damaged JPEG tile at column {column}, row {row}.")
 
 
-class _DeflateTiles:
+class _DeflateTiles(_Tiles):
     """The tiles or strips of a directory whose data end with their Adler-32 checksum."""
 
     def __init__(self, path: str, directory: Directory) -> None:
         width, height = directory.size_px
         rows = min(directory.number(tiff.ROWS_PER_STRIP, height), height)
-        self.tile_px = directory.tile_px or Size(width, rows)
-        self.grid = directory.grid
+        super().__init__(path, directory, directory.tile_px or Size(width, rows))
         bits = self.tile_px.w * directory.samples * directory.number(tiff.BITS_PER_SAMPLE, 1)
         self._n_bytes = -(-bits // 8) * self.tile_px.h
-        self._path = path
-        self._offsets, self._counts = directory.offsets, directory.byte_counts
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
 
     def refuse_broken(self, column: int, row: int) -> None:
         import imagecodecs
 
-        index = row * self.grid.w + column
-        count = int(self._counts[index])
-        if not count or self._n_bytes > _MOST_BYTES:
+        if self._n_bytes > _MOST_BYTES:
             return
-        raw = os.pread(self._descriptor, count, int(self._offsets[index]))
+        raw = self._stored(column, row)
+        if not raw:
+            return
         try:
             imagecodecs.deflate_decode(raw, out=self._n_bytes)
         except RuntimeError as error:
