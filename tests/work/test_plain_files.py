@@ -132,7 +132,8 @@ def broken_zip(path: Path) -> Path:
 def test_readers_of_zips__know_a_cut_member_for_damage(tmp_path: Path) -> None:
     """`zipfile` raises EOFError, which the command line took for "Aborted!"."""
     path = broken_zip(tmp_path / "m.pt")
-    with zipfile.ZipFile(path) as archive, pytest.raises(EOFError):
+    # Python 3.13 sees that one member reaches into the next.
+    with zipfile.ZipFile(path) as archive, pytest.raises((EOFError, zipfile.BadZipFile)):
         archive.read(f"archive/{MEMBER}")
     assert pt_origin(path) == UNKNOWN
     with pytest.raises(WeightsError, match="damaged"):
