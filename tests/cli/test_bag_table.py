@@ -81,6 +81,7 @@ def by_hand(cohort: Path) -> Path:
 
 
 @pytest.mark.parametrize("unit", ["tile", "cell"])
+@pytest.mark.slow
 def test_load_bags__bags_of_a_table_equal_bags_cut_by_hand(
     cohort: Path, by_hand: Path, unit: str
 ) -> None:

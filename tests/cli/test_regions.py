@@ -190,6 +190,7 @@ def test_bad_regions__leave_nothing_behind(
     assert not list((tmp_path / "s").glob("**/zarr.json"))
 
 
+@pytest.mark.slow
 def test_slide_without_regions__fails_alone(here, field: Path, tmp_path: Path) -> None:
     Image.fromarray(picture(1)).save(tmp_path / "b.png")
     words = ("tile", field, tmp_path / "b.png", "-o", tmp_path / "s", *HOW)
@@ -200,6 +201,7 @@ def test_slide_without_regions__fails_alone(here, field: Path, tmp_path: Path) -
     assert one_file.returncode == 2 and "does not say which slide" in one_file.stderr
 
 
+@pytest.mark.slow
 def test_limits__remove_count_and_never_empty_a_slide(here, field: Path, tmp_path: Path) -> None:
     image = picture()
     image[:, 256:384] = (25, 30, 140)  # a stroke of pen over a column of tiles

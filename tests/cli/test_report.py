@@ -51,6 +51,7 @@ def test_report__a_page_that_is_there_is_kept(here, run: Path) -> None:
         (("RUN", "--cells", 1000), 2, "must be at most 200"),
     ],
 )
+@pytest.mark.slow
 def test_report__bad_words_are_one_line(
     here, run: Path, words: tuple[object, ...], code: int, said: str
 ) -> None:

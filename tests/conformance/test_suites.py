@@ -28,8 +28,14 @@ OURS = {
     },
     "exporter": {"csv", "geojson", "h5", "h5ad", "pt", "spatialdata"},
 }  # fmt: skip
+# A third of the suite's time; what they share with others those try.
+HEAVY = {"cellvit", "distill_dino", "distill_relations", "distill_tokens"}
 EVERY = [
-    pytest.param(kind, name, check, id=f"{kind} {name}: {check.__name__}")
+    pytest.param(
+        *(kind, name, check),
+        id=f"{kind} {name}: {check.__name__}",
+        marks=pytest.mark.slow if name in HEAVY else (),
+    )
     for kind in KINDS
     for name in suite(kind).registry.names()
     for check in suite(kind).checks

@@ -94,6 +94,7 @@ def test_grow__turns_and_moves() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.slow
 def test_grow__more_nuclei_are_a_poisson_number(count: float) -> None:
     nucleus = dataclasses.replace(NUCLEUS, count=count / 10, area_um2=Spread(median=50, sd=0))
     preset = plain(cell=Kind(group="g", nucleus=nucleus, cytoplasm=SMOOTH))

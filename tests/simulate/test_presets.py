@@ -15,6 +15,7 @@ def test_presets__are_those_of_the_issue() -> None:
 
 
 @pytest.mark.parametrize("name", presets())
+@pytest.mark.slow
 def test_preset__passes_the_suite(name: str) -> None:
     suite.check_preset(name)
     suite.check_preset(str(FOLDER / f"{name}.toml"))

@@ -85,6 +85,7 @@ def stroke(image: NDArray[np.uint8], width: int, ink: tuple[int, int, int]) -> N
 
 @pytest.mark.parametrize("ink", [(30, 50, 140), (170, 30, 40), (20, 110, 60), (25, 25, 30)])
 @pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.slow
 def test_pen__may_be_fine(ink: tuple[int, int, int], width: int) -> None:
     image = glass()
     cells(image, n=60)

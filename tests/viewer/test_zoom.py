@@ -93,6 +93,7 @@ def test_read_region__of_a_large_slide_without_pyramid_never_reads_it_as_a_whole
     assert slide.largest == 4096
 
 
+@pytest.mark.slow
 def test_read_region__of_a_real_pyramid_equals_the_reader(finished: Path) -> None:
     path = sorted((finished / "slides").iterdir())[0]
     with open_slide(str(path)) as slide:
