@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
+from cytofm_cli.errors import CytofmError
 from cytofm_cli.pictures.pyramid import level_sizes
 from cytofm_cli.simulate.cohort import Slide
 from cytofm_cli.simulate.config import SimulateConfig
@@ -107,14 +108,18 @@ def simulate_slide(job: SimulateJob, report: Report) -> tuple[Status, dict[str, 
     Raises:
         CytofmError: it cannot be written; none of its files is there then.
     """
+    held = job.truth(".claim").with_name(f".{job.slide_id}.claim")
     if (facts := done(job)) is not None:
+        if held.exists() and not job.dry_run:  # of a process that was killed once it was done
+            with contextlib.suppress(CytofmError), claim(held):
+                pass
         return "skipped", facts
     if job.dry_run:
         return "done", {"bytes": forecast_bytes(job.config, job.preset)}
     with output_errors(job.folder):
         for name in (SLIDES, TRUTH):
             (job.folder / name).mkdir(parents=True, exist_ok=True)
-        with claim(job.truth(".claim").with_name(f".{job.slide_id}.claim")):
+        with claim(held):
             if (facts := done(job)) is not None:  # another process did it meanwhile
                 return "skipped", facts
             facts = _write(job, report)

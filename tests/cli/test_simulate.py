@@ -106,6 +106,20 @@ def test_simulate__again_skips_and_makes_only_what_is_gone(cohort: Path, here, t
     assert content(copy) == before
 
 
+def test_simulate__what_a_process_left_that_was_killed_when_done_goes(
+    cohort: Path, here, tmp_path
+) -> None:
+    out = Path(shutil.copytree(cohort, tmp_path / "again"))
+    before = content(out)
+    first = sorted((out / "truth").glob("*.json"))[0].stem
+    dead = {"host": os.uname().nodename, "pid": 2**22 + 1, "started": "1"}
+    left = out / "truth" / f".{first}.claim"
+    left.write_text(json.dumps(dead))
+    assert here("simulate", "-o", out, *SMALL).returncode == 0
+    assert not left.exists()
+    assert content(out) == before
+
+
 def test_simulate__is_the_same_from_python_and_on_two_workers(cohort: Path, tmp_path) -> None:
     settings = {"patients": 3, "slides_per_patient": 2, "size_px": 400}
     outcomes = cytofm_cli.simulate_slides(tmp_path / "one", workers=2, **settings)
