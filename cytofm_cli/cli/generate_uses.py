@@ -51,11 +51,13 @@ def counterfactual(
 
       cytofm generate counterfactual run --score cells --like a.zarr:12 -o out
 
-      cytofm generate counterfactual run --score mil --like a.zarr -n 4 -o s
+      cytofm generate counterfactual run --score mil --like a.zarr:12 -n 4 -o s
     """
     from cytofm_cli.api.generate_uses import make_counterfactual, scorer_of
+    from cytofm_cli.generate.run_folder import generator_of
 
     if run.dry_run:
+        generator_of(run_folder)
         scorer = scorer_of(score, config.towards)
         n = len(like) * config.n * config.frames
         out.note(f"would make {n} images towards {scorer.of_class} of {scorer.said}")
@@ -115,8 +117,10 @@ def restain(
       cytofm generate restain run --like a.zarr:12 --stain b.zarr:3 -o out
     """
     from cytofm_cli.api.generate_uses import restain_cells
+    from cytofm_cli.generate.run_folder import generator_of
 
     if run.dry_run:
+        generator_of(run_folder)
         out.note(f"would draw {', '.join(like)} in the stain of {', '.join(stain)}")
         return
     with out.progress_bar("generate restain", 1, "runs", "images") as bar:

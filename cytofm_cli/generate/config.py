@@ -193,23 +193,37 @@ def _check_sizes(config: GenerateConfig) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(Settings):
-    """Settings of `cytofm generate sample`."""
+class DrawSettings(Settings):
+    """How a generator draws images, for all commands that do."""
 
-    SECTION: ClassVar[str] = "generate_sample"
-
-    n: int = option(16, "Images to make.", low=1, short="-n")
     sampler: SamplerName = option("sde", "Way from noise to data; sde has noise on the way.")
-    steps: int = option(250, "Steps of it.", low=1)
+    steps: int = option(50, "Steps of the whole way.", low=1)
     guidance: float = option(
         1.0, "How far the condition leads; 1: as trained, above: further.", low=0
     )
     interval: tuple[float, ...] = option(
         (0.0, 1.0), "Where on the way guidance acts: LOW,HIGH; 0 is data, 1 noise.", low=0, high=1
     )
-    vae_ema: bool = option(True, "Decode with the autoencoder's running mean.")
-    ema: bool = option(True, "Sample with the SiT's running mean.")
+    vae_ema: bool = option(True, "Encode and decode with the autoencoder's running mean.")
     seed: int = option(0, "Seed of the noise.", low=0)
+    batch_size: int = option(16, "Images at a time; another number may change last digits.", low=1)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N.", affects_result=False)
+
+    def check(self) -> None:
+        """Refuse an interval that is none."""
+        if len(self.interval) != 2 or self.interval[0] > self.interval[1]:
+            raise UsageError(f"{self.said('interval')}: two numbers, low ≤ high.", hint="0,0.75")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(DrawSettings):
+    """Settings of `cytofm generate sample`."""
+
+    SECTION: ClassVar[str] = "generate_sample"
+
+    n: int = option(16, "Images to make.", low=1, short="-n")
+    steps: int = option(250, "Steps of the whole way.", low=1)
+    ema: bool = option(True, "Sample with the SiT's running mean.")
     encoder: str | None = option(
         None, "Whose vector --like means, for a file that does not say [default: the RUN's]."
     )
@@ -220,22 +234,10 @@ class SampleConfig(Settings):
     unit: Literal["tile", "cell"] = option(
         "cell", "What an image shows, for a file that does not say."
     )
-    batch_size: int = option(16, "Images at a time; another number may change last digits.", low=1)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N.", affects_result=False)
-
-    def check(self) -> None:
-        """Refuse an interval that is none."""
-        check_interval(self, self.interval)
-
-
-def check_interval(config: Settings, interval: tuple[float, ...]) -> None:
-    """Refuse an interval that is none."""
-    if len(interval) != 2 or interval[0] > interval[1]:
-        raise UsageError(f"{config.said('interval')}: two numbers, low ≤ high.", hint="0,0.75")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureConfig(Settings):
+class MeasureConfig(DrawSettings):
     """Settings of `cytofm generate evaluate`."""
 
     SECTION: ClassVar[str] = "generate_evaluate"
@@ -249,17 +251,4 @@ class MeasureConfig(Settings):
     qualities: tuple[int, ...] = option(
         (95, 90, 80, 70, 60, 50), "JPEG qualities of the sweep.", low=1, high=100
     )
-    sampler: SamplerName = option("sde", "Way from noise to data.")
-    steps: int = option(50, "Steps of it.", low=1)
-    guidance: float = option(1.0, "How far the condition leads.", low=0)
-    interval: tuple[float, ...] = option(
-        (0.0, 1.0), "Where guidance acts: LOW,HIGH.", low=0, high=1
-    )
-    vae_ema: bool = option(True, "Decode with the autoencoder's running mean.")
     seed: int = option(0, "Seed of the noise and of which real images.", low=0)
-    batch_size: int = option(16, "Images at a time; another number may change last digits.", low=1)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N.", affects_result=False)
-
-    def check(self) -> None:
-        """Refuse an interval that is none."""
-        check_interval(self, self.interval)

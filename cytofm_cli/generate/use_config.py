@@ -5,25 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from cytofm_cli.config import Settings, option
-from cytofm_cli.generate.config import SamplerName, check_interval
+from cytofm_cli.config import option
+from cytofm_cli.generate.config import DrawSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class UseConfig(Settings):
+class UseConfig(DrawSettings):
     """How images are made and which cells are meant, for all uses."""
 
-    sampler: SamplerName = option("sde", "Way from noise to data; sde has noise on the way.")
-    steps: int = option(50, "Steps of the whole way.", low=1)
-    guidance: float = option(
-        1.0, "How far the condition leads; 1: as trained, above: further.", low=0
-    )
     interval: tuple[float, ...] = option(
         (0.0, 0.75), "Where on the way guidance acts: LOW,HIGH; 0 is data, 1 noise.", low=0, high=1
     )
-    vae_ema: bool = option(True, "Encode and decode with the autoencoder's running mean.")
     ema: bool = option(True, "Sample with the SiT's running mean.")
-    seed: int = option(0, "Seed of the noise.", low=0)
     encoder: str | None = option(
         None, "Whose vectors conditions are, for a file that does not say [default: the RUN's]."
     )
@@ -31,12 +24,6 @@ class UseConfig(Settings):
     real_cells: int = option(
         500, "Real cells that conditions are compared with, at most, evenly spaced.", low=2
     )
-    batch_size: int = option(16, "Images at a time; another number may change last digits.", low=1)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N.", affects_result=False)
-
-    def check(self) -> None:
-        """Refuse an interval that is none."""
-        check_interval(self, self.interval)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@
 
 Of each class of a COLLECTION (a folder of stores), EACH cells of as many slides as may be, drawn by
 SEED, and one sample a cell from the public command. OUT/<collection>-<class>/ is what that command
-wrote; OUT/grid.png has real cells above samples, OUT/<collection>.png samples alone.
+wrote; OUT/grid.png has real cells above samples, OUT/<collection>.png and .jpg samples alone:
+malaria_nih.jpg is docs/generate-red-cells.jpg.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cytofm_cli.api.generate import sample_generator
 from cytofm_cli.generate.asked import read_like
 from cytofm_cli.generate.file import read_generator
 from cytofm_cli.generate.run_folder import generator_of
-from cytofm_cli.pictures.files import save_png
+from cytofm_cli.pictures.files import jpeg_bytes, save_png
 from cytofm_cli.pictures.sheet import below, beside, labelled
 from cytofm_cli.store.io import open_store
 
@@ -53,7 +54,9 @@ def main() -> None:
             made = [np.asarray(Image.open(path)) for path in sorted(folder.glob("images/*.png"))]
             both += [labelled(strip(real), f"{collection.name}, {of_class}: real"), strip(made)]
             alone.append(labelled(strip(made), f"{of_class}: made"))
-        save_png(asked.out / f"{collection.name}.png", below(alone))
+        sheet = below(alone)
+        save_png(asked.out / f"{collection.name}.png", sheet)
+        (asked.out / f"{collection.name}.jpg").write_bytes(jpeg_bytes(sheet))
     save_png(asked.out / "grid.png", below(both))
 
 

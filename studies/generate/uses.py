@@ -11,7 +11,8 @@ Restained: cells of the first judged patients in the stain of the next one (`--n
 of blocks of DATA/judged/sipakmed in that of the next block of the same class (the detector's
 nucleus). Means over pairs of slides, and their range.
 
-OUT/uses.json, uses.md, and strips.jpg: the first strips without the photographs they begin with.
+OUT/uses.json, uses.md, and strips.jpg: the first strips without the photographs they begin with,
+which is docs/generate-strips.jpg.
 """
 
 from __future__ import annotations
