@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import errno
 import io
@@ -18,7 +19,7 @@ from cytofm_cli.words import is_missing, plain_name
 
 TABLE_BYTES: Final = 2 << 30  # over five million points, some 400 bytes each
 DELIMITERS: Final = (",", ";", "\t")
-_SAMPLE_CHARS = 1 << 16
+SAMPLE_CHARS: Final = 1 << 16
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -82,17 +83,38 @@ def read_bounded(path: Path, most: int) -> bytes:
     Raises:
         OSError: it cannot be read, is a device, which has no end, or has more bytes.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
+    with open_bounded(path, most) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise _too_large(path, most)
+    return data
+
+
+def open_bounded(path: Path, most: int) -> BinaryIO:
+    """Open what a user names, to be read more than once: a plain file, or what a pipe gave.
+
+    Raises:
+        OSError: it cannot be read, is a device, which has no end, or has more bytes.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb", opener=_without_waiting))
         status = os.fstat(file.fileno())
         if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
             raise OSError(errno.EINVAL, "is a device", str(path))
+        if status.st_size > most:
+            raise _too_large(path, most)
         os.set_blocking(file.fileno(), True)
-        data = b""
-        if status.st_size <= most:
-            data = file.read() if stat.S_ISREG(status.st_mode) else _read_pipe(file, most)
-    if max(len(data), status.st_size) > most:
-        raise OSError(errno.EFBIG, f"has over {most} bytes", str(path))
-    return data
+        if stat.S_ISREG(status.st_mode):
+            stack.pop_all()
+            return file
+        data = _read_pipe(file, most)
+    if len(data) > most:
+        raise _too_large(path, most)
+    return io.BytesIO(data)
+
+
+def _too_large(path: Path, most: int) -> OSError:
+    return OSError(errno.EFBIG, f"has over {most} bytes", str(path))
 
 
 def _read_pipe(file: BinaryIO, most: int) -> bytes:
@@ -108,42 +130,81 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_text(path: Path, error: type[InputError]) -> tuple[str, list[str]]:
-    """Return the text of a file, and what was assumed about its encoding.
+@contextlib.contextmanager
+def open_text(path: Path, error: type[InputError]) -> Iterator[tuple[TextIO, list[str]]]:
+    """Open the text of a file, with line ends as they are; also says what was assumed of it.
 
     Raises:
         error: it cannot be read, or is no text.
     """
     try:
-        data = read_bounded(path, TABLE_BYTES)
+        with open_bounded(path, TABLE_BYTES) as file:
+            encoding, notes = _encoding(path, file, error)
+            file.seek(0)
+            yield io.TextIOWrapper(file, encoding, newline=""), notes
     except OSError as reason:
         raise error(f"{path}: cannot be read ({reason.strerror}).") from reason
-    what = next((what for start, what in _NO_TEXT if data.startswith(start)), None)
-    encoding = next((name for mark, name in _BOMS if data.startswith(mark)), None)
-    if what is None and encoding is None and b"\0" in data:
+    except UnicodeDecodeError as reason:
+        raise error(f"{path}: changed while it was read.") from reason
+
+
+def _encoding(path: Path, file: BinaryIO, error: type[InputError]) -> tuple[str, list[str]]:
+    start = file.read(8)
+    what = next((what for start_of, what in _NO_TEXT if start.startswith(start_of)), None)
+    marked = next((name for mark, name in _BOMS if start.startswith(mark)), None)
+    if what is None and marked is None and any(b"\0" in block for block in _blocks(file)):
         what = "no text, or UTF-16 without its mark"
     if what:
         raise error(f"{path}: is {what}.", hint="save the table as CSV UTF-8")
-    for name in (encoding,) if encoding else ("utf-8", "cp1252"):
-        try:
+    for name in (marked,) if marked else ("utf-8", "cp1252"):
+        if _reads_as(name, file):
             notes = ["is no UTF-8, read as Windows-1252: look at letters like ä, é, ß"]
-            return data.decode(name), notes if name == "cp1252" else []
-        except UnicodeDecodeError:
-            continue
+            return name, notes if name == "cp1252" else []
     raise error(
         f"{path}: no text in UTF-8, UTF-16 or Windows-1252.", hint="save the table as CSV UTF-8"
     )
 
 
-def records(text: str, delimiter: str, first_line: int = 1) -> Iterator[tuple[int, list[str]]]:
+def _reads_as(encoding: str, file: BinaryIO) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for block in _blocks(file):
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield a file from its start, a piece at a time."""
+    file.seek(0)
+    while block := file.read(1 << 20):
+        yield block
+
+
+def records(
+    lines: Iterable[str], delimiter: str, first_line: int = 1
+) -> Iterator[tuple[int, list[str]]]:
     """Yield the line and the cells of every row that is not blank.
+
+    Args:
+        lines: of text, with their ends.
+        delimiter: what separates the cells.
+        first_line: number of the first of them.
 
     Raises:
         csv.Error: a quote is never closed, or a cell is too long; names the line.
     """
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t"
-    )
+    n_quotes = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal n_quotes
+        for line in lines:
+            n_quotes += line.count('"')
+            yield line
+
+    reader = csv.reader(counted(), delimiter=delimiter, skipinitialspace=delimiter != "\t")
     start = end = 0
     try:
         for cells in reader:
@@ -153,18 +214,24 @@ def records(text: str, delimiter: str, first_line: int = 1) -> Iterator[tuple[in
                 yield first_line + start, stripped
     except csv.Error as reason:
         raise csv.Error(f"line {first_line + end}: {reason}") from reason
-    if end - start > 1 and text.count('"') % 2:
+    if end - start > 1 and n_quotes % 2:
         raise csv.Error(f"line {first_line + start}: a quote that is opened here is never closed")
 
 
 def find_delimiter(text: str, names: Collection[str]) -> str:
-    """Find what separates the cells: what yields the names looked for, else equal rows."""
-    whole = len(text) <= _SAMPLE_CHARS
+    """Find what separates the cells: what yields the names looked for, else equal rows.
+
+    Args:
+        text: the first `SAMPLE_CHARS` and one more; less is the whole.
+        names: plain names of the columns looked for.
+    """
+    whole = len(text) <= SAMPLE_CHARS
 
     def fits(delimiter: str) -> tuple[int, float, int]:
         rows: list[list[str]] = []
         try:
-            rows.extend(cells for _, cells in records(text[:_SAMPLE_CHARS], delimiter))
+            lines = io.StringIO(text[:SAMPLE_CHARS], newline="")
+            rows.extend(cells for _, cells in records(lines, delimiter))
         except csv.Error:
             if whole or len(rows) < 2:
                 return (0, 0.0, 0)
@@ -196,13 +263,27 @@ def _is_comment(cells: Sequence[str], names: Collection[str]) -> bool:
     return not ({plain_name(cell) for cell in unmarked(cells, names)} & set(names))
 
 
-def without_comments(
-    rows: Sequence[tuple[int, list[str]]], names: Collection[str]
-) -> tuple[list[tuple[int, list[str]]], list[str]]:
-    """Drop comments; the second value says how many stood among the rows."""
-    kept = [row for row in rows if not _is_comment(row[1], names)]
-    above = {line for line, _ in rows if not kept or line < kept[0][0]}
-    among = sorted({line for line, _ in rows} - {line for line, _ in kept} - above)
-    if not among:
-        return kept, []
-    return kept, [f"{len(among)} line(s) that start with # are left out, first line {among[0]}"]
+class Comments:
+    """Leaves out the rows that are comments, and counts those below the header."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+        self._lines: list[int] = []
+
+    def without(self, rows: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+        """Yield the other rows; the first is the header."""
+        below = False
+        for line, cells in rows:
+            if not _is_comment(cells, self._names):
+                below = True
+                yield line, cells
+            elif below:
+                self._lines.append(line)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out so far."""
+        if not self._lines:
+            return []
+        n, first = len(self._lines), self._lines[0]
+        return [f"{n} line(s) that start with # are left out, first line {first}"]

@@ -13,22 +13,25 @@ import csv
 import difflib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from cytofm_cli.errors import InputError
 from cytofm_cli.table_text import (
+    SAMPLE_CHARS,
+    Comments,
     find_delimiter,
     known,
-    read_text,
+    open_text,
     records,
     unmarked,
-    without_comments,
 )
 from cytofm_cli.words import is_missing, plain_name
 
+PIECE_ROWS: Final = 1 << 16
 # What the columns are called in tables of other tools: CLAM, STAMP, TRIDENT, QuPath, GDC, by hand.
 SLIDE_NAMES: Final = tuple(
     "slide_id slide slide_name filename file_name file image image_id image_name wsi".split()
@@ -57,6 +60,7 @@ class Table:
         delimiter: what separates its cells.
         notes: what was assumed in reading it, to be shown as warnings.
         error: what is raised when it does not fit.
+        decimal: columns in which a comma is known to be a decimal one; pieces share it.
     """
 
     path: Path
@@ -65,6 +69,7 @@ class Table:
     delimiter: str
     notes: tuple[str, ...] = ()
     error: type[InputError] = InputError
+    decimal: set[str] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -171,8 +176,9 @@ class Table:
         """Turn decimal commas into points; `1,234` alone could also be a thousand."""
         cells = self.columns[column]
         commas = [row for row, cell in enumerate(cells) if "," in cell and not is_missing(cell)]
-        unsure = all(_THOUSANDS.fullmatch(cells[row]) for row in commas)
-        if commas and unsure and self.delimiter == "\t":
+        if not all(_THOUSANDS.fullmatch(cells[row]) for row in commas):
+            self.decimal.add(column)
+        if commas and column not in self.decimal and self.delimiter == "\t":
             raise self.error(
                 f"{self.place(commas[0], column)}: {cells[commas[0]]!r} has a decimal comma or "
                 "thousands.",
@@ -209,34 +215,73 @@ def read_table(
         error: unreadable, no text, no rows, a column twice, or a row of more or fewer cells than
             the header; names the line.
     """
-    text, notes = read_text(path, error)
+    (table,) = read_pieces(path, expected, error=error, allow_empty=allow_empty, n_rows=None)
+    return table
+
+
+def read_pieces(
+    path: Path,
+    expected: Collection[str] = (),
+    *,
+    error: type[InputError] = InputError,
+    allow_empty: bool = False,
+    n_rows: int | None = PIECE_ROWS,
+) -> Iterator[Table]:
+    """Read a table with a header some rows at a time, so that millions of rows fit in memory.
+
+    Args:
+        path, expected, error, allow_empty: as in `read_table`.
+        n_rows: rows of a piece; the last has fewer, or none, and the notes of all; None: all rows.
+
+    Raises:
+        error: as `read_table`, where the piece begins that is at fault.
+    """
     names = frozenset(plain_name(name) for name in expected)
-    match = re.match(r'"?sep=(.)"?[ \t]*(\r\n|\n|\r)', text, re.IGNORECASE)
-    start = match.end() if match else 0  # Excel's own first line
-    delimiter = match[1] if match else find_delimiter(text, names)
+    decimal: set[str] = set()
     try:
-        rows = list(records(text[start:], delimiter, first_line=2 if match else 1))
+        with open_text(path, error) as (text, notes):
+            delimiter, first_line = _begin(text, names)
+            comments = Comments(names)
+            rows = comments.without(records(text, delimiter, first_line))
+            first = next(rows, None)
+            if first is None:
+                raise error(f"{path}: is empty.", hint="the first line must name the columns")
+            header, body = unmarked(first[1], names), list(islice(rows, n_rows))
+            widths = {len(cells) for _, cells in (first, *body)}
+            if names and not known(header, names) and len(widths) > 1:
+                raise error(
+                    f"{path}: no column {next(iter(expected))} (found: {_some(header)}).",
+                    hint="is it a table, and the right one?",
+                )
+            if not body and not allow_empty:
+                raise error(f"{path}: has a header but no rows.")
+            is_last = False
+            while not is_last:
+                is_last = n_rows is None or len(body) < n_rows
+                remarks = (*notes, *comments.notes) if is_last else ()
+                yield Table(
+                    path=path,
+                    columns=_columns(path, header, body, error),
+                    lines=tuple(line for line, _ in body),
+                    delimiter=delimiter,
+                    notes=tuple(f"{path}: {note}" for note in remarks),
+                    error=error,
+                    decimal=decimal,
+                )
+                body = list(islice(rows, n_rows))
     except csv.Error as reason:
         raise error(f"{path}, {reason}.", hint="save the table as CSV UTF-8") from reason
-    rows, remarks = without_comments(rows, names)
-    if not rows:
-        raise error(f"{path}: is empty.", hint="the first line must name the columns")
-    header, body = unmarked(rows[0][1], names), rows[1:]
-    if names and not known(header, names) and len({len(cells) for _, cells in rows}) > 1:
-        raise error(
-            f"{path}: no column {next(iter(expected))} (found: {_some(header)}).",
-            hint="is it a table, and the right one?",
-        )
-    if not body and not allow_empty:
-        raise error(f"{path}: has a header but no rows.")
-    return Table(
-        path=path,
-        columns=_columns(path, header, body, error),
-        lines=tuple(line for line, _ in body),
-        delimiter=delimiter,
-        notes=tuple(f"{path}: {note}" for note in (*notes, *remarks)),
-        error=error,
-    )
+
+
+def _begin(text: TextIO, names: Collection[str]) -> tuple[str, int]:
+    """Go to the first line of a table; return what separates its cells, and that line's number."""
+    sample = text.read(SAMPLE_CHARS + 1)
+    text.seek(0)
+    said = re.match(r'"?sep=(.)"?[ \t]*(\r\n|\n|\r)', sample, re.IGNORECASE)
+    if said is None:
+        return find_delimiter(sample, names), 1
+    text.readline()  # Excel's own first line
+    return said[1], 2
 
 
 def match_slide(name: str, slide_ids: Collection[str]) -> str | None:

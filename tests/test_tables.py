@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cytofm_cli.errors import InputError, LabelError
-from cytofm_cli.tables import Table, match_slide, read_table
+from cytofm_cli.tables import Table, match_slide, read_pieces, read_table
 from cytofm_cli.words import is_missing, plain_name
 
 NAMES = ("slide_id", "label", "x")
@@ -106,6 +106,34 @@ def test_read_table__commented_rows_are_left_out_and_said(tmp_path: Path) -> Non
 def test_read_table__column_called_number_sign_stays(tmp_path: Path) -> None:
     table = table_of(tmp_path, "#,slide_id\n1,A\n2,B\n")
     assert table.columns == {"#": ("1", "2"), "slide_id": ("A", "B")}
+
+
+def test_read_pieces__are_the_table_in_its_order(tmp_path: Path) -> None:
+    rows = [f"{i},{i}.5" for i in range(6)]
+    rows.insert(3, "# among the rows")
+    (tmp_path / "t.csv").write_text("\n".join(["label,x", *rows]))
+    pieces = list(read_pieces(tmp_path / "t.csv", NAMES, n_rows=2))
+    assert [len(piece) for piece in pieces] == [2, 2, 2, 0]
+    assert [line for piece in pieces for line in piece.lines] == [2, 3, 4, 6, 7, 8]
+    assert [x for piece in pieces for x in piece.numbers("x")] == [i + 0.5 for i in range(6)]
+    assert [len(piece.notes) for piece in pieces] == [0, 0, 0, 1]  # once, with the last
+    assert "1 line(s) that start with # are left out, first line 5" in pieces[-1].notes[0]
+
+
+def test_read_pieces__name_the_line_of_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("label,x\nA,1\nB,2\nC,three\nD\n")
+    pieces = read_pieces(tmp_path / "t.csv", NAMES, n_rows=1)
+    assert [next(pieces).numbers("x"), next(pieces).numbers("x")] == [[1], [2]]
+    with pytest.raises(InputError, match="line 4, column x: 'three' is no number"):
+        next(pieces).numbers("x")
+    with pytest.raises(InputError, match="line 5: 1 cells, but the header has 2"):
+        next(pieces)
+
+
+def test_read_pieces__remember_that_a_comma_is_decimal(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("label\tx\nA\t1,5\nB\t12,345\n")
+    pieces = read_pieces(tmp_path / "t.csv", NAMES, n_rows=1)
+    assert [piece.numbers("x") for piece in pieces] == [[1.5], [12.345], []]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Final
 
 from cytofm_cli.errors import UsageError
 from cytofm_cli.slide_files import SlideFiles, match_several, slide_of
-from cytofm_cli.tables import SLIDE_NAMES, Table, read_table
+from cytofm_cli.tables import SLIDE_NAMES, Table, read_pieces
 
 GEOJSON: Final = (".geojson", ".json")
 LABELS: Final = (".png", ".tif", ".tiff")
@@ -67,9 +67,13 @@ def _slides_in(path: Path) -> list[str] | None:
     """Return the names in the slide column of a table; None for other files and tables."""
     if path.suffix.lower() not in TABLES:
         return None
-    table = read_table(path, EXPECTED, allow_empty=True)
-    column = slide_column(table)
-    return sorted(set(table.columns[column])) if column and len(table) else None
+    names: set[str] = set()
+    for piece in read_pieces(path, EXPECTED, allow_empty=True):
+        column = slide_column(piece)
+        if column is None:
+            return None
+        names.update(piece.columns[column])
+    return sorted(names) or None
 
 
 def _some(names: Sequence[str], shown: int = 3) -> str:

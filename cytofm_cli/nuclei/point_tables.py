@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.nuclei.base import MAX_CLASSES, NUCLEUS, NucleusTable, empty_table, make_table
+from cytofm_cli.nuclei.base import MAX_CLASSES, NUCLEUS, NucleusTable, concatenate, make_table
 from cytofm_cli.nuclei.files import EXPECTED, slide_column
 from cytofm_cli.regions.geojson_objects import REGIONS, plain_kind
 from cytofm_cli.slide_files import slide_of
-from cytofm_cli.tables import Table, read_table
+from cytofm_cli.tables import Table, read_pieces
 from cytofm_cli.words import is_missing
 
 Note = Callable[[str], None]
@@ -61,27 +61,90 @@ def read_points(path: Path, mpp: float, slide_id: str | None, note: Note) -> Poi
         InputError: no such columns, a cell that is no number (the message names its line), a
             probability outside 0..1, or no row of this slide.
     """
-    table = read_table(path, EXPECTED, allow_empty=True)
-    for remark in table.notes:
-        note(f"warning: {remark}")
-    names, by_qupath, in_um = _columns(table)
-    rows = _rows(table, slide_id, note)
-    if not rows:
-        return Points(empty_table(), by_qupath, in_um)
-    labels = _labels(table, rows)
-    classes = tuple(sorted(set(labels)))
-    if len(classes) > MAX_CLASSES:
-        raise InputError(f"{path}: {len(classes)} classes; a table holds {MAX_CLASSES}.")
+    ours = _Ours(path, slide_id)
+    parts: list[NucleusTable] = []
+    for piece in read_pieces(path, EXPECTED, allow_empty=True):
+        for remark in piece.notes:
+            note(f"warning: {remark}")
+        names, by_qupath, in_um = _columns(piece)
+        rows = ours.nuclei(piece)
+        if rows:
+            parts.append(_part(piece, rows, names, mpp if in_um else 1.0))
+        if (n := len({name for part in parts for name in part.classes})) > MAX_CLASSES:
+            raise InputError(f"{path}: {n} classes; a table holds {MAX_CLASSES}.")
+    ours.check(note)
+    return Points(_by_class(concatenate(parts)).validate(str(path)), by_qupath, in_um)
+
+
+class _Ours:
+    """Tells the rows that are nuclei of a slide, and what the others were."""
+
+    def __init__(self, path: Path, slide_id: str | None) -> None:
+        self._path = path
+        self._slide_id = slide_id
+        self._column: str | None = None
+        self._names: dict[str, bool] = {}  # whether each name is of the slide
+        self._regions: Counter[str] = Counter()
+        self._n = 0
+
+    def nuclei(self, piece: Table) -> list[int]:
+        """Return the rows of a piece that are nuclei of the slide."""
+        rows = list(range(len(piece)))
+        self._column = slide_column(piece)
+        if self._column and self._slide_id is not None:
+            names = piece.columns[self._column]
+            for name in set(names).difference(self._names):
+                self._names[name] = slide_of(name, (self._slide_id,)) is not None
+            rows = [row for row in rows if self._names[names[row]]]
+        self._n += len(rows)
+        kinds = piece.find(*KINDS)
+        if not kinds:
+            return rows
+        of_row = [plain_kind(kind) for kind in piece.columns[kinds[0]]]
+        self._regions.update(of_row[row] for row in rows if of_row[row] in REGIONS)
+        return [row for row in rows if of_row[row] not in REGIONS]
+
+    def check(self, note: Note) -> None:
+        """Say what was left out.
+
+        Raises:
+            InputError: no row is of the slide, or all of them are regions.
+        """
+        if self._names and not any(self._names.values()):
+            some = ", ".join(repr(name) for name in sorted(self._names)[:3])
+            raise InputError(
+                f"{self._path}: no row is of slide {self._slide_id} (column {self._column}: "
+                f"{some}).",
+                hint="names must agree",
+            )
+        if not self._regions:
+            return
+        counts = sorted(self._regions.items())
+        told = ", ".join(f"{count} {REGIONS[kind]}" for kind, count in counts)
+        if sum(self._regions.values()) == self._n:
+            raise InputError(f"{self._path}: holds {told} and neither detections nor cells.")
+        note(f"{self._path}: {told} left out: regions, no nuclei")
+
+
+def _part(piece: Table, rows: list[int], names: list[str], unit_px: float) -> NucleusTable:
+    """Return rows of a piece as numbers; `unit_px`: its units to a pixel of the file."""
+    labels = _labels(piece, rows)
+    classes = tuple(dict.fromkeys(labels))
     index = {name: i for i, name in enumerate(classes)}
-    xy = np.stack([_numbers(table, name, rows, None) for name in names], axis=1)
-    found = make_table(
-        xy / mpp if in_um else xy,
-        _optional(table, AREAS, rows, math.nan),
-        probability=_probabilities(table, rows),
+    return make_table(
+        np.stack([_numbers(piece, name, rows, None) for name in names], axis=1) / unit_px,
+        _optional(piece, AREAS, rows, math.nan),
+        probability=_probabilities(piece, rows),
         class_id=np.array([index[label] for label in labels]),
         classes=classes,
     )
-    return Points(found.validate(str(path)), by_qupath, in_um)
+
+
+def _by_class(table: NucleusTable) -> NucleusTable:
+    """Return a table whose classes are in order, whatever row has each first."""
+    classes = tuple(sorted(table.classes))
+    place = np.array([classes.index(name) for name in table.classes], np.uint8)
+    return replace(table, class_id=place[table.class_id], classes=classes)
 
 
 def _columns(table: Table) -> tuple[list[str], bool, bool]:
@@ -98,32 +161,6 @@ def _columns(table: Table) -> tuple[list[str], bool, bool]:
                 return found, by_qupath, in_um
     hint = "the first line must be: x,y or x,y,label"
     return [table.need("x", hint=hint), table.need("y", hint=hint)], False, False
-
-
-def _rows(table: Table, slide_id: str | None, note: Note) -> list[int]:
-    """Return the rows that are nuclei of the slide."""
-    rows = list(range(len(table)))
-    column = slide_column(table)
-    if column and slide_id is not None and rows:
-        names = table.columns[column]
-        rows = [row for row in rows if slide_of(names[row], (slide_id,))]
-        if not rows:
-            some = ", ".join(repr(name) for name in sorted(set(names))[:3])
-            raise InputError(
-                f"{table.path}: no row is of slide {slide_id} (column {column}: {some}).",
-                hint="names must agree",
-            )
-    kinds = table.find(*KINDS)
-    if not kinds:
-        return rows
-    of_row = [plain_kind(kind) for kind in table.columns[kinds[0]]]
-    regions = Counter(of_row[row] for row in rows if of_row[row] in REGIONS)
-    if regions:
-        told = ", ".join(f"{count} {REGIONS[kind]}" for kind, count in sorted(regions.items()))
-        if sum(regions.values()) == len(rows):
-            raise InputError(f"{table.path}: holds {told} and neither detections nor cells.")
-        note(f"{table.path}: {told} left out: regions, no nuclei")
-    return [row for row in rows if of_row[row] not in REGIONS]
 
 
 def _labels(table: Table, rows: list[int]) -> list[str]:

@@ -7,7 +7,7 @@
 The first builds a sparse slide (`sparse_slide.py`), tiles it at 256 and 512 px, detects, and
 embeds: an encoder that does nothing, `handcrafted`, `cytofm-tiny`; versions take turns, so that
 what else the machine does falls on all alike. It also times the network alone. The second scatters
-points over the slide in place of nuclei and tells what memory embedding them takes.
+points over the slide in place of nuclei and tells what memory importing and embedding them takes.
 
 CPU seconds are of the process and its children, start-up included.
 """
@@ -141,7 +141,7 @@ def network_alone(stores: Path, n: int = 2048) -> None:
 
 
 def many(stores: Path, work: Path, plugins: Path, n: int) -> None:
-    """Print what memory it takes to embed so many points."""
+    """Print what memory it takes to import and embed so many points."""
     folder = work / "many"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(stores, folder)
@@ -153,12 +153,12 @@ def many(stores: Path, work: Path, plugins: Path, n: int) -> None:
     points.mkdir(exist_ok=True)
     lines = "\n".join(f"{x:.1f},{y:.1f}" for x, y in xy)
     (points / "sparse.csv").write_text(f"x,y\n{lines}\n")
-    words = ["detect", folder, "--detector", "import", "--nuclei", points]
-    run(words, HERE, plugins)
-    for encoder in ("null", "handcrafted"):
-        words = ["embed", folder, "--unit", "cell", "--detector", "import", "--encoder", encoder]
-        cost = run([*words, "--device", "cpu", "--overwrite"], HERE, plugins)
-        print(f"{encoder}: {n} points, {n / cost.cpu_s:.0f} a CPU s, peak {cost.peak_mb:.0f} MB")
+    embed = ["embed", folder, "--unit", "cell", "--detector", "import", "--device", "cpu"]
+    steps = {"import": ["detect", folder, "--detector", "import", "--nuclei", points]}
+    steps |= {name: [*embed, "--encoder", name] for name in ("null", "handcrafted")}
+    for name, words in steps.items():
+        cost = run(words, HERE, plugins)
+        print(f"{name}: {n} points, {n / cost.cpu_s:.0f} a CPU s, peak {cost.peak_mb:.0f} MB")
 
 
 def main() -> None:

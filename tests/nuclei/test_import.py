@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ import shapely
 import tifffile
 
 from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.nuclei import point_tables
 from cytofm_cli.nuclei.detectors.imported import ImportedConfig, ImportedNuclei
 from cytofm_cli.nuclei.place import SlidePlace
+from cytofm_cli.tables import read_pieces
 from cytofm_cli.units import Box, Size
 
 SLIDE = SlidePlace(slide_id="s", size_px0=Size(1000, 800))
@@ -205,6 +209,41 @@ def test_qupath_table__micrometres_classes_and_the_slide_alone(tmp_path, encodin
         load(path, scale=2.0)
     with pytest.raises(InputError, match=r"no row is of slide x .*'other.svs'"):
         load(path, SlidePlace(slide_id="x", size_px0=Size(1000, 800)))
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4])
+def test_points__in_pieces_are_those_of_the_whole(tmp_path, monkeypatch, n_rows):
+    path = tmp_path / "m.txt"
+    path.write_text(QUPATH + "s.svs\t5\tDetection\t\tA\tROI\tPolygon\t60\t20\t0,75\t20\n")
+    whole, said = load(path)
+    assert whole.classes == ("A", "Tumor: Positive", "nucleus")
+    monkeypatch.setattr(point_tables, "read_pieces", partial(read_pieces, n_rows=n_rows))
+    table, notes = load(path)
+    assert (notes, table.classes) == (said, whole.classes)
+    for name in ("xy_px0", "area_um2", "probability", "class_id"):
+        np.testing.assert_array_equal(getattr(table, name), getattr(whole, name))
+    with pytest.raises(InputError, match=r"no row is of slide x .*'other.svs', 's.svs'"):
+        load(path, SlidePlace(slide_id="x", size_px0=Size(1000, 800)))
+    path.write_text(QUPATH.replace("0,25", "25"))  # a probability in a row of another slide
+    assert len(load(path)[0]) == 2
+    path.write_text(QUPATH.replace("0,5", "5"))
+    with pytest.raises(InputError, match="line 3, column Detection probability: probability 5"):
+        load(path)
+
+
+def test_points__are_kept_as_numbers_not_as_text(tmp_path, monkeypatch):
+    path, n = tmp_path / "p.csv", 20_000
+    path.write_text("x,y\n" + "".join(f"{i % 990}.5,{i % 790}.5\n" for i in range(n)))
+    monkeypatch.setattr(point_tables, "read_pieces", partial(read_pieces, n_rows=500))
+    tracemalloc.start()
+    try:
+        points = point_tables.read_points(path, 0.25, None, print)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(points.table) == n
+    # A row is 25 bytes of a table, 50 where pieces are joined; as text it was 400.
+    assert peak < 100 * n + 1e6
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from cytofm_cli.nuclei.torchscript import refuse_reaching
 from cytofm_cli.nuclei.weights import check_whole
 from cytofm_cli.pretrain.monitor import read_log
 from cytofm_cli.report.answers import _finished as read_end
-from cytofm_cli.table_text import read_bounded, read_text
+from cytofm_cli.table_text import open_text, read_bounded
 from cytofm_cli.work.claim import _look as look_at_claim
 from cytofm_cli.work.claimed import holders
 from cytofm_cli.work.files import known_error, read_plain
@@ -87,7 +87,8 @@ def test_failures__a_pipe_in_their_place_is_replaced(tmp_path: Path) -> None:
 def test_tables__a_pipe_is_read_up_to_a_size_and_a_device_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert read_text(pipe, LabelError) == ("", [])  # nobody writes
+    with open_text(pipe, LabelError) as (text, notes):
+        assert (text.read(), notes) == ("", [])  # nobody writes
     for most in (1000, 4000):
         ours, theirs = os.pipe()  # as a shell's <(command) gives it
         os.write(theirs, b"a,b\n" * 1000)
@@ -99,7 +100,7 @@ def test_tables__a_pipe_is_read_up_to_a_size_and_a_device_refused(tmp_path: Path
                 read_bounded(Path(f"/dev/fd/{ours}"), most)
         os.close(ours)
     with pytest.raises(LabelError, match=r"cannot be read \(is a device\)"):
-        read_text(Path("/dev/zero"), LabelError)
+        open_text(Path("/dev/zero"), LabelError).__enter__()
     with pytest.raises(UsageError, match=r"cannot be read \(is a device\)"):
         read_toml(Path("/dev/zero"))
     (tmp_path / "a.csv").write_bytes(b"12345")
