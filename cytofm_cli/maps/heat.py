@@ -59,10 +59,11 @@ def choose_column(
     if of_class is None:
         return there[-1]
     spoken = [name.partition("_")[2] for name in there if "_" in name]
+    scores = ", or --what score" if any(name.startswith("score") for name in columns) else ""
     raise UsageError(
         f"--class {of_class}: the {what} of head {method!r} speaks for "
         f"{', '.join(spoken) or 'the slide as a whole, for no class'}.",
-        hint=f"--class {spoken[-1]}" if spoken else "leave --class away, or --what score",
+        hint=f"--class {spoken[-1]}" if spoken else f"leave --class away{scores}",
     )
 
 
