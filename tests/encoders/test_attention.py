@@ -15,6 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from cytofm_cli.encoders.attention import CLASS_TOKEN, PATCHES, patch_attention
+from cytofm_cli.encoders.catalogue import entries
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig
 
 SHAPE = {"embed_dim": 12, "depth": 2, "num_heads": 3}
@@ -191,6 +193,33 @@ def test_attention__of_a_network_without_any_is_none(name: str) -> None:
     model = timm.create_model(name, num_classes=0).eval()
     with torch.inference_mode():
         assert patch_attention(model, images(1, 224, 224)) is None
+
+
+# Wider ones differ in nothing but their width and depth.
+TRANSFORMERS = [
+    name
+    for name, (plugin, entry) in entries().items()
+    if plugin in {"sr_vit", "timm"} and (entry.dim or 0) <= 1024 and name != "resnet50-layer3"
+    if not name.startswith("sr-vit-base")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_attention__of_the_catalogue_is_over_all_patches(name: str) -> None:
+    plugin, entry = entries()[name]
+    encoder = load_encoder(
+        name,
+        random_weights=entry.shipped is None,
+        device="cpu",
+        builder={"depth": 1} if plugin == "timm" else {},
+    )
+    px = encoder.spec.input_px or 224
+    with torch.inference_mode():
+        found = patch_attention(encoder.model, torch.rand(1, 3, px, px))
+    assert found is not None
+    assert found.patches_BHP.shape[2] == math.prod(found.grid)
+    assert found.query == CLASS_TOKEN
 
 
 def test_attention__over_channels_is_not_taken_for_places() -> None:
