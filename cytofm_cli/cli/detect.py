@@ -26,7 +26,7 @@ def detect(
 
       cytofm detect stores
 
-      cytofm detect stores --set min_probability=0.5
+      cytofm detect stores --set stain=mgg --set min_probability=0.5
 
       cytofm detect stores --detector cellvit --weights CellViT-256-x40-AMP.pth
 
