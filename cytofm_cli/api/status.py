@@ -13,7 +13,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from cytofm_cli.api.given import PathLike, Paths, path_of, words_of
 from cytofm_cli.api.inputs import find_slides, refuse_missing, store_id
-from cytofm_cli.errors import CytofmError, InputError
+from cytofm_cli.errors import DAMAGE, CytofmError, InputError
 from cytofm_cli.store import schema
-from cytofm_cli.store.io import Store, is_store, open_store, store_path
+from cytofm_cli.store.io import is_store, open_store, store_path
 from cytofm_cli.work.claimed import Holder, holders
 from cytofm_cli.work.files import read_plain
 
@@ -42,8 +42,11 @@ _CLAIM: Final = re.compile(
 )
 # A pace is that of the last slides of the last stretch of work, without the night between two.
 _LAST: Final = 200
-# On a network disk a look is a wait, and 2 000 of them, one after the other, are minutes.
+# On a network disk a look is a wait, and 2 000 of them, one after the other, are minutes; where
+# none waits, threads take turns at Python for longer than they look.
 _LOOKS_AT_A_TIME: Final = 8
+_LOOKS_THAT_TELL: Final = 16
+_WAITED: Final = 2.0  # times as long as the processor was used
 _PAUSE_S: Final = 1800.0
 _PAUSE_OF_GAPS: Final = 10.0
 
@@ -133,7 +136,8 @@ def status(
         manifest: table slide_id,path[,mpp] of them, instead of `slides` or besides.
 
     Raises:
-        InputError: a folder is not there; no slides, or a manifest that cannot be used.
+        InputError: a folder is not there or cannot be listed; no slides, or a manifest that cannot
+            be used.
     """
     cohort = _Cohort()
     for word in words_of(stores):
@@ -144,11 +148,24 @@ def status(
     return cohort.status()
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What a look at a store finds.
+
+    Attributes:
+        ended_utc: when each of its steps ended.
+        stale: those that are out of date.
+    """
+
+    ended_utc: Mapping[str, str]
+    stale: Collection[str]
+
+
 @dataclass
 class _Cohort:
     """What is known of the slides, each by the path of its store."""
 
-    stores: dict[Path, Store] = field(default_factory=dict)
+    stores: dict[Path, _Look] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
     failures: dict[tuple[Path, str], Failure] = field(default_factory=dict)
     running: dict[tuple[Path, str], Running] = field(default_factory=dict)
@@ -167,8 +184,7 @@ class _Cohort:
             return
         inner = path / "stores"  # the folder of `run`
         folder = inner if inner.is_dir() and not is_store(inner) else path
-        there = sorted(folder.glob(f"*{schema.STORE_SUFFIX}"))
-        self._add_stores(folder, [one for one in there if not one.name.startswith(".")])
+        self._add_stores(folder, _stores_in(folder))
 
     def expect(self, slide_ids: Iterable[str]) -> None:
         """Count slides that are listed, whether begun or not."""
@@ -179,12 +195,11 @@ class _Cohort:
     def _add_stores(self, folder: Path, paths: Sequence[Path], only: str | None = None) -> None:
         self.folders.append(folder)
         self.known |= set(paths)
-        with ThreadPoolExecutor(_LOOKS_AT_A_TIME) as looks:
-            for path, opened in zip(paths, looks.map(_open, paths), strict=True):
-                if isinstance(opened, Store):
-                    self.stores[path] = opened
-                else:
-                    self.damaged[str(path)] = opened
+        for path, found in zip(paths, _look_at(paths), strict=True):
+            if isinstance(found, _Look):
+                self.stores[path] = found
+            else:
+                self.damaged[str(path)] = found
         for holder in holders(folder):
             self._add_claim(folder, holder, only)
         for place in (folder, folder.parent) if folder.name == "stores" else (folder,):
@@ -208,11 +223,8 @@ class _Cohort:
         if only is not None and failure.slide_id != only:
             return
         path = store_path(folder, failure.slide_id)
-        times = [
-            record.time_utc
-            for name, record in (self.stores[path].steps if path in self.stores else {}).items()
-            if name.partition("/")[0] == kind
-        ]
+        ended_utc = self.stores[path].ended_utc if path in self.stores else {}
+        times = [when for name, when in ended_utc.items() if name.partition("/")[0] == kind]
         if any(when >= failure.time_utc for when in times):
             return  # another part of an array job has done it since
         self.failures[path, kind] = failure
@@ -222,8 +234,8 @@ class _Cohort:
         """Add it all up."""
         times: dict[str, list[float]] = {}
         for store in self.stores.values():
-            for name, record in store.steps.items():
-                times.setdefault(name, []).append(_seconds(record.time_utc))
+            for name, when in store.ended_utc.items():
+                times.setdefault(name, []).append(_seconds(when))
         names = {*times, *(step for _, step in self.running)}
         kinds = {name.partition("/")[0] for name in names}
         names |= {kind for _, kind in self.failures if kind in _KINDS and kind not in kinds}
@@ -240,8 +252,7 @@ class _Cohort:
 
     def _step(self, name: str, times: Sequence[float]) -> StepStatus:
         kind, place = name.partition("/")[0], _place(name)
-        done = {path for path, store in self.stores.items() if name in store.steps}
-        stale = [path for path in done if self.stores[path].why_stale(name) is not None]
+        done = {path for path, store in self.stores.items() if name in store.ended_utc}
         running = {path for path, step in self.running if step == name}
         failed = {path for path, of in self.failures if of == kind} - done - running
         earlier = {path for path, of in self.failures if of in _KINDS and _place(of) < place}
@@ -251,7 +262,7 @@ class _Cohort:
         return StepStatus(
             step=name,
             done=len(done),
-            out_of_date=len(stale),
+            out_of_date=sum(name in store.stale for store in self.stores.values()),
             running=len(running),
             failed=len(failed),
             left=len(left),
@@ -260,13 +271,41 @@ class _Cohort:
         )
 
 
-def _open(path: Path) -> Store | str:
-    """Return the store, or why it cannot be opened."""
+def _stores_in(folder: Path) -> list[Path]:
     try:
-        return open_store(path)
+        there = [path for path in folder.iterdir() if path.name.endswith(schema.STORE_SUFFIX)]
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be listed ({error.strerror}).", hint="see its permissions."
+        ) from error
+    visible = (path for path in there if not path.name.startswith("."))
+    return sorted(visible, key=lambda path: path.name)
+
+
+def _look_at(paths: Sequence[Path]) -> Iterator[_Look | str]:
+    """Look at stores: one after the other, or several at a time if the first ones were waits."""
+    waits = []
+    for path in paths[:_LOOKS_THAT_TELL]:
+        begun_s, used_s = time.monotonic(), time.thread_time()
+        yield _look(path)
+        waits.append(time.monotonic() - begun_s > _WAITED * (time.thread_time() - used_s))
+    rest = paths[_LOOKS_THAT_TELL:]
+    if not all(waits):  # one alone may have been held up by another process
+        yield from map(_look, rest)
+        return
+    with ThreadPoolExecutor(_LOOKS_AT_A_TIME) as looks:
+        yield from looks.map(_look, rest)
+
+
+def _look(path: Path) -> _Look | str:
+    """Return what a look at a store finds, or why it cannot be opened."""
+    try:
+        store = open_store(path)
+        ended_utc = {name: record.time_utc for name, record in store.steps.items()}
+        return _Look(ended_utc, store.all_stale().keys())
     except CytofmError as error:
         return error.message
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         return f"{path}: {type(error).__name__}: {error}"
 
 

@@ -96,7 +96,7 @@ def _tell_store(store: Store) -> None:
     )
     if slide.synthetic is not None:
         lines.append(f"  synthetic: made by {slide.synthetic.get('tool', 'a generator')}")
-    why = {step: told for step in store.steps if (told := store.why_stale(step)) is not None}
+    why = store.all_stale()
     for step in sorted(store.steps):
         stale = f"; out of date: {why[step]}" if step in why else ""
         lines.append(f"  {step}  {_step_line(store, step)}{stale}")

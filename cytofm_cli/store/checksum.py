@@ -24,7 +24,9 @@ ATTRIBUTE: Final = "cytofm_crc32c"
 _OURS: Final = "cytofm"
 # When a step ended is not of its content: the same step made twice has the same checksum.
 _NOT_CONTENT: Final = "time_utc"
-_PLAIN: Final = (str, int, float, bool, type(None))
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+_LISTS: Final = (list, tuple)
+_OBJECTS: Final = (dict, Mapping)  # dict first: asking for a Mapping takes longer
 
 
 def checksum(data: bytes | memoryview) -> bytes:
@@ -91,7 +93,7 @@ def read_node(path: Path | str) -> dict[str, Any]:
 def read_unchecked(path: Path | str) -> dict[str, Any]:
     """Read a node as `read_node` does, but for its checksum: to compare with what was checked."""
     try:
-        node = json.loads(read_plain(Path(f"{path}/zarr.json")))
+        node = json.loads(read_plain(f"{path}/zarr.json"))
     except RecursionError as error:
         raise ValueError(f"{path}/zarr.json: is nested too deep") from error
     if not isinstance(node, dict) or not isinstance(node.get("attributes", {}), dict):
@@ -109,9 +111,9 @@ def _of_node(node: Mapping[str, Any]) -> str:
 
 
 def _timeless(value: Any) -> Any:
-    if isinstance(value, list | tuple):
+    if isinstance(value, _LISTS):
         return [held if type(held) in _PLAIN else _timeless(held) for held in value]
-    if isinstance(value, dict | Mapping):  # dict first: asking for a Mapping takes longer
+    if isinstance(value, _OBJECTS):
         return {
             key: held if type(held) in _PLAIN else _timeless(held)
             for key, held in value.items()

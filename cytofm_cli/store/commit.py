@@ -20,7 +20,7 @@ from cytofm_cli.config import differences
 from cytofm_cli.errors import ConfigMismatchError, CytofmError, TryAgainError
 from cytofm_cli.store import arrays, lineage, schema
 from cytofm_cli.store.checksum import read_node, read_unchecked, write_node
-from cytofm_cli.store.io import Store, open_store, orphans
+from cytofm_cli.store.io import Store, open_store, orphans, told_by_groups
 from cytofm_cli.store.records import SlideRecord, StepRecord, TileRecord
 from cytofm_cli.store.staging import (
     aside_of,
@@ -204,7 +204,7 @@ def _update_root(path: Path, step: str, drop: Sequence[str] = ()) -> None:
     node = read_node(path)
     content = node["attributes"][schema.ATTRIBUTES_KEY]
     if not drop:
-        content["steps"] |= orphans(path, content["steps"])
+        content["steps"] |= orphans(path, content["steps"], told_by_groups(path))
     for name in drop:
         content["steps"].pop(name, None)
     # Of a killed process, in the store and the groups that the step lies in, all of which this

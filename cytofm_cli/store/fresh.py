@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,13 +22,24 @@ def why_stale(path: Path, steps: Steps, step: str) -> str | None:
         steps: its records.
         step: name of the step.
     """
+    return _why_stale(steps, step, functools.partial(_rows, path))
+
+
+def all_stale(path: Path, steps: Steps) -> dict[str, str]:
+    """Say of each step that is out of date why, as `why_stale`; each array is asked once."""
+    rows = functools.cache(functools.partial(_rows, path))
+    told = {step: _why_stale(steps, step, rows) for step in steps}
+    return {step: why for step, why in told.items() if why is not None}
+
+
+def _why_stale(steps: Steps, step: str, rows: Callable[[str], int | None]) -> str | None:
     changed = lineage.changed_parent(steps, step)
     if changed is not None:
         return f"it was made from other {changed} than the store holds now"
     source = lineage.rows_from(steps, step)
     if source is None:
         return None
-    n, n_source = (_rows(path, name) for name in (step, source))
+    n, n_source = rows(step), rows(source)
     if n is None or n_source is None or n == n_source:
         return None
     return f"it has {n} rows and {source}, which it was made from, has {n_source}"
@@ -54,7 +66,7 @@ def _rows(path: Path, step: str) -> int | None:
     inner = f"{step}/{names.get(step.partition('/')[0], 'values')}"
     try:
         inner = schema.TILE_XY.path if step == schema.TILE_STEP else inner
-        return int(json.loads(read_plain(Path(f"{path}/{inner}/zarr.json")))["shape"][0])
+        return int(json.loads(read_plain(f"{path}/{inner}/zarr.json"))["shape"][0])
     except DAMAGE:
         return None
 

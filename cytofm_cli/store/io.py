@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -337,6 +338,10 @@ class Store(Closes):
         """Say why a step does not belong to what it was made from; None if it does."""
         return fresh.why_stale(self.path, self.steps, step)
 
+    def all_stale(self) -> dict[str, str]:
+        """Say of each step that is out of date why, as `why_stale` says of one."""
+        return fresh.all_stale(self.path, self.steps)
+
     def require_fresh(self, step: str) -> None:
         """Refuse a step that was made from something else than the store holds now.
 
@@ -406,13 +411,9 @@ def open_store(path: Path) -> Store:
     Raises:
         StoreError: missing, no cytofm store, damaged, or of a newer schema.
     """
-    if not path.exists():
-        raise StoreError(f"{path}: no such store.")
     content = _attributes(path).get(schema.ATTRIBUTES_KEY)
-    if not isinstance(content, dict) and (path / "zarr.json").is_file():
-        _refuse_damaged_root(path)
     if not isinstance(content, dict):
-        raise StoreError(f"{path}: is no store of cytofm.", hint="make one with `cytofm tile`.")
+        raise _no_store(path)
     version = content.get("schema")
     if version != schema.SCHEMA_VERSION:
         raise StoreError(
@@ -422,10 +423,11 @@ def open_store(path: Path) -> Store:
     listed, slide = content.get("steps"), content.get("slide")
     if not isinstance(listed, dict) or not isinstance(slide, dict):
         raise StoreError(f"{path}: its root is damaged.", hint="`cytofm tile --overwrite` it.")
+    groups = told_by_groups(path)
     there = {
         name: StepRecord.from_json(stored, f"{path}: the record of {name}")
-        for name, stored in {**listed, **orphans(path, listed)}.items()
-        if _has_group(path, name)
+        for name, stored in {**listed, **orphans(path, listed, groups)}.items()
+        if name in groups or _has_group(path, name)
     }
     return Store(path, SlideRecord.from_json(slide, f"{path}: the record of its slide"), there)
 
@@ -438,13 +440,18 @@ def _attributes(path: Path | str) -> dict[str, Any]:
     return attributes
 
 
-def _refuse_damaged_root(path: Path) -> None:
-    try:
-        read_node(path)
-    except DAMAGE as error:
-        raise StoreError(
-            f"{path}: its root is damaged ({error}).", hint="`cytofm tile --overwrite` it."
-        ) from error
+def _no_store(path: Path) -> StoreError:
+    """Return why a path whose root tells nothing of cytofm cannot be opened."""
+    if not path.exists():
+        return StoreError(f"{path}: no such store.")
+    if (path / "zarr.json").is_file():
+        try:
+            read_node(path)
+        except DAMAGE as error:
+            return StoreError(
+                f"{path}: its root is damaged ({error}).", hint="`cytofm tile --overwrite` it."
+            )
+    return StoreError(f"{path}: is no store of cytofm.", hint="make one with `cytofm tile`.")
 
 
 def _groups(path: Path) -> Iterator[str]:
@@ -493,16 +500,30 @@ def _has_group(path: Path, step: str) -> bool:
     return Path(f"{path}/{group}/zarr.json").is_file()
 
 
-def orphans(path: Path, listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the JSON of steps that are complete and not (or otherwise) listed in the root."""
-    records: dict[str, dict[str, Any]] = {}
+def told_by_groups(path: Path) -> dict[str, Any]:
+    """Return what the group of each step, but for the tiles, says of it, unchecked."""
+    told = {}
     for step in _groups(path):
-        try:
-            told = read_unchecked(f"{path}/{step}").get("attributes", {})
-        except DAMAGE:
-            continue
-        if told.get(schema.ATTRIBUTES_KEY) == listed.get(step):
-            continue  # nearly always; the root has a checksum of its own
+        with contextlib.suppress(*DAMAGE):
+            attributes = read_unchecked(f"{path}/{step}").get("attributes", {})
+            told[step] = attributes.get(schema.ATTRIBUTES_KEY)
+    return told
+
+
+def orphans(
+    path: Path, listed: Mapping[str, Any], groups: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return the JSON of steps that are complete and not (or otherwise) listed in the root.
+
+    Args:
+        path: the store.
+        listed: by the root, which has a checksum of its own.
+        groups: as of `told_by_groups`.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    for step, told in groups.items():
+        if told == listed.get(step):
+            continue  # nearly always
         record = _attributes(f"{path}/{step}").get(schema.ATTRIBUTES_KEY)
         if record is not None:
             records[step] = record

@@ -59,19 +59,19 @@ class Record:
                 f"{where} is damaged: it does not say {', '.join(missing)}.",
                 hint="make it again with --overwrite.",
             )
-        for name, kinds, tuples in layout.kinds:
-            value = stored.get(name)
+        said, other = {}, {}
+        for name, value in stored.items():
+            if name not in layout.kinds:
+                other[name] = value
+                continue
+            kinds, tuples = layout.kinds[name]
             if not isinstance(value, kinds) or (type(value) is list and not _fits(value, tuples)):
                 raise StoreError(
                     f"{where} is damaged: {name} is {str(value)[:40]!r}.",
                     hint="make it again with --overwrite.",
                 )
-        names = layout.names
-        return cls(
-            **{key: _frozen(value) for key, value in stored.items() if key in names},
-            other={key: value for key, value in stored.items() if key not in names},
-            keys=tuple(stored),
-        )
+            said[name] = _frozen(value)
+        return cls(**said, other=other, keys=tuple(stored))
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it is stored."""
@@ -97,17 +97,15 @@ class _Layout:
 
     Attributes:
         fields: those that are stored.
-        names: theirs.
         needed: of those that every version wrote.
-        kinds: name, what JSON may hold under it, and the tuples that a list there may be. Null,
+        kinds: by name, what JSON may hold under it, and the tuples that a list there may be. Null,
             and nothing, stand for what need not be said.
         order: names as a new record has them, before and behind `other`.
     """
 
     fields: tuple[dataclasses.Field[Any], ...]
-    names: frozenset[str]
     needed: tuple[str, ...]
-    kinds: tuple[tuple[str, tuple[type, ...], tuple[_Tuple, ...]], ...]
+    kinds: Mapping[str, tuple[tuple[type, ...], tuple[_Tuple, ...]]]
     order: tuple[list[str], list[str]]
 
 
@@ -124,12 +122,11 @@ def _layout_of(cls: Any) -> _Layout:
     at = names.index(cls._other_before) if cls._other_before else len(names)
     return _Layout(
         fields=fields,
-        names=frozenset(names),
         needed=tuple(field.name for field in fields if _is_needed(field)),
-        kinds=tuple(
-            (name, (*_kinds(hints[name]), *unsaid[name]), tuple(_tuples(hints[name])))
+        kinds={
+            name: ((*_kinds(hints[name]), *unsaid[name]), tuple(_tuples(hints[name])))
             for name in unsaid
-        ),
+        },
         order=(names[:at], names[at:]),
     )
 
@@ -139,8 +136,11 @@ def _kinds(hint: Any) -> tuple[type, ...]:
         return tuple(kind for each in get_args(hint) for kind in _kinds(each))
     plain: type = get_origin(hint) or hint
     if issubclass(plain, Record):
-        return (Mapping,)
-    return {float: (int, float), tuple: (list, tuple)}.get(plain, (plain,))
+        plain = Mapping
+    # A dict before any Mapping, which takes longer to ask for.
+    return {float: (int, float), tuple: (list, tuple), Mapping: (dict, Mapping)}.get(
+        plain, (plain,)
+    )
 
 
 def _tuples(hint: Any) -> Iterator[_Tuple]:

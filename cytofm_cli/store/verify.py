@@ -69,11 +69,8 @@ def verify_store(path: Path, report: Report = lambda done, total: None) -> Verif
     try:
         store = open_store(path)
         damage += _wrong_records(store, {line.partition(":")[0] for line in damage})
-        notes += [
-            f"{step} is out of date: {why}"
-            for step in sorted(store.steps)
-            if (why := store.why_stale(step)) is not None
-        ]
+        stale = sorted(store.all_stale().items())
+        notes += [f"{step} is out of date: {why}" for step, why in stale]
     except CytofmError as error:
         damage.append(error.message.removeprefix(f"{path}: ").removesuffix("."))
     return replace(sums, damage=tuple(dict.fromkeys(damage)), notes=tuple(notes))

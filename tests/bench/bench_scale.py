@@ -1,11 +1,14 @@
 """What one slide of a large cohort costs, whatever is in it: two thousand small ones.
 
-    python tests/bench/bench_scale.py WORK [--slides 2000] [--json FILE]
+    python tests/bench/bench_scale.py WORK [--slides 2000] [--json FILE] [--finished]
 
 Links one small slide (1 024² px, JPEG) under as many names, tiles and embeds them with 1, 2, …
 workers, and runs both commands again with nothing left to do. CPU seconds are of the processes
 and their children, less those of the same command for one slide that is done. Where `strace` is
 installed, the calls that a file server has to answer are counted over ten slides.
+
+With `--finished` nothing is computed but one store of six steps, which is linked under as many
+names: `status`, `tile`, `detect` and `embed` look at them, in turn, five times (medians).
 `plan_scale.py` reckons large cohorts from such figures.
 """
 
@@ -17,17 +20,21 @@ import multiprocessing
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from cytofm_cli.work.cpus import cpu_count
 
 SIDE_PX = 1024
 TRACED = 10
+ROUNDS = 5
+BAGS = [(encoder, unit) for encoder in ("handcrafted", "cytofm-tiny") for unit in ("tile", "cell")]
 # Calls that ask a file server; reads and writes of open files are bytes, counted elsewhere.
 ASKS = "open,openat,stat,lstat,newfstatat,statx,access,faccessat,faccessat2,getdents64,readlink"
 CHANGES = "creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,symlink"
@@ -54,30 +61,90 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--slides", type=int, default=2000)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--finished", action="store_true", help="only what finds all done")
     args = parser.parse_args()
-    slides = link_slides(args.work, args.slides)
-    start_s = {name: run(words).cpu_s for name, words in one_done(args.work).items()}
-    result = {"slides": args.slides, "cpus": cpu_count(), "costs": {}, **size_of(args.work, slides)}
+    if args.finished:
+        result = look_at_finished(args.work, args.slides)
+    else:
+        result = do_and_do_again(args.work, args.slides)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1))
+
+
+def do_and_do_again(work: Path, n: int) -> dict[str, Any]:
+    """Tile and embed `n` slides, and again; print and return what it takes."""
+    slides = link_slides(work, n)
+    start_s = {name: run(words).cpu_s for name, words in one_done(work).items()}
+    result = {"slides": n, "cpus": cpu_count(), "costs": {}, **size_of(work, slides)}
     print("| command | workers | wall s | CPU ms a slide | slides a second | peak MB |")
     print("|---|---|---|---|---|---|")
     for workers in range(1, cpu_count() + 1):
-        stores = args.work / f"stores-{workers}"
+        stores = work / f"stores-{workers}"
         shutil.rmtree(stores, ignore_errors=True)
         for name in ("tile", "embed", "tile again", "embed again"):
             words = steps(slides, stores, workers)[name.removesuffix(" again")]
             cost = run(words)
             result["costs"][f"{name}, {workers}"] = asdict(cost)
-            cpu_ms = (cost.cpu_s - start_s[name.removesuffix(" again")]) / args.slides * 1e3
+            cpu_ms = (cost.cpu_s - start_s[name.removesuffix(" again")]) / n * 1e3
             print(
                 f"| {name} | {workers} | {cost.wall_s:.1f} | {cpu_ms:.2f} | "
-                f"{args.slides / cost.wall_s:.0f} | {cost.peak_mb:.0f} |",
+                f"{n / cost.wall_s:.0f} | {cost.peak_mb:.0f} |",
                 flush=True,
             )
-    result["calls a slide"] = calls_a_slide(args.work)
+    result["calls a slide"] = calls_a_slide(work)
     for name, calls in result["calls a slide"].items():
         print(f"{name}: {calls} a slide")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
+    return result
+
+
+def look_at_finished(work: Path, n: int) -> dict[str, Any]:
+    """Run each command that finds `n` finished stores; print and return medians."""
+    some = {many: finished(work, many) for many in (1, n)}
+    costs: dict[tuple[str, int], list[Cost]] = {}
+    for _ in range(ROUNDS):
+        for many, commands in some.items():
+            for name, words in commands.items():
+                costs.setdefault((name, many), []).append(run(words))
+    result: dict[str, Any] = {"slides": n, "cpus": cpu_count(), "load": os.getloadavg()}
+    print("| command | stores | wall s | CPU s | CPU ms a store beyond start-up | peak MB |")
+    print("|---|---|---|---|---|---|")
+    for name in some[n]:
+        one, many = (middle(costs[name, count]) for count in (1, n))
+        more_ms = (many.cpu_s - one.cpu_s) / n * 1e3
+        result[name] = {"one": asdict(one), "all": asdict(many)}
+        print(
+            f"| {name} | {n} | {many.wall_s:.2f} | {many.cpu_s:.2f} | {more_ms:.2f} | "
+            f"{many.peak_mb:.0f} |"
+        )
+    return result
+
+
+def middle(costs: list[Cost]) -> Cost:
+    """Return the medians of several runs."""
+    return Cost(*(statistics.median(column) for column in zip(*map(astuple, costs), strict=True)))
+
+
+def finished(work: Path, n: int) -> dict[str, list[str]]:
+    """Make `n` stores of six steps; return the commands that find nothing left to do there."""
+    slides, stores = link_slides(work, n), work / f"finished-{n}"
+    first = steps(link_slides(work, 1), work / "finished-1", 1)
+    detect = ["detect", "--workers", "1", "--quiet", "--no-progress"]
+    made = work / "finished-1" / "s000000.zarr"
+    if not made.exists():
+        run(first["tile"])
+        run([*detect, str(made)])
+        for encoder, unit in BAGS:
+            run([*first["embed"], "--encoder", encoder, "--unit", unit])
+    for number in range(n):
+        path = stores / f"s{number:06d}.zarr"
+        if not path.exists():
+            shutil.copytree(made, path, copy_function=os.link)
+    return {
+        "status": ["status", str(stores)],
+        "tile": steps(slides, stores, 1)["tile"],
+        "detect": [*detect, str(stores)],
+        "embed": steps(slides, stores, 1)["embed"],
+    }
 
 
 def link_slides(work: Path, n: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 from cytofm_cli.api import status as module
 from cytofm_cli.api.status import Status, StepStatus, status
+from cytofm_cli.errors import InputError
 from cytofm_cli.work.claim import STALE_S, claim
 from cytofm_cli.work.claimed import holders
 
@@ -117,6 +119,49 @@ def test_status__a_damaged_store_or_log_ends_nothing(cohort: Path) -> None:
     assert list(now.damaged) == [str(cohort / "torn.zarr")]
     assert row(now, "tile").done == 3
     assert len(now.failures) == 1
+
+
+@pytest.mark.parametrize("disk", ["answers", "waits"])
+def test_status__many_stores_are_counted_alike_on_a_disk_that_waits(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
+    for number in range(20):
+        write_store(cohort, f"more{number}", tile="10:00:00")
+    (cohort / "more7.zarr" / "zarr.json").write_text("{")
+    monkeypatch.setattr(module, "_LOOKS_THAT_TELL", 3)
+    monkeypatch.setattr(module, "_WAITED", 0.0 if disk == "waits" else 1e9)
+    now = status(cohort)
+    assert (now.n_slides, row(now, "tile").done) == (24, 22)
+    assert list(now.damaged) == [str(cohort / "more7.zarr")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"made_from": {"embeddings/timm/tile": "x"}},  # of itself, for ever
+        {"made_from": {"tile": "tile"}, "regions": {}},
+    ],
+)
+def test_status__a_record_that_makes_no_sense_is_damage(
+    cohort: Path, changes: dict[str, Any]
+) -> None:
+    root = json.loads((cohort / "a.zarr" / "zarr.json").read_text())["attributes"]
+    root["cytofm"]["steps"]["embeddings/timm/tile"] |= changes
+    write_node(cohort / "a.zarr", root)
+    now = status(cohort)
+    assert list(now.damaged) == [str(cohort / "a.zarr")]
+    assert (now.n_slides, row(now, "tile").done) == (4, 2)
+
+
+def test_status__a_folder_that_cannot_be_listed_is_refused(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match=r"cannot be listed \(Permission denied\)"):
+        status(cohort)
 
 
 def test_status__the_folder_of_run_is_its_stores_and_its_failures(cohort: Path) -> None:

@@ -23,7 +23,8 @@ from ..nodes import put_node  # noqa: TID252 - of all tests
 
 NUCLEI, TILES = "nuclei/classical", "embeddings/hand/tile"
 CELLS, ATTENTION = "embeddings/hand/cell", "attention/run/cell"
-ALL = {schema.TILE_STEP, NUCLEI, TILES, CELLS, ATTENTION}
+BAGS = (TILES, CELLS, ATTENTION)
+ALL = {schema.TILE_STEP, NUCLEI, *BAGS}
 SLIDE = SlideRecord(
     slide_id="a",
     path="a.svs",
@@ -118,7 +119,24 @@ def edit(path: Path, step: str, **changes: Any) -> None:
 
 def stale(path: Path) -> set[str]:
     store = io.open_store(path)
-    return {step for step in store.steps if store.why_stale(step) is not None}
+    why = {step: store.why_stale(step) for step in store.steps}
+    assert store.all_stale() == {step: told for step, told in why.items() if told is not None}
+    return set(store.all_stale())
+
+
+def test_look__opens_each_node_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    really = os.open
+
+    def watched(name: Any, *flags: Any) -> int:
+        opened.append(str(name))
+        return really(name, *flags)
+
+    monkeypatch.setattr(os, "open", watched)
+    assert io.open_store(path).all_stale() == {}
+    main = ("tiles/xy_px0", f"{NUCLEI}/xy_px0", *(f"{bag}/values" for bag in BAGS))
+    nodes = (".", NUCLEI, *BAGS, *main)
+    assert sorted(opened) == sorted(os.path.normpath(path / node / "zarr.json") for node in nodes)
 
 
 def test_records__say_what_each_step_was_made_from(path: Path) -> None:
