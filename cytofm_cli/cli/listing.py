@@ -37,6 +37,7 @@ def encoders(
     if name is not None:
         _refuse_unknown("encoder", name, list(rows))
         record = dataclasses.asdict(rows[name])
+        record |= record.pop("preparation")
         for key, value in record.items():
             _pair(key, value)
         if out.json:
@@ -44,6 +45,7 @@ def encoders(
         return
     for row in rows.values():
         record = dataclasses.asdict(row)
+        record |= record.pop("preparation")
         facts = [f"{row.dim or '?'}-d", f"{row.input_px} px" if row.input_px else "any size"]
         facts += [f"{row.mpp:g} µm/px"] if row.mpp else []
         facts += ["needs --weights"] if row.needs_weights else []
@@ -129,6 +131,7 @@ def _show(kinds: tuple[Registry[Any], ...], name: str) -> None:
 
 def _pair(key: str, value: Any) -> None:
     if not out.json:
+        value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
         shown = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
         out.data(f"{key:<16} {'-' if shown in (None, '') else shown}")
 

@@ -56,6 +56,7 @@ class Row:
     source: str
     params_m: float | None
     note: str
+    preparation: Mapping[str, Any]  # how images are prepared, as `EncoderSpec` has it
 
 
 def entries() -> dict[str, tuple[str, Entry]]:
@@ -82,6 +83,7 @@ def describe() -> list[Row]:
             source=entry.source,
             params_m=entry.params_m,
             note=entry.note,
+            preparation=_preparation(entry.expects()),
         )
         for _, entry in entries().values()
     ]
@@ -97,10 +99,16 @@ def describe() -> list[Row]:
             source=name,
             params_m=None,
             note="",
+            preparation=_preparation(plugin.expects),
         )
         for name, plugin in registry.encoders.usable().items()
         if plugin.models or not plugin.entries
     ]
+
+
+def _preparation(expects: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("resize_px", "cell_um", "mean", "std", "interpolation", "pooling")
+    return {name: expects[name] for name in names if expects.get(name) is not None}
 
 
 def needs_weights(name_or_file: str) -> bool:

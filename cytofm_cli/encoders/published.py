@@ -1,8 +1,9 @@
 """The published networks that timm rebuilds: the entries of the encoder `timm`.
 
-Only models whose structure timm rebuilds to the published number of parameters are listed;
-numeric parity with the authors' own code is not tested here. None of the weights are fetched
-unless asked: the user passes the file.
+Only models whose structure timm rebuilds to the published number of parameters are listed. Files
+in the authors' layouts, with random numbers, give the features of a reference in float64 that
+knows no timm (tests/encoders/test_layouts_of_files.py); no published file was ever loaded here.
+None of the weights are fetched unless asked: the user passes the file.
 
 Sources: model cards; timm; the normalisation constants are the authors'.
 """

@@ -102,7 +102,7 @@ def read_description(path: Path) -> SelfDescription:
     if metadata.get("format") not in (FORMAT, UPDATES):
         raise WeightsError(
             f"{path}: does not name its architecture.",
-            hint=f"cytofm embed --encoder timm/NAME --weights {path}",
+            hint=f"--encoder NAME --weights {path}; `cytofm encoders` lists the names",
         )
     try:
         config = json.loads(metadata["config"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cytofm_cli.pictures.files import save_png
-from cytofm_cli.pretrain import attention
+from cytofm_cli.pretrain import attention, run_folder
 from cytofm_cli.pretrain.base import Method
 from cytofm_cli.pretrain.loop import Hooks, Trainer
 from cytofm_cli.pretrain.monitor import RunLog
@@ -47,8 +47,8 @@ class Beside:
         self._writes, self._note = writes, note
         self._log = None
         if writes:
-            board = trainer.run / "tensorboard"
-            self._log = RunLog(trainer.run / "log.jsonl", step=trainer.step, tensorboard=board)
+            log, board = trainer.run / run_folder.LOG, trainer.run / run_folder.BOARD
+            self._log = RunLog(log, step=trainer.step, tensorboard=board)
             for line in self._log.notes:
                 note(line)
         # Sharded weights are gathered by all, so then all must probe and draw.

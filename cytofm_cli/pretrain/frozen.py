@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 import torch
+from timm.models import is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional
@@ -28,6 +29,8 @@ from cytofm_cli.pretrain.backbone import VitTrunk
 from cytofm_cli.pretrain.base import Backbones, Batch, Length, Tokens
 from cytofm_cli.pretrain.teacher import TeacherConfig, TeacherMethod
 from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
+
+_ANY_SIZE: Final[dict[str, Any]] = {"dynamic_img_size": True}
 
 
 def open_teacher(word: str, **how: object) -> Encoder:
@@ -64,9 +67,7 @@ class FrozenTeacher:
     """
 
     def __init__(self, word: str, patch_px: int | None) -> None:
-        plugin = resolve(word.partition("=")[0]).plugin if word else ""
-        grids = {"builder": {"dynamic_img_size": True}} if plugin == "timm" else {}
-        encoder = open_teacher(word, **grids)
+        encoder = open_teacher(word, **({"builder": _ANY_SIZE} if _is_timms_vit(word) else {}))
         model = getattr(encoder, "model", None)
         if not isinstance(model, VisionTransformer):
             raise UsageError(
@@ -95,6 +96,16 @@ class FrozenTeacher:
             ).clamp(0, 1)
         tokens: Tokens = trunk((x_BCHW - self._mean.to(x_BCHW)) / self._std.to(x_BCHW))
         return tokens
+
+
+def _is_timms_vit(word: str) -> bool:
+    """Tell whether a teacher is a plain Vision Transformer of timm, which can be any size."""
+    if not word:
+        return False
+    name, _, file = word.partition("=")
+    traced = resolve(name, weights=Path(file) if file else None)
+    kinds = ["vision_transformer", "deit"]
+    return traced.plugin == "timm" and is_model_in_modules(traced.model.partition(".")[0], kinds)
 
 
 def _column(values: Sequence[float]) -> Tensor:

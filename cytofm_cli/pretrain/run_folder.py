@@ -31,11 +31,13 @@ SUMMARY: Final = "summary.json"
 ENCODER: Final = "encoder.safetensors"
 BEST: Final = "encoder-best.safetensors"
 ADAPTERS: Final = "adapters.safetensors"
+LOG: Final = "log.jsonl"
+BOARD: Final = "tensorboard"
 RUN: Final = Kind(
     "cytofm pretrain",
     frozenset({"pretrain"}),
     frozenset({checkpoint.FOLDER, folder.STOPPED}),
-    frozenset({SUMMARY, ENCODER, BEST, ADAPTERS, "log.jsonl", "tensorboard", "attention"}),
+    frozenset({SUMMARY, ENCODER, BEST, ADAPTERS, LOG, BOARD, "attention"}),
 )
 COMPUTE: Final = "compute"  # section of what the machine lends that changes the weights
 
@@ -110,8 +112,10 @@ def prepare(out: Path, record: Record, *, overwrite: bool) -> None:
 
 def forget_false_start(out: Path) -> None:
     """Remove a RUN that holds nothing but its settings: they must not bind the next command."""
-    if not checkpoint.saved_steps(out):
-        folder.forget_false_start(out, empty=(checkpoint.FOLDER,))
+    log = out / LOG
+    logged = log.exists() and log.stat().st_size > 0  # TensorBoard's files are never empty
+    if not (checkpoint.saved_steps(out) or logged):
+        folder.forget_false_start(out, empty=(checkpoint.FOLDER, LOG, BOARD))
 
 
 def _unsettled(former: Record, wanted: Record) -> list[dict[str, dict[str, Any]]]:

@@ -45,6 +45,8 @@ def test_describe__lists_everything_without_torch():
         "assert {'handcrafted', 'sr-vit-tiny', 'uni', 'cytofm', 'timm/<name>'} <= set(rows)\n"
         "assert not rows['handcrafted'].needs_weights\n"
         "assert rows['uni'].gated and rows['uni'].dim == 1024\n"
+        "how = rows['smart-ccs'].preparation\n"
+        "assert (how['resize_px'], how['mean'], how['pooling']) == (244, (0.5, 0.5, 0.5), 'cls')\n"
         "assert not {'torch', 'timm', 'scipy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -40,15 +40,23 @@ LAYOUTS = {
     "unicas": Layout(GATED, reference.as_timm, builder=NARROW),
     "crown": Layout(GATED, reference.as_chunks, builder=NARROW),
     "smart-ccs": Layout(Shape(), reference.as_teacher),
-    "dinobloom-s": Layout(Shape(), reference.as_teacher),
+    **{f"dinobloom-{size}": Layout(Shape(), reference.as_teacher) for size in "sbl"},
     "dinobloom-g": Layout(Shape(swiglu=True), reference.as_teacher, builder=NARROW),
-    "reddino-b": Layout(Shape(), reference.as_timm, ".safetensors"),
-    "hibou-l": Layout(Shape(registers=4), reference.as_hugging_face, ".safetensors"),
+    **{f"reddino-{n}": Layout(Shape(), reference.as_timm, ".safetensors") for n in "sbl"},
+    **{
+        f"hibou-{size}": Layout(Shape(registers=4), reference.as_hugging_face, ".safetensors")
+        for size in "bl"
+    },
     "openmidnight": Layout(
         Shape(registers=4, swiglu=True), reference.as_chunks, ".pt", builder=NARROW
     ),
     "lunit-s8": Layout(Shape(patch_px=8, scale=None), reference.as_timm),
     "lunit-s16": Layout(Shape(patch_px=16, scale=None), reference.as_timm),
+    "uni": Layout(Shape(patch_px=16), reference.as_timm, ".bin"),
+    "gpfm": Layout(Shape(), reference.as_teacher),
+    "prov-gigapath": Layout(GATED, reference.as_timm, ".bin", builder=NARROW),
+    "kaiko-b16": Layout(Shape(patch_px=16, scale=None), reference.as_timm),
+    "ibot-s16": Layout(Shape(patch_px=16, scale=None), reference.as_timm),
 }
 
 
@@ -75,7 +83,7 @@ def test_features__are_those_of_the_authors_network(name: str, tmp_path: Path) -
     x = torch.from_numpy(pixels[:, cut : cut + 224, cut : cut + 224]).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in entry.norm)
     wanted = reference.class_token(state, layout.shape, (x - mean) / std).numpy()
-    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5 * np.abs(wanted).max())
+    assert found == pytest.approx(wanted, rel=0, abs=1e-5 * np.abs(wanted).max())
     assert encoder.spec.positions is None and not encoder.spec.assumed
     assert encoder.spec.licence == entry.licence
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch.nn import functional
 
@@ -28,6 +29,7 @@ from cytofm_cli.pretrain.published_heads import published_heads
 from cytofm_cli.registry import pretrain_methods
 from cytofm_cli.testing.samples.teachers import write_checkpoint, write_teacher
 from cytofm_cli.testing.samples.trunks import Backbones
+from cytofm_cli.views.augment import IMAGENET_MEAN, IMAGENET_STD
 from cytofm_cli.views.draws import sample_keys
 
 STUDENTS = ("distill_tokens", "distill_relations", "distill_dino")
@@ -111,6 +113,28 @@ def test_frozen_teacher__says_what_the_encoder_says_of_the_enlarged_view(teacher
     # Images of one colour are the same at any size.
     same = pixels[..., :1, :1].expand(2, 3, 32, 32).contiguous()
     np.testing.assert_allclose(tokens.cls_BD, encoder.encode(same), atol=1e-4)
+
+
+def test_frozen_teacher__of_timm_is_seen_on_the_grid_of_the_student(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"patch_size": 14, "embed_dim": 24, "depth": 2, "num_heads": 2, "init_values": 0.5}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=56, **shape).eval()
+    path = tmp_path / "published.pth"
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in vit.state_dict().items()}}, path)
+    builder = "\n".join(f"{name} = {value}" for name, value in shape.items())
+    path.with_name("published.pth.toml").write_text(
+        'arch = "timm/vit_tiny_patch16_224"\ninput_px = 56\nmean = [0.5, 0.5, 0.5]\n'
+        f"std = [0.5, 0.5, 0.5]\n[builder]\n{builder}\n"
+    )
+    frozen = FrozenTeacher(str(path), patch_px=8)
+    grey = torch.full((2, 3, 32, 32), 0.25)  # 4 by 4 patches of either
+    column = [torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)]
+    tokens = frozen((grey - column[0]) / column[1])
+    with torch.no_grad():
+        expected = vit.forward_features((torch.full((2, 3, 56, 56), 0.25) - 0.5) / 0.5)
+    torch.testing.assert_close(tokens.cls_BD, expected[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokens.patch_BND, expected[:, 1:], rtol=1e-4, atol=1e-5)
+    assert frozen(torch.zeros(1, 3, 64, 48)).patch_BND.shape == (1, 8 * 6, 24)  # of any size
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -249,6 +273,10 @@ def test_mistakes__are_named(teacher: Path, tmp_path: Path) -> None:
         open_teacher("")
     with pytest.raises(UsageError, match="handcrafted: is no Vision Transformer"):
         FrozenTeacher("handcrafted", 8)
+    resnet = tmp_path / "resnet.pth"
+    torch.save(timm.create_model("resnet10t", num_classes=0).state_dict(), resnet)
+    with pytest.raises(UsageError, match="resnet10t: is no Vision Transformer"):
+        FrozenTeacher(f"timm/resnet10t={resnet}", 8)
     with pytest.raises(WeightsError, match="no such file"):
         FrozenTeacher(f"uni={tmp_path / 'none.pth'}", 8)
     with pytest.raises(UsageError, match="whole views alone"):

@@ -68,3 +68,13 @@ def test_lost_encoders__of_an_old_run_only_its_being_there_is_known(tmp_path: Pa
     assert run_folder.lost_encoders(tmp_path, {"licence": "MIT"}) == [run_folder.ENCODER]
     (tmp_path / run_folder.ENCODER).write_bytes(b"w")
     assert run_folder.lost_encoders(tmp_path, {"licence": "MIT"}) == []
+
+
+@pytest.mark.parametrize("logged", ["", '{"step": 1}\n'])
+def test_forget_false_start__a_run_that_made_no_update_is_gone(tmp_path: Path, logged: str) -> None:
+    run = begin(tmp_path / "run", RECORD)
+    (run / "log.jsonl").write_text(logged)
+    (run / "tensorboard").mkdir()
+    (run / "tensorboard" / "events").write_bytes(b"version")
+    run_folder.forget_false_start(run)
+    assert run.exists() == bool(logged)

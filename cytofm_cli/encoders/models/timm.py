@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # A weight file may set these and nothing else: others of timm's could fetch or open files.
 _BUILDER_KEYS = frozenset(
     "img_size patch_size embed_dim depth num_heads mlp_ratio init_values reg_tokens "
-    "no_embed_class qkv_bias qk_norm pre_norm mlp_layer act_layer".split()
+    "no_embed_class qkv_bias qk_norm pre_norm mlp_layer act_layer dynamic_img_size".split()
 )
 
 _LAST_STAGE = "last_stage"  # ours: of a ResNet's four, what comes after it is left out
@@ -146,6 +146,8 @@ def network_outline(request: EncoderRequest) -> Any:
     try:
         with torch.device("meta"):
             return _network(request)
+    except UsageError:
+        raise
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UsageError(f"{request.name}: timm cannot build it ({error}).") from error
 
