@@ -29,6 +29,7 @@ from cytofm_cli.encoders.sr_vit import SrVit, TokenGrid, annealed_h, relative_ke
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.base import Backbone, Backbones, Tokens
 from cytofm_cli.pretrain.config import PretrainConfig
+from cytofm_cli.pretrain.norms import norm_notes
 
 _SHORT_NAMES: Final = {"resnet50": "timm/resnet50"}
 
@@ -261,6 +262,7 @@ class _Maker:
             network = self._random(0.0)
             report = layouts.load_into(network, state, where=where, may_lack=relative_keys(network))
         notes += _loading_notes(where, report)
+        notes += norm_notes(_full_name(self._config.encoder), self._config.init)
         return network
 
     def _network(self, rate: float) -> nn.Module:
@@ -310,7 +312,7 @@ def _blueprint(config: PretrainConfig, patch_px: int, img_px: int) -> Blueprint:
         raise UsageError(
             f"--encoder {encoder}: is a file.", hint=f"--encoder sr-vit-tiny --init {encoder}"
         )
-    resolved = catalogue.resolve(_SHORT_NAMES.get(encoder, encoder))
+    resolved = catalogue.resolve(_full_name(encoder))
     trunk = registry.encoders.load(resolved.plugin).trunk
     if trunk is None:
         raise UsageError(
@@ -328,6 +330,10 @@ def _blueprint(config: PretrainConfig, patch_px: int, img_px: int) -> Blueprint:
         )
     )
     return blueprint
+
+
+def _full_name(encoder: str) -> str:
+    return _SHORT_NAMES.get(encoder, encoder)
 
 
 def _drops_paths(plan: Blueprint) -> bool:

@@ -383,6 +383,24 @@ def test_init__of_a_training_checkpoint_takes_its_teacher(vit_file, tmp_path):
     assert any("2 entries of training heads left out" in note for note in info.notes)
 
 
+def normalised_otherwise(encoder, init):
+    _, info = make.__wrapped__(encoder, init=init)  # what lies beside the file changes
+    return [note for note in info.notes if "normalised" in note]
+
+
+def test_init__normalised_otherwise_than_views_is_said(vit_file, tmp_path):
+    path = tmp_path / "vit.safetensors"
+    path.write_bytes(vit_file.read_bytes())
+    (note,) = normalised_otherwise(VIT, path)
+    assert "mean 0.5 0.5 0.5 and std 0.5 0.5 0.5; views have ImageNet's" in note  # as timm has it
+    beside = tmp_path / "vit.safetensors.toml"
+    beside.write_text("mean = [0.7, 0.5, 0.6]\nstd = [0.2, 0.2, 0.1]\n")
+    (note,) = normalised_otherwise(VIT, path)
+    assert "mean 0.7 0.5 0.6 and std 0.2 0.2 0.1" in note
+    beside.write_text("mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n")
+    assert normalised_otherwise(VIT, path) == []
+
+
 def test_init__that_does_not_fit_is_refused(vit_file, tmp_path):
     with pytest.raises(WeightsError, match=r"vit.safetensors: does not fit the model"):
         make("sr-vit-small", init=vit_file)
@@ -396,7 +414,8 @@ def test_init__of_our_own_export(tmp_path):
     again, info = make(SR, init=tmp_path / "e.safetensors")
     for key, value in again(role="student").state_dict().items():
         assert torch.equal(value, made.state_dict()[key])
-    assert info.notes == ()
+    (note,) = info.notes
+    assert "normalised with mean 0.7 0.5 0.6" in note
 
 
 @pytest.mark.parametrize(
