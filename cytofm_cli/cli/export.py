@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.cli.options import SetWords, SlideOptions, parse_settings
+from cytofm_cli.cli.options import SlideOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
 from cytofm_cli.cli.per_slide import show
+from cytofm_cli.cli.plugin_settings import SetWords, parse_settings
 from cytofm_cli.errors import UsageError
 from cytofm_cli.exporters.config import ExportConfig
 

@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cytofm_cli.cli.mil_score import score
-from cytofm_cli.cli.options import (
-    CommonOptions,
-    ConfigOptions,
-    SetWords,
-    TuneWords,
-    parse_settings,
-    parse_tune,
-)
+from cytofm_cli.cli.options import CommonOptions, ConfigOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
+from cytofm_cli.cli.plugin_settings import SetWords, TuneWords, parse_settings, parse_tune
 from cytofm_cli.errors import SomeSlidesFailedError, UsageError
 from cytofm_cli.mil.config import BenchmarkConfig, CompareConfig, MilConfig, MilSettings
 

@@ -29,40 +29,6 @@ SlidesNow = Annotated[
     Path | None,
     typer.Option(help="Folder where the slides lie now, for stores without pixels."),
 ]
-SetWords = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the plug-in; repeat for more."),
-]
-TuneWords = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tune",
-        metavar="KEY=VALUE,VALUE",
-        help="Choose a setting of recipe or head within each training part; repeat for more.",
-    ),
-]
-
-
-def parse_settings(words: list[str] | None) -> Layer:
-    """Parse the KEY=VALUE words of `--set`."""
-    settings = Layer(form="--set {key}={value}", place="--set: ")
-    for word in words or []:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise UsageError(f"--set {word}: must be KEY=VALUE.")
-        settings[key.strip()] = value.strip()
-    return settings
-
-
-def parse_tune(words: list[str] | None) -> dict[str, list[str]]:
-    """Parse the KEY=VALUE,VALUE words of `--tune`."""
-    values: dict[str, list[str]] = {}
-    for word in words or []:
-        key, _, listed = word.partition("=")
-        values[key.strip()] = [part.strip() for part in listed.split(",") if part.strip()]
-        if not key.strip() or not values[key.strip()]:
-            raise UsageError(f"--tune {word}: must be KEY=VALUE,VALUE.")
-    return values
 
 
 @dataclass(frozen=True, kw_only=True)

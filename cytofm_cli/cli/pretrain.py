@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cytofm_cli.api.inputs import find_stores_and_packs
-from cytofm_cli.cli.options import CommonOptions, SetWords, SlidesNow, parse_settings
+from cytofm_cli.cli.options import CommonOptions, SlidesNow
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.out import out
+from cytofm_cli.cli.plugin_settings import SetWords, parse_settings
 from cytofm_cli.config import read_toml
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.cli.options import RunOptions, parse_settings
+from cytofm_cli.cli.options import RunOptions
 from cytofm_cli.cli.options import register as register_command
 from cytofm_cli.cli.per_slide import show
+from cytofm_cli.cli.plugin_settings import StainWord, parse_settings, with_stain
 from cytofm_cli.config import option
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.exporters.config import ExportConfig
@@ -95,6 +96,7 @@ def run(
             "--set", metavar="KEY=VALUE", help="A setting of the detector; repeat for more."
         ),
     ] = None,
+    stain: StainWord = None,
     *,
     tile: TileConfig,
     detect: DetectConfig,
@@ -131,7 +133,7 @@ def run(
         export=export.asked(),
         manifest=manifest,
         preview=preview,
-        detector_settings=parse_settings(settings),
+        detector_settings=with_stain(parse_settings(settings), stain),
     )
     show("run", run, step, sums=_sums, line=_line)
 

@@ -82,6 +82,8 @@ def test_export__geojson_and_csv_hold_every_nucleus(
         (("--detector", "clasical"), 2, "classical"),
         (("--set", "min_probability=2"), 2, "at most"),
         (("--set", "min_probability"), 2, "KEY=VALUE"),
+        (("--stain", "gram"), 2, "choose auto, pap, mgg, he, fluorescence"),
+        (("--stain", "pap", "--set", "stain=he"), 2, "--set stain=he says otherwise"),
         (("--detector", "instanseg", "--weights", "none.pt"), 3, "no such file"),
     ],
 )
@@ -92,6 +94,14 @@ def test_detect__what_cannot_be_is_refused_in_one_line(
     assert said in done.stderr
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_detect__stain_is_a_setting_of_the_detector(here, stores: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(sorted(stores.glob("*.zarr"))[0], tmp_path / "a.zarr")
+    done = here("detect", store, "--stain", "he")
+    assert done.returncode == 0, done.stderr
+    facts = zarr.open_group(store, mode="r")["nuclei/classical"].attrs["cytofm"]
+    assert facts["stain"]["name"] == "he"
 
 
 @pytest.mark.parametrize(
