@@ -102,7 +102,7 @@ def methods_table(results: Sequence[Result]) -> str:
         rows.append(cells)
     heads = [word for name in PRIMARY for word in (name, "+ all", "difference, p")]
     tests = ", ".join(f"{name} p = {sign_test(some):.2f}" for name, some in gaps.items())
-    note = f"\nOver the {len(there)} methods (sign test): {tests}.\n" if there else ""
+    note = f"\nOver the {len(there)} methods (sign test): {tests}.\n" if len(there) > 1 else ""
     return table(["method (seed 0)", *heads], rows) + note
 
 
