@@ -20,6 +20,7 @@ from .test_kill import arrays, assert_all_valid, run_and_kill
 
 TILES = ("--slide-mpp", 0.25, "--tile-px", 256)
 STEPS = ["tile", "detect", "embed tile", "embed cell"]
+PLACES = ["tiles", "nuclei/classical", "embeddings/handcrafted/tile"]  # of the first of them
 HAND = ("--unit", "both", "--encoder", "handcrafted")
 
 
@@ -215,7 +216,7 @@ def test_kill__at_any_moment_the_same_command_ends_like_an_undisturbed_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["tiles", "nuclei", "embeddings/handcrafted/tile"])
+@pytest.mark.parametrize("step", PLACES)
 def test_kill__after_a_step_the_next_run_begins_with_the_one_behind_it(
     cytofm, two: Path, singly: Path, tmp_path: Path, step: str
 ) -> None:
@@ -235,7 +236,7 @@ def test_kill__after_a_step_the_next_run_begins_with_the_one_behind_it(
     done = cytofm(*words, "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)["steps"]
-    finished = ["tiles", "nuclei", "embeddings/handcrafted/tile"].index(step) + 1
+    finished = PLACES.index(step) + 1
     assert {told[name]["status"] for name in STEPS[:finished]} == {"skipped"}
     mine = {name: data for name, data in arrays(singly).items() if name.startswith(field.stem)}
     assert arrays(tmp_path / "stores") == mine
