@@ -1,8 +1,10 @@
 """The published networks that timm rebuilds: the entries of the encoder `timm`.
 
-Only models whose structure timm rebuilds to the published number of parameters are listed. Files
-in the authors' layouts, with random numbers, give the features of a reference in float64 that
-knows no timm (tests/encoders/test_layouts_of_files.py); no published file was ever loaded here.
+Only models whose structure timm rebuilds to the published number of parameters are listed. Those
+that tests/encoders/test_layouts_of_files.py names give, from files of random numbers in the
+authors' layouts, the features of a float64 reference that knows no timm; UNI2-h, Virchow,
+H-optimus, H0-mini, Phikon, Midnight and DINOv2/3 have no such reference. No published file was
+ever loaded here.
 None of the weights are fetched unless asked: the user passes the file.
 
 Sources: model cards; timm; the normalisation constants are the authors'.
