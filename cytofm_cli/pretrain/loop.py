@@ -230,12 +230,11 @@ class Trainer(Generic[L]):
         writes = self.world.is_main
         checkpoint.save(self.run, self.step, self.method, self.optimiser, state, writes=writes)
         if writes:
-            keep = {self.step, self.meters.best_step}
-            checkpoint.prune(self.run, keep, self.config.keep_every)
+            self._prune()
         distributed.barrier()
 
     def resume(self, step: int) -> None:
-        """Go back to a checkpoint."""
+        """Go back to a checkpoint, the newest one, and drop those not to keep."""
         state = checkpoint.load(self.run, step, self.method, self.optimiser, self.device)
         if state.get("init_sha256", self.init_sha256) != self.init_sha256:
             raise InputError(
@@ -246,6 +245,12 @@ class Trainer(Generic[L]):
         self.begun_processes = state.get("world", self.world.size)
         if self.scaler.is_enabled() and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
+        if self.world.is_main:
+            self._prune()  # what a process killed after saving had no time to
+
+    def _prune(self) -> None:
+        keep = {self.step, self.meters.best_step}
+        checkpoint.prune(self.run, keep, self.config.keep_every)
 
     def _beside(self) -> None:
         """Probe, draw and save where it is time to."""

@@ -105,10 +105,13 @@ def test_train__a_lost_generator_is_written_again_the_same(
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     (run / "generator.safetensors").unlink()
+    # Killed after its last checkpoint, before the one before that was removed.
+    shutil.copytree(checkpoint.step_folder(run, 6), checkpoint.step_folder(run, 4))
     assert not train(small(gan=0.1), stores(cells), run).skipped
     assert (run / "generator.safetensors").read_bytes() == (
         whole / "generator.safetensors"
     ).read_bytes()
+    assert checkpoint.saved_steps(run) == [6]
 
 
 def test_train__a_half_written_checkpoint_is_refused_by_name(
