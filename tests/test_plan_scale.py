@@ -18,7 +18,7 @@ _SPEC.loader.exec_module(scale)
 # A slide takes 10 + 20 + 30 = 60 CPU seconds, 6 calls of 0.5 s and 1000 bytes.
 RATES = scale.Rates(
     tiles_tiled=10.0, tiles_detected=5.0, cells_cut=100.0, cells_encoded=50.0,
-    cells_on_gpu=150.0, start_s=0.0, asks=1.0, changes=1.0, files=3.0,
+    cells_on_gpu=150.0, start_s=0.0, asks=3.0, changes=3.0, files=3.0,
 )  # fmt: skip
 COHORT = scale.Cohort(slides=4, tiles=100.0, cells=1500.0, slide_bytes=1000.0, dim=0, spread=0.0)
 SERVER = scale.Server(bandwidth=150.0, client_bandwidth=100.0, asks=3.0, ask_s=0.5)

@@ -2,8 +2,8 @@
 
     python tests/bench/bench_scale.py WORK [--slides 2000] [--json FILE] [--finished]
 
-Links one small slide (1 024² px, JPEG) under as many names, tiles and embeds them with 1, 2, …
-workers, and runs both commands again with nothing left to do. CPU seconds are of the processes
+Links one small slide (1 024² px, JPEG) under as many names, tiles, detects and embeds them with 1,
+2, … workers, and runs the commands again with nothing left to do. CPU seconds are of the processes
 and their children, less those of the same command for one slide that is done. Where `strace` is
 installed, the calls that a file server has to answer are counted over ten slides.
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def do_and_do_again(work: Path, n: int) -> dict[str, Any]:
-    """Tile and embed `n` slides, and again; print and return what it takes."""
+    """Tile, detect and embed `n` slides, and again; print and return what it takes."""
     slides = link_slides(work, n)
     start_s = {name: run(words).cpu_s for name, words in one_done(work).items()}
     result = {"slides": n, "cpus": cpu_count(), "costs": {}, **size_of(work, slides)}
@@ -81,8 +81,9 @@ def do_and_do_again(work: Path, n: int) -> dict[str, Any]:
     for workers in range(1, cpu_count() + 1):
         stores = work / f"stores-{workers}"
         shutil.rmtree(stores, ignore_errors=True)
-        for name in ("tile", "embed", "tile again", "embed again"):
-            words = steps(slides, stores, workers)[name.removesuffix(" again")]
+        commands = steps(slides, stores, workers)
+        for name in (*commands, *(f"{name} again" for name in commands)):
+            words = commands[name.removesuffix(" again")]
             cost = run(words)
             result["costs"][f"{name}, {workers}"] = asdict(cost)
             cpu_ms = (cost.cpu_s - start_s[name.removesuffix(" again")]) / n * 1e3
@@ -128,23 +129,17 @@ def finished(work: Path, n: int) -> dict[str, list[str]]:
     """Make `n` stores of six steps; return the commands that find nothing left to do there."""
     slides, stores = link_slides(work, n), work / f"finished-{n}"
     first = steps(link_slides(work, 1), work / "finished-1", 1)
-    detect = ["detect", "--workers", "1", "--quiet", "--no-progress"]
     made = work / "finished-1" / "s000000.zarr"
     if not made.exists():
         run(first["tile"])
-        run([*detect, str(made)])
+        run(first["detect"])
         for encoder, unit in BAGS:
             run([*first["embed"], "--encoder", encoder, "--unit", unit])
     for number in range(n):
         path = stores / f"s{number:06d}.zarr"
         if not path.exists():
             shutil.copytree(made, path, copy_function=os.link)
-    return {
-        "status": ["status", str(stores)],
-        "tile": steps(slides, stores, 1)["tile"],
-        "detect": [*detect, str(stores)],
-        "embed": steps(slides, stores, 1)["embed"],
-    }
+    return {"status": ["status", str(stores)], **steps(slides, stores, 1)}
 
 
 def link_slides(work: Path, n: int) -> Path:
@@ -185,6 +180,7 @@ def steps(slides: Path, stores: Path, workers: int) -> dict[str, list[str]]:
     lazy = ["--workers", str(workers), "--quiet", "--no-progress"]
     return {
         "tile": ["tile", str(slides), "-o", str(stores), "--tile-px", "256", *lazy],
+        "detect": ["detect", str(stores), *lazy],
         "embed": ["embed", str(stores), "--encoder", "handcrafted", *lazy],
     }
 
@@ -203,7 +199,7 @@ def run(words: list[str]) -> Cost:
 
 
 def one_done(work: Path) -> dict[str, list[str]]:
-    """Tile and embed one slide; return the commands, which have nothing left to do."""
+    """Take one slide through the steps; return the commands, which have nothing left to do."""
     commands = steps(link_slides(work, 1), work / "stores-of-one", 1)
     for words in commands.values():
         run(words)
@@ -211,7 +207,7 @@ def one_done(work: Path) -> dict[str, list[str]]:
 
 
 def size_of(work: Path, slides: Path) -> dict[str, float]:
-    """Return bytes and files of one slide's store, tiled and embedded."""
+    """Return bytes and files of one slide's finished store."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         some = Path(folder) / "slides"
         some.mkdir()

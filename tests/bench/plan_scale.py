@@ -35,9 +35,9 @@ class Rates:
         cells_encoded: of `embed --unit cell` with cytofm-tiny, cutting included (bench_cells.py).
         cells_on_gpu: cells a second of one GPU with a ViT-S at 224 px: assumed.
         start_s: of CPU before a worker's first slide.
-        asks: calls that ask the file server, a slide and step (bench_scale.py).
-        changes: calls that change names, a slide and step (bench_scale.py).
-        files: a finished store of one chunk an array (bench_scale.py).
+        asks: calls that ask the file server, of a slide's three steps (bench_scale.py).
+        changes: calls that change names, of a slide's three steps (bench_scale.py).
+        files: of a finished store of one chunk an array (bench_scale.py).
     """
 
     tiles_tiled: float = 1000.0
@@ -46,9 +46,9 @@ class Rates:
     cells_encoded: float = 280.0
     cells_on_gpu: float = 3000.0
     start_s: float = 2.0
-    asks: float = 620.0
-    changes: float = 35.0
-    files: float = 21.0
+    asks: float = 1830.0
+    changes: float = 144.0
+    files: float = 57.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def plan(cohort: Cohort, rates: Rates, server: Server, *, cores: int, gpus: int)
     gpu_s = cohort.slides * mean * cohort.cells / rates.cells_on_gpu if gpus else 0.0
     read = cohort.slides * mean * cohort.slide_bytes
     written = cohort.embedding_bytes * mean
-    calls = cohort.slides * 3 * (rates.asks + rates.changes)
+    calls = cohort.slides * (rates.asks + rates.changes)
     busy_h = {
         "cores": core_s / cores / 3600,
         "GPUs": gpu_s / gpus / 3600 if gpus else 0.0,
@@ -210,7 +210,7 @@ def simulate(
     size_N = np.exp(rng.normal(0, cohort.spread, cohort.slides))
     compute_s = cpu_s(cohort, rates, gpus=0)
     bytes_each = cohort.slide_bytes + cohort.cells * cohort.dim * 4.0
-    calls_each = 3 * (rates.asks + rates.changes)
+    calls_each = rates.asks + rates.changes
     disk = Shared(server.bandwidth, server.client_bandwidth)
     names = Shared(server.asks, 1 / server.ask_s)
     compute: list[tuple[float, int]] = [(rates.start_s, worker) for worker in range(cores)]
