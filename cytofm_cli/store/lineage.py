@@ -5,7 +5,7 @@ ids of the steps that it read. A step is stale when one of those has another id 
 stale itself. Records of earlier versions have neither: there a step goes by its settings and
 its input (`StepRecord.mark`), and what it was made from is told by `input_fingerprint`.
 
-Pure functions over records; `cytofm_cli.store.io` asks them when it reads and commits.
+Pure functions over records; `Store` asks them when it reads, `store.commit` when it commits.
 """
 
 from __future__ import annotations
