@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from cytofm_cli.api.failures import FailureLog, explain
 from cytofm_cli.api.outcomes import Outcomes
-from cytofm_cli.errors import CytofmWarning, UsageError
+from cytofm_cli.errors import CytofmError, CytofmWarning, UsageError
 from cytofm_cli.work.batch import Event, Note, Outcome, Task, Work, attempt, run_batch
 from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.device import OnGpus
@@ -147,13 +147,20 @@ def run_cohort(
     """
     tasks = [Task(name=job.slide_id, path=job.path, payload=job) for job in jobs]
     with output_errors(folder):
+        is_ours = manner.keeps_list and not folder.exists()
         if manner.keeps_list:
             folder.mkdir(parents=True, exist_ok=True)
         log = FailureLog(folder, step, manner.shard)
     listen = manner.listen or Warnings()
     if manner.gpus is not None:
         work = OnGpus(work, manner.gpus)
-    outcomes = _do(tasks, work, manner, log, listen, workers)
+    try:
+        outcomes = _do(tasks, work, manner, log, listen, workers)
+    except CytofmError:
+        if is_ours:
+            with contextlib.suppress(OSError):  # else something is in it
+                folder.rmdir()
+        raise
     for _ in range(0 if manner.on is not None else _LOOKS_AT_HELD):
         held = {outcome.slide_id for outcome in outcomes if outcome.status == "held"}
         if not held:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides.base import DAMAGED_HINT, slide_error
 
+_COPIED: Final = "check what was copied there."
 _EXPORT: Final = "export it as OME-TIFF with the scanner's software, QuPath or Bio-Formats."
 _VSI_MAGIC: Final = (8, b"\x18\0IS")  # the first block of Olympus' own after a TIFF's header
 # Slide formats that no reader here opens, by suffix; files of these names are never tried.
@@ -133,7 +134,9 @@ def stranger(path: str, head: bytes) -> SlideError | None:
         if head.startswith(magic):
             return slide_error(path, what, hint)
     if head and _is_text(head[:1024]):
-        return slide_error(path, "is a text file, not a slide.", "check what was copied there.")
+        is_table = Path(path).suffix.lower() in (".csv", ".tsv")
+        hint = "a table of slides: `cytofm tile --manifest FILE`." if is_table else _COPIED
+        return slide_error(path, "is a text file, not a slide.", hint)
     return None
 
 

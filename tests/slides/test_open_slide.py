@@ -132,6 +132,12 @@ def test_open__what_is_no_slide_is_named(tmp_path, content, told) -> None:
     assert re.search(told, line), line
 
 
+def test_open__a_table_of_slides_is_no_slide(tmp_path) -> None:
+    path = tmp_path / "slides.csv"
+    path.write_text("slide_id,path\na,a.svs\n")
+    assert re.search("is a text file, not a slide.*cytofm tile --manifest", failure(path))
+
+
 def test_open__missing_paths_folders_and_devices(tmp_path) -> None:
     assert "no such file or folder" in failure(tmp_path / "nowhere.svs")
     assert "is a folder without a DICOM slide" in failure(tmp_path)
