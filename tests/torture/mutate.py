@@ -15,13 +15,10 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,75 +26,15 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import mutations
 import warm
-from mutation_ground import PRETRAIN, make_ground
+from confined import run_limited
+from mutants import CASES, Case, Mutant, Prepared, prepare
+from mutation_ground import make_ground
+from mutations import CANARY
 
-MOST_BYTES: Final = 2 << 30
-MOST_SECONDS: Final = 20.0
-MORE_SECONDS: Final = 2.0  # for each file of a batch
-MOST_FILE_BYTES: Final = 1 << 30
 BLOWN_BYTES: Final = 3 << 29
 LOOK_EVERY: Final = 20
 CODES: Final = frozenset({0, 2, 3, 4, 75})
-REPLACED: Final = (b"", b"\0" * 64, None)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kind of file, and the command that reads it.
-
-    Attributes:
-        kind: as the report calls it.
-        source: pattern of the files, or of folders in which one file is changed; under the ground.
-        words: of the command; {in} is the mutated file or folder, {ground} what is whole.
-        inside: pattern of the files of a folder that are changed.
-        weight: how often it is drawn.
-        batched: the command takes many, and each is met by itself.
-    """
-
-    kind: str
-    source: str
-    words: str
-    inside: str = ""
-    weight: int = 12
-    batched: bool = False
-
-
-_TILE = "--tile-px 200 --foreground none --slide-mpp 0.25 --workers 1 -o out"
-_EMBED = "embed {in} --encoder handcrafted {again}"
-_PROBE = "--encoder handcrafted --task abnormal --replicates 100 -o out"
-CASES: Final = (
-    Case("slide", "seeds/*", "info {in}", weight=14, batched=True),
-    Case("slide", "seeds/*", f"tile {{in}} {_TILE}", weight=12, batched=True),
-    Case("real slide", "real/*", "info {in}", weight=14, batched=True),
-    Case("real slide", "real/*", f"tile {{in}} {_TILE}", weight=8, batched=True),
-    Case("store", "stores/p1*", "info {in}", "**/*", 8, batched=True),
-    Case("store", "stores/p1*", "verify {in}", "**/*", 8, batched=True),
-    Case("store", "stores/p1*", "status {in}", "**/*", 4, batched=True),
-    Case("store", "stores/p1*", "export {in} -o out --to h5,geojson", "**/*", 8, batched=True),
-    Case("store", "stores/p1*", "detect {in} --overwrite --workers 1", "**/*", 4, batched=True),
-    Case("store", "stores/p1*", _EMBED, "**/*", 4, batched=True),
-    Case("store", "stores/p1*", "mil score {ground}/run {in} -o out.csv {no_maps}", "**/*", 18),
-    Case("store", "stores/p1*", "views {in} -o out", "**/*", 6),
-    Case("nuclei GeoJSON", "nuclei/*", "detect {store} --detector import --nuclei {in} {again}"),
-    Case("regions", "regions/*", f"tile {{slide}} --regions {{in}} {_TILE}", weight=24),
-    Case("table", "labels.csv", "mil train --bags {ground}/stores --labels {in} -o out --dry-run"),
-    Case("table", "manifest.csv", f"tile --manifest {{in}} {_TILE} --dry-run"),
-    Case("table", "crops.csv", "tile {ground}/crops --cells {in} -o out --workers 1"),
-    Case("table", "points.csv", "evaluate probe {ground}/stores --points {in} " + _PROBE, weight=3),
-    Case("table", "points.csv", "cells train {ground}/stores --labels {in} --encoder handcrafted"
-         " --task abnormal --groups {ground}/labels.csv -o out", weight=3),
-    Case("bag", "bags/*", "mil train --bags {in} --labels {ground}/labels.csv -o out --dry-run"
-         " --allow-missing", weight=6),
-    Case("bag", "bags/*", "mil score {ground}/run {in} -o out.csv {no_maps}", weight=24),
-    Case("RUN", "run", "mil score {in} {ground}/stores -o out.csv {no_maps}", "**/*", 24),
-    Case("RUN", "run", "report {in} {ground}/stores -o out.html", "**/*", 9),
-    Case("RUN", "cells", "cells apply {in} {store}", "**/*", 18),
-    Case("weights", "encoder.safetensors", "embed {store} --encoder {in}", weight=18),
-    Case("weights", "weights/*", "embed {store} --encoder sr-vit-nano --weights {in}", weight=18),
-    Case("checkpoint", "pretrained", "pretrain {ground}/stores -o {in} {pretrain}", "**/*", 6),
-)  # fmt: skip
 
 
 @dataclass
@@ -122,156 +59,6 @@ class Tally:
     accepted: int = 0
     findings: int = 0
     mutations: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One mutated file, or a folder with one."""
-
-    number: int
-    name: str
-    source: str
-    mutation: str
-    names: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A folder with mutants, and the words of the command that reads them."""
-
-    folder: Path
-    words: list[str]
-    mutants: tuple[Mutant, ...]
-
-
-def prepare(case: Case, ground: Path, folder: Path, seed: int, first: int, batch: int) -> Prepared:
-    """Copy what a case begins with, and change one file of each copy."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "tmp").mkdir(parents=True)
-    (folder / "in").mkdir()
-    numbers = range(first, first + (batch if case.batched else 1))
-    mutants = tuple(_mutant(case, ground, folder / "in", seed, number) for number in numbers)
-    store = folder / "whole" / "p2_s1.zarr"
-    if "{store}" in case.words:
-        shutil.copytree(next(ground.glob("stores/p2*")), store)
-    known = {
-        "in": " ".join(str(folder / "in" / mutant.name) for mutant in mutants),
-        "ground": ground,
-        "store": store,
-        "slide": next((ground / "cohort" / "slides").glob("p2*")),
-        "pretrain": PRETRAIN,
-        "again": "--overwrite --workers 1",
-        "no_maps": "--no-attention",
-    }
-    return Prepared(folder, [*case.words.format_map(known).split(), "-q"], mutants)
-
-
-def _mutant(case: Case, ground: Path, folder: Path, seed: int, number: int) -> Mutant:
-    """Make one; those of a batch have their number in their names."""
-    rng = random.Random(f"{seed}:{number}:bytes")
-    source = rng.choice(sorted(ground.glob(case.source)))
-    name = f"m{number:06d}_{source.name}" if case.batched else source.name
-    place = folder / name
-    if source.is_dir():
-        shutil.copytree(source, place, symlinks=True)
-        mutation, inner = change_inside(place, case.inside, rng)
-    else:
-        data, mutation = mutations.mutate(source.name, source.read_bytes(), rng)
-        place.write_bytes(data)
-        inner = source.name
-    # A slide or store is named as it stands in failures: by its id.
-    names = {name, name.partition(".")[0]} | (set() if case.batched else {Path(inner).name})
-    return Mutant(number, name, f"{source.name}:{inner}", mutation, frozenset(names))
-
-
-def change_inside(place: Path, pattern: str, rng: random.Random) -> tuple[str, str]:
-    """Change one file of a folder, more often one of its records; or remove or replace it."""
-    files = sorted(path for path in place.glob(pattern) if path.is_file())
-    records = [path for path in files if path.suffix in (".json", ".toml", ".csv", ".pt")]
-    path = rng.choice(records if records and rng.random() < 0.6 else files)
-    inner = path.relative_to(place).as_posix()
-    what = rng.random()
-    if what < 0.04:
-        path.unlink()
-        return "gone", inner
-    if what < 0.06:
-        path.unlink()
-        path.mkdir()
-        return "folder", inner
-    if what < 0.08:
-        path.unlink()
-        path.symlink_to(rng.choice((path.name, "/etc/passwd", "/dev/zero", "..")))
-        return "link", inner
-    data, mutation = mutations.mutate(path.name, path.read_bytes(), rng)
-    path.write_bytes(data)
-    return mutation, inner
-
-
-# The child.
-
-
-def _limited(prepared: Prepared) -> None:
-    """Run the command in this process, which is a child, and end it."""
-    code = 1
-    try:
-        _confine(prepared.folder)
-        from cytofm_cli.__main__ import main
-
-        main(prepared.words)
-    except SystemExit as done:
-        code = int(done.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _confine(folder: Path) -> None:
-    """Limit this process: its memory, its files, where it writes, and no network."""
-    os.setsid()
-    os.chdir(folder)
-    for name in ("out", "err"):
-        handle = os.open(f"said.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(handle, 1 if name == "out" else 2)
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
-    os.environ["CYTOFM_CACHE_DIR"] = str(folder / "cache")
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE_BYTES, MOST_FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(MOST_SECONDS), int(MOST_SECONDS) + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.addaudithook(_no_network)
-
-
-def _no_network(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "socket.connect" and isinstance(arguments[1], tuple):
-        os.write(2, b"NETWORK\n")
-        os._exit(99)
-
-
-def run_limited(prepared: Prepared) -> tuple[int | None, float, int]:
-    """Run a command in a limited child; return its exit code (None: it hung), seconds, peak."""
-    start = time.monotonic()
-    # Where others compute, a second of this machine is no second of its processor.
-    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    most = busy * (MOST_SECONDS + MORE_SECONDS * len(prepared.mutants))
-    pid = os.fork()
-    if pid == 0:
-        _limited(prepared)
-    while True:
-        done, status, usage = os.wait4(pid, os.WNOHANG)
-        seconds = time.monotonic() - start
-        hung = not done and seconds > most
-        if done or hung:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        if hung:
-            _, _, usage = os.wait4(pid, 0)
-            return None, seconds, usage.ru_maxrss * 1024
-        if done:
-            return os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss * 1024
-        time.sleep(0.005)
 
 
 # The judgement.
@@ -310,7 +97,7 @@ def judge(prepared: Prepared, code: int | None, peak: int, outside: list[str]) -
         wrong.append("strange line")
     if any(ord(letter) < 32 for line in said.split("\n") for letter in line):
         wrong.append("control characters")
-    ran = [*prepared.folder.parent.rglob(mutations.CANARY)]
+    ran = [*prepared.folder.parent.rglob(CANARY)]
     if ran:
         wrong.append("code was run")
     left = [path.name for path in (prepared.folder / "tmp").iterdir()]

@@ -1,4 +1,4 @@
-"""Small whole files of every kind, from which mutants are made; see `CASES` of `mutate.py`."""
+"""Small whole files of every kind, from which mutants are made; see `CASES` of `mutants.py`."""
 
 from __future__ import annotations
 
