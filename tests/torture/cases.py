@@ -13,16 +13,18 @@ PRETRAIN = (
 )  # fmt: skip
 BAGS = ("--bags", "stores", "--labels", "cohort/labels.csv")
 POINTS = ("--labels", "cohort/points.csv", "--groups", "cohort/labels.csv", *OWN)
-PROBE = (
+PROBED = (
     "--points", "cohort/points.csv", "--groups", "cohort/labels.csv", *OWN, "--task", "abnormal",
-    "--replicates", 100,
 )  # fmt: skip
+PROBE = (*PROBED, "--replicates", 100)
 GENERATE = (
     "--align", "none", "--condition", "none", "--cell-um", 16, "--batch", 4, "--steps", 2,
     "--save-every", 1, "--device", "cpu", "--threads", 1,
     "--size-px", 32, "--vae-base", 8, "--vae-blocks", 1, "--depth", 1, "--width", 16,
     "--heads", 2, "--patch", 1, "--aligned-depth", 1, "--projector", 16,
 )  # fmt: skip
+SAMPLED = ("--sampler", "euler", "--steps", 2, "--device", "cpu")
+CELL = ("--like", "whole/p1_s1.zarr:0")
 CASES: dict[str, tuple[object, ...]] = {
     "tile": ("tile", "one", "-o", "new", *TILE, "--preview", "shown"),
     "tile --overwrite": ("tile", "one", "-o", "whole", *TILE, "--stride-px", 64, "--overwrite"),
@@ -40,6 +42,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "mil train --overwrite": (
         *("mil", "train", *BAGS, "-o", "run", *TRAIN, "--seed", 5, "--overwrite"),
     ),
+    "mil benchmark": ("mil", "benchmark", *BAGS, "-o", "new", *TRAIN, "--method", "mean"),
     "mil score": ("mil", "score", "run", "whole", "-o", "new.csv"),
     "cells train": ("cells", "train", "stores", *POINTS, "-o", "new", "--task", "abnormal"),
     "cells train --overwrite": (
@@ -47,14 +50,34 @@ CASES: dict[str, tuple[object, ...]] = {
         *("--seed", 5, "--overwrite"),
     ),
     "cells apply": ("cells", "apply", "cells", "found"),
+    "cells count": ("cells", "count", "found", "-o", "new.csv"),
     "evaluate probe": ("evaluate", "probe", "stores", *PROBE, "-o", "new"),
+    "evaluate robustness": (
+        *("evaluate", "robustness", "whole", "-o", "new", *OWN, "--max-places", 12),
+        *("--perturb", "jpeg:50"),
+    ),
+    "evaluate retention": (
+        *("evaluate", "retention", "stores", *PROBED, "-o", "new", "--perturb", "jpeg:50"),
+    ),
     "report": ("report", "run", "whole", "-o", "new.html"),
     "generate train": ("generate", "train", "stores", "-o", "new", *GENERATE),
-    "generate sample": (
-        *("generate", "sample", "new", "-o", "images", "-n", 2, "--sampler", "euler"),
-        *("--steps", 2, "--device", "cpu"),
+    "generate sample": ("generate", "sample", "new", "-o", "images", "-n", 2, *SAMPLED),
+    "generate evaluate": (
+        *("generate", "evaluate", "new", "stores", "-o", "judged", *OWN, "--n", 8, *SAMPLED),
+    ),
+    "generate counterfactual": (
+        *("generate", "counterfactual", "new", "--score", "cells", *CELL, "-o", "strips"),
+        *SAMPLED,
+    ),
+    "generate restain": (
+        *("generate", "restain", "new", *CELL, "--stain", "stores/p2_s1.zarr", "-o", "images"),
+        *SAMPLED,
     ),
     "gallery": ("gallery", "stores", "-o", "new", "--by", "area_um2"),
+    "attention": (
+        *("attention", "whole", "-o", "new", "--encoder", "cytofm-tiny", "--images", 2),
+        *("--replicates", 100, "--device", "cpu"),
+    ),
     "heatmap": ("heatmap", "run", "whole", "-o", "new"),
     "export": ("export", "whole", "-o", "new", "--to", "h5,geojson,csv,h5ad"),
     "simulate": (
@@ -63,7 +86,14 @@ CASES: dict[str, tuple[object, ...]] = {
     ),
 }
 # What is done before a case, beyond the ground.
-BEFORE = {"generate sample": CASES["generate train"]}
+_TOLD = (*CASES["generate train"], "--condition", "encoder", *OWN)
+BEFORE = {
+    "generate sample": CASES["generate train"],
+    "generate evaluate": CASES["generate train"],
+    "generate counterfactual": _TOLD,
+    "generate restain": _TOLD,
+    "cells count": CASES["cells apply"],
+}
 # Made once, then made anew with --overwrite and other settings.
 AGAIN: dict[str, tuple[object, ...]] = {
     "pretrain": ("--seed", 5),
