@@ -97,5 +97,9 @@ def test_full_disk__ends_the_step_to_be_tried_again_and_no_further_slide_is_comp
     with pytest.raises(DiskFullError, match="b: no space left on the disk") as caught:
         run_cohort("tile", jobs, work, tmp_path / "out", Manner(), workers=1)
     assert caught.value.exit_code == 75
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
-    assert list((tmp_path / "out").iterdir()) == []
+    # No slide after b, no list of failures, and no folder that was made for it alone.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    (tmp_path / "own").mkdir()
+    with pytest.raises(DiskFullError):
+        run_cohort("tile", jobs, work, tmp_path / "own", Manner(), workers=1)
+    assert list((tmp_path / "own").iterdir()) == []
