@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any, Final
 
 from mutants import Prepared
+from warm import leave
 
 MOST_BYTES: Final = 2 << 30
 MOST_SECONDS: Final = 20.0
@@ -22,21 +23,10 @@ MOST_FILE_BYTES: Final = 1 << 30
 
 
 def _limited(prepared: Prepared) -> None:
-    """Run the command in this process, which is a child, and end it."""
-    code = 1
-    try:
-        _confine(prepared.folder)
-        from cytofm_cli.__main__ import main
+    _confine(prepared.folder)
+    from cytofm_cli.__main__ import main
 
-        main(prepared.words)
-    except SystemExit as done:
-        code = int(done.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    main(prepared.words)
 
 
 def _confine(folder: Path) -> None:
@@ -69,7 +59,7 @@ def run_limited(prepared: Prepared) -> tuple[int | None, float, int]:
     most = busy * (MOST_SECONDS + MORE_SECONDS * len(prepared.mutants))
     pid = os.fork()
     if pid == 0:
-        _limited(prepared)
+        leave(functools.partial(_limited, prepared))
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         seconds = time.monotonic() - start

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import json
 import mmap
@@ -27,6 +28,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 CRASHED = -signal.SIGKILL
 HUNG = 1000  # no exit code of any process
@@ -97,9 +99,14 @@ def _child(request: Request, count: mmap.mmap) -> None:
     os.dup2(words_out, 2)
     _shift_clock(request.clock_s)
     sys.addaudithook(_watching(count, request))
+    leave(functools.partial(main, request.words))
+
+
+def leave(command: Callable[[], object]) -> NoReturn:
+    """Run a command in this process, which is a fork, and end it with the command's exit code."""
     code = 1
     try:
-        main(request.words)
+        command()
     except SystemExit as done:
         code = int(done.code or 0)
     except BaseException:
