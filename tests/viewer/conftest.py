@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ from cytofm_cli.store import arrays, commit, io, lineage, schema
 from cytofm_cli.store.records import AttentionRecord
 
 from ..tiles.stacks import stack_of, write_stack  # noqa: TID252 - the folders are no packages
+
+if TYPE_CHECKING:
+    from .asking import Asking
 
 RUN = "model"
 COLUMNS = ("attention", "score_HSIL")
@@ -80,3 +85,13 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_stack(folder / "a.ome.tif", stack_of(512, width=512), levels=2)
     cytofm.tile(path, folder / "stores", tile_px=128, foreground="none")
     return folder / "stores" / "a.zarr"
+
+
+@pytest.fixture
+def asking(finished: Path, tmp_path: Path) -> Iterator[Asking]:
+    """Yield a client of the viewer of `finished`."""
+    from .asking import Asking, stores_of
+
+    asks = Asking(stores_of(finished), tmp_path / "marks.jsonl", (RUN,))
+    yield asks
+    asks.close()

@@ -1,12 +1,9 @@
-"""What the server answers, and whom it refuses."""
+"""What the server answers; whom it refuses: test_guard.py."""
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,141 +17,12 @@ from cytofm_cli.slides.open import open_slide
 from cytofm_cli.store.io import open_store
 from cytofm_cli.units import Box
 from cytofm_cli.viewer.kept import Kept
-from cytofm_cli.viewer.marks import MarksFile
-from cytofm_cli.viewer.server import Viewer, make_app
 from cytofm_cli.viewer.shelf import MOST_OPEN, Shelf
 from cytofm_cli.viewer.slide_view import SlideView
 
-from ..tiles.stacks import stack_of  # noqa: TID252 - the folders are no packages
-
-pytest.importorskip("starlette")
-from starlette.testclient import TestClient
-
 from ..nodes import put_node  # noqa: TID252 - of all tests
-
-TOKEN = "a-token"
-
-
-class Asking:
-    """A client of the viewer of some stores."""
-
-    def __init__(self, stores: list[Path], marks: Path, runs: tuple[str, ...] = ()) -> None:
-        self._open = ExitStack()
-        shelf = self._open.enter_context(Shelf(stores))
-        kept = self._open.enter_context(MarksFile(marks))
-        app = make_app(Viewer(shelf, kept, runs), TOKEN)
-        self.shelf = shelf
-        self.client = TestClient(
-            app, base_url="http://127.0.0.1:8000", raise_server_exceptions=True
-        )
-
-    def get(self, path: str, **more: Any) -> Any:
-        return self.client.get(f"/{TOKEN}/{path}", **more)
-
-    def json(self, path: str) -> Any:
-        answer = self.get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def picture(self, path: str) -> np.ndarray:
-        answer = self.get(path)
-        assert answer.status_code == 200, answer.text
-        return np.asarray(Image.open(io.BytesIO(answer.content)))
-
-    def post(self, path: str, body: Any) -> Any:
-        return self.client.post(f"/{TOKEN}/{path}", json=body)
-
-    def close(self) -> None:
-        self._open.close()
-
-
-def stores_of(folder: Path) -> list[Path]:
-    return sorted((folder / "stores").glob("*.zarr"))
-
-
-@pytest.fixture
-def asking(finished: Path, tmp_path: Path) -> Iterator[Asking]:
-    asks = Asking(stores_of(finished), tmp_path / "marks.jsonl", ("model",))
-    yield asks
-    asks.close()
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/", "/start", "/static/viewer.js", f"/{TOKEN}x/", f"/{TOKEN[:-1]}/", f"/{TOKEN}",
-        f"//{TOKEN}/", "/slides/0", "/%61-token", "/favicon.ico",
-    ],
-)  # fmt: skip
-def test_token__without_it_nothing_is_answered(asking: Asking, path: str) -> None:
-    answer = asking.client.get(path, follow_redirects=False)
-    assert answer.status_code == 403
-    assert "token" in answer.text
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "static/../server.py", "static/..%2fserver.py", "static/%2e%2e/%2e%2e/guard.py",
-        "static/index.html", "static//etc/passwd", "static/%2fetc%2fpasswd", "../../etc/passwd",
-        "stores/p1_s1.zarr/zarr.json", "slides/p1_s1", "slides/-1", "slides/0/../../marks",
-        "static/leaflet.js.map",
-    ],
-)  # fmt: skip
-def test_paths__no_request_reaches_a_file(asking: Asking, path: str) -> None:
-    assert asking.get(path).status_code in (403, 404)
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("127.0.0.1:8000", 200), ("localhost:9123", 200), ("[::1]:8000", 200), ("localhost", 200),
-        ("evil.example", 421), ("evil.example:8000", 421), ("127.0.0.1.evil.example:8000", 421),
-        ("localhost.evil.example", 421), ("", 421), ("127.0.0.1:8000@evil.example:1", 421),
-    ],
-)  # fmt: skip
-def test_host__only_names_of_this_machine_are_answered(
-    asking: Asking, host: str, status: int
-) -> None:
-    assert asking.get("start", headers={"host": host}).status_code == status
-
-
-def test_answers__forbid_scripts_and_frames_of_others(asking: Asking) -> None:
-    for answer in (asking.get(""), asking.client.get("/"), asking.get("slides/77")):
-        policy = answer.headers["content-security-policy"]
-        assert "default-src 'none'" in policy
-        assert "script-src 'self';" in policy
-        assert "unsafe" not in policy
-        assert "frame-ancestors 'none'" in policy
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
-        assert "access-control-allow-origin" not in answer.headers
-
-
-def test_page__has_no_script_in_it_and_asks_nobody_else(asking: Asking) -> None:
-    page = asking.get("").text
-    assert "http" not in page.replace("http-equiv", "")
-    assert all("src=" in part.partition(">")[0] for part in page.split("<script")[1:])
-    assert " on" + "click" not in page
-    assert "style=" not in page
-    for name in ("leaflet.js", "leaflet.css", "viewer.js", "viewer.css", "pane.js"):
-        assert asking.get(f"static/{name}").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "undo"), ("GET", "slides/0/mark"), ("POST", "start"), ("PUT", "name"),
-     ("DELETE", "marks.csv"), ("POST", "slides/0")],
-)  # fmt: skip
-def test_methods__others_are_refused(asking: Asking, method: str, path: str) -> None:
-    answer = asking.client.request(method, f"/{TOKEN}/{path}", content=b"{}")
-    assert answer.status_code == 405
-
-
-def test_body__that_is_long_or_of_unknown_length_is_refused(asking: Asking) -> None:
-    url = f"/{TOKEN}/name"
-    assert asking.client.post(url, content=b"x" * 70_000).status_code == 413
-    assert asking.client.post(url, content=iter([b"x"])).status_code == 413
+from ..tiles.stacks import stack_of  # noqa: TID252 - the folders are no packages
+from .asking import TOKEN, Asking, stores_of
 
 
 def test_square__has_the_pixels_of_the_reader(asking: Asking, finished: Path) -> None:
