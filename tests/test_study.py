@@ -11,9 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
+import cytofm_cli as cytofm
 from cytofm_cli.config import resolve
 from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of
 from cytofm_cli.registry import pretrain_methods
@@ -67,7 +70,7 @@ def test_arms__of_one_seed_differ_in_their_parts_alone(study) -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "arm"), [("best", "dino+all"), ("plain", "dino")])
+@pytest.mark.parametrize(("name", "arm"), [("best", "dino+top-h"), ("plain", "dino")])
 def test_arms_of_the_gpu_day__are_those_of_the_study(study, name: str, arm: str) -> None:
     written = (STUDY / "gpu_day" / f"{name}.toml").read_text()
     assert written == study.arms.as_toml(study.arms.settings(study.arms.Run(arm, 0)))
@@ -115,6 +118,25 @@ def test_sign_test_and_holm__by_hand(study) -> None:
     assert study.outcomes.sign_test([0.0]) == 1
     adjusted = study.outcomes.holm({"a": 0.01, "b": 0.04, "c": 0.03})
     assert adjusted == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def test_colours__are_mean_and_deviation_of_each_tile(study, tmp_path: Path, monkeypatch) -> None:
+    field = np.full((64, 128, 3), 255, np.uint8)
+    field[:, 64:] = (51, 102, 0)
+    field[:32, 64:] = (153, 102, 0)
+    Image.fromarray(field).save(tmp_path / "field.png")
+    judged = tmp_path / "judged"
+    cytofm.tile(
+        tmp_path / "field.png", judged / "cric", tile_px=64, slide_mpp=0.25, mpp=0.25,
+        foreground="none", pixels="lossless",
+    )  # fmt: skip
+    monkeypatch.setattr(study.heads, "JUDGED", judged)
+    monkeypatch.setattr(study.heads, "WORK", tmp_path)
+    with h5py.File(study.heads.colours() / "field.h5") as file:
+        features, places = file["features"][:], file["coords"][:].tolist()
+    of_place = {tuple(place): row for place, row in zip(places, features, strict=True)}
+    np.testing.assert_allclose(of_place[0, 0], [1, 1, 1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(of_place[64, 0], [0.4, 0.4, 0, 0.2, 0, 0], atol=1e-4)
 
 
 def made_up(arm: str, seed: int, value: float, budget: float = 1.0) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def colours() -> Path:
         features = np.concatenate([tile_NHWC.mean((1, 2)), tile_NHWC.std((1, 2))], axis=1)
         with h5py.File(folder / f"{path.stem}.h5", "w") as file:
             file["features"] = features
-            file["coords"] = store.tile_xy_px0()
+            file["coords"] = store.tile_xy_px0
     return folder
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     for collection in ("malaria_nih", "cric"):
         for encoder in there:
             embed(encoder, collection, WORK / "heads" / "embed.log")
-    fields = ["--labels", field_labels()]
+    fields = ["--labels", field_labels(), "--folds", 3]  # of four groups one has lesions alone
     tasks = {task: (*needle(task), stored) for task in ASKED["bags"]}
     tasks["lsil_plus"] = (["--bags", JUDGED / "cric", "--unit", "cell", *fields], stored)
     tasks["lsil_plus-colour"] = (["--bags", colours(), *fields], [])
