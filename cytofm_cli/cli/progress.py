@@ -230,6 +230,6 @@ def duration(seconds: float) -> str:
 
 
 def _rate(per_second: float, what: str) -> str:
-    scales = ((1, "second"), (60, "minute"), (3600, "hour"))
+    scales = ((1, "a second"), (60, "a minute"), (3600, "an hour"))
     factor, word = next((pair for pair in scales if per_second * pair[0] >= 1), scales[-1])
-    return f"{per_second * factor:.3g} {what} a {word}"
+    return f"{per_second * factor:.3g} {what} {word}"

@@ -209,15 +209,19 @@ def test_progress__skipped_items_without_parts_count(monkeypatch: pytest.MonkeyP
     assert (bar.amount, bar.total, bar.left_s) == (2, 4, 2)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(2, "30 steps a minute, 7 min left"), (100, "36 steps an hour, 5 h 31 min left")],
+)
 def test_progress__a_run_that_goes_on_is_not_taken_for_a_fast_one(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, seconds: int, told: str
 ) -> None:
     now = clocked(monkeypatch)
     bar = Progress("pretrain dino", 1, "runs", "steps")
-    now[0] += 2
+    now[0] += seconds
     bar.part("training", 801, 1000, "loss 3.2")
     assert bar.counts() == "steps 801/1000"
-    assert bar.details() == "loss 3.2, 30 steps a minute, 7 min left"
+    assert bar.details() == f"loss 3.2, {told}"
 
 
 def test_progress__a_run_without_a_finished_model_shows_its_passes() -> None:

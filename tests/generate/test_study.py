@@ -51,10 +51,13 @@ def metrics(made: float) -> dict[str, Any]:
     return {"spaces": {"cytofm-tiny": space}}
 
 
-def test_settings__are_those_of_the_commands() -> None:
-    tables = tomllib.loads((STUDY / "tiny.toml").read_text())
-    assert resolve(GenerateConfig, "generate", tables["generate"]).preset == "tiny"
-    assert resolve(MeasureConfig, "generate_evaluate", tables["generate_evaluate"]).n == 200
+@pytest.mark.parametrize(("preset", "n"), [("tiny", 200), ("small", 1000)])
+def test_settings__are_those_of_the_commands(preset: str, n: int) -> None:
+    tables = tomllib.loads((STUDY / f"{preset}.toml").read_text())
+    trained = resolve(GenerateConfig, "generate", tables["generate"])
+    judged = resolve(MeasureConfig, "generate_evaluate", tables["generate_evaluate"])
+    assert (trained.preset, judged.n) == (preset, n)
+    assert trained.encoder in judged.encoder  # or nothing would say whether it was heard
 
 
 def test_page__has_each_number_in_its_place(study: SimpleNamespace) -> None:
