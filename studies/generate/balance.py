@@ -40,7 +40,7 @@ FEW: Final = (5, 20, 80)
 NORMAL: Final = 1000
 SIDE_UM: Final = 18.0
 REPLICATES: Final = 1000
-ENCODERS: Final = ("cytofm-tiny", "handcrafted")
+ENCODERS: Final = ("cytofm-tiny", "cytofm-tiny-2", "handcrafted")
 REFERENCE: Final = "class weights"
 Floats = NDArray[np.float64]
 

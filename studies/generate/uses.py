@@ -4,12 +4,13 @@
 
 Strips: of each of the first infected patients of DATA/judged/malaria_nih, by name, the first cell
 without and the first with parasites, none picked, moved by a linear classifier of the patients of
-DATA/pretrain/malaria_nih, with another one of hand-made features as judge of the pictures. Ways:
-pattern and gradient, from noise and from the cell itself. 95 % from 1000 draws of patients.
+DATA/pretrain/malaria_nih (of the encoder that the generator is told by), with another one of
+hand-made features as judge of the pictures. Ways: pattern and gradient, from noise and from the
+cell itself. 95 % from 1000 draws of patients.
 
 Restained: cells of the first judged patients in the stain of the next one (`--nucleus dark`), and
 of blocks of DATA/judged/sipakmed in that of the next block of the same class (the detector's
-nucleus). Means over pairs of slides, and their range.
+nucleus), without guidance and with CytoSyn's. Means over pairs of slides, and their range.
 
 OUT/uses.json, uses.md, and strips.jpg: the first strips without the photographs they begin with,
 which is docs/generate-strips.jpg.
@@ -29,6 +30,8 @@ from PIL import Image
 
 import cytofm_cli as cytofm
 from cytofm_cli.generate.counterfactual import followed
+from cytofm_cli.generate.file import read_generator
+from cytofm_cli.generate.run_folder import generator_of
 from cytofm_cli.pictures.files import jpeg_bytes
 from cytofm_cli.pictures.sheet import grid
 from cytofm_cli.pictures.strip import captioned, enlarged
@@ -42,6 +45,7 @@ WAYS: Final = (
     ("pattern", 1.0, 2.5), ("gradient", 1.0, 2.5), ("pattern", 0.6, 2.5), ("gradient", 0.6, 2.5),
 )  # fmt: skip
 STRENGTHS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+GUIDANCES: Final = (1.0, 2.5)  # of restained cells
 
 
 def first_cells(store: Path) -> list[str]:
@@ -51,11 +55,11 @@ def first_cells(store: Path) -> list[str]:
     return [f"{store}:{names.index(name)}" for name in ("uninfected", RARE)]
 
 
-def classifiers(data: Path, out: Path) -> list[Path]:
-    """Train the classifier that moves conditions, and the judge."""
+def classifiers(told: str, data: Path, out: Path) -> list[Path]:
+    """Train the classifier that moves conditions, of the encoder `told`, and the judge."""
     learn = sorted((data / "pretrain" / "malaria_nih").glob("P*.zarr"))
     runs = []
-    for encoder in ("cytofm-tiny", "handcrafted"):
+    for encoder in (told, "handcrafted"):
         run = cytofm.train_cells(learn, None, out / f"cells-{encoder}", encoder=encoder,
                                  crop_um=18.0, folds=3)  # fmt: skip
         runs.append(run.path)
@@ -64,7 +68,8 @@ def classifiers(data: Path, out: Path) -> list[Path]:
 
 def strips(generator: Path, data: Path, out: Path) -> dict[str, Any]:
     """Make strips by all ways, and say how far their pictures followed."""
-    score, judge = classifiers(data, out)
+    told = str(read_generator(generator_of(generator)).about["encoder"])
+    score, judge = classifiers(told, data, out)
     patients = sorted((data / "judged" / "malaria_nih").glob("P*.zarr"))[:PATIENTS]
     like = [word for store in patients for word in first_cells(store)]
     said = {}
@@ -131,28 +136,38 @@ def restained(generator: Path, data: Path, out: Path) -> dict[str, Any]:
         ("malaria", list(pairwise(patients))[:8:2], "dark"),
         ("sipakmed", alike[:8:2], "detector"),
     ):
-        all_metrics = [
-            cytofm.restain_cells(
-                generator, stain, out / f"restained-{own.stem}-{stain.stem}", like=[str(own)],
-                n=CELLS, strength=STRENGTHS, nucleus=nucleus, steps=30, real_cells=100,
-                guidance=2.5,
-            ).metrics
-            for own, stain in pairs
-        ]  # fmt: skip
-        said[name] = {
-            "pairs": [f"{own.stem} in {stain.stem}" for own, stain in pairs],
-            "with_nucleus": sum(of["with_nucleus"] for of in all_metrics),
-            "floor": over([of["floor"] for of in all_metrics]),
-            "rows": {
-                how: {
-                    key: over([of["rows"][how][key] for of in all_metrics])
-                    for key in ("dice", "lost", "colour")
-                }
-                for how in all_metrics[0]["rows"]
-            },
-        }
-        print(said, flush=True)
+        for guidance in GUIDANCES:
+            said[f"{name}, guidance {guidance:g}"] = restained_pairs(
+                generator, pairs, nucleus, guidance, out
+            )
+            print(said, flush=True)
     return said
+
+
+def restained_pairs(
+    generator: Path, pairs: list[tuple[Path, Path]], nucleus: str, guidance: float, out: Path
+) -> dict[str, Any]:
+    """Draw cells of the first of each pair in the stain of the second."""
+    all_metrics = [
+        cytofm.restain_cells(
+            generator, stain, out / f"restained-{own.stem}-{stain.stem}-{guidance:g}",
+            like=[str(own)], n=CELLS, strength=STRENGTHS, nucleus=nucleus, steps=30,
+            real_cells=100, guidance=guidance,
+        ).metrics
+        for own, stain in pairs
+    ]  # fmt: skip
+    return {
+        "pairs": [f"{own.stem} in {stain.stem}" for own, stain in pairs],
+        "with_nucleus": sum(of["with_nucleus"] for of in all_metrics),
+        "floor": over([of["floor"] for of in all_metrics]),
+        "rows": {
+            how: {
+                key: over([of["rows"][how][key] for of in all_metrics])
+                for key in ("dice", "lost", "colour")
+            }
+            for how in all_metrics[0]["rows"]
+        },
+    }
 
 
 def over(values: list[float | None]) -> list[float]:
