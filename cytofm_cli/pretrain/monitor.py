@@ -30,6 +30,10 @@ from cytofm_cli.work.cpus import cpu_count
 from cytofm_cli.work.files import output_errors, read_plain, write_text
 
 TIMES: Final = frozenset({"tiles_per_s", "wait_share", "utilisation"})
+# Of `feature_std`. The 29 runs of studies/cyto_ssl end at 0.38 to 0.95; BYOL, which recovers, has
+# been at 0.033 on its way.
+LEAST_SPREAD: Final = 0.05
+_FEWEST: Final = 8  # images of a batch that say something of it
 
 
 class RunLog(Closes):
@@ -169,6 +173,22 @@ def collapse(features_BD: Tensor) -> dict[str, float]:
     sigma = torch.linalg.svdvals(f_BD)
     p = sigma / sigma.sum()
     return {"feature_std": std, "effective_rank": float(torch.special.entr(p).sum().exp())}
+
+
+def collapsed(line: Mapping[str, Any], images: int) -> str | None:
+    """Return what a user has to know of a log's last line, if features have all become one.
+
+    Args:
+        line: as `read_log` gives it.
+        images: how many it is of; of fewer than 8 nothing is said.
+    """
+    spread = line.get("feature_std")
+    if spread is None or spread >= LEAST_SPREAD or images < _FEWEST:
+        return None
+    return (
+        f"warning: features have collapsed: those of the last batch all point one way (spread "
+        f"{spread:.2g}, where 1 is all ways); an encoder like this tells no two images apart"
+    )
 
 
 def utilisation(device: torch.device, cpu_s: float, wall_s: float) -> float:

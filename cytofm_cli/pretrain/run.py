@@ -28,6 +28,7 @@ from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, export_updates, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.middle import middle_crops
+from cytofm_cli.pretrain.monitor import collapsed, read_log
 from cytofm_cli.pretrain.plan import Plan, make_plan, own_device, share_of
 from cytofm_cli.pretrain.session import take_threads, underway, with_threads
 from cytofm_cli.pretrain.teacher import LEAST_MOVED, MOST_START
@@ -170,7 +171,7 @@ def _train(
             trainer.train(batches, stop)
         state = parallel.whole_state(trainer.method.encoder())
         summary = _finish(plan, trainer, trunk, state) if world.is_main else {}
-        for line in _resting(summary):
+        for line in _warnings(summary, trainer):
             note(line)
     distributed.barrier()
     return summary
@@ -306,8 +307,8 @@ def _updates(config: PretrainConfig, trunk: TrunkInfo) -> Updates | None:
     )
 
 
-def _resting(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Say so where the exported teacher is mostly what it started from."""
+def _warnings(summary: Mapping[str, Any], trainer: Trainer[Method]) -> Iterator[str]:
+    """Say so where the exported teacher is mostly what it started from, or features are all one."""
     monitors = summary.get("monitors", {})
     share, moved = monitors.get("teacher_start"), monitors.get("teacher_moved")
     if (share is not None and share > MOST_START) or (moved is not None and moved < LEAST_MOVED):
@@ -316,6 +317,10 @@ def _resting(summary: Mapping[str, Any]) -> Iterator[str]:
             f"warning: the exported teacher has hardly moved: {share:.0%} of its weights are its "
             f"start's, its distance from there is {distance}"
         )
+    lines = read_log(trainer.run / run_folder.LOG) if summary else []  # the main process's
+    images = trainer.config.batch // trainer.config.accumulate
+    if lines and (told := collapsed(lines[-1], images)):
+        yield told
 
 
 def _seen_um(plan: Plan) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cytofm_cli.pretrain.backbone import Tokens, VitTrunk
 from cytofm_cli.pretrain.base import Length
 from cytofm_cli.pretrain.by_length import LONG, by_length
 from cytofm_cli.pretrain.config import PretrainConfig, PretrainViews, views_of
@@ -142,6 +144,26 @@ def test_run__says_that_its_teacher_rests_and_does_not_by_default(
     assert summary["monitors"]["teacher_start"] == pytest.approx(math.prod(
         1 - 0.004 * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(6)
     ))  # fmt: skip
+
+
+@pytest.mark.slow
+def test_run__says_that_its_features_have_collapsed(
+    make_store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trunk whose output does not depend on its input, as collapse leaves one."""
+    plain = VitTrunk.forward
+
+    def forward(self: VitTrunk, *views: torch.Tensor, **how: object) -> Tokens:
+        said = plain(self, *views, **how)  # type: ignore[arg-type]
+        return replace(said, cls_BD=0 * said.cls_BD + 1)
+
+    store = make_store("a", 8)
+    _, said = run(store, tmp_path / "plain", batch=8, steps=2)
+    assert not [line for line in said if "collapsed" in line]
+    monkeypatch.setattr(VitTrunk, "forward", forward)
+    _, said = run(store, tmp_path / "collapsed", batch=8, steps=2)
+    (warned,) = [line for line in said if "collapsed" in line]
+    assert "spread 0," in warned
 
 
 def test_plan__records_what_the_length_has_settled(make_store) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from cytofm_cli.errors import DiskFullError, InputError
 from cytofm_cli.pretrain import monitor
-from cytofm_cli.pretrain.monitor import RunLog, collapse, read_log, utilisation
+from cytofm_cli.pretrain.monitor import RunLog, collapse, collapsed, read_log, utilisation
 
 
 def test_log__a_line_a_step_and_null_for_what_is_not_finite(tmp_path):
@@ -128,6 +128,19 @@ def test_collapse__uniform_directions_give_one():
     assert found["feature_std"] == pytest.approx(1, abs=0.01)
     assert found["effective_rank"] == pytest.approx(16, abs=0.01)
     assert collapse(100 * values) == pytest.approx(collapse(values))  # scale does not matter
+
+
+@pytest.mark.parametrize(
+    ("spread", "images", "warns"),
+    [(0.049, 8, True), (0.0, 64, True), (0.05, 8, False), (0.0, 7, False), (None, 64, False)],
+)
+def test_collapsed__warns_of_a_spread_below_a_twentieth_of_eight_images_or_more(
+    spread: float | None, images: int, warns: bool
+):
+    said = collapsed({"step": 6, "feature_std": spread}, images)
+    assert (said is not None) == warns
+    if said and spread:
+        assert "features have collapsed" in said and "spread 0.049, where 1 is all ways" in said
 
 
 @pytest.mark.parametrize(
