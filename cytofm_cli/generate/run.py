@@ -19,12 +19,18 @@ from cytofm_cli.generate.file import about_of, write_generator
 from cytofm_cli.generate.plan import PLAIN, GeneratePlan, make_plan
 from cytofm_cli.generate.repa_e import RepaE
 from cytofm_cli.pretrain import checkpoint, distributed, optim, parallel
-from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.loop import Hooks, Trainer
 from cytofm_cli.pretrain.monitor import RunLog
 from cytofm_cli.pretrain.plan import own_device, share_of
-from cytofm_cli.pretrain.session import take_threads, underway, with_threads
+from cytofm_cli.pretrain.session import (
+    batches_of,
+    heard,
+    say_where,
+    take_threads,
+    underway,
+    with_threads,
+)
 from cytofm_cli.runs import folder
 from cytofm_cli.runs.provenance import sha256_file
 from cytofm_cli.work.files import output_errors, real_place, write_text
@@ -100,7 +106,7 @@ def train(
                 summary = run_folder.RUN.read_json(out, run_folder.SUMMARY)
                 return GenerateReport(out, out / run_folder.GENERATOR, summary, skipped=True)
             with underway(out, plan.record, world, device, overwrite=overwrite):
-                say = note if world.is_main else _silent
+                say = heard(note, world)
                 summary = _train(plan, out, world, device, stop, say, progress)
     generator = out / run_folder.GENERATOR
     return GenerateReport(out, generator, summary, skipped=False, is_main=world.is_main)
@@ -126,13 +132,7 @@ def _train(
     trainer = make_trainer(plan, out, world, device)
     for line in plan.notes:
         note(line)
-    if trainer.step:
-        note(f"{out}: goes on at step {trainer.step} of {plan.length.n_steps}")
-    if trainer.begun_processes not in (None, world.size):
-        note(
-            f"warning: {out}: had {trainer.begun_processes} processes and goes on with "
-            f"{world.size}: the weights will not be those of an undisturbed run."
-        )
+    say_where(trainer, note)
     with contextlib.ExitStack() as stack:
         write: Callable[[int, dict[str, float]], None] = lambda step, line: None  # noqa: E731
         if world.is_main:
@@ -142,7 +142,16 @@ def _train(
             write = lines.write
         total = plan.length.n_steps
         trainer.hooks = Hooks(log=write, progress=lambda step, loss: progress(step, total, loss))
-        trainer.train(stack.enter_context(_batches(plan, trainer)), stop)
+        schedule = plan.index.schedule(plan.config.seed, plan.config.balance)
+        batches = batches_of(
+            trainer,
+            plan.index,
+            schedule,
+            recipe=plan.recipe,
+            ncp=PLAIN,
+            threads=plan.config.threads,
+        )
+        trainer.train(stack.enter_context(batches), stop)
     summary = _finish(plan, trainer) if world.is_main else {}
     distributed.barrier()
     return summary
@@ -198,26 +207,6 @@ class _LoopSettings:
         )  # fmt: skip
 
 
-def _batches(plan: GeneratePlan, trainer: Trainer[RepaE]) -> Batches:
-    """Return the batches from the trainer's step on."""
-    config, world = plan.config, trainer.world
-    assert config.threads is not None
-    return Batches(
-        plan.index,
-        plan.index.schedule(config.seed, config.balance),
-        recipe=plan.recipe,
-        ncp=PLAIN,
-        batch=plan.length.batch,
-        parts=config.accumulate,
-        rank=world.rank,
-        world=world.size,
-        start=trainer.step,
-        stop=plan.length.n_steps,
-        device=trainer.device,
-        threads=config.threads,
-    )
-
-
 def _finish(plan: GeneratePlan, trainer: Trainer[RepaE]) -> dict[str, Any]:
     """Write the generator and the summary, which marks the RUN as finished."""
     out, learner, config = trainer.run, trainer.method, plan.config
@@ -257,7 +246,3 @@ def _finish(plan: GeneratePlan, trainer: Trainer[RepaE]) -> dict[str, Any]:
         }
         write_text(out / run_folder.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def _silent(text: str) -> None:
-    """Say nothing: another process does."""

@@ -23,14 +23,20 @@ from cytofm_cli.pretrain.backbone import Trunk, TrunkInfo, VitTrunk, h_at, make_
 from cytofm_cli.pretrain.base import Method
 from cytofm_cli.pretrain.beside import Beside
 from cytofm_cli.pretrain.config import PretrainConfig
-from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, export_updates, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.pretrain.middle import middle_crops
 from cytofm_cli.pretrain.monitor import collapsed, read_log
 from cytofm_cli.pretrain.plan import Plan, make_plan, own_device, share_of
-from cytofm_cli.pretrain.session import take_threads, underway, with_threads
+from cytofm_cli.pretrain.session import (
+    batches_of,
+    heard,
+    say_where,
+    take_threads,
+    underway,
+    with_threads,
+)
 from cytofm_cli.pretrain.teacher import LEAST_MOVED, MOST_START
 from cytofm_cli.views.config import ViewsConfig
 from cytofm_cli.work.files import output_errors, real_place, write_text
@@ -110,7 +116,7 @@ def pretrain(
             if done and not _lost(out, config, note):
                 summary = run_folder.read_summary(out)
                 return PretrainReport(out, out / run_folder.ENCODER, summary, skipped=True)
-            say = note if world.is_main else _silent
+            say = heard(note, world)
             with underway(out, plan.record, world, device, overwrite=overwrite):
                 summary = _train(plan, out, world, device, stop, say, progress, slides)
     encoder = out / run_folder.ENCODER
@@ -158,16 +164,18 @@ def _train(
     trainer, trunk = _trainer(plan, out, world, device)
     for line in (*plan.notes, *trunk.notes, *trainer.method.notes()):
         note(line)
-    if trainer.step:
-        note(f"{out}: goes on at step {trainer.step} of {length.n_steps}")
-    if trainer.begun_processes not in (None, world.size):
-        note(
-            f"warning: {out}: had {trainer.begun_processes} processes and goes on with "
-            f"{world.size}: the weights will not be those of an undisturbed run."
-        )
+    say_where(trainer, note)
     with Beside(plan, trainer, writes=world.is_main, slides=slides, note=note) as beside:
         trainer.hooks = beside.hooks(lambda step, loss: progress(step, length.n_steps, loss))
-        with _batches(plan, trainer) as batches:
+        schedule = plan.index.schedule(config.seed, config.balance, config.per_slide)
+        with batches_of(
+            trainer,
+            plan.index,
+            schedule,
+            recipe=plan.recipe,
+            ncp=plan.ncp,
+            threads=config.threads,
+        ) as batches:
             trainer.train(batches, stop)
         state = parallel.whole_state(trainer.method.encoder())
         summary = _finish(plan, trainer, trunk, state) if world.is_main else {}
@@ -222,26 +230,6 @@ def _trainer(
     if steps:
         trainer.resume(steps[-1])
     return trainer, trunk
-
-
-def _batches(plan: Plan, trainer: Trainer[Method]) -> Batches:
-    """Return the batches from the trainer's step on."""
-    config, world = plan.config, trainer.world
-    assert config.threads is not None  # see `pretrain`
-    return Batches(
-        plan.index,
-        plan.index.schedule(config.seed, config.balance, config.per_slide),
-        recipe=plan.recipe,
-        ncp=plan.ncp,
-        batch=config.batch,
-        parts=config.accumulate,
-        rank=world.rank,
-        world=world.size,
-        start=trainer.step,
-        stop=plan.length.n_steps,
-        device=trainer.device,
-        threads=config.threads,
-    )
 
 
 def _finish(
@@ -351,7 +339,3 @@ def _annealing(plan: Plan, method: Method) -> Callable[[int], None]:
             trunk.set_h(h)
 
     return before
-
-
-def _silent(text: str) -> None:
-    """Say nothing: another process does."""

@@ -1,10 +1,10 @@
-"""What every run of the loop does around it: threads, the RUN folder, word of how it ended."""
+"""What every run of the loop does around it: threads, batches, the RUN folder, what is said."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,12 @@ import torch
 
 from cytofm_cli.errors import CytofmError, StoppedError
 from cytofm_cli.pretrain import distributed, run_folder
+from cytofm_cli.pretrain.data import Batches, Schedule, TileIndex
 from cytofm_cli.pretrain.distributed import World
+from cytofm_cli.pretrain.loop import Trainer
 from cytofm_cli.runs import folder
+from cytofm_cli.views.ncp import NcpConfig
+from cytofm_cli.views.recipes import Recipe
 
 
 def take_threads(wanted: int | None, out: Path, *, overwrite: bool) -> int:
@@ -34,6 +38,50 @@ def with_threads(record: Mapping[str, Any], threads: int, device: torch.device) 
     """Return the record of a run that says with how many threads it computes, where they do."""
     of_threads = {run_folder.COMPUTE: {"threads": threads}} if device.type == "cpu" else {}
     return {**record, **of_threads}
+
+
+def heard(note: Callable[[str], None], world: World) -> Callable[[str], None]:
+    """Return `note` in the main process, and what says nothing in the others."""
+    return note if world.is_main else lambda text: None
+
+
+def say_where(trainer: Trainer[Any], note: Callable[[str], None]) -> None:
+    """Say at which step a run goes on, and whether by another number of processes."""
+    world = trainer.world
+    if trainer.step:
+        note(f"{trainer.run}: goes on at step {trainer.step} of {trainer.length.n_steps}")
+    if trainer.begun_processes not in (None, world.size):
+        note(
+            f"warning: {trainer.run}: had {trainer.begun_processes} processes and goes on with "
+            f"{world.size}: the weights will not be those of an undisturbed run."
+        )
+
+
+def batches_of(
+    trainer: Trainer[Any],
+    index: TileIndex,
+    schedule: Schedule,
+    *,
+    recipe: Recipe,
+    ncp: NcpConfig,
+    threads: int | None,
+) -> Batches:
+    """Return the batches from the trainer's step on, read by `threads` (see `take_threads`)."""
+    assert threads is not None
+    return Batches(
+        index,
+        schedule,
+        recipe=recipe,
+        ncp=ncp,
+        batch=trainer.config.batch,
+        parts=trainer.config.accumulate,
+        rank=trainer.world.rank,
+        world=trainer.world.size,
+        start=trainer.step,
+        stop=trainer.length.n_steps,
+        device=trainer.device,
+        threads=threads,
+    )
 
 
 @contextlib.contextmanager
