@@ -23,6 +23,7 @@ from cytofm_cli.pretrain.backbone import Trunk, TrunkInfo, VitTrunk, h_at, make_
 from cytofm_cli.pretrain.base import Method
 from cytofm_cli.pretrain.beside import Beside
 from cytofm_cli.pretrain.config import PretrainConfig
+from cytofm_cli.pretrain.data import Batches
 from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.export import export, export_updates, pooling_of
 from cytofm_cli.pretrain.loop import Trainer
@@ -167,15 +168,7 @@ def _train(
     say_where(trainer, note)
     with Beside(plan, trainer, writes=world.is_main, slides=slides, note=note) as beside:
         trainer.hooks = beside.hooks(lambda step, loss: progress(step, length.n_steps, loss))
-        schedule = plan.index.schedule(config.seed, config.balance, config.per_slide)
-        with batches_of(
-            trainer,
-            plan.index,
-            schedule,
-            recipe=plan.recipe,
-            ncp=plan.ncp,
-            threads=config.threads,
-        ) as batches:
+        with _batches(plan, trainer) as batches:
             trainer.train(batches, stop)
         state = parallel.whole_state(trainer.method.encoder())
         summary = _finish(plan, trainer, trunk, state) if world.is_main else {}
@@ -230,6 +223,15 @@ def _trainer(
     if steps:
         trainer.resume(steps[-1])
     return trainer, trunk
+
+
+def _batches(plan: Plan, trainer: Trainer[Method]) -> Batches:
+    """Return the batches from the trainer's step on."""
+    config = plan.config
+    schedule = plan.index.schedule(config.seed, config.balance, config.per_slide)
+    return batches_of(
+        trainer, plan.index, schedule, recipe=plan.recipe, ncp=plan.ncp, threads=config.threads
+    )
 
 
 def _finish(
