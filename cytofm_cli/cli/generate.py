@@ -30,12 +30,15 @@ def train(
     """Train a generator of cells or tiles: autoencoder and SiT at once; resumes by itself.
 
     REPA-E (arXiv:2504.10483) as CytoSyn uses it: tokens of a frozen encoder guide both.
+    With --autoencoder the SiT alone, at a fraction of the time an update.
 
     Examples:
 
       cytofm generate train stores -o run --steps 2000
 
       cytofm generate train stores -o run --condition class
+
+      cytofm generate train stores -o second --autoencoder run --patch 1
 
       torchrun --nproc-per-node 4 -m cytofm_cli generate train stores -o run
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 from cytofm_cli.config import Settings, option
@@ -56,6 +57,9 @@ class GenerateConfig(Settings):
     )
     align: str | None = option(
         None, "Whose tokens training aligns with; none: without [default: --encoder's]."
+    )
+    autoencoder: Path | None = option(
+        None, "RUN, or file, whose autoencoder stays as it is: only the SiT is trained."
     )
     unit: Literal["tile", "cell"] = option("cell", "What an image shows: a tile, or one cell.")
     cell_um: float | None = option(

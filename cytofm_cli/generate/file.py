@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from cytofm_cli.encoders import weights
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.generate.conditions import ConditionShape
+from cytofm_cli.generate.latents import LatentNorm
 from cytofm_cli.generate.sit import SiT, SitShape
-from cytofm_cli.generate.vae import Vae, VaeShape
+from cytofm_cli.generate.vae import Resting, Vae, VaeShape
 from cytofm_cli.work.files import plain, replacing
 
 FORMAT: Final = "cytofm-generator-1"
@@ -146,6 +147,30 @@ def read_generator(
     n = len(sit) + len(decode)
     notes = (f"{path}: all {n} entries of {which} and {decoder} fit",)
     return Generator(network.eval(), vae.eval(), dict(about), notes)
+
+
+def read_autoencoder(path: Path) -> Resting:
+    """Read the autoencoder of a generator, its running mean where there is one, and the statistics
+    of its latents.
+
+    Raises:
+        WeightsError: as of `read_generator`; or there are none.
+    """
+    told, parts = _told(path), _parts(path)
+    which = "vae_ema" if "vae_ema" in parts else "vae"
+    sit = parts.get("ema", parts.get("model", {}))
+    norm = {name[len("bn.") :]: x for name, x in sit.items() if name.startswith("bn.")}
+    if which not in parts or not norm:
+        raise WeightsError(f"{path}: holds no autoencoder with the statistics of its latents.")
+    vae = Vae(_vae_shape(told, parts[which], path))
+    for name, module, state in (
+        (which, vae, parts[which]),
+        ("bn", LatentNorm(vae.shape.latent), norm),
+    ):
+        if report := key_report(module, state):
+            raise WeightsError(f"{path}: {name} does not fit: {report}.")
+    vae.load_state_dict(parts[which])
+    return Resting(vae.eval(), norm)
 
 
 def key_report(module: nn.Module, state: Mapping[str, Tensor]) -> KeyReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,14 +14,17 @@ from cytofm_cli.config import as_record
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.generate.conditions import ConditionShape
 from cytofm_cli.generate.config import NO_ENCODER, GenerateConfig, ema_of, settled
+from cytofm_cli.generate.file import read_autoencoder
 from cytofm_cli.generate.frozen import FrozenEncoder
 from cytofm_cli.generate.repa_e import Weights
+from cytofm_cli.generate.run_folder import generator_of
 from cytofm_cli.generate.sit import SitShape
-from cytofm_cli.generate.vae import VaeShape
+from cytofm_cli.generate.vae import Resting, VaeShape
 from cytofm_cli.nuclei.base import NUCLEUS
 from cytofm_cli.pretrain.base import Length, MethodConfig
 from cytofm_cli.pretrain.data import TileIndex, open_index
 from cytofm_cli.pretrain.plan import make_length
+from cytofm_cli.runs.provenance import sha256_file
 from cytofm_cli.views.augment import Augment
 from cytofm_cli.views.ncp import PRESETS, NcpConfig
 from cytofm_cli.views.recipes import Recipe, ViewSpec
@@ -45,6 +48,7 @@ class GeneratePlan:
         classes: names, in the order of the table; () unless they are the condition.
         class_N: of each tile of the index; None likewise.
         told, aligned: the frozen encoders; None: none.
+        resting: the autoencoder that is not trained; None: it is.
         record: what the RUN says that it was made with.
     """
 
@@ -59,6 +63,7 @@ class GeneratePlan:
     class_N: NDArray[np.int64] | None
     told: FrozenEncoder | None
     aligned: FrozenEncoder | None
+    resting: Resting | None
     record: dict[str, dict[str, Any]]
 
     @property
@@ -90,6 +95,8 @@ class GeneratePlan:
                     f"{spec.name}: licence {spec.licence}; its terms may bind the generator, which "
                     "learns from its features"
                 )
+        if self.resting is not None:
+            yield f"{self.config.autoencoder}: its autoencoder stays as it is; the SiT is trained"
         if self.aligned is None:
             yield "no encoder to align with: no alignment, no perceptual distance"
 
@@ -110,9 +117,10 @@ def make_plan(
     Raises:
         UsageError, InputError: impossible settings; unusable stores; no cell has a class.
     """
-    config = settled(config)
+    resting, sha256 = _resting(config.autoencoder)
+    config = settled(config if resting is None else _of_sizes(config, resting.vae.shape))
     assert config.size_px is not None and config.batch is not None and config.lr is not None
-    vae, grid = _shapes(config)
+    vae, grid = _shapes(config) if resting is None else _grid(config, resting.vae.shape)
     told = FrozenEncoder(config.encoder, grid) if config.condition == "encoder" else None
     aligned = _aligned(config, told, grid)
     index = open_cells_or_tiles(config, stores, told or aligned, slides)
@@ -131,12 +139,12 @@ def make_plan(
     length = make_length(config.batch, index.n_tiles, steps=config.steps, epochs=config.epochs)
     record = {
         "generate": as_record(config, results_only=True),
-        "encoders": _named(told, aligned),
+        "encoders": _named(told, aligned) | {"autoencoder_sha256": sha256},
         "data": index.facts() | {"n_steps": length.n_steps, "classes": list(classes)},
     }
     return GeneratePlan(
         config, index, length, vae, sit, _weights(config, length), _rates(config),
-        classes, class_N, told, aligned, record,
+        classes, class_N, told, aligned, resting, record,
     )  # fmt: skip
 
 
@@ -181,10 +189,42 @@ def class_table(index: TileIndex) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     return classes, np.array(flat, np.int64)
 
 
+def _resting(run: Path | None) -> tuple[Resting | None, str | None]:
+    """Read the autoencoder that stays, and the digest of its file."""
+    if run is None:
+        return None, None
+    path = generator_of(run)
+    return read_autoencoder(path), sha256_file(path)
+
+
+def _of_sizes(config: GenerateConfig, shape: VaeShape) -> GenerateConfig:
+    """Return the settings with the sizes of the autoencoder that stays.
+
+    Raises:
+        UsageError: others are asked for, or a loss that only the autoencoder has.
+    """
+    for name, size in (("vae_base", shape.base), ("vae_blocks", shape.blocks)):
+        if getattr(config, name) not in (None, size):
+            raise UsageError(
+                f"{config.said(name)}: the autoencoder of {config.autoencoder} has {size}."
+            )
+    if config.gan:
+        raise UsageError(
+            f"{config.said('gan')}: the autoencoder of {config.autoencoder} stays as it is, and "
+            "nothing judges it.",
+            hint="--gan 0",
+        )
+    return replace(config, vae_base=shape.base, vae_blocks=shape.blocks, gan=0.0)
+
+
 def _shapes(config: GenerateConfig) -> tuple[VaeShape, int]:
     assert config.vae_base is not None and config.vae_blocks is not None
+    return _grid(config, VaeShape(base=config.vae_base, blocks=config.vae_blocks))
+
+
+def _grid(config: GenerateConfig, vae: VaeShape) -> tuple[VaeShape, int]:
+    """Return the autoencoder's sizes, and the tokens a side of the SiT."""
     assert config.size_px is not None and config.patch is not None
-    vae = VaeShape(base=config.vae_base, blocks=config.vae_blocks)
     return vae, config.size_px // vae.factor // config.patch
 
 

@@ -19,6 +19,9 @@ the SiT, with the statistics of the latents, and, beyond upstream, of the autoen
 samples would be brought back by averaged statistics and decoded by raw weights (CytoSyn,
 arXiv:2603.18089, finds the autoencoder's mean to help).
 
+A second training, upstream's `train_ldm_only.py`, takes the autoencoder and the statistics of its
+latents as they are (`Resting`) and trains the SiT alone, on latents drawn anew at every step.
+
 Decided, where upstream has a trap: only what the loop trains is ever switched back to training;
 the perceptual distance is that of the aligned encoder's tokens (1 - cosine), which gets images in
 [0, 1] as its normalisation wants them (no LPIPS weights come with cytofm); tiles may be turned.
@@ -41,7 +44,7 @@ from cytofm_cli.generate.discriminator import Discriminator, hinge
 from cytofm_cli.generate.frozen import FrozenEncoder, Seen
 from cytofm_cli.generate.interpolant import alignment_loss, draw_times, on_path, velocity_loss
 from cytofm_cli.generate.sit import SiT, SitShape
-from cytofm_cli.generate.vae import Posterior, Vae, VaeShape
+from cytofm_cli.generate.vae import Posterior, Resting, Vae, VaeShape
 from cytofm_cli.pretrain import ema, optim
 from cytofm_cli.pretrain.base import Batch, Learner, MethodConfig, StepOutput
 
@@ -93,6 +96,7 @@ class RepaE(Learner):
         told: whose vectors are conditions; None: nobody's.
         aligned: whose tokens are aligned with; None: nobody's.
         classes: int64, the class of each tile of the index; None: conditions are no classes.
+        resting: the autoencoder, of sizes `vae`, that stays; None: it is trained.
     """
 
     def __init__(
@@ -105,10 +109,15 @@ class RepaE(Learner):
         told: FrozenEncoder | None = None,
         aligned: FrozenEncoder | None = None,
         classes: Tensor | None = None,
+        resting: Resting | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.weights = config, weights
+        self.config, self.weights, self._rests = config, weights, resting is not None
         self.vae, self.sit = Vae(vae), SiT(sit)
+        if resting is not None:
+            self.vae.load_state_dict(resting.vae.state_dict())
+            self.vae.requires_grad_(requires_grad=False)
+            self.sit.bn.load_state_dict(resting.norm)
         self.discriminator = Discriminator() if weights.gan else None
         self.vae_ema, self.ema = copy.deepcopy(self.vae), copy.deepcopy(self.sit)
         for mean in (self.vae_ema, self.ema):
@@ -121,6 +130,8 @@ class RepaE(Learner):
         image_BCHW = batch.views[0]
         x_BCHW = 2 * image_BCHW - 1
         given, seen = self._seen(batch)
+        if self._rests:
+            return self._second_stage(x_BCHW, given, seen)
         posterior = self.vae.encode(x_BCHW)
         z_BChw = posterior.sample(torch.randn_like(posterior.mean_BChw)).float()
         decoded_BCHW = self.vae.decode(z_BChw).float()
@@ -140,6 +151,16 @@ class RepaE(Learner):
             parts["hinge"] = hinge(real.float(), fake.float())
             loss = loss + parts["hinge"]
         features_BD = posterior.mean_BChw.detach().flatten(1)
+        return StepOutput(loss, features_BD, {name: v.detach() for name, v in parts.items()})
+
+    def _second_stage(self, x_BCHW: Tensor, given: Tensor | None, seen: Seen | None) -> StepOutput:
+        """Return the SiT's loss on latents of the resting autoencoder."""
+        with torch.no_grad():
+            posterior = self.vae.encode(x_BCHW)
+            z_BChw = posterior.sample(torch.randn_like(posterior.mean_BChw)).float()
+        target_BTE = None if seen is None else seen.token_BTE
+        loss, parts = self.sit_loss(z_BChw, self.draw(z_BChw), given, target_BTE)
+        features_BD = posterior.mean_BChw.flatten(1)
         return StepOutput(loss, features_BD, {name: v.detach() for name, v in parts.items()})
 
     def draw(self, z_BChw: Tensor) -> Draws:
@@ -185,7 +206,8 @@ class RepaE(Learner):
         self, z_BChw: Tensor, drawn: Draws, given: Tensor | None, target_BTE: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the SiT's pass over latents without a gradient, and its parts."""
-        n_BChw = self.sit.bn.by_batch(z_BChw)
+        norm = self.sit.bn
+        n_BChw = norm.by_running(z_BChw) if self._rests else norm.by_batch(z_BChw)
         n_t = on_path(n_BChw, drawn.noise_BChw, drawn.t_B)
         null_B = torch.rand(len(z_BChw), device=z_BChw.device) < self.weights.dropped
         condition = self._condition(given, null_B)

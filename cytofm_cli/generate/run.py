@@ -165,7 +165,7 @@ def make_trainer(
     classes = None if plan.class_N is None else torch.from_numpy(plan.class_N)
     learner = RepaE(
         plan.vae, plan.sit, plan.weights, plan.rates,
-        told=plan.told, aligned=plan.aligned, classes=classes,
+        told=plan.told, aligned=plan.aligned, classes=classes, resting=plan.resting,
     )  # fmt: skip
     learner = parallel.prepare(learner.train(), device, world)
     trainer = Trainer(
@@ -235,6 +235,7 @@ def _finish(plan: GeneratePlan, trainer: Trainer[RepaE]) -> dict[str, Any]:
         summary = {
             "preset": config.preset,
             "condition": config.condition,
+            "autoencoder": None if config.autoencoder is None else str(config.autoencoder),
             "steps": trainer.step,
             "images": trainer.step * plan.length.batch,
             "parameters": {

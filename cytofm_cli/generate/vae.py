@@ -9,7 +9,7 @@ Letters: B images, C channels, H W pixels, h w places of the latent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -113,6 +113,19 @@ class Vae(nn.Module):
         """Return images near [-1, 1], float (B, 3, H, W)."""
         image: Tensor = self.decoder(self.post_quant_conv(z_BChw))
         return image
+
+
+@dataclass(frozen=True)
+class Resting:
+    """An autoencoder that is not trained.
+
+    Attributes:
+        vae: it.
+        norm: the statistics of its latents, as `LatentNorm.state_dict` has them.
+    """
+
+    vae: Vae
+    norm: Mapping[str, Tensor]
 
 
 def _norm(channels: int, shape: VaeShape) -> nn.GroupNorm:

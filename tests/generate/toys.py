@@ -12,7 +12,7 @@ from cytofm_cli.generate.conditions import ConditionShape
 from cytofm_cli.generate.frozen import Seen
 from cytofm_cli.generate.repa_e import RepaE, Weights
 from cytofm_cli.generate.sit import SitShape
-from cytofm_cli.generate.vae import VaeShape
+from cytofm_cli.generate.vae import Resting, VaeShape
 from cytofm_cli.pretrain.base import Batch, MethodConfig
 from cytofm_cli.views.draws import sample_keys
 
@@ -48,7 +48,9 @@ class Eyes:
         return Seen(vector, token_BTE, token_BTE)
 
 
-def learner(weights: Weights | None = None, **changes: Any) -> RepaE:
+def learner(
+    weights: Weights | None = None, *, resting: Resting | None = None, **changes: Any
+) -> RepaE:
     torch.manual_seed(0)
     eyes: Any = Eyes()
     return RepaE(
@@ -58,6 +60,7 @@ def learner(weights: Weights | None = None, **changes: Any) -> RepaE:
         RATES,
         told=eyes,
         aligned=eyes,
+        resting=resting,
     ).train()
 
 
