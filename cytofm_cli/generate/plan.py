@@ -138,7 +138,7 @@ def make_plan(
     )
     length = make_length(config.batch, index.n_tiles, steps=config.steps, epochs=config.epochs)
     record = {
-        "generate": as_record(config, results_only=True),
+        "generate": _recorded(config),
         "encoders": _named(told, aligned) | {"autoencoder_sha256": sha256},
         "data": index.facts() | {"n_steps": length.n_steps, "classes": list(classes)},
     }
@@ -187,6 +187,13 @@ def class_table(index: TileIndex) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     number = {name: at for at, name in enumerate(classes)}
     flat = [number.get(name, len(classes)) for of in names for name in of]
     return classes, np.array(flat, np.int64)
+
+
+def _recorded(config: GenerateConfig) -> dict[str, Any]:
+    """Return the settings but for where the autoencoder lies: which it is, its digest says."""
+    record = dict(as_record(config, results_only=True))
+    record.pop("autoencoder", None)
+    return record
 
 
 def _resting(run: Path | None) -> tuple[Resting | None, str | None]:

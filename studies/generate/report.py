@@ -17,7 +17,7 @@ from typing import Any, Final
 HERE: Final = Path(__file__).resolve().parent
 PAGE: Final = HERE.parents[1] / "docs" / "generate.md"
 RESULTS: Final = HERE / "results"
-TRAIN: Final = "train"
+FIRST, TRAIN = "first", "train"
 BEGIN, END = "<!-- numbers -->", "<!-- /numbers -->"
 SHARES: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)  # of the run, whose lines of the log are shown
 LOSSES: Final = {
@@ -39,17 +39,17 @@ def main() -> None:
 
 
 def collect(out: Path) -> None:
-    """Keep the metrics of `generate evaluate`, the summary and some lines of the training's log."""
+    """Keep the metrics of `generate evaluate`, summaries and some lines of the trainings' logs."""
     RESULTS.mkdir(exist_ok=True)
     for path in sorted(out.glob("*/metrics.json")):
         metrics = json.loads(path.read_text())
         if "spaces" in metrics:  # those of the uses beside it have none
             keep(path.parent.name, metrics)
-    run = out / "run"
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    steps = [round(share * (len(lines) - 1)) for share in SHARES]
-    summary = json.loads((run / "summary.json").read_text())
-    keep(TRAIN, {"summary": summary, "log": [lines[at] for at in sorted(set(steps))]})
+    for name, run in ((FIRST, out / "first"), (TRAIN, out / "run")):
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        steps = [round(share * (len(lines) - 1)) for share in SHARES]
+        summary = json.loads((run / "summary.json").read_text())
+        keep(name, {"summary": summary, "log": [lines[at] for at in sorted(set(steps))]})
 
 
 def keep(name: str, result: Results) -> None:
@@ -60,16 +60,16 @@ def keep(name: str, result: Results) -> None:
 def page(results: Results) -> str:
     """Return all tables."""
     judged = {n.removeprefix("judged-"): r for n, r in results.items() if n.startswith("judged-")}
-    plain = judged.get("malaria_nih")
+    plain, before = judged.get("malaria_nih"), results.get("before")
     runs = {name: of for name, of in results.items() if name.partition("-")[0] in _SAMPLERS}
     if plain:
         runs["sde-50"] = plain  # which is how all but those are sampled
-    ema = {"on": plain, "off": results.get("no-vae-ema")}
+    ema = {"on": before, "off": results.get("no-vae-ema")}
     guided = {"1": plain} | {
         name.partition("-")[2]: of for name, of in results.items() if name.startswith("guidance-")
     }
     sections = [
-        "### The losses\n", losses_table(results.get(TRAIN)),
+        "### The losses\n", losses_table(results.get(FIRST)), losses_table(results.get(TRAIN)),
         "### Patients that training has not seen (`make evaluate`)\n", judged_table(judged),
         "### Like what was asked for, and no copy (`make evaluate memory`)\n",
         memory_table({**judged, "malaria_nih, cells of the training": results.get("memory")}),
@@ -77,7 +77,9 @@ def page(results: Results) -> str:
         "### Samplers by steps (`make evaluate samplers`)\n",
         runs_table(["sampler, steps"], {n.replace("-", ", "): runs[n] for n in in_order(runs)}),
         "### Guidance, in 0,0.75 (`make evaluate guidance`)\n", runs_table(["guidance"], guided),
-        "### The autoencoder's running mean (`make evaluate vae_ema`)\n",
+        "### What the second training brings (`make before`)\n",
+        runs_table(["trained"], {"once": before, "twice": plain}),
+        "### The autoencoder's running mean, after the first training (`make before vae_ema`)\n",
         runs_table(["running mean"], ema),
     ]  # fmt: skip
     return "\n".join(sections)
@@ -94,8 +96,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 def losses_table(train: Results | None) -> str:
     """Return a row a line of the log that was kept: means since the line before it."""
     lines = [] if train is None else train["log"]
-    rows = [[str(line["step"]), *(f"{line[key]:.3f}" for key in LOSSES)] for line in lines]
-    return table(["updates", *LOSSES.values()], rows)
+    losses = {key: name for key, name in LOSSES.items() if lines and key in lines[0]}
+    rows = [[str(line["step"]), *(f"{line[key]:.3f}" for key in losses)] for line in lines]
+    return table(["updates", *losses.values()], rows)
 
 
 def judged_table(judged: Results) -> str:

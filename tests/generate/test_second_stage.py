@@ -115,7 +115,8 @@ def test_train__another_autoencoder_under_the_same_path_is_refused(
     source = tmp_path / "source"
     shutil.copytree(whole, source)
     train(second(source), stores(cells), tmp_path / "run")
-    shutil.rmtree(source)
+    moved = source.rename(tmp_path / "moved")
+    assert train(second(moved), stores(cells), tmp_path / "run").skipped  # it is the same
     train(small(seed=1), stores(cells), source)
     with pytest.raises(ConfigMismatchError, match="autoencoder_sha256"):
         train(second(source), stores(cells), tmp_path / "run")

@@ -51,6 +51,15 @@ def metrics(made: float) -> dict[str, Any]:
     return {"spaces": {"cytofm-tiny": space}}
 
 
+def test_settings__of_the_second_training_are_of_the_first_ones_encoders() -> None:
+    first, second = (
+        tomllib.loads((STUDY / f"{name}.toml").read_text())["generate"]
+        for name in ("tiny", "second")
+    )
+    trained = resolve(GenerateConfig, "generate", second)
+    assert (trained.encoder, trained.align) == (first["encoder"], first["align"])
+
+
 @pytest.mark.parametrize(("preset", "n"), [("tiny", 200), ("small", 1000)])
 def test_settings__are_those_of_the_commands(preset: str, n: int) -> None:
     tables = tomllib.loads((STUDY / f"{preset}.toml").read_text())
@@ -63,7 +72,8 @@ def test_settings__are_those_of_the_commands(preset: str, n: int) -> None:
 def test_page__has_each_number_in_its_place(study: SimpleNamespace) -> None:
     page = study.report.page(
         {"judged-malaria_nih": metrics(20.0), "no-vae-ema": metrics(21.0),
-         "guidance-2.5": metrics(22.0), "sde-10": metrics(23.0), "sde-5": metrics(24.0)}
+         "before": metrics(25.0), "guidance-2.5": metrics(22.0), "sde-10": metrics(23.0),
+         "sde-5": metrics(24.0)}
     )  # fmt: skip
     where = "| malaria_nih, cytofm-tiny, n 200, 384 features |"
     overlap = "0.500 | 0.250 | 1.000 | 0.125 |"
@@ -74,8 +84,17 @@ def test_page__has_each_number_in_its_place(study: SimpleNamespace) -> None:
     assert page.index("| sde, 5 | 24 |") < page.index("| sde, 10 | 23 |")
     assert page.index("| sde, 10 | 23 |") < page.index("| sde, 50 | 20 |")  # the plain one
     assert f"| 2.5 | 22 | {overlap} 0.750 | 50.0% |" in page
+    assert f"| on | 25 | {overlap} 0.750 | 50.0% |" in page
     assert f"| off | 21 | {overlap} 0.750 | 50.0% |" in page
-    assert page.count("Not run yet.") == 1  # the training's log
+    assert f"| once | 25 | {overlap}" in page and f"| twice | 20 | {overlap}" in page
+    assert page.count("Not run yet.") == 2  # the trainings' logs
+
+
+def test_losses__are_those_that_a_training_has(study: SimpleNamespace) -> None:
+    log = [{"step": 10, "velocity": 1.5, "align_sit": -0.25}]
+    assert study.report.losses_table({"log": log}) == (
+        "| updates | velocity | alignment (SiT) |\n| --- | --- | --- |\n| 10 | 1.500 | -0.250 |\n"
+    )
 
 
 def test_collect__keeps_metrics_and_some_lines_of_the_log(
@@ -86,6 +105,8 @@ def test_collect__keeps_metrics_and_some_lines_of_the_log(
         ("judged-malaria_nih/metrics.json", json.dumps(metrics(20.0))),
         ("balance/metrics.json", '{"of": "another command"}'),
         ("run/summary.json", '{"steps": 400}'),
+        ("first/summary.json", '{"steps": 3}'),
+        ("first/log.jsonl", '{"step": 3}\n'),
         ("run/log.jsonl", "".join(f'{{"step": {10 * at}}}\n' for at in range(1, 41))),
     ):
         path = tmp_path / "out" / name
@@ -96,7 +117,9 @@ def test_collect__keeps_metrics_and_some_lines_of_the_log(
     assert [line["step"] for line in train["log"]] == [10, 30, 110, 210, 300, 400]
     kept = json.loads((tmp_path / "results" / "judged-malaria_nih.json").read_text())
     assert kept == metrics(20.0)
-    assert len(list((tmp_path / "results").iterdir())) == 2
+    first = json.loads((tmp_path / "results" / "first.json").read_text())
+    assert first == {"summary": {"steps": 3}, "log": [{"step": 3}]}
+    assert len(list((tmp_path / "results").iterdir())) == 3
 
 
 def test_chosen__has_a_cell_of_every_slide_before_a_second_of_any(
