@@ -49,6 +49,7 @@ def collect(out: Path) -> None:
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         steps = [round(share * (len(lines) - 1)) for share in SHARES]
         summary = json.loads((run / "summary.json").read_text())
+        summary.pop("autoencoder", None)  # where it lay
         keep(name, {"summary": summary, "log": [lines[at] for at in sorted(set(steps))]})
 
 
