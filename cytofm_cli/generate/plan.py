@@ -211,13 +211,15 @@ def _of_sizes(config: GenerateConfig, shape: VaeShape) -> GenerateConfig:
         UsageError: others are asked for, or a loss that only the autoencoder has.
     """
     for name, size in (("vae_base", shape.base), ("vae_blocks", shape.blocks)):
-        if getattr(config, name) not in (None, size):
+        if (asked := getattr(config, name)) not in (None, size):
+            flag = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"{config.said(name)}: the autoencoder of {config.autoencoder} has {size}."
+                f"{flag} {asked}: the autoencoder of {config.autoencoder} has {size}.",
+                hint=f"{flag} {size}, or leave it out",
             )
     if config.gan:
         raise UsageError(
-            f"{config.said('gan')}: the autoencoder of {config.autoencoder} stays as it is, and "
+            f"--gan {config.gan:g}: the autoencoder of {config.autoencoder} stays as it is, and "
             "nothing judges it.",
             hint="--gan 0",
         )
