@@ -126,9 +126,9 @@ def test_train__another_autoencoder_under_the_same_path_is_refused(
 def test_settings__that_do_not_go_with_an_autoencoder_that_stays(
     cells: Path, whole: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="--vae-base 16: the autoencoder of .* has 8"):
+    with pytest.raises(UsageError, match=r"--vae-base 16: the autoencoder of .* has 8"):
         make_plan(second(whole, vae_base=16), stores(cells))
-    with pytest.raises(UsageError, match="--gan 0.1: .* nothing judges it"):
+    with pytest.raises(UsageError, match=r"--gan 0\.1: .* nothing judges it"):
         make_plan(second(whole, gan=0.1), stores(cells))
     (tmp_path / "part").mkdir()
     shutil.copy(whole / "config.toml", tmp_path / "part")
