@@ -2,8 +2,9 @@
 
     python report.py [OUT]
 
-With OUT, the folder of the Makefile, its metrics and some lines of its log are kept in results/
-first. What is between the two marks of the page is replaced; the words around it stay.
+With OUT, the folder of the Makefile, its metrics, those of the uses and some lines of its logs are
+kept in results/ first. What is between the two marks of the page is replaced; the words around it
+stay.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def collect(out: Path) -> None:
         metrics = json.loads(path.read_text())
         if "spaces" in metrics:  # those of the uses beside it have none
             keep(path.parent.name, metrics)
+    for path in sorted((*out.glob("uses/uses.json"), *out.glob("balance-*/balance.json"))):
+        keep(path.parent.name, json.loads(path.read_text()))  # of docs/generate-uses.md
     for name, run in ((FIRST, out / "first"), (TRAIN, out / "run")):
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         steps = [round(share * (len(lines) - 1)) for share in SHARES]
@@ -70,7 +73,8 @@ def page(results: Results) -> str:
         name.partition("-")[2]: of for name, of in results.items() if name.startswith("guidance-")
     }
     sections = [
-        "### The losses\n", losses_table(results.get(FIRST)), losses_table(results.get(TRAIN)),
+        "### The losses\n", "Of the first training:\n", losses_table(results.get(FIRST)),
+        "Of the second:\n", losses_table(results.get(TRAIN)),
         "### Patients that training has not seen (`make evaluate`)\n", judged_table(judged),
         "### Like what was asked for, and no copy (`make evaluate memory`)\n",
         memory_table({**judged, "malaria_nih, cells of the training": results.get("memory")}),

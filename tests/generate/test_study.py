@@ -104,6 +104,8 @@ def test_collect__keeps_metrics_and_some_lines_of_the_log(
     for name, text in (
         ("judged-malaria_nih/metrics.json", json.dumps(metrics(20.0))),
         ("balance/metrics.json", '{"of": "another command"}'),
+        ("balance-1/balance.json", '{"facts": 1}'),
+        ("uses/uses.json", '{"strips": 2}'),
         ("run/summary.json", '{"steps": 400}'),
         ("first/summary.json", '{"steps": 3}'),
         ("first/log.jsonl", '{"step": 3}\n'),
@@ -115,11 +117,15 @@ def test_collect__keeps_metrics_and_some_lines_of_the_log(
     study.report.collect(tmp_path / "out")
     train = json.loads((tmp_path / "results" / "train.json").read_text())
     assert [line["step"] for line in train["log"]] == [10, 30, 110, 210, 300, 400]
-    kept = json.loads((tmp_path / "results" / "judged-malaria_nih.json").read_text())
-    assert kept == metrics(20.0)
+    judged = json.loads((tmp_path / "results" / "judged-malaria_nih.json").read_text())
+    assert judged == metrics(20.0)
     first = json.loads((tmp_path / "results" / "first.json").read_text())
     assert first == {"summary": {"steps": 3}, "log": [{"step": 3}]}
-    assert len(list((tmp_path / "results").iterdir())) == 3
+    uses = [
+        json.loads((tmp_path / "results" / f"{n}.json").read_text()) for n in ("balance-1", "uses")
+    ]
+    assert uses == [{"facts": 1}, {"strips": 2}]
+    assert len(list((tmp_path / "results").iterdir())) == 5
 
 
 def test_chosen__has_a_cell_of_every_slide_before_a_second_of_any(
