@@ -34,7 +34,10 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "base": {**_UPSTREAM, "depth": 12, "width": 768, "heads": 12},
     "xl": {**_UPSTREAM, "depth": 28, "width": 1152, "heads": 16},
 }  # fmt: skip
-SETTLED: Final = tuple(PRESETS["tiny"])  # by presets, each of them by all
+# What all presets settle: open until then, so that a training that has no use for it can tell
+# whether it was asked for.
+_COMMON: Final[dict[str, Any]] = {"kl": 1e-6, "perceptual": 1.0, "align_vae": 1.5}
+VAE_LOSSES: Final = ("kl", "perceptual", "gan", "align_vae")
 NO_ENCODER: Final = "none"
 _LONGEST_EMA: Final = 0.9999
 _LEAST_JUDGED: Final = 32  # pixels of the smallest image that the discriminator's layers take
@@ -110,14 +113,18 @@ class GenerateConfig(Settings):
         0.1, "Share of images that are told nothing, for guidance.", low=0, high=1
     )
     times: Literal["uniform", "lognormal"] = option("uniform", "How times on the path are drawn.")
-    kl: float = option(1e-6, "Weight of the autoencoder's divergence from N(0, 1).", low=0)
-    perceptual: float = option(
-        1.0, "Weight of the images' distance in the aligned encoder's tokens.", low=0
+    kl: float | None = option(
+        None, "Weight of the autoencoder's divergence from N(0, 1) [default: 1e-6].", low=0
+    )
+    perceptual: float | None = option(
+        None, "Weight of the images' distance in the aligned encoder's tokens [default: 1].", low=0
     )
     gan: float | None = option(
         None, "Weight of the discriminator; 0: none [default: the preset's].", low=0
     )
-    align_vae: float = option(1.5, "Weight of alignment for the autoencoder.", low=0)
+    align_vae: float | None = option(
+        None, "Weight of alignment for the autoencoder [default: 1.5].", low=0
+    )
     align_sit: float = option(0.5, "Weight of alignment for the SiT.", low=0)
     seed: int = option(0, "Seed of everything.", low=0)
     accumulate: int = option(1, "Parts into which each process cuts its share of a batch.", low=1)
@@ -151,8 +158,8 @@ def settled(config: GenerateConfig) -> GenerateConfig:
     """
     if config.condition == "class" and config.unit == "tile":
         raise UsageError("classes are those of cells.", hint="--unit cell")
-    preset = PRESETS[config.preset]
-    open_ = {name: preset[name] for name in SETTLED if getattr(config, name) is None}
+    preset = PRESETS[config.preset] | _COMMON
+    open_ = {name: value for name, value in preset.items() if getattr(config, name) is None}
     if "aligned_depth" in open_:  # of a SiT that was made shallower
         open_["aligned_depth"] = min(open_["aligned_depth"], config.depth or preset["depth"])
     whole = replace(config, **open_, align=config.align or config.encoder)

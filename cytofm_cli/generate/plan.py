@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cytofm_cli.config import as_record
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.generate.conditions import ConditionShape
-from cytofm_cli.generate.config import NO_ENCODER, GenerateConfig, ema_of, settled
+from cytofm_cli.generate.config import NO_ENCODER, VAE_LOSSES, GenerateConfig, ema_of, settled
 from cytofm_cli.generate.file import read_autoencoder
 from cytofm_cli.generate.frozen import FrozenEncoder
 from cytofm_cli.generate.repa_e import Weights
@@ -217,12 +217,14 @@ def _of_sizes(config: GenerateConfig, shape: VaeShape) -> GenerateConfig:
                 f"{flag} {asked}: the autoencoder of {config.autoencoder} has {size}.",
                 hint=f"{flag} {size}, or leave it out",
             )
-    if config.gan:
-        raise UsageError(
-            f"--gan {config.gan:g}: the autoencoder of {config.autoencoder} stays as it is, and "
-            "nothing judges it.",
-            hint="--gan 0",
-        )
+    for name in VAE_LOSSES:
+        if asked := getattr(config, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} {asked:g}: the autoencoder of {config.autoencoder} stays as it is, and "
+                "none of its losses is used.",
+                hint=f"leave {flag} out",
+            )
     return replace(config, vae_base=shape.base, vae_blocks=shape.blocks, gan=0.0)
 
 

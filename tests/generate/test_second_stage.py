@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError, WeightsError
+from cytofm_cli.generate.config import VAE_LOSSES
 from cytofm_cli.generate.file import read_autoencoder, read_generator
 from cytofm_cli.generate.interpolant import alignment_loss, on_path, velocity_loss
 from cytofm_cli.generate.plan import make_plan
@@ -128,8 +129,11 @@ def test_settings__that_do_not_go_with_an_autoencoder_that_stays(
 ) -> None:
     with pytest.raises(UsageError, match=r"--vae-base 16: the autoencoder of .* has 8"):
         make_plan(second(whole, vae_base=16), stores(cells))
-    with pytest.raises(UsageError, match=r"--gan 0\.1: .* nothing judges it"):
-        make_plan(second(whole, gan=0.1), stores(cells))
+    for name in VAE_LOSSES:
+        flag = f"--{name.replace('_', '-')}"
+        said = rf"^{flag} 0\.5: the autoencoder of .* stays .* none of its losses is used"
+        with pytest.raises(UsageError, match=said):
+            make_plan(second(whole, **{"gan": None, name: 0.5}), stores(cells))
     (tmp_path / "part").mkdir()
     shutil.copy(whole / "config.toml", tmp_path / "part")
     with pytest.raises(InputError, match="is not trained to its end"):

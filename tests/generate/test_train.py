@@ -185,6 +185,7 @@ def test_settings__the_preset_settles_what_is_open() -> None:
     tiny = settled(GenerateConfig())
     assert (tiny.size_px, tiny.depth, tiny.width, tiny.heads) == (64, 4, 128, 4)
     assert (tiny.align, tiny.vae_base, tiny.projector) == ("cytofm-tiny", 32, 256)
+    assert (tiny.kl, tiny.perceptual, tiny.gan, tiny.align_vae) == (1e-6, 1.0, 0.0, 1.5)
     base = settled(GenerateConfig(preset="base", batch=8))
     assert (base.size_px, base.width, base.batch, base.lr) == (224, 768, 8, 1e-4)
     assert ema_of(tiny, 400_000) == 0.9999
