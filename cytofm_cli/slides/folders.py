@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from cytofm_cli.registry import readers
-from cytofm_cli.slides import dicom, ngff, plane_files, shells
+from cytofm_cli.slides import dicom, ngff, plane_files, shells, zoomable
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,6 @@ _NO_SLIDES: Final = frozenset(
     " appledouble ~snapshot".split()
 ) | {"system volume information"}
 _MIRAX_INDEX: Final = "slidedat.ini"
-_ZOOMIFY: Final = re.compile(r"TileGroup\d+")
 _PICTURE_OF: Final = re.compile(
     r"[\s._-]*(?:label|macro|overview|thumbnail|thumb|barcode|preview|associated)[\s._-]*"
     r"(?:image)?$"
@@ -139,13 +138,13 @@ def _descend(folder: str, seen: set[str], links: list[str], series: Finest) -> I
     if _MIRAX_INDEX in map(str.lower, files):  # the data of a slide, not beside their .mrxs
         _log.warning("%s: the folder of a MIRAX slide: no slides of their own.", folder)
         return
-    yield from _in_folder(folder, files, series)
+    tiles = _tiles(folder, [entry.name for entry in folders], files)
+    yield from _in_folder(folder, [name for name in files if name not in tiles], series)
     own = {os.path.splitext(name)[0] for name in files if name.lower().endswith(".mrxs")}
     own |= {f"_{os.path.splitext(name)[0]}_" for name in files if name.lower().endswith(".vsi")}
-    zooms = {f"{os.path.splitext(name)[0]}_files" for name in files if name.endswith(".dzi")}
     for entry in folders:
         name = entry.name
-        if name.lower() in _NO_SLIDES or name in own | zooms or _is_zoom(entry):
+        if name.lower() in _NO_SLIDES or name in own | tiles:
             continue
         if name.endswith(STORE_SUFFIX):
             if ngff.is_image(Path(entry.path)):
@@ -166,15 +165,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_zoom(entry: os.DirEntry[str]) -> bool:
-    """Tell whether a folder holds the tiles of a zoomable picture: Zoomify's, or Deep Zoom's."""
-    if _ZOOMIFY.fullmatch(entry.name):
-        return True
-    if not entry.name.endswith("_files"):
-        return False
-    with os.scandir(entry.path) as inside:
-        names = [each.name for each in inside if not each.name.startswith(".")]
-    return "0" in names and all(name.isdigit() or name == "vips-properties.xml" for name in names)
+def _tiles(folder: str, folders: Sequence[str], files: Sequence[str]) -> frozenset[str]:
+    """Return which names in a folder are tiles of a zoomable picture, and say so."""
+    kind, names = zoomable.tiles_in(Path(folder), folders, files)
+    if names:
+        _log.warning(
+            "%s: tiles of a zoomable picture (%s), no slides: %s", folder, kind, zoomable.HINT
+        )
+    return names
 
 
 def _in_folder(folder: str, names: list[str], all_series: Finest) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cytofm_cli.errors import SlideError
+from cytofm_cli.slides import zoomable
 from cytofm_cli.slides.base import DAMAGED_HINT, slide_error
 
 _COPIED: Final = "check what was copied there."
@@ -134,6 +135,9 @@ def stranger(path: str, head: bytes) -> SlideError | None:
         if head.startswith(magic):
             return slide_error(path, what, hint)
     if head and _is_text(head[:1024]):
+        if kind := zoomable.described(path, head):
+            what = f"describes the tiles of a zoomable picture ({kind}), which no reader opens."
+            return slide_error(path, what, zoomable.HINT)
         is_table = Path(path).suffix.lower() in (".csv", ".tsv")
         hint = "a table of slides: `cytofm tile --manifest FILE`." if is_table else _COPIED
         return slide_error(path, "is a text file, not a slide.", hint)

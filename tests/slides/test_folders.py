@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 
 from cytofm_cli.errors import SlideError
 from cytofm_cli.slides import dicom
@@ -159,10 +160,46 @@ def test_folder__parts_of_a_slide_are_no_slides(tmp_path, suffix) -> None:
     assert found(tmp_path) == {"field": "field.jpg", "m": "m.mrxs", "slide": f"slide{suffix}"}
 
 
-def test_folder__tiles_of_zoomable_pictures_are_no_slides(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [("dz", "Deep Zoom"), ("google", "Google Maps"), ("zoomify", "Zoomify")]
+    + [(layout, "IIIF") for layout in ("iiif", "iiif3")],
+)
+def test_folder__tiles_of_zoomable_pictures_are_no_slides(tmp_path, caplog, layout, kind) -> None:
+    image = pyvips.Image.black(700, 600, bands=3).cast("uchar")
+    image.dzsave(str(tmp_path / "x"), layout=layout, tile_size=128)
+    (below,) = tmp_path.glob("x*/")
+    touch(below, "a.svs")
+    assert found(tmp_path) == {"a": f"{below.name}/a.svs"}
+    assert f"{below}: tiles of a zoomable picture ({kind}), no slides: give the" in caplog.text
+    below.rename(tmp_path / "renamed")
+    assert found(tmp_path / "renamed") == {"a": "a.svs"}
+
+
+def test_folder__tiles_are_known_by_the_name_of_their_folder(tmp_path) -> None:
     touch(tmp_path, "x_files/0/0_0.jpg", "x_files/1/0_0.jpg", "z/TileGroup0/0-0-0.jpg")
+    touch(tmp_path, "y.dzi", "y_files/9/0_0.jpg", "y_files/9/0_1.jpg")
     touch(tmp_path, "case_files/a.jpg", "b_files/0/c.jpg", "b_files/d.jpg")
     assert sorted(found(tmp_path)) == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1.jpg", "2.jpg", "3.jpg"),
+        ("0/1.jpg", "1/2.jpg", "2/3.jpg"),  # patients
+        ("0/0_0.jpg", "0/0_1.jpg", "1/1_0.jpg", "2/1_1.jpg"),  # fields of a grid
+        ("0/0_0.jpg", "1/0_5.jpg", "2/0_6.jpg"),
+        ("0/0/0.jpg", "1/1/1.jpg", "2/3/6.jpg"),  # slides of patients
+        ("0/0/0.jpg", "1/1/1.jpg", "2/4/3.jpg"),
+        ("0/0/0.jpg", "1/1/1.jpg", "3/3/3.jpg"),
+        ("0,0,64,64/a.jpg", "64,0,64,64/b.jpg"),
+    ],
+    ids=str,
+)
+def test_folder__fields_that_are_called_by_numbers_are_slides(tmp_path, names) -> None:
+    touch(tmp_path, *names)
+    assert sorted(found(tmp_path).values()) == sorted(names)
 
 
 def test_folder__data_of_a_mirax_slide_that_is_gone_are_no_slides(tmp_path, caplog) -> None:

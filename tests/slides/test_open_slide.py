@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 import tifffile
 
 from cytofm_cli.errors import CytofmError, SlideError, UsageError
@@ -136,6 +137,21 @@ def test_open__a_table_of_slides_is_no_slide(tmp_path) -> None:
     path = tmp_path / "slides.csv"
     path.write_text("slide_id,path\na,a.svs\n")
     assert re.search("is a text file, not a slide.*cytofm tile --manifest", failure(path))
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "kind"),
+    [
+        ("dz", "x.dzi", "Deep Zoom"),
+        ("zoomify", "x/ImageProperties.xml", "Zoomify"),
+        ("iiif3", "x/info.json", "IIIF"),
+    ],
+)
+def test_open__what_describes_a_zoomable_picture_is_no_slide(tmp_path, layout, name, kind) -> None:
+    image = pyvips.Image.black(300, 300, bands=3).cast("uchar")
+    image.dzsave(str(tmp_path / "x"), layout=layout)
+    line = failure(tmp_path / name)
+    assert re.search(rf"describes .* zoomable picture \({kind}\).*give the slide that it", line)
 
 
 def test_open__missing_paths_folders_and_devices(tmp_path) -> None:
