@@ -26,7 +26,7 @@ from typing import Any, ClassVar, TextIO, TypeVar
 
 from cytofm_cli.errors import UsageError
 from cytofm_cli.kinds import Kind, kind_of
-from cytofm_cli.table_text import read_bounded
+from cytofm_cli.named_files import read_bounded
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")

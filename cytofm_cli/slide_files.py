@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.named_files import absent
 from cytofm_cli.tables import match_slide
 
 FIELDS: Final = ("{slide_id}", "{slide}")
@@ -74,7 +75,7 @@ def match_several(
     if glob.has_magic(text):
         return _by_name(source, [Path(path) for path in glob.glob(text)], slide_ids, option)
     hint = "in a pattern write {slide_id}" if "{" in text else f"check {option}"
-    raise InputError(f"{source}: no such file or folder.", hint=hint)
+    raise InputError(f"{source}: {absent(source, 'file or folder')}.", hint=hint)
 
 
 def slide_of(name: str, slide_ids: Collection[str]) -> str | None:

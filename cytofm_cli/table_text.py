@@ -5,16 +5,14 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
-import errno
 import io
-import os
 import re
-import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO
 
 from cytofm_cli.errors import InputError
+from cytofm_cli.named_files import open_bounded
 from cytofm_cli.words import is_missing, plain_name
 
 TABLE_BYTES: Final = 2 << 30  # over five million points, some 400 bytes each
@@ -75,59 +73,6 @@ class TableWriter:
         """Write rows."""
         for row in rows:
             self.writerow(row)
-
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """Read what a user names: a plain file, or a pipe (`<(command)`), up to a size.
-
-    Raises:
-        OSError: it cannot be read, is a device, which has no end, or has more bytes.
-    """
-    with open_bounded(path, most) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise _too_large(path, most)
-    return data
-
-
-def open_bounded(path: Path, most: int) -> BinaryIO:
-    """Open what a user names, to be read more than once: a plain file, or what a pipe gave.
-
-    Raises:
-        OSError: it cannot be read, is a device, which has no end, or has more bytes.
-    """
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "rb", opener=_without_waiting))
-        status = os.fstat(file.fileno())
-        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
-            raise OSError(errno.EINVAL, "is a device", str(path))
-        if status.st_size > most:
-            raise _too_large(path, most)
-        os.set_blocking(file.fileno(), True)
-        if stat.S_ISREG(status.st_mode):
-            stack.pop_all()
-            return file
-        data = _read_pipe(file, most)
-    if len(data) > most:
-        raise _too_large(path, most)
-    return io.BytesIO(data)
-
-
-def _too_large(path: Path, most: int) -> OSError:
-    return OSError(errno.EFBIG, f"has over {most} bytes", str(path))
-
-
-def _read_pipe(file: BinaryIO, most: int) -> bytes:
-    parts, size = [], 0
-    while size <= most and (part := file.read(1 << 20)):
-        parts.append(part)
-        size += len(part)
-    return b"".join(parts)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a pipe that has no writer without waiting for one."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "cytofm_cli"
 
 GROUND = {"errors", "units", "words", "table_text", "tables", "kinds", "config", "places"}
-GROUND |= {"registry", "slide_files", "urls"}
+GROUND |= {"registry", "slide_files", "urls", "named_files"}
 SHARED = GROUND | {"work", "runs", "stats", "store", "pictures"}
 # A room that is not named here does not exist yet: say whom it may import.
 ALLOWED: dict[str, set[str]] = {

@@ -14,6 +14,7 @@ from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.api.probe import sources_of
 from cytofm_cli.cells.config import ApplyConfig, CellsConfig, CountConfig
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, WeightsError
+from cytofm_cli.named_files import absent
 from cytofm_cli.work.batch import Reporter, Status, Task
 from cytofm_cli.work.device import check_device
 
@@ -154,7 +155,8 @@ def _apply_jobs(
     run = run.absolute()
     load_run(run)
     if config.weights is not None and not config.weights.is_file():
-        raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
+        what = absent(config.weights)
+        raise WeightsError(f"{config.weights}: {what}.", hint="check --weights.")
     found = find_stores(words)
     group_of: Mapping[str, str] = {}
     if config.groups is not None:

@@ -15,6 +15,7 @@ from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.api.regions import regions_of
 from cytofm_cli.config import Layer
 from cytofm_cli.errors import WeightsError
+from cytofm_cli.named_files import absent
 from cytofm_cli.nuclei.config import DetectConfig
 from cytofm_cli.registry import detectors
 from cytofm_cli.work.batch import Reporter, Status, Task
@@ -158,7 +159,8 @@ def check_detector(config: DetectConfig, own: Layer) -> None:
     check_device(config.device)
     check_weights(job)
     if config.weights is not None and not config.weights.is_file():
-        raise WeightsError(f"{config.weights}: no such file.", hint="check --weights.")
+        what = absent(config.weights)
+        raise WeightsError(f"{config.weights}: {what}.", hint="check --weights.")
 
 
 def with_nuclei(config: DetectConfig, manner: Manner) -> DetectConfig:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from cytofm_cli.encoders.base import EncoderSpec, Interpolation, Pooling
 from cytofm_cli.errors import WeightsError
+from cytofm_cli.named_files import absent
 from cytofm_cli.work.files import replacing
 from cytofm_cli.work.unpickle import load_pickle
 
@@ -265,8 +266,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise WeightsError(f"{path}: {what}; a weight file was expected.")
+        raise WeightsError(f"{path}: {absent(path)}; a weight file was expected.")
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: the file is empty.", hint="fetch or copy it again")
 

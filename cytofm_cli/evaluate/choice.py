@@ -14,6 +14,7 @@ from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sidecar import sidecar
 from cytofm_cli.encoders.weights import holds_updates, read_description
 from cytofm_cli.errors import UsageError, WeightsError
+from cytofm_cli.named_files import absent
 from cytofm_cli.runs import provenance
 
 
@@ -148,7 +149,7 @@ def _with_file(choice: Choice, file: Path) -> Choice:
     if choice.weights_sha256 is not None:
         raise UsageError(f"{choice.word} is a weight file, and {file} another one.")
     if not file.is_file():
-        raise WeightsError(f"{file}: no such weight file.")
+        raise WeightsError(f"{file}: {absent(file, 'weight file')}.")
     updates = Path(choice.word)
     telling = updates if updates.is_file() and holds_updates(updates) else file
     digest = provenance.sha256_file(telling)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from cytofm_cli.errors import WeightsError
+from cytofm_cli.named_files import absent
 from cytofm_cli.work.files import open_plain
 from cytofm_cli.work.zips import ZIP_DAMAGE
 
@@ -32,7 +33,7 @@ def existing_file(path: Path | None, detector: str, what: str) -> Path:
         )
     if not path.is_file():
         raise WeightsError(
-            f"{path}: no such file; detector {detector!r} downloads nothing.",
+            f"{path}: {absent(path)}; detector {detector!r} downloads nothing.",
             hint=f"give {what}",
         )
     return path

@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from cytofm_cli.errors import CytofmError, MissingPackageError, SlideError
+from cytofm_cli.named_files import absent
 from cytofm_cli.registry import readers
 from cytofm_cli.slides import dicom, ngff, plane_files, pyramid, shells, tiff
 from cytofm_cli.slides.base import (
@@ -119,7 +120,7 @@ def _local(path: str) -> str:
     if stat.S_ISDIR(facts.st_mode):
         return _in_folder(path)
     if not stat.S_ISREG(facts.st_mode):
-        raise slide_error(path, "is not an ordinary file.")
+        raise slide_error(path, f"{absent(Path(path))}.", "give a file.")
     if facts.st_size == 0:
         raise slide_error(path, "is empty (0 bytes).", "copy the file again from its source.")
     head = _head(path)

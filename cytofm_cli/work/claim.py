@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cytofm_cli.errors import StoppedError, TryAgainError
+from cytofm_cli.named_files import without_waiting
 
 HEARTBEAT_S = 10.0
 # Network filesystems cache attributes for up to a minute: several missed beats, not one.
@@ -156,16 +157,12 @@ def _look(path: Path) -> _Sight | None:
     """Look at a claim; None: it is gone. Opening it makes network filesystems look again, too."""
     try:
         # A pipe that bears the name of a claim would be waited for.
-        with open(path, "rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
             text = file.read() if stat.S_ISREG(status.st_mode) else b""
     except OSError:
         return None
     return _Sight(_parsed(text), status.st_mtime_ns)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _read(path: Path) -> Mapping[str, object]:

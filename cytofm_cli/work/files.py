@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from cytofm_cli.errors import CytofmError, DiskFullError, InputError, OutputError
+from cytofm_cli.named_files import without_waiting
 from cytofm_cli.work.claim import host_tag, is_gone, realm_tag
 
 RECORD_BYTES: Final = 256 << 20  # of JSON and TOML: far more than any has
@@ -323,7 +324,7 @@ def open_plain(path: Path) -> BinaryIO:
 
 def _open_descriptor(path: Path | str) -> tuple[int, int]:
     """Open a plain file; return its descriptor and its bytes. Errors as of `open_plain`."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    descriptor = without_waiting(path, os.O_RDONLY)
     told = os.fstat(descriptor)
     if not stat.S_ISREG(told.st_mode):
         os.close(descriptor)

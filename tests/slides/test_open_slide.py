@@ -157,9 +157,9 @@ def test_open__what_describes_a_zoomable_picture_is_no_slide(tmp_path, layout, n
 def test_open__missing_paths_folders_and_devices(tmp_path) -> None:
     assert "no such file or folder" in failure(tmp_path / "nowhere.svs")
     assert "is a folder without a DICOM slide" in failure(tmp_path)
-    assert "not an ordinary file" in failure("/dev/null")
+    assert "is no plain file" in failure("/dev/null")
     os.mkfifo(tmp_path / "pipe.svs")
-    assert "not an ordinary file" in failure(tmp_path / "pipe.svs")
+    assert "is a pipe, which can be read only once" in failure(tmp_path / "pipe.svs")
     assert "no such file" in failure("memory://nowhere/slide.svs")
     assert "unknown" in failure("unknown://a/slide.svs")
     with pytest.raises(UsageError, match="no reader is called 'opnslide'"):

@@ -14,6 +14,7 @@ from cytofm_cli.api.failures import FailureLog
 from cytofm_cli.cells.lora_folds import _read as read_fold
 from cytofm_cli.config import read_toml
 from cytofm_cli.encoders.sidecar import sidecar
+from cytofm_cli.encoders.weights import read_state
 from cytofm_cli.errors import InputError, LabelError, UsageError, WeightsError
 from cytofm_cli.evaluate.run_folder import read_features
 from cytofm_cli.generate.file import _told as read_generator
@@ -23,11 +24,17 @@ from cytofm_cli.mil.foreign import MEMBER, pt_origin
 from cytofm_cli.mil.origin import UNKNOWN
 from cytofm_cli.mil.run_folder import _recorded as read_manifest
 from cytofm_cli.mil.run_folder import read_rows, run_digest
+from cytofm_cli.named_files import absent, read_bounded
+from cytofm_cli.nuclei.detectors.imported import ImportedConfig, ImportedNuclei
+from cytofm_cli.nuclei.files import match_files
 from cytofm_cli.nuclei.torchscript import refuse_reaching
-from cytofm_cli.nuclei.weights import check_whole
+from cytofm_cli.nuclei.weights import check_whole, existing_file
 from cytofm_cli.pretrain.monitor import read_log
+from cytofm_cli.regions.config import RegionChoice
+from cytofm_cli.regions.files import region_files
 from cytofm_cli.report.answers import _finished as read_end
-from cytofm_cli.table_text import open_text, read_bounded
+from cytofm_cli.slides.open import open_slide
+from cytofm_cli.table_text import open_text
 from cytofm_cli.work.claim import _look as look_at_claim
 from cytofm_cli.work.claimed import holders
 from cytofm_cli.work.files import known_error, read_plain
@@ -107,6 +114,41 @@ def test_tables__a_pipe_is_read_up_to_a_size_and_a_device_refused(tmp_path: Path
     assert read_bounded(tmp_path / "a.csv", 5) == b"12345"
     with pytest.raises(OSError, match="has over 4 bytes"):
         read_bounded(tmp_path / "a.csv", 4)
+
+
+def test_tables__what_a_pipe_gave_is_read_again_until_it_gives_more(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for content in (b"a,b\n", b"c,d\n"):
+        ours = os.open(pipe, os.O_RDWR)
+        os.write(ours, content)
+        held = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # keeps what is written until it is read
+        os.close(ours)
+        assert read_bounded(pipe, 100) == content
+        os.close(held)
+        assert read_bounded(pipe, 100) == content
+    with pytest.raises(OSError, match="has over 3 bytes"):
+        read_bounded(pipe, 3)
+
+
+def test_files_that_are_read_by_their_names__say_that_a_pipe_is_none(tmp_path: Path) -> None:
+    pipe, told = tmp_path / "pipe", "is a pipe, which can be read only once: write it into a file"
+    os.mkfifo(pipe)
+    assert absent(pipe) == told
+    assert absent(tmp_path) == "is a folder"
+    assert absent(Path("/dev/null")) == "is no plain file"
+    assert absent(tmp_path / "none") == "no such file"
+    readers: list[Callable[[], Any]] = [
+        lambda: match_files(pipe, ["a"]),
+        lambda: region_files(RegionChoice(regions=pipe), ["a"], lambda text: None),
+        lambda: ImportedNuclei(ImportedConfig(nuclei=pipe)),
+        lambda: existing_file(pipe, "x", "a file"),
+        lambda: read_state(pipe),
+        lambda: open_slide(str(pipe)),
+    ]
+    for read in readers:
+        with pytest.raises(InputError, match=f"^{pipe}: {told}"):
+            read()
 
 
 def test_known_error__names_the_file_that_is_none(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.errors import InputError, UsageError
+from cytofm_cli.named_files import absent
 from cytofm_cli.nuclei import geojson_reader
 from cytofm_cli.nuclei.base import NucleusTable, check_mpp
 from cytofm_cli.nuclei.files import GEOJSON, LABELS, SUFFIXES, TABLES
@@ -67,7 +68,7 @@ class ImportedNuclei:
             )
         self.path = self.config.nuclei
         if not self.path.is_file():
-            raise InputError(f"{self.path}: no such file.")
+            raise InputError(f"{self.path}: {absent(self.path)}.")
 
     def read(
         self, mpp: float, place: SlidePlace | None = None, note: Note = _silent
