@@ -41,7 +41,11 @@ def wrap(method: Learner, kind: str, world: World, device: torch.device) -> nn.M
         _shard(cast("Method", method))
         return method
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(method, device_ids=ids)
+    # Buffers follow from what all processes share. The argument that says so has one name in old
+    # versions of torch and another in new ones; the attribute is in all.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

@@ -13,14 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cytofm_cli.config import resolve
 from cytofm_cli.encoders.handcrafted.describe import describe
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.base import Method
+from cytofm_cli.pretrain.distributed import World
 from cytofm_cli.pretrain.losses import Centre, Sinkhorn
 from cytofm_cli.pretrain.optim import build_optimizer
+from cytofm_cli.pretrain.parallel import wrap
 from cytofm_cli.pretrain.schedules import cosine
 from cytofm_cli.pretrain.teacher import TeacherMethod, encode
 from cytofm_cli.registry import pretrain_methods
@@ -350,6 +354,17 @@ def test_moco__patch_embedding_rests_only_if_asked_and_there() -> None:
 
 
 # ---------------------------------------------------------------- several processes
+
+
+def test_copies__leave_the_buffers_of_each_process_alone() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:  # what torch warns of is an error here
+        wrapped = wrap(make_method("dino"), "ddp", World(size=2), torch.device("cpu"))
+        assert isinstance(wrapped, DistributedDataParallel)
+        assert list(wrapped.buffers())
+        assert not wrapped.will_sync_module_buffers()
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow
