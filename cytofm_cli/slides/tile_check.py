@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from cytofm_cli.slides import native_jpeg, tiff
@@ -56,6 +57,36 @@ class CheckedOnce:
                 if not self._seen[index]:
                     self._check.refuse_broken(column, row)
                     self._seen[index] = 1
+
+
+class CheckedLevels:
+    """The tiles of all levels of a TIFF, each looked at when it is first read.
+
+    Args:
+        path: of the file.
+        levels: the directories of each level; none of a level that is not looked at.
+    """
+
+    def __init__(self, path: str, levels: Sequence[Sequence[Directory]]) -> None:
+        self._path, self._levels = path, levels
+        self._checks: dict[int, list[CheckedOnce]] = {}
+
+    def refuse_broken(self, level: int, box: Box) -> None:
+        """Refuse a box of a level if data under it are damaged.
+
+        Raises:
+            SlideError: they are.
+        """
+        checks = self._checks.get(level)
+        if checks is None:
+            checks = [CheckedOnce(self._path, each) for each in self._levels[level]]
+            self._checks[level] = checks
+        for check in checks:
+            check.refuse_broken(box)
+
+    def clear(self) -> None:
+        """Release the file."""
+        self._checks.clear()
 
 
 class _Tiles:

@@ -28,6 +28,7 @@ from cytofm_cli.slides.base import (
     slide_error,
 )
 from cytofm_cli.slides.blocks import damaged, on_white, overview_by_blocks
+from cytofm_cli.slides.tile_check import CheckedLevels
 from cytofm_cli.units import Box, Size
 
 NAME: Final = "openslide"
@@ -60,6 +61,7 @@ class OpenSlideReader(SlideReader):
         self._slide: Any = _open_handle(path)
         self._directories = _directories(path)
         self.info = _info(path, self._slide, self._directories)
+        self._checks = self._all_checks()
         self._levels = tuple(range(len(self.info.levels)))
         layout = pyramid.of_file(path)
         if layout is not None:
@@ -69,10 +71,12 @@ class OpenSlideReader(SlideReader):
             self.info, self._levels = adopt.with_facts(
                 self.info, layout, self._directories, self.read
             )
+            self._checks = self._all_checks()
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""
         check_box(self.info, level, box)
+        self._checks.refuse_broken(level, box)
         # Another thread may have put the handle in error: the second try has a fresh one.
         try:
             return self._read(level, box)
@@ -85,18 +89,28 @@ class OpenSlideReader(SlideReader):
 
     def native_jpeg(self, level: int) -> NativeJpeg | None:
         """Return the JPEG tiles of a level where OpenSlide reads an ordinary TIFF."""
-        if self.info.format not in ("aperio", "generic-tiff") or not self._directories:
-            return None
         if not 0 <= level < len(self.info.levels):
             return None
-        size = self.info.levels[level].size_px
-        same = [d for d in self._directories if d.tile_px and d.size_px == size]
-        return native_jpeg.open_tiles(self._path, same[0]) if len(same) == 1 else None
+        ordinary = self._ordinary(level)
+        return native_jpeg.open_tiles(self._path, ordinary[0]) if ordinary else None
 
     def close(self) -> None:
         """Release the file."""
         with self._lock:
             self._slide = None
+            self._checks.clear()
+
+    def _all_checks(self) -> CheckedLevels:
+        levels = [self._ordinary(level) for level in range(len(self.info.levels))]
+        return CheckedLevels(self._path, levels)
+
+    def _ordinary(self, level: int) -> list[tiff.Directory]:
+        """Return the directory of a level of an ordinary TIFF, if it is the only one that fits."""
+        if self.info.format not in ("aperio", "generic-tiff"):
+            return []
+        size = self.info.levels[level].size_px
+        same = [d for d in self._directories if d.tile_px and d.size_px == size]
+        return same if len(same) == 1 else []
 
     def _read(self, level: int, box: Box) -> NDArray[np.uint8]:
         import openslide

@@ -39,7 +39,7 @@ from cytofm_cli.slides.base import (
 )
 from cytofm_cli.slides.blocks import damaged, overview_by_blocks
 from cytofm_cli.slides.content import keep_same
-from cytofm_cli.slides.tile_check import CheckedOnce
+from cytofm_cli.slides.tile_check import CheckedLevels
 from cytofm_cli.slides.vips_bands import merge, to_rgb
 from cytofm_cli.units import Box, Size
 from cytofm_cli.work.budget import refuse_size
@@ -90,13 +90,15 @@ class VipsReader(SlideReader):
         self._lock = threading.Lock()
         self._planes: dict[int, VipsReader] = {}
         self._images: dict[int, Any] = {}
-        self._checks: dict[int, list[CheckedOnce]] = {}
+        levels = channels.channels if channels else ((),) * len(info.levels)
+        self._checks = CheckedLevels(info.path, levels)
         self._local = threading.local()
 
     def read(self, level: int, box: Box) -> NDArray[np.uint8]:
         """Read a box of a level; see `SlideReader.read`."""
         check_box(self.info, level, box)
-        self._refuse_broken(level, box)
+        # libvips decodes some damage silently.
+        self._checks.refuse_broken(level, box)
         pyvips = _vips()
         try:
             buffer = self._region(level).fetch(*box)
@@ -141,18 +143,6 @@ class VipsReader(SlideReader):
             if plane not in self._planes:
                 self._planes[plane] = _of_pyramid(self.info.path, self._pyramid.at_plane(plane))
             return self._planes[plane]
-
-    def _refuse_broken(self, level: int, box: Box) -> None:
-        """Look at the data under a box, once each: libvips decodes some damage silently."""
-        if self._pyramid is None:
-            return
-        checks = self._checks.get(level)
-        if checks is None:
-            directories = self._pyramid.channels[level]
-            checks = [CheckedOnce(self.info.path, each) for each in directories]
-            self._checks[level] = checks
-        for check in checks:
-            check.refuse_broken(box)
 
     def close(self) -> None:
         """Release the file."""
