@@ -1,21 +1,17 @@
-"""`cytofm pretrain`: killed, signalled or over two processes, it ends as if undisturbed."""
+"""`cytofm pretrain`: killed or signalled it ends as if undisturbed; what it writes and refuses."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.pixel_statistics import N_STATISTICS
@@ -23,14 +19,9 @@ from cytofm_cli.nuclei.crops import open_cells
 from cytofm_cli.pretrain import checkpoint, loop
 from cytofm_cli.store.io import open_store
 
-pytestmark = pytest.mark.slow
+from .pretrain_runs import TINY, assert_same, lines_of, wait_for, words_of
 
-TINY = (
-    "--method", "dino", "--global-px", 32, "--local-px", 16, "--n-local", 2, "--batch", 4,
-    "--steps", 8, "--save-every", 2, "--log-every", 2, "--device", "cpu", "--threads", 1,
-    "--set", "prototypes=64", "--set", "hidden=32", "--set", "bottleneck=16",
-)  # fmt: skip
-CLOCKS = {"tiles_per_s", "wait_share", "utilisation", "utc"}
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -41,28 +32,6 @@ def whole(cytofm, detected: Path, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(run / "encoder.safetensors")
     return run
-
-
-def words_of(detected: Path, run: Path, *more: object) -> list[str]:
-    return [str(w) for w in ("-m", "cytofm_cli", "pretrain", detected, "-o", run, *TINY, *more)]
-
-
-def lines_of(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
-
-
-def assert_same(run: Path, whole: Path) -> None:
-    assert lines_of(run) == lines_of(whole)
-    assert [line["step"] for line in lines_of(run)] == [2, 4, 6, 8]
-    left, right = (load_file(path / "encoder.safetensors") for path in (run, whole))
-    assert left.keys() == right.keys()
-    assert all(np.array_equal(left[name], right[name]) for name in left)
-
-
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    while not path.exists() and process.poll() is None:
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -86,84 +55,6 @@ def test_pretrain__stopped_and_resumed_equals_undisturbed(
     assert again.returncode == 0, again.stderr
     assert not (run / "stopped").exists()
     assert f"goes on at step {int(saved[-1][5:])}" in again.stderr
-    assert_same(run, whole)
-
-
-def torchrun(detected: Path, run: Path) -> subprocess.Popen[str]:
-    launcher = "-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=3".split()
-    return subprocess.Popen(
-        [sys.executable, *launcher, *words_of(detected, run)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-@pytest.mark.slow
-def test_pretrain__two_processes__a_killed_one_changes_nothing(detected, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = torchrun(detected, whole)
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    process = torchrun(detected, killed)
-    wait_for(killed / "checkpoints" / "step-00000002", process)
-    claim = json.loads((tmp_path / ".killed.claim").read_text())  # rank 0 holds it
-    os.kill(claim["pid"], signal.SIGKILL)
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    assert "goes on at step" in said
-    assert_same(killed, whole)
-
-
-def two_nodes(detected: Path, run: Path) -> list[subprocess.Popen[str]]:
-    """Start one torchrun a node, both here, as `srun --ntasks-per-node=1 torchrun` does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [
-        *"-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --max-restarts=0".split(),
-        *"--rdzv-backend=c10d --local-addr=127.0.0.1 --shutdown-timeout=60".split(),
-        *(f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-id={run.name}"),
-        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2",
-    ]
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
-    return [
-        subprocess.Popen(
-            [sys.executable, *launcher, *words_of(detected, run)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-
-
-def ends_of(nodes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
-    said = "".join(node.communicate()[0] for node in nodes)
-    return [node.returncode for node in nodes], said
-
-
-@pytest.mark.slow
-def test_pretrain__two_nodes__a_warning_to_one_stops_both_and_it_goes_on_exactly(
-    detected, tmp_path
-):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    codes, said = ends_of(two_nodes(detected, whole))
-    assert codes == [0, 0], said
-    nodes = two_nodes(detected, run)
-    wait_for(run / "checkpoints" / "step-00000002", nodes[0])
-    nodes[1].send_signal(signal.SIGUSR1)
-    codes, said = ends_of(nodes)
-    assert codes[1] != 0
-    assert not (run / "summary.json").exists(), said
-    assert (run / "stopped").exists(), said  # what a batch script asks before it requeues
-    (saved,) = sorted((run / "checkpoints").glob("step-*"))[-1:]
-    codes, said = ends_of(two_nodes(detected, run))
-    assert codes == [0, 0], said
-    assert f"goes on at step {int(saved.name[5:])} " in said
-    assert not (run / "stopped").exists()
     assert_same(run, whole)
 
 
