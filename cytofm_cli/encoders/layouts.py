@@ -171,7 +171,7 @@ def _misfit(
     guess = likeness.guess(state, timm_name)
     return WeightsError(
         f"{said}; {n_fit} of {len(wanted)} fit. The file has {held}.",
-        hint=f"it looks like timm/{guess}" if guess else "is it the right architecture?",
+        hint=f"it looks like {guess}" if guess else "is it the right architecture?",
     )
 
 

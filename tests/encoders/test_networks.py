@@ -6,7 +6,9 @@ import pytest
 import timm
 import torch
 
-from cytofm_cli.encoders import layouts, likeness, weights
+from cytofm_cli import registry
+from cytofm_cli.encoders import catalogue, layouts, likeness, weights
+from cytofm_cli.encoders.base import TrunkRequest
 from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.errors import WeightsError
 
@@ -163,7 +165,30 @@ def test_load_encoder__a_file_of_another_architecture_is_told_what_it_looks_like
 def test_guess__tells_common_architectures_apart(name, options):
     state = timm.create_model(name, num_classes=3, **options).state_dict()
     found = likeness.guess({f"a.b.{k}": v for k, v in state.items()}, layouts.timm_name)
-    assert found == name
+    assert found == f"timm/{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("uni", "uni or phikon-v2"), ("sr-vit-tiny", "sr-vit-tiny"), ("crown", "unicas or crown")],
+)
+def test_guess__knows_the_networks_that_differ_from_timms(name, said):
+    plugin, entry = catalogue.entries()[name]
+    request = TrunkRequest(
+        name=name, model=entry.model, builder=entry.builder, patch_px=16, img_px=64, h=None,
+        irpe=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        state = registry.encoders.load(plugin).trunk(request).network(0.0).state_dict()
+    found = likeness.guess({f"a.{k}": v for k, v in state.items()}, layouts.timm_name)
+    assert found == said
+
+
+def test_load_encoder__our_own_file_is_not_told_that_it_looks_like_what_it_does_not_fit():
+    path = catalogue.entries()["cytofm-tiny"][1].shipped
+    with pytest.raises(WeightsError, match="36 unexpected") as caught:
+        load_encoder("timm/vit_tiny_patch16_224", weights=path, device="cpu")
+    assert caught.value.hint == "it looks like sr-vit-tiny"
 
 
 def test_guess__says_nothing_of_what_it_does_not_know():
