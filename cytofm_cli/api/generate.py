@@ -92,6 +92,7 @@ def sample_generator(
     Raises:
         UsageError, InputError: a condition that the generator does not take; no such cell.
         WeightsError: a file that does not fit, or is unsafe.
+        ConfigMismatchError: `out` holds other samples.
     """
     from cytofm_cli.generate.synthetic import sample_run
 

@@ -53,6 +53,7 @@ def make_counterfactual(
     Raises:
         UsageError: no such class; a model without a gradient; a generator without vectors.
         InputError: no such cell or RUN; vectors of another encoder than the condition's.
+        ConfigMismatchError: `out` holds something else.
     """
     from cytofm_cli.generate.counterfactual_run import counterfactual_run
 
@@ -174,6 +175,7 @@ def restain_cells(
     Raises:
         UsageError: a generator without vectors.
         InputError: no such cell or store.
+        ConfigMismatchError: `out` holds something else.
     """
     from cytofm_cli.generate.restain import restain_run
 
