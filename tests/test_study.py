@@ -101,6 +101,11 @@ def test_needle__counts_patients_whose_bag_with_the_parasite_scores_higher(study
     assert study.outcomes.needle(some[:1], "needle1", "abmil") == {"P1": 1.0, "P2": 0.0, "P3": 0.5}
 
 
+def test_heads__each_has_a_rate(study) -> None:
+    assert set(study.heads.RATES) == set(study.heads.ASKED["methods"])
+    assert set(study.judge.STUDY["judge"]["heads"]) <= set(study.heads.RATES)
+
+
 def test_compare__is_paired_over_patients(study) -> None:
     first = {f"P{i}": 0.6 for i in range(8)}
     second = {f"P{i}": 0.6 + 0.01 * (i + 1) for i in range(8)}

@@ -66,7 +66,7 @@ class Recipe(Settings):
     """
 
     optimizer: Literal["adam", "adamw", "lookahead_radam", "sgd"] = option("adamw", "optimiser")
-    lr: float = option(1e-4, "learning rate", low=0)
+    lr: float = option(1e-3, "learning rate", low=0)
     betas: tuple[float, ...] = option((0.9, 0.999), "moment decay of Adam")
     weight_decay: float = option(0.1, "weight decay (coupled L2 for adam and sgd)", low=0)
     decay_vectors: bool = option(True, "decay biases and other 1-D parameters too")

@@ -28,7 +28,6 @@ class _Pool(MilHead):
     """Shared by mean and max; there is no published recipe, so both presets are ours."""
 
     OFFICIAL: ClassVar[Mapping[str, Any]] = {"standardise": True, "balance": "weights"}
-    CYTOFM: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
 
     def __init__(self, n_features: int, n_classes: int, config: PoolConfig) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ from cytofm_cli.store.io import open_store
 from cytofm_cli.store.schema import TILE_PIXELS
 
 ASKED: Final[dict[str, Any]] = STUDY["heads"]
+RATES: Final[dict[str, float]] = STUDY["rates"]
 FOLDER: Final = RESULTS / "heads"
 COLOUR: Final = "colour"  # of cells: the control of the fields
 
@@ -82,15 +83,18 @@ def colours() -> Path:
 
 def benchmark(task: str, words: Sequence[object], encoder_names: Sequence[str]) -> None:
     """Run every head on a task and write, by encoder and head, the AUC with its interval."""
-    out, log = WORK / "heads" / task, WORK / "heads" / f"{task}.log"
+    log = WORK / "heads" / f"{task}.log"
     names = ["--encoder", ",".join(encoder_names)] if encoder_names else []
-    cytofm(["mil", "benchmark", *words, *names, "--method", ",".join(ASKED["methods"]), "--seeds",
-            ASKED["seeds"], "--workers", 1, "-o", out, "--quiet"], log)  # fmt: skip
     table: dict[str, dict[str, Any]] = {}
-    for path in sorted((out / "runs").glob("*/metrics.json")):
-        run = json.loads(path.read_text())
-        auc = {key: run["auc"][key] for key in ("value", "low", "high")}
-        table.setdefault(run["encoder"] or COLOUR, {})[run["method"]] = auc
+    for rate in sorted(set(RATES.values())):
+        methods = [method for method in ASKED["methods"] if RATES[method] == rate]
+        out = WORK / "heads" / task / f"lr-{rate:g}"
+        cytofm(["mil", "benchmark", *words, *names, "--method", ",".join(methods), "--lr", rate,
+                "--seeds", ASKED["seeds"], "--workers", 1, "-o", out, "--quiet"], log)  # fmt: skip
+        for path in sorted((out / "runs").glob("*/metrics.json")):
+            run = json.loads(path.read_text())
+            auc = {key: run["auc"][key] for key in ("value", "low", "high")}
+            table.setdefault(run["encoder"] or COLOUR, {})[run["method"]] = auc
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{task}.json").write_text(json.dumps(table, indent=1) + "\n")
     print(task, flush=True)

@@ -117,8 +117,8 @@ def bags(encoder: Encoder, folder: Path) -> dict[str, Any]:
             out = folder / f"{task}-{head}"
             words = ["mil", "train", "--bags", stores, "--bag-table", JUDGED / f"{task}_bags.csv",
                      "--labels", labels, "--unit", "cell", "--encoder", encoder.stored,
-                     "--method", head, "--seeds", STUDY["judge"]["seeds"], "-o", out,
-                     "--quiet"]  # fmt: skip
+                     "--method", head, "--lr", STUDY["rates"][head], "--seeds",
+                     STUDY["judge"]["seeds"], "-o", out, "--quiet"]  # fmt: skip
             cytofm(words, folder / "log")
             pooled = json.loads((out / "metrics.json").read_text())["auc"]
             judged[task][head] = {

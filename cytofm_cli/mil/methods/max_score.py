@@ -40,7 +40,6 @@ class MaxScore(MilHead):
     """
 
     OFFICIAL: ClassVar[Mapping[str, Any]] = {"standardise": True, "balance": "weights"}
-    CYTOFM: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
     CYTOFM_HEAD: ClassVar[Mapping[str, Any]] = {"hidden": 64, "dropout": 0.5}
 
     def __init__(self, n_features: int, n_classes: int, config: MaxScoreConfig) -> None:
