@@ -202,7 +202,7 @@ def corners_of(n: int, side_px: int) -> NDArray[np.int32]:
 
 
 def fingerprint(cells: Sequence[CellImage]) -> str:
-    """Identify images by their names, resolutions and bytes, wherever they lie.
+    """Identify images by their names, resolutions, points and bytes, wherever they lie.
 
     Raises:
         InputError: some are missing; names and counts them.
@@ -214,7 +214,9 @@ def fingerprint(cells: Sequence[CellImage]) -> str:
         except ValueError as error:
             missing[cell.file] = str(error)
             continue
-        hasher.update(f"{cell.file}\0{cell.mpp:.6g}\0{len(data)}\0".encode("utf-8", "replace"))
+        told = f"{cell.file}\0{cell.mpp:.6g}\0{len(data)}\0"
+        told += "" if cell.xy is None else f"{cell.xy[0]:.9g},{cell.xy[1]:.9g}\0"
+        hasher.update(told.encode("utf-8", "replace"))
         hasher.update(data)
     refuse_bad(missing, len(cells))
     return hasher.hexdigest()[:16]

@@ -200,6 +200,21 @@ def test_tile_cells__again_is_skipped_and_other_settings_are_refused(here, folde
     assert [nuclei.classes[i] for i in nuclei.class_id] == ["a", "a", "b"]
 
 
+def test_tile_cells__a_point_that_moves_in_the_table_is_not_skipped(here, folder: Path) -> None:
+    table = folder / "points.csv"
+    words = ("tile", "--cells", table, "-o", folder / "st")
+    table.write_text("file,slide_id,x,y\nP1/0.png,A,10,8\n")
+    assert here(*words).returncode == 0
+    table.write_text("file,slide_id,x,y\nP1/0.png,A,20,8\n")
+    again = here(*words)
+    assert again.returncode == 2
+    assert "tile was made with other settings: the input itself has changed" in again.stderr
+    assert here(*words, "--overwrite").returncode == 0
+    np.testing.assert_array_equal(
+        open_store(folder / "st" / "A.zarr").nuclei().xy_px0, [[1 + 20, 6 + 8]]
+    )
+
+
 @pytest.mark.slow
 def test_tile_cells__is_finished_after_kill_9_with_the_same_bytes(cytofm, folder: Path) -> None:
     words = ["tile", "--cells", str(folder / "cells.csv"), "-o"]

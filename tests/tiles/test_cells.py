@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -229,7 +230,9 @@ def test_corners_of__fill_a_square_sheet_row_by_row() -> None:
     assert size_of(png(picture(9, 7))) == (9, 7)
 
 
-def test_fingerprint__knows_names_bytes_and_resolution_but_no_folder(tmp_path: Path) -> None:
+def test_fingerprint__knows_names_bytes_points_and_resolution_but_no_folder(
+    tmp_path: Path,
+) -> None:
     images = [png(picture(8, 8)) for _ in range(2)]
     (tmp_path / "b").mkdir()
     marks = [
@@ -238,8 +241,10 @@ def test_fingerprint__knows_names_bytes_and_resolution_but_no_folder(tmp_path: P
         fingerprint(places(tmp_path, images[::-1])),
         fingerprint([cell(file="0.png", place=ImagePlace(str(tmp_path / "0.png")), mpp=0.5)]),
     ]
+    first = places(tmp_path, images)[:1]
+    marks += [fingerprint([replace(of, xy=xy) for of in first]) for xy in (None, (4, 4), (4, 4.5))]
     assert marks[0] == marks[1]
-    assert len(set(marks)) == 3
+    assert len(set(marks)) == 6
     gone = [cell(file=f"{i}.jpg") for i in range(5)]
     with pytest.raises(InputError, match=r"5 of 5 images cannot be used: 0.jpg is missing; 1.jpg"):
         fingerprint(gone)
