@@ -15,6 +15,7 @@ from cytofm_cli.tiles.cell_table import CellTable, read_cells
 from cytofm_cli.tiles.cells import CellsJob, Sheet, Survey, side_for, survey
 from cytofm_cli.tiles.config import TileConfig
 from cytofm_cli.tiles.quality_config import LIMITS
+from cytofm_cli.words import named
 from cytofm_cli.work.batch import Reporter, Status, Task
 
 # Cut-out cells leave at least this share of their images' borders flat (malaria cells: 0.88). Crops
@@ -160,6 +161,7 @@ def _sheet(table: CellTable, config: TileConfig, manner: Manner, fill: str) -> S
     around = _background(found, fill)
     sheet = Sheet(side_px=side, mpp=mpp, tolerance=tolerance, **around)
     _say(sheet, found, config, fill, manner)
+    _say_twins(table, found.twins, manner)
     return sheet
 
 
@@ -188,3 +190,23 @@ def _say(sheet: Sheet, found: Survey, config: TileConfig, fill: str, manner: Man
     if sheet.repaint is not None:
         around += f"; the images' own background, grey level {sheet.repaint}, is painted over"
     manner.say(f"cells: {size}, {around}")
+
+
+def _say_twins(table: CellTable, twins: Sequence[tuple[int, int]], manner: Manner) -> None:
+    """Say which images have the same bytes: copies of one cell under several names."""
+    cells = [(store, cell) for store, of in table.of_store.items() for cell in of]
+    within, apart = [], []
+    for first, other in twins:
+        (store, cell), (of, copy) = cells[first], cells[other]
+        label = ", with another label" if cell.label != copy.label else ""
+        pair = f"{copy.file} = {cell.file}{label}"
+        if store == of:
+            within.append(pair)
+        else:
+            apart.append(f"{pair} ({of} and {store})")
+    for pairs, what in (
+        (apart, "of another slide: a cell of two patients can be learnt from and judged at once"),
+        (within, "of their slide, and count twice"),
+    ):
+        if pairs:
+            manner.say(f"{WARNING}{len(pairs)} images are copies of others {what}: {named(pairs)}")

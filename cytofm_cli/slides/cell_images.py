@@ -7,6 +7,7 @@ only that file, and no list of the others.
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zipfile
 import zlib
@@ -45,6 +46,11 @@ class ImagePlace:
     n_unpacked: int = 0
     zipped: int | None = None
     crc: int = 0
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """Return what two names of one image have in common."""
+        return os.path.abspath(self.path), self.offset  # noqa: PTH100 - it also follows `..`
 
     def read(self) -> bytes:
         """Return the bytes of the image.

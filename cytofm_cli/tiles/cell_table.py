@@ -74,11 +74,12 @@ def _of_table(table: Table, images: Path | None, mpp: float) -> CellTable:
     path, notes = table.path, [f"warning: {note}" for note in table.notes]
     files = table.columns[table.need(*FILE_NAMES, hint=_HINT)]
     ids = _ids(table, notes)
-    _refuse_doubles(table, files, ids)
+    _refuse_unnamed(table, files)
     labels, classes = _labels(table, notes)
     own_mpp = _mpps(table)
     points = _points(table)
     places = _places(table, files, images, notes)
+    _refuse_doubles(table, files, ids, places)
     of_store: dict[str, list[CellImage]] = {}
     for row, (file, store) in enumerate(zip(files, ids, strict=True)):
         cell = CellImage(
@@ -109,19 +110,27 @@ def _ids(table: Table, notes: list[str]) -> tuple[str, ...]:
     return ids
 
 
-def _refuse_doubles(table: Table, files: Sequence[str], ids: Sequence[str]) -> None:
-    first: dict[str, int] = {}
-    apart, twice = {}, []
+def _refuse_unnamed(table: Table, files: Sequence[str]) -> None:
     for row, file in enumerate(files):
         if not file:
             raise InputError(f"{table.place(row)}: no file.", hint=_HINT)
-        before = first.setdefault(file, row)
+
+
+def _refuse_doubles(
+    table: Table, files: Sequence[str], ids: Sequence[str], places: Sequence[ImagePlace | None]
+) -> None:
+    """Refuse an image that comes twice, by whatever name."""
+    first: dict[object, int] = {}
+    apart, twice = {}, []
+    for row, (file, place) in enumerate(zip(files, places, strict=True)):
+        before = first.setdefault(file if place is None else place.key, row)
         if before == row:
             continue
+        name = file if file == files[before] else f"{files[before]}, also called {file}"
         if ids[before] != ids[row]:
-            apart[file] = f"{file} ({ids[before]} and {ids[row]})"
+            apart[name] = f"{name} ({ids[before]} and {ids[row]})"
         else:
-            twice.append(file)
+            twice.append(name)
     if apart:
         raise InputError(
             f"{table.path}: {len(apart)} cells are of two slides: {named(apart.values())}.",

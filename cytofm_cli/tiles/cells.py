@@ -133,11 +133,13 @@ class Survey:
     Attributes:
         largest_px: longest side at the tiles' resolution.
         black, white: share of border pixels, of a sample, that are of this colour.
+        twins: rows of two images of the same bytes, the first of them and another.
     """
 
     largest_px: int
     black: float
     white: float
+    twins: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -162,26 +164,31 @@ class CellTile:
 
 
 def survey(cells: Sequence[CellImage], mpp: float, tolerance: float) -> Survey:
-    """Look at the size of all images, and at the border of some.
+    """Look at size and bytes of all images, and at the border of some.
 
     What cannot be read counts for nothing here: its store says so.
     """
     largest = 0
+    first: dict[bytes, int] = {}
+    twins: list[tuple[int, int]] = []
     sample = set(np.linspace(0, len(cells) - 1, _SAMPLE).round().astype(int).tolist())
     borders: list[NDArray[np.uint8]] = []
     for row, cell in enumerate(cells):
         try:
             data = cell.read()
             largest = max(largest, *_scaled(size_of(data), cell.mpp, mpp, tolerance))
+            before = first.setdefault(hashlib.blake2b(data, digest_size=16).digest(), row)
+            if before != row:
+                twins.append((before, row))
             if row in sample:
                 borders.append(_border(decode(data).image_HWC))
         except ValueError:
             continue
     border_N3 = np.concatenate([*borders, np.zeros((0, 3), np.uint8)])
     if not len(border_N3):
-        return Survey(largest, 0.0, 0.0)
+        return Survey(largest, 0.0, 0.0, tuple(twins))
     black, white = (1 - float(_off(border_N3[None], grey).mean()) for grey in (0, 255))
-    return Survey(largest, black, white)
+    return Survey(largest, black, white, tuple(twins))
 
 
 def side_for(largest_px: int) -> int:

@@ -255,6 +255,17 @@ def damaged(folder: Path) -> None:
     Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(folder / "P1/2.png")
 
 
+def test_tile_cells__copies_under_other_names_are_counted_and_named(here, folder: Path) -> None:
+    for copy, of in {"P2/1.png": "P1/1.png", "P1/2.png": "P1/0.png"}.items():
+        shutil.copy(folder / of, folder / copy)
+    done = here("tile", "--cells", folder / "cells.csv", "-o", folder / "st")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "warning: 1 images are copies of others of another slide: a cell of two" in said
+    assert "at once: P2/1.png = P1/1.png, with another label (P2 and P1)" in said
+    assert "1 images are copies of others of their slide, and count twice: P1/2.png" in said
+
+
 def test_tile_cells__bad_images_fail_their_store_and_no_other(here, folder: Path) -> None:
     damaged(folder)
     words = ("tile", "--cells", folder / "cells.csv", "-o", folder / "st")
@@ -298,6 +309,16 @@ def test_tile_cells__converts_odd_images_and_says_how_many(here, folder: Path) -
     [
         ("file,slide_id\nP1/0.png,A\nP1/0.png,B\n", 3, "1 cells are of two slides: P1/0.png (A an"),
         ("file,slide_id\nP1/0.png,A\nP1/0.png,A\n", 3, "1 cells come twice: P1/0.png"),
+        (
+            "file,slide_id\nP1/0.png,A\n./P1/0.png,B\n",
+            3,
+            "1 cells are of two slides: P1/0.png, also called ./P1/0.png (A and B)",
+        ),
+        (
+            "file\nP1/0.png\nP2/../P1/0.png\n",
+            3,
+            "1 cells come twice: P1/0.png, also called P2/../P1/0.png",
+        ),
         ("file\nno.png\nnot.png\n", 3, "none of its 2 images is in"),
         ("slide_id,label\nA,b\n", 3, "no column file"),
         ("file,slide_id\nP1/0.png,\n", 3, "line 2, column slide_id: empty"),
