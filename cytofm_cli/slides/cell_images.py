@@ -21,6 +21,8 @@ from cytofm_cli.work.zips import ZIP_DAMAGE
 
 SUFFIXES: Final = frozenset(".png .jpg .jpeg .bmp .tif .tiff .webp .gif .ppm .pgm".split())
 ARCHIVES: Final = frozenset({".tar", ".zip"})
+# What is packed as a whole, and cannot be read in place.
+PACKED: Final = frozenset(".gz .tgz .bz2 .tbz2 .xz .txz .zst .7z .rar".split())
 # A larger file is no image of one cell.
 MOST_BYTES: Final = 2**28
 _ZIP_HEADER: Final = 30
@@ -38,6 +40,7 @@ class ImagePlace:
         n_unpacked: of the image itself.
         zipped: compression of a member of a zip; None: of anything else.
         crc: checksum of a member of a zip.
+        why: it cannot be read; "": it can.
     """
 
     path: str
@@ -46,6 +49,7 @@ class ImagePlace:
     n_unpacked: int = 0
     zipped: int | None = None
     crc: int = 0
+    why: str = ""
 
     @property
     def key(self) -> tuple[str, int | None]:
@@ -57,8 +61,10 @@ class ImagePlace:
 
         Raises:
             OSError: it is not there, or cannot be read.
-            ValueError: it is damaged, encrypted, or too large for an image of a cell.
+            ValueError: it is damaged, encrypted, a link, or too large for an image of a cell.
         """
+        if self.why:
+            raise ValueError(self.why)
         if self.offset is None:
             path = Path(self.path)
             if path.stat().st_size > MOST_BYTES:
@@ -70,11 +76,13 @@ class ImagePlace:
             archive.seek(self.offset)
             if self.zipped is not None:
                 header = archive.read(_ZIP_HEADER)
+                if len(header) < _ZIP_HEADER:
+                    raise ValueError("lies past the end of the archive")
                 name_and_extra = header[26:30]
                 archive.seek(sum(name_and_extra[i] << (8 * (i % 2)) for i in range(4)), 1)
             data = archive.read(self.n_bytes)
         if len(data) != self.n_bytes:
-            raise ValueError("the archive ends before it")
+            raise ValueError("lies past the end of the archive")
         return data if self.zipped is None else self._unzipped(data)
 
     def _unzipped(self, data: bytes) -> bytes:
@@ -98,8 +106,9 @@ def is_archive(path: Path) -> bool:
 def find_images(place: Path) -> dict[str, ImagePlace]:
     """List the images of a folder or archive by their names in it, sorted.
 
-    Left out: what is no image by its suffix, hidden files, links and devices of a tar, and members
-    whose names lead out of the archive.
+    Left out: what is no image by its suffix, hidden files, and devices of a tar. Members that
+    cannot be read are there with the reason: symbolic links, encrypted ones, names that lead out
+    of the archive.
 
     Raises:
         InputError: not there, not readable, compressed as a whole, or without images.
@@ -109,7 +118,7 @@ def find_images(place: Path) -> dict[str, ImagePlace]:
     try:
         members = dict(_members(place))
     except (tarfile.TarError, *ZIP_DAMAGE) as error:
-        if isinstance(error, tarfile.ReadError) or place.suffix.lower() in (".gz", ".tgz"):
+        if isinstance(error, tarfile.ReadError) or place.suffix.lower() in PACKED:
             raise InputError(f"{place}: is no uncompressed tar ({error}).", hint=_PACKED) from error
         raise InputError(f"{place}: cannot be read ({error}).") from error
     names = sorted(name for name in members if _is_image(name))
@@ -131,20 +140,30 @@ def _members(place: Path) -> Iterator[tuple[str, ImagePlace]]:
 
 
 def _of_tar(path: Path) -> Iterator[tuple[str, ImagePlace]]:
+    whole: dict[str, ImagePlace] = {}
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            if member.isreg() and not member.issparse():
-                place = ImagePlace(str(path), member.offset_data, member.size, member.size)
-                yield _plain(member.name), place
+            name = _plain(member.name)
+            if member.isreg():
+                why = "is stored with holes" if member.issparse() else _why_unsafe(name)
+                of = (member.offset_data, member.size, member.size)
+                whole[name] = ImagePlace(str(path), *of, why=why)
+            elif member.islnk():  # another name of a member before it, with the same bytes
+                why = "is a link to what the archive does not hold"
+                whole[name] = whole.get(_plain(member.linkname), ImagePlace(str(path), why=why))
+            elif member.issym():
+                whole[name] = ImagePlace(str(path), why="is a symbolic link")
+    yield from whole.items()
 
 
 def _of_zip(path: Path) -> Iterator[tuple[str, ImagePlace]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if member.is_dir() or member.flag_bits & 1:  # encrypted
+            if member.is_dir():
                 continue
+            name = _plain(member.filename)
             yield (
-                _plain(member.filename),
+                name,
                 ImagePlace(
                     str(path),
                     member.header_offset,
@@ -152,6 +171,7 @@ def _of_zip(path: Path) -> Iterator[tuple[str, ImagePlace]]:
                     member.file_size,
                     member.compress_type,
                     member.CRC,
+                    why="is encrypted" if member.flag_bits & 1 else _why_unsafe(name),
                 ),
             )
 
@@ -160,11 +180,16 @@ def _plain(name: str) -> str:
     return name.replace("\\", "/").removeprefix("./")
 
 
+def _why_unsafe(name: str) -> str:
+    leads_out = name.startswith("/") or ".." in PurePosixPath(name).parts
+    return "has a name that leads out of the archive" if leads_out else ""
+
+
 def _is_image(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    is_safe = bool(parts) and not name.startswith("/") and ".." not in parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return is_safe and not hidden and PurePosixPath(name).suffix.lower() in SUFFIXES
+    hidden = any(part.strip(".") and part.startswith(".") for part in parts)
+    has_suffix = PurePosixPath(name).suffix.lower() in SUFFIXES
+    return has_suffix and not hidden and "__MACOSX" not in parts
 
 
 def place_of(name: str, folder: Path, images: Mapping[str, ImagePlace] | None) -> ImagePlace | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from cytofm_cli.errors import InputError
-from cytofm_cli.slides.cell_images import ImagePlace, find_images, is_archive, place_of
+from cytofm_cli.slides.cell_images import (
+    ARCHIVES,
+    PACKED,
+    ImagePlace,
+    find_images,
+    is_archive,
+    place_of,
+)
 from cytofm_cli.stats.classes import class_order, merge_spellings
 from cytofm_cli.store.tables import MAX_CLASSES, NUCLEUS
 from cytofm_cli.tables import LABEL_NAMES, X_NAMES, Y_NAMES, Table, read_table
@@ -60,14 +68,24 @@ def read_cells(given: Path, images: Path | None, *, mpp: float) -> CellTable:
     Raises:
         InputError: unreadable, a column missing, an image twice, an impossible number.
     """
-    if given.is_dir() or given.suffix.lower() in (".tar", ".zip", ".gz", ".tgz"):
-        found = find_images(given)
-        cells = tuple(CellImage(file=name, place=at, mpp=mpp) for name, at in found.items())
-        name = given.absolute().name.removesuffix(given.suffix if given.is_file() else "")
-        notes = (f"{given}: no table: its {len(cells)} images become one store, {name}",)
-        return CellTable({name: cells}, (), 0, notes, given)
+    if given.is_dir() or given.suffix.lower() in ARCHIVES | PACKED:
+        return _of_images(given, mpp)
     table = read_table(given, (*FILE_NAMES, *ID_NAMES, *LABEL_NAMES, "mpp", *X_NAMES, *Y_NAMES))
     return _of_table(table, images, mpp)
+
+
+def _of_images(given: Path, mpp: float) -> CellTable:
+    found = find_images(given)
+    cells = tuple(CellImage(file=f, place=at, mpp=mpp) for f, at in found.items() if not at.why)
+    left = [f"{file} {at.why}" for file, at in found.items() if at.why]
+    if not cells:
+        raise InputError(f"{given}: none of its {len(left)} images can be read: {named(left)}.")
+    name = Path(os.path.abspath(given)).name  # noqa: PTH100 - it also follows `..`
+    name = name.removesuffix(given.suffix if given.is_file() else "")
+    notes = [f"{given}: no table: its {len(cells)} images become one store, {name}"]
+    if left:
+        notes.append(f"warning: {given}: {len(left)} images are left out: {named(left)}")
+    return CellTable({name: cells}, (), 0, tuple(notes), given)
 
 
 def _of_table(table: Table, images: Path | None, mpp: float) -> CellTable:
@@ -123,7 +141,7 @@ def _refuse_doubles(
     first: dict[object, int] = {}
     apart, twice = {}, []
     for row, (file, place) in enumerate(zip(files, places, strict=True)):
-        before = first.setdefault(file if place is None else place.key, row)
+        before = first.setdefault(file if place is None or place.why else place.key, row)
         if before == row:
             continue
         name = file if file == files[before] else f"{files[before]}, also called {file}"

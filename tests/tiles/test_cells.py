@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -15,6 +16,7 @@ from PIL import Image
 from cytofm_cli.errors import InputError
 from cytofm_cli.slides.cell_images import ImagePlace, find_images
 from cytofm_cli.slides.cell_pixels import decode, size_of
+from cytofm_cli.tiles.cell_table import read_cells
 from cytofm_cli.tiles.cells import (
     CellImage,
     Sheet,
@@ -152,6 +154,13 @@ def jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+LINKS = [
+    ("link.png", tarfile.SYMTYPE, "/etc/passwd"),
+    ("nothing.png", tarfile.LNKTYPE, "/etc/passwd"),
+    ("device.png", tarfile.CHRTYPE, ""),
+]
+
+
 def archives(folder: Path, members: dict[str, bytes]) -> tuple[Path, Path]:
     tar, zipped = folder / "cells.tar", folder / "cells.zip"
     with tarfile.open(tar, "w") as archive:
@@ -159,9 +168,10 @@ def archives(folder: Path, members: dict[str, bytes]) -> tuple[Path, Path]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-        link = tarfile.TarInfo("link.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
+        for name, kind, to in LINKS:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, to
+            archive.addfile(link)
     with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, (name, data) in enumerate(members.items()):
             method = (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED)[number % 2]
@@ -178,8 +188,78 @@ def test_find_images__archives_and_folders_hold_the_same_images(tmp_path: Path) 
     places = [*archives(tmp_path, members | others | {"note.txt": b"x"}), tmp_path / "folder"]
     for place in places:
         found = find_images(place)
-        assert {name: at.read() for name, at in found.items()} == members
+        assert {name: at.read() for name, at in found.items() if not at.why} == members
+        why = {name: at.why for name, at in found.items() if at.why}
+        assert (
+            set(why)
+            == {
+                "folder": set(),
+                "cells.zip": {"../out.png", "/root.png"},
+                "cells.tar": {"../out.png", "/root.png", "link.png", "nothing.png"},
+            }[place.name]
+        )
+        for name in why:
+            with pytest.raises(ValueError, match=r"leads out of the archive|is a (symbolic )?link"):
+                found[name].read()
     assert not (tmp_path / "out.png").exists()
+
+
+def test_find_images__hard_link_of_a_tar_is_the_member_it_names(tmp_path: Path) -> None:
+    tar, _ = archives(tmp_path, {"a.png": png(picture(8, 8))})
+    with tarfile.open(tar, "a") as archive:
+        link = tarfile.TarInfo("p/b.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "./a.png"
+        archive.addfile(link)
+    found = find_images(tar)
+    assert found["p/b.png"] == found["a.png"]
+    assert not found["a.png"].why
+
+
+def encrypted(zipped: Path) -> None:
+    """Mark the first member of a zip as encrypted."""
+    content = bytearray(zipped.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + flags] |= 1
+    zipped.write_bytes(content)
+
+
+def test_find_images__encrypted_and_misplaced_members_of_a_zip_are_told(tmp_path: Path) -> None:
+    data = png(picture(8, 8))
+    _, zipped = archives(tmp_path, {"a.png": data, "b.png": data})
+    encrypted(zipped)
+    found = find_images(zipped)
+    with pytest.raises(ValueError, match="is encrypted"):
+        found["a.png"].read()
+    assert found["b.png"].read() == data
+    beyond = replace(found["b.png"], offset=10**6)
+    with pytest.raises(ValueError, match="lies past the end of the archive"):
+        beyond.read()
+
+
+def test_read_cells__of_images_alone_says_what_is_left_out(tmp_path: Path) -> None:
+    data = png(picture(8, 8))
+    _, zipped = archives(tmp_path, {"a.png": data, "b.png": data})
+    encrypted(zipped)
+    table = read_cells(zipped, None, mpp=0.25)
+    assert [of.file for of in table.of_store["cells"]] == ["b.png"]
+    assert table.notes[1].endswith("1 images are left out: a.png is encrypted")
+    _, zipped = archives(tmp_path, {"a.png": data})
+    encrypted(zipped)
+    with pytest.raises(InputError, match=r"none of its 1 images can be read: a\.png is encrypted"):
+        read_cells(zipped, None, mpp=0.25)
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "c.png").write_bytes(data)
+    assert list(read_cells(tmp_path / "deeper" / "..", None, mpp=0.25).of_store) == [tmp_path.name]
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.xz", ".7z", ".rar", ".tbz2"])
+def test_read_cells__packed_archives_are_no_tables(tmp_path: Path, suffix: str) -> None:
+    packed = tmp_path / f"cells{suffix}"
+    packed.write_bytes(bytes(1024))
+    packed.write_bytes(lzma.compress(packed.read_bytes()))
+    with pytest.raises(InputError, match="is no uncompressed tar") as refused:
+        read_cells(packed, None, mpp=0.25)
+    assert "unpack it" in str(refused.value.hint)
 
 
 def test_find_images__damage_is_seen(tmp_path: Path) -> None:
@@ -195,7 +275,7 @@ def test_find_images__damage_is_seen(tmp_path: Path) -> None:
         of_zip["b.png"].read()
     of_tar = find_images(tar)
     tar.write_bytes(tar.read_bytes()[:700])
-    with pytest.raises(ValueError, match="the archive ends before it"):
+    with pytest.raises(ValueError, match="lies past the end of the archive"):
         of_tar["a.png"].read()
     with tarfile.open(tmp_path / "cells.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.png"))
