@@ -19,6 +19,8 @@ FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 LEAST_PX: Final = 4
 MOST_PX: Final = 8192
 _WHITE: Final = 255
+_OPAQUE: Final = 255
+_DIM: Final = 16  # of 255: what a camera of 12 bits leaves in the upper 8 of 16
 # All that Pillow raises on a damaged file.
 _DAMAGE: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, IndexError)
 
@@ -29,7 +31,8 @@ class CellPixels:
 
     Attributes:
         image_HWC: uint8 RGB.
-        converted: what it was besides 8-bit RGB: "grey", "16-bit", "transparent", "CMYK".
+        converted: what it was besides one 8-bit RGB picture: "grey", "16-bit", "transparent",
+            "CMYK", "frames" (several); "dim": of its 16 bits the upper 8 hold next to nothing.
     """
 
     image_HWC: NDArray[np.uint8]
@@ -65,8 +68,9 @@ def decode(data: bytes, beyond: int = _WHITE) -> CellPixels:
         # How the file keeps its samples; Pillow forgets it when it has decoded them.
         is_wide = "16" in image.mode or ";16" in str([tile[3] for tile in image.tile])
         try:
+            has_frames = getattr(image, "n_frames", 1) > 1
             image.load()
-            return _as_rgb(image, beyond, is_wide=is_wide)
+            return _as_rgb(image, beyond, is_wide=is_wide, has_frames=has_frames)
         except _DAMAGE as error:
             raise ValueError(f"cannot be decoded ({' '.join(str(error).split())})") from error
 
@@ -91,28 +95,30 @@ def _opened(data: bytes) -> Any:
     return image
 
 
-def _as_rgb(image: Any, beyond: int, *, is_wide: bool) -> CellPixels:
-    is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
+def _as_rgb(image: Any, beyond: int, *, is_wide: bool, has_frames: bool) -> CellPixels:
     if image.mode in ("I", "F"):
         raise ValueError("samples of more than 16 bits")
     facts = {
         "16-bit": is_wide,
-        "grey": is_grey,
+        "grey": image.mode in ("1", "L", "LA") or image.mode.startswith("I;16"),
         "CMYK": image.mode == "CMYK",
-        "transparent": image.has_transparency_data,
+        "frames": has_frames,
     }
-    converted = frozenset(name for name, holds in facts.items() if holds)
     if image.mode.startswith("I;16"):
         grey_HW = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return CellPixels(np.repeat(grey_HW[:, :, None], 3, 2), converted)
-    if image.has_transparency_data:
-        return CellPixels(_laid_on(image, beyond), converted)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return CellPixels(np.asarray(rgb), converted)
+        image_HWC = np.repeat(grey_HW[:, :, None], 3, 2)
+    elif image.has_transparency_data:
+        rgba_HWC = np.asarray(image.convert("RGBA"))
+        facts["transparent"] = bool((rgba_HWC[:, :, 3] < _OPAQUE).any())
+        image_HWC = _laid_on(rgba_HWC, beyond)
+    else:
+        image_HWC = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    facts["dim"] = is_wide and int(image_HWC.max()) < _DIM
+    return CellPixels(image_HWC, frozenset(name for name, holds in facts.items() if holds))
 
 
-def _laid_on(image: Any, beyond: int) -> NDArray[np.uint8]:
-    rgba_HWC = np.asarray(image.convert("RGBA")).astype(np.uint32)
-    alpha_HW1 = rgba_HWC[:, :, 3:]
-    laid_HWC = (rgba_HWC[:, :, :3] * alpha_HW1 + beyond * (255 - alpha_HW1) + 127) // 255
+def _laid_on(rgba_HWC: NDArray[np.uint8], beyond: int) -> NDArray[np.uint8]:
+    wide_HWC = rgba_HWC.astype(np.uint32)
+    alpha_HW1 = wide_HWC[:, :, 3:]
+    laid_HWC = (wide_HWC[:, :, :3] * alpha_HW1 + beyond * (255 - alpha_HW1) + 127) // 255
     return laid_HWC.astype(np.uint8)

@@ -27,6 +27,8 @@ from cytofm_cli.tiles.run import MOST_THUMBNAIL_PX
 from cytofm_cli.work.batch import Status
 
 Report = Callable[[int, int], None]
+# What may have lost the cell: of what was done to images, worth a warning.
+_WARNED = ("cut", "dim", "frames")
 
 
 def tile_cells(job: CellsJob, report: Report, note: Note) -> tuple[Status, dict[str, Any]]:
@@ -202,12 +204,14 @@ def _say(job: CellsJob, sheet: _Sheet, note: Note) -> None:
         "grey": "are grey and made RGB",
         "16-bit": "have 16 bits, of which the upper 8 are kept",
         "transparent": f"are transparent in parts, laid on grey level {job.sheet.fill}",
+        "dim": "have 16 bits of which the upper 8 are nearly black: scale their samples to 16 bits",
         "CMYK": "are CMYK and made RGB",
+        "frames": "have several frames or pages, of which the first is taken",
         "cut": f"are larger than the tile of {job.sheet.side_px} px and cut at its edge",
     }
     for what, text in words.items():
         if count := sheet.counts[what]:
-            warns = "warning: " if what == "cut" else ""
+            warns = "warning: " if what in _WARNED else ""
             note(f"{warns}{job.slide_id}: {count} of {n} images {text}")
 
 

@@ -304,6 +304,17 @@ def test_tile_cells__converts_odd_images_and_says_how_many(here, folder: Path) -
     assert tiles[2].sum() == 3 * grey[5:15, 5:15].sum(dtype=int)
 
 
+def test_tile_cells__warns_of_images_of_which_little_is_left(here, folder: Path) -> None:
+    grey = np.random.default_rng(1).integers(1000, 4000, (20, 20), dtype=np.uint16)
+    Image.fromarray(grey).save(folder / "P1/0.png")
+    pages = [Image.fromarray(IMAGES["P1/1.png"]), Image.fromarray(IMAGES["P1/2.png"])]
+    pages[0].save(folder / "P1/1.png", save_all=True, append_images=pages[1:])
+    done = here("tile", "--cells", folder / "cells.csv", "-o", folder / "st")
+    assert done.returncode == 0, done.stderr
+    assert "warning: P1: 1 of 3 images have 16 bits of which the upper 8 are nearly" in done.stderr
+    assert "warning: P1: 1 of 3 images have several frames or pages" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("rows", "code", "said"),
     [

@@ -133,6 +133,27 @@ def test_decode__16_bits_of_colour_keep_the_upper_8() -> None:
     assert found.converted == {"16-bit"}
 
 
+def test_decode__opaque_alpha_hides_nothing_and_12_of_16_bits_are_dim() -> None:
+    image = picture(9, 7)
+    found = decode(png(np.dstack([image, np.full((7, 9), 255, np.uint8)])))
+    np.testing.assert_array_equal(found.image_HWC, image)
+    assert found.converted == frozenset()
+    camera = RNG.integers(0, 2**12, (7, 9), dtype=np.uint16)
+    assert decode(png(camera)).converted == {"grey", "16-bit", "dim"}
+    assert decode(png(camera << 4)).converted == {"grey", "16-bit"}
+    assert decode(png(np.zeros((7, 9), np.uint8))).converted == {"grey"}
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_decode__of_several_frames_the_first_is_taken_and_said(kind: str) -> None:
+    frames = [Image.fromarray(np.full((7, 9, 3), value, np.uint8)) for value in (40, 160, 250)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], lossless=True)
+    found = decode(buffer.getvalue())
+    assert "frames" in found.converted
+    assert np.abs(found.image_HWC.astype(int) - 40).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
