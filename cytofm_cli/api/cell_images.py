@@ -12,7 +12,7 @@ from cytofm_cli.api.inputs import take_shard
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.errors import InputError, UsageError
 from cytofm_cli.tiles.cell_table import CellTable, read_cells
-from cytofm_cli.tiles.cells import CellsJob, Sheet, Survey, side_for, survey
+from cytofm_cli.tiles.cells import CellsJob, Sheet, Survey, refuse_bad, side_for, survey
 from cytofm_cli.tiles.config import TileConfig
 from cytofm_cli.tiles.quality_config import LIMITS
 from cytofm_cli.words import named
@@ -153,10 +153,7 @@ def _sheet(table: CellTable, config: TileConfig, manner: Manner, fill: str) -> S
             hint=f"--mpp {max(own):.4g} makes them alike; nothing is ever enlarged",
         )
     if not found.largest_px:
-        raise InputError(
-            f"{table.source}: none of its {len(cells)} images can be read.",
-            hint="`cytofm tile` of one of them alone says why",
-        )
+        refuse_bad(found.bad, len(cells))
     side = config.tile_px or side_for(found.largest_px)
     around = _background(found, fill)
     sheet = Sheet(side_px=side, mpp=mpp, tolerance=tolerance, **around)

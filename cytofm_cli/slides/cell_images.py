@@ -202,4 +202,5 @@ def place_of(name: str, folder: Path, images: Mapping[str, ImagePlace] | None) -
     """
     if images is not None:
         return images.get(_plain(name))
-    return ImagePlace(str(folder / name)) if (folder / name).is_file() else None
+    paths = (folder / name, folder / _plain(name))  # as it is, or written on Windows
+    return next((ImagePlace(str(path)) for path in paths if path.is_file()), None)

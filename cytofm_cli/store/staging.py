@@ -32,7 +32,9 @@ def check_slide_id(stores: Path, slide_id: str) -> None:
         InputError: it is too long for the file system, in bytes, is no UTF-8, or has a slash
             or a leading dot, which would hide its store.
     """
-    hint = "give the slide another slide_id in a --manifest (slide_id,path)."
+    hint = (
+        "give the slide another slide_id in a --manifest (slide_id,path) or the table of --cells."
+    )
     try:
         slide_id.encode()
     except UnicodeEncodeError:

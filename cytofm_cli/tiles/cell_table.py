@@ -19,7 +19,7 @@ from cytofm_cli.slides.cell_images import (
     is_archive,
     place_of,
 )
-from cytofm_cli.stats.classes import class_order, merge_spellings
+from cytofm_cli.stats.classes import class_order, merge_spellings, spelling_key
 from cytofm_cli.store.tables import MAX_CLASSES, NUCLEUS
 from cytofm_cli.tables import LABEL_NAMES, X_NAMES, Y_NAMES, Table, read_table
 from cytofm_cli.tiles.cells import CellImage
@@ -125,6 +125,15 @@ def _ids(table: Table, notes: list[str]) -> tuple[str, ...]:
     for row, name in enumerate(ids):
         if not name:
             raise InputError(f"{table.place(row, column[0])}: empty; which slide is the cell of?")
+    alike: dict[str, set[str]] = {}
+    for name in set(ids):
+        alike.setdefault(spelling_key(name), set()).add(name)
+    for names in alike.values():
+        if len(names) > 1:
+            listed = ", ".join(map(repr, sorted(names)))
+            notes.append(
+                f"warning: {table.path}: {listed} become stores of their own: is it one slide?"
+            )
     return ids
 
 
@@ -200,10 +209,14 @@ def _points(table: Table) -> list[tuple[float, float] | None]:
         raise InputError(f"{table.path}: has only one of the columns x and y.")
     if not x:
         return [None] * len(table)
-    pairs = zip(
-        table.numbers(x[0], default=math.nan), table.numbers(y[0], default=math.nan), strict=True
-    )
-    return [None if math.isnan(a) or math.isnan(b) else (a, b) for a, b in pairs]
+    x_N, y_N = (table.numbers(of[0], default=math.nan) for of in (x, y))
+    for row, (a, b) in enumerate(zip(x_N, y_N, strict=True)):
+        if math.isnan(a) != math.isnan(b):
+            raise InputError(
+                f"{table.place(row)}: only one of x and y is given.",
+                hint="give both, or none: then the cell is the middle of its image",
+            )
+    return [None if math.isnan(a) else (a, b) for a, b in zip(x_N, y_N, strict=True)]
 
 
 def _places(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -134,12 +134,14 @@ class Survey:
         largest_px: longest side at the tiles' resolution.
         black, white: share of border pixels, of a sample, that are of this colour.
         twins: rows of two images of the same bytes, the first of them and another.
+        bad: why an image cannot be used, by its file.
     """
 
     largest_px: int
     black: float
     white: float
     twins: tuple[tuple[int, int], ...] = ()
+    bad: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -166,9 +168,9 @@ class CellTile:
 def survey(cells: Sequence[CellImage], mpp: float, tolerance: float) -> Survey:
     """Look at size and bytes of all images, and at the border of some.
 
-    What cannot be read counts for nothing here: its store says so.
+    What cannot be read counts for nothing here: its store refuses it.
     """
-    largest = 0
+    largest, bad = 0, {}
     first: dict[bytes, int] = {}
     twins: list[tuple[int, int]] = []
     sample = set(np.linspace(0, len(cells) - 1, _SAMPLE).round().astype(int).tolist())
@@ -182,13 +184,13 @@ def survey(cells: Sequence[CellImage], mpp: float, tolerance: float) -> Survey:
                 twins.append((before, row))
             if row in sample:
                 borders.append(_border(decode(data).image_HWC))
-        except ValueError:
-            continue
+        except ValueError as error:
+            bad[cell.file] = str(error)
     border_N3 = np.concatenate([*borders, np.zeros((0, 3), np.uint8)])
     if not len(border_N3):
-        return Survey(largest, 0.0, 0.0, tuple(twins))
+        return Survey(largest, 0.0, 0.0, tuple(twins), bad)
     black, white = (1 - float(_off(border_N3[None], grey).mean()) for grey in (0, 255))
-    return Survey(largest, black, white, tuple(twins))
+    return Survey(largest, black, white, tuple(twins), bad)
 
 
 def side_for(largest_px: int) -> int:
@@ -229,7 +231,7 @@ def fingerprint(cells: Sequence[CellImage]) -> str:
     return hasher.hexdigest()[:16]
 
 
-def refuse_bad(why: dict[str, str], n: int) -> None:
+def refuse_bad(why: Mapping[str, str], n: int) -> None:
     """Refuse a store of whose images some cannot be used; `why` is by name of the file.
 
     Raises:
