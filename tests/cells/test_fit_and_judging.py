@@ -13,7 +13,7 @@ import pytest
 from cytofm_cli.cells import judging
 from cytofm_cli.cells.classifier import Answer, NetworkClassifier, classifier_of
 from cytofm_cli.cells.config import ApplyConfig, CellsConfig
-from cytofm_cli.cells.fit import cross_fit, temperature_of
+from cytofm_cli.cells.fit import cross_fit, fit_penalised, penalty_of, temperature_of
 from cytofm_cli.cells.run import answers_of
 from cytofm_cli.cells.run_folder import load_run
 from cytofm_cli.errors import InputError, UsageError
@@ -63,6 +63,30 @@ def test_classifier__comes_back_from_its_arrays_and_says_the_same_in_any_block(
     name = "whiten" if model == "one-class" else "output"
     expected = without.arrays()[name]
     assert crossed.folds[2].arrays()[name] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("each", "least"), [(12, 0.9), (90, 0.98)])
+@pytest.mark.parametrize("ordinal", [False, True])
+def test_mlp__learns_what_a_line_learns_with_the_penalty_it_chooses(
+    each: int, least: float, ordinal: bool
+) -> None:
+    x_ND, y_N, group_N = cohort(each=each, shift=4)
+    config = CellsConfig(model="mlp", hidden=8, ordinal=ordinal)
+    crossed = cross_fit(config, x_ND, y_N, group_N, group_N % 3, 3)
+    p_NC = crossed.probabilities()
+    assert (p_NC.argmax(1) == y_N).mean() > least
+    assert p_NC[np.arange(len(y_N)), y_N].mean() > least - 0.1
+
+
+def test_penalty_of_mlp__is_none_at_which_its_weights_vanish() -> None:
+    # Nothing but noise: the noise of weights that have vanished must not win by its order.
+    rng = np.random.default_rng(3)
+    y_N, group_N = np.arange(360) % 3, np.repeat(np.arange(6), 60)
+    x_ND = (rng.normal(0, 1, (360, 40)) + 0.7 * np.eye(40)[y_N]).astype(np.float32)
+    config = CellsConfig(model="mlp", hidden=8)
+    c = penalty_of(config, x_ND, y_N, group_N)
+    fitted = fit_penalised(config, x_ND, y_N, 3, c)
+    assert np.ptp(fitted.answer(x_ND).probabilities(), 0).min() > 0.1
 
 
 def test_class_that_a_fold_lacks__gets_no_probability_there() -> None:
