@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,8 @@ PENALTIES = {
 NORMAL = 0  # of one-class: the class that is learnt
 NEIGHBOUR = 5  # of k-NN distance: which one counts
 BANK = 2000  # normal cells that are kept
+_LOW = 0.25  # temperature of answers of the usual sureness
+_LOWEST = 2.0**-16
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,8 +222,23 @@ def fit_outliers(
 
 
 def temperature_of(answer: Answer, y_N: Ints, weight_N: Floats) -> float:
-    """Fit the temperature of least log loss; answers keep their order."""
-    return metrics.fit_temperature(answer.log_MC, y_N, weight_N=weight_N)
+    """Fit the temperature of least log loss; answers keep their order.
+
+    A penalty that is chosen for the order of cells may leave all answers near 1/C, beyond the usual
+    bound; answers that are all right know no temperature that is low enough. There, how sure n
+    cells of a class can make is said by Platt's targets (1999): (n + 1) / (n + C), the rest for
+    the other classes.
+    """
+    temperature = metrics.fit_temperature(answer.log_MC, y_N, low=_LOW, weight_N=weight_N)
+    all_right = bool((answer.log_MC.argmax(1) == y_N).all())
+    if temperature > 1.01 * _LOW and not all_right:
+        return temperature
+    learnt_NC = answer.log_MC > NOT_LEARNT
+    n_N, c_N = np.bincount(y_N)[y_N], learnt_NC.sum(1)
+    target_NC = learnt_NC / (n_N + c_N)[:, None]
+    target_NC[np.arange(len(y_N)), y_N] += n_N / (n_N + c_N)
+    how: dict[str, Any] = {"low": _LOWEST, "weight_N": weight_N, "target_NC": target_NC}
+    return metrics.fit_temperature(answer.log_MC, y_N, **how)
 
 
 def _held_out(folds: list[Classifier], x_ND: Features, fold_N: Ints) -> Answer:
@@ -267,6 +285,8 @@ def _temperatures(
 
     def without(fold: int) -> float:
         rows = learnt_N & (fold_N != fold)
+        if not rows.any():
+            return 1.0
         return temperature_of(Answer(answer.log_MC[rows]), y_N[rows], weight_N[rows])
 
     return without(-1), tuple(without(fold) for fold in range(n_folds))

@@ -143,19 +143,28 @@ def fit_temperature(
     low: float = 0.25,
     high: float = 8.0,
     weight_N: Floats | None = None,
+    target_NC: Floats | None = None,
 ) -> float:
     """Find the temperature of least log loss (Guo et al. 2017, §4.2), by golden section.
 
     The log loss is convex in 1/T. The bounds keep a handful of validation slides that happen
     to be separable from making every probability 0 or 1.
+
+    Args:
+        logits_NC: logits, or logarithms of probabilities.
+        y_N: classes.
+        low, high: bounds.
+        weight_N: of each row; None: alike.
+        target_NC: probabilities that are right, rows sum to 1; None: 1 for the class.
     """
     weight = _weights(y_N, weight_N)
+    right_NC = np.eye(logits_NC.shape[1])[y_N] if target_NC is None else target_NC
 
     def loss(inverse: float) -> float:
         logs = logits_NC * inverse
         peak = logs.max(1)
         total = peak + np.log(np.exp(logs - peak[:, None]).sum(1))
-        return float(np.average(total - logs[np.arange(len(y_N)), y_N], weights=weight))
+        return float(np.average(total - (logs * right_NC).sum(1), weights=weight))
 
     ratio = (5**0.5 - 1) / 2
     a, b = 1 / high, 1 / low

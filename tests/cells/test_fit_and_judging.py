@@ -104,6 +104,14 @@ def test_class_that_a_fold_lacks__gets_no_probability_there() -> None:
     assert crossed.temperature == temperature_of(alone, y_N[known], weight_N[known])
 
 
+def test_folds_that_have_no_class_in_common__leave_probabilities_as_they_are() -> None:
+    x_ND, y_N, group_N = cohort(n_groups=4, classes=2)
+    y_N = y_N + 2 * (group_N % 2)
+    crossed = cross_fit(CellsConfig(penalty=0.1), x_ND, y_N, group_N, group_N % 2, 4)
+    assert (crossed.temperature, crossed.temperature_F) == (1.0, (1.0, 1.0))
+    assert np.isfinite(crossed.probabilities()).all()
+
+
 # Normal cells are one Gaussian here, of which the distance from the mean says all there is.
 @pytest.mark.parametrize(
     ("distance", "least", "share"), [("mahalanobis", 0.99, 1.0), ("knn", 0.98, 0.95)]
@@ -141,6 +149,20 @@ def test_temperature__is_found_where_the_answers_were_made_too_sure() -> None:
     thrice = np.r_[np.arange(50), np.arange(10), np.arange(10)]
     weighted = metrics.fit_temperature(logits_NC[few], y_N[few], weight_N=weight)
     assert weighted == pytest.approx(metrics.fit_temperature(logits_NC[thrice], y_N[thrice]))
+
+
+@pytest.mark.parametrize("strength", [0.1, 1e-3, 10.0])
+def test_temperature__of_answers_that_are_right_and_unsure_says_what_so_many_cells_can(
+    strength: float,
+) -> None:
+    # Each class is told by one logit: all answers are right, and no temperature is sure enough.
+    y_N = np.repeat([0, 1, 2], [6, 6, 18])
+    answer = Answer(np.log(metrics.softmax(strength * np.eye(3)[y_N])))
+    weight_N = probe.class_weights(y_N, 3, balanced=True)[y_N]
+    p_NC = answer.probabilities(temperature_of(answer, y_N, weight_N))
+    # One probability for all: the mean of Platt's targets, of classes that weigh alike.
+    wanted = np.mean([7 / 9, 7 / 9, 19 / 21])
+    assert p_NC[np.arange(30), y_N] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_temperature_of_a_fold__owes_nothing_to_its_own_answers() -> None:
