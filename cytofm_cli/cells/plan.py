@@ -5,6 +5,7 @@ Legend: N cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,7 @@ def make_plan(
     )
     said = [*notes.plan_notes(crops), *_group_notes(points, task)]
     said += _stopping_notes(config, group_N, fold_N)
+    said += _outlier_notes(config, task, fold_N)
     return Plan(config, crops, choice, task, normal, group_N, fold_N, record, said)
 
 
@@ -196,4 +198,23 @@ def _stopping_notes(
     return [
         f"in {len(alone)} fold(s) one group is left to learn from, so nothing says when to stop: "
         "all epochs are trained"
+    ]
+
+
+def _outlier_notes(config: CellsConfig, task: Task, fold_N: NDArray[np.int64]) -> list[str]:
+    """Say where normal cells are too few for any cell to be an outlier: `share_nearer`."""
+    if config.model != "one-class":
+        return []
+    normal_N = task.y_N == 0
+    fewest = min(int((normal_N & (fold_N != fold)).sum()) for fold in np.unique(fold_N))
+    farthest = fewest / (fewest + 1)
+    if farthest > config.outlier:
+        return []
+    mend = f"--outlier {math.floor(100 * farthest - 1e-9) / 100:g}"
+    if config.outlier < 1:
+        enough = math.floor(config.outlier / (1 - config.outlier) + 1e-9) + 1
+        mend = f"{enough} are needed, or {mend}"
+    return [
+        f"one-class: {fewest} normal cells of other folds are too few to place a cell farther out "
+        f"than {config.outlier:.4g} of them: none is called an outlier ({mend})"
     ]

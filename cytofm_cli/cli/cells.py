@@ -142,11 +142,9 @@ def _say_results(metrics: Mapping[str, Any], folder: Path) -> None:
             f"{after['brier']:.3f}"
         )
     for row in metrics.get("coverage", []):
-        if row["threshold"] in (*_SHOWN, metrics["abstain"]) and row["accuracy"] is not None:
-            out.note(
-                f"above {row['threshold']:g}: {row['coverage']:.1%} of cells, accuracy "
-                f"{row['accuracy']:.3f}"
-            )
+        if row["threshold"] in (*_SHOWN, metrics["abstain"]):
+            right = "" if row["accuracy"] is None else f", accuracy {row['accuracy']:.3f}"
+            out.note(f"above {row['threshold']:g}: {row['coverage']:.1%} of cells{right}")
     line = (
         f"{metrics['encoder']['label']} {metrics['model']}: AUC {text(metrics['auc'])}, balanced "
         f"accuracy {text(metrics['balanced_accuracy'])}"

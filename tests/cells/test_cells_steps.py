@@ -332,6 +332,24 @@ def test_class_of_one_member__is_left_out_and_counted(cohort: Cohort, tmp_path: 
     assert any("SCC (1)" in line for line in said)
 
 
+def test_one_class__says_where_no_cell_can_be_an_outlier(cohort: Cohort, tmp_path: Path) -> None:
+    how = {"model": "one-class", "penalty": None}
+    said: list[str] = []
+    # Six normal cells in each of two groups: none lies farther out than 6 / 7 of the others.
+    few = train(cohort, tmp_path / "few", note=said.append, **how)
+    (note,) = (line for line in said if line.startswith("one-class"))
+    assert note.startswith("one-class: 6 normal cells of other folds are too few to place a cell")
+    assert note.endswith("none is called an outlier (100 are needed, or --outlier 0.85)")
+    assert few.metrics["classes"]["outlier"]["recall"]["value"] == 0
+    said.clear()
+    enough = train(cohort, tmp_path / "enough", note=said.append, outlier=0.85, **how)
+    assert not [line for line in said if line.startswith("one-class")]
+    assert enough.metrics["classes"]["outlier"]["recall"]["value"] > 0.5
+    never = train(cohort, tmp_path / "never", note=said.append, outlier=1.0, **how)
+    assert never.metrics["classes"]["outlier"]["recall"]["value"] == 0
+    assert any(line.endswith("none is called an outlier (--outlier 0.85)") for line in said)
+
+
 def test_groups_of_one_label_each__are_said(cohort: Cohort, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     head, *rows = cohort.labels.read_text().splitlines()
