@@ -215,9 +215,11 @@ def _line(of: SlideCount) -> str:
 
 
 def _record(of: SlideCount) -> dict[str, Any]:
+    def known(value: float | None) -> float | None:
+        return None if value is None or math.isnan(value) else value
+
     def by_class(values: list[float]) -> dict[str, float | None]:
-        plain = [None if math.isnan(value) else value for value in values]
-        return dict(zip(of.classes, plain, strict=True))
+        return dict(zip(of.classes, map(known, values), strict=True))
 
     return {
         "slide_id": of.slide_id,
@@ -230,7 +232,7 @@ def _record(of: SlideCount) -> dict[str, Any]:
         "share": by_class(of.share_C.tolist()),
         "mean": by_class(of.mean_C.tolist()),
         "top": by_class(of.top_C.tolist()),
-        "top_score": of.top_score,
+        "top_score": known(of.top_score),
     }
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cytofm_cli.store import io
 
@@ -94,6 +95,27 @@ def test_count__of_stores_without_classes_says_so_and_counts_the_others(
     assert done.returncode == 4
     assert "3 of 4 slides failed" in done.stderr
     assert len(table.read_text().splitlines()) == 2
+
+
+def test_count__of_a_slide_without_nuclei_is_json_too(
+    here, nuclei: Path, simulated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "odd"
+    tables = ("--labels", simulated / "points.csv", "--groups", simulated / "labels.csv")
+    how = (*TRAIN[:2], *TRAIN[4:], "--model", "one-class")
+    assert here("cells", "train", nuclei, *tables, "-o", out, *how).returncode == 0
+    Image.new("RGB", (300, 300), (240, 240, 240)).save(tmp_path / "blank.png")
+    stores = tmp_path / "blank"
+    words = ("-o", stores, "--slide-mpp", 0.25, "--foreground", "none")
+    assert here("tile", tmp_path / "blank.png", *words).returncode == 0
+    assert here("detect", stores).returncode == 0
+    assert here("cells", "apply", out, stores).returncode == 0
+    done = here("cells", "count", stores, "--json")
+    assert done.returncode == 0, done.stderr
+    counted = json.loads(done.stdout)
+    assert (counted["nuclei"], counted["n"]) == (0, {"normal": 0, "outlier": 0})
+    assert counted["top_score"] is None
+    assert counted["share"] == counted["top"] == {"normal": None, "outlier": None}
 
 
 @pytest.mark.parametrize(
