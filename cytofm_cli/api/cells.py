@@ -151,18 +151,22 @@ def _apply_jobs(
     from cytofm_cli.cells.apply import ApplyJob
     from cytofm_cli.cells.run_folder import load_run
     from cytofm_cli.evaluate.points import read_groups
+    from cytofm_cli.stats.classes import spelling_key
 
     run = run.absolute()
-    load_run(run)
+    learnt = load_run(run).card.groups_of_slide
     if config.weights is not None and not config.weights.is_file():
         what = absent(config.weights)
         raise WeightsError(f"{config.weights}: {what}.", hint="check --weights.")
     found = find_stores(words)
     group_of: Mapping[str, str] = {}
     if config.groups is not None:
-        group_of, notes = read_groups(config.groups, {store_id(path) for path in found})
+        group_of, notes = read_groups(config.groups, {*map(store_id, found), *learnt})
         for line in notes:
             manner.warn(line)
+    slides_of: dict[str, list[str]] = {}
+    for slide in learnt:
+        slides_of.setdefault(spelling_key(group_of.get(slide, "")), []).append(slide)
     paths = take_shard(found, manner.shard, key=store_id)
     n_workers, n_threads = manner.crew(len(paths))
     jobs = [
@@ -171,7 +175,8 @@ def _apply_jobs(
             path=str(path),
             run=run,
             config=config,
-            group=group_of.get(store_id(path)),
+            group=(group := group_of.get(store_id(path))),
+            kin=() if group is None else tuple(slides_of.get(spelling_key(group), ())),
             overwrite=manner.overwrite,
             dry_run=manner.dry_run,
             threads=n_threads,

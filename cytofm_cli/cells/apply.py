@@ -6,7 +6,7 @@ Legend: N nuclei, D features, C classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class ApplyJob:
         run: RUN folder of the classifier.
         config: the settings.
         group: patient of the slide, where a table says it.
+        kin: other slides of that patient that the RUN has learnt from.
         overwrite: replace finished classes of this RUN.
         dry_run: write nothing.
         threads: threads for this slide.
@@ -60,6 +61,7 @@ class ApplyJob:
     run: Path
     config: ApplyConfig
     group: str | None = None
+    kin: tuple[str, ...] = ()
     overwrite: bool = False
     dry_run: bool = False
     threads: int = 1
@@ -82,20 +84,25 @@ class Classes:
     score_N: NDArray[np.float32] | None
 
 
-def basis_of(card: Card, slide_id: str, group: str | None) -> tuple[int | None, str]:
+def basis_of(
+    card: Card, slide_id: str, group: str | None, kin: Sequence[str] = ()
+) -> tuple[int | None, str]:
     """Say which classifier may judge a slide: one that saw neither it nor its patient.
 
     Args:
         card: of the classifiers.
         slide_id: the slide.
         group: its patient, where a table says it.
+        kin: other slides of that patient; a RUN may have learnt from them under other groups.
 
     Returns:
         the fold, None for the classifier of all cells; and the ground: "new", "out-of-fold", or
         "training" where every classifier has seen cells of the slide or patient.
     """
     fold_of = {spelling_key(name): fold for name, fold in card.fold_of_group.items()}
-    groups = [*card.groups_of_slide.get(slide_id, ()), *([] if group is None else [group])]
+    groups = [] if group is None else [group]
+    for slide in (slide_id, *kin):
+        groups += card.groups_of_slide.get(slide, ())
     folds = {fold_of[key] for key in map(spelling_key, groups) if key in fold_of}
     if not folds:
         return None, NEW
@@ -124,8 +131,10 @@ class Applying:
         detector = store.which_detector(job.config.detector)
         nuclei = schema.nuclei_step(detector)
         store.require_fresh(nuclei)
-        fold, basis = basis_of(trained.card, job.slide_id, job.group)
+        fold, basis = basis_of(trained.card, job.slide_id, job.group, job.kin)
         settings = settings_of(trained, job, detector, fold)
+        if basis == TRAINING:  # by the classifier of all cells, as a new slide
+            settings["basis"] = basis
         mark = f"{store.tile.mark}-{store.steps[nuclei].config_hash}"
         step = schema.classes_step(job.run.name)
         how: dict[str, Any] = {"config": settings, "input_fingerprint": mark}

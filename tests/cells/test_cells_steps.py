@@ -269,6 +269,32 @@ def test_apply__a_table_of_patients_turns_to_the_fold_that_held_them_out(
     assert (record.basis, record.config["fold"]) == ("out-of-fold", 1)
 
 
+def test_apply__a_patient_that_was_learnt_under_its_slides_is_known_by_the_table(
+    cohort: Cohort, stores: Path, tmp_path: Path
+) -> None:
+    labels, out = tmp_path / "points.csv", tmp_path / "run"
+    rows = [row.rpartition(",")[0] for row in cohort.labels.read_text().splitlines()]
+    labels.write_text("\n".join(rows) + "\n")
+    cytofm.train_cells(cohort.stores, labels, out, **{**HOW, "folds": 4})  # slides are groups
+
+    def basis(slide: str) -> tuple[str, int | None]:
+        record = io.open_store(stores / f"{slide}.zarr").classes_record()
+        return record.basis, record.config["fold"]
+
+    cytofm.apply_cells(out, stores).raise_failures()
+    assert [basis(f"s{i}")[0] for i in range(5)] == ["out-of-fold"] * 4 + ["new"]
+    fold = basis("s3")
+    table = tmp_path / "patients.csv"
+    table.write_text("slide_id,patient\ns0,a\ns1,b\ns2,A\ns3,c\ns4,c\n")
+    with pytest.warns(cytofm.CytofmWarning, match="has learnt from cells of this slide or its"):
+        cytofm.apply_cells(out, stores, groups=table, overwrite=True).raise_failures()
+    assert basis("s0") == basis("s2") == ("training", None)
+    # Another record than that of a new slide, which the same classifier judges.
+    assert io.open_store(stores / "s0.zarr").classes_record().config["basis"] == "training"
+    assert basis("s1")[0] == "out-of-fold"
+    assert basis("s3") == basis("s4") == fold
+
+
 def test_apply__a_slide_without_nuclei_is_done_and_said(run: Path, stores: Path) -> None:
     path = stores / "s4.zarr"
     with pytest.warns(cytofm.CytofmWarning, match="no nuclei found"):
