@@ -88,7 +88,7 @@ def _check(config: ExportConfig, path: Path, *, overwrite: bool) -> None:
         raise UsageError("nothing is pooled.", hint="--pool mean, max or counts")
     for name in ("layout", "run", "measure", "origin"):
         if getattr(config, name) is not None:
-            raise UsageError(f"{config.said(name)}: has no effect with --pool.")
+            raise UsageError(f"--{name}: has no effect with --pool.")
     if path.suffix != SUFFIX:
         raise UsageError(f"{path}: --pool writes one AnnData file.", hint=f"-o slides{SUFFIX}")
     if path.exists() and not overwrite:

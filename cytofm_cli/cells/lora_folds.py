@@ -64,8 +64,7 @@ def trainable(plan: Plan) -> TorchEncoder:
     encoder = plan.choice.load(**how, pooling=config.pooling)
     if not isinstance(encoder, TorchEncoder) or encoder.spec.input_px is None:
         raise UsageError(
-            f"{config.said('model')}: encoder {plan.choice.label} is no network, so nothing of it "
-            "can be trained.",
+            f"lora: encoder {plan.choice.label} is no network, so nothing of it can be trained.",
             hint="--encoder cytofm-tiny, or --model linear",
         )
     drawn = torch.Generator(encoder.device)

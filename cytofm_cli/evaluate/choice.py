@@ -16,6 +16,7 @@ from cytofm_cli.encoders.weights import holds_updates, read_description
 from cytofm_cli.errors import UsageError, WeightsError
 from cytofm_cli.named_files import absent
 from cytofm_cli.runs import provenance
+from cytofm_cli.words import named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,8 @@ def choose(
         seed: of random weights.
 
     Raises:
-        UsageError: no such encoder, one named twice, or weights that could be of several.
+        UsageError: no such encoder, one named twice, weights that could be of several, or random
+            ones for none.
         WeightsError: a file is missing.
     """
     choices = [_trace(word) for word in words]
@@ -115,6 +117,11 @@ def choose(
             )
         choices[bare[0]] = _with_file(choices[bare[0]], weights)
     elif random_weights:
+        if not bare:
+            raise UsageError(
+                f"--random-weights: {named(words)} have weights of their own, or need none.",
+                hint="name one that needs some, as sr-vit-nano; `cytofm encoders` lists them",
+            )
         for i in bare:
             name = f"{choices[i].name}-random{seed}"
             choices[i] = replace(choices[i], name=name, label=name, random=True)

@@ -253,7 +253,7 @@ def test_apply__damaged_updates_are_refused(run: Path, cohort: Cohort, tmp_path:
 def test_train__refuses_what_cannot_be_trained_before_anything_is_written(
     cohort: Cohort, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="encoder handcrafted is no network"):
+    with pytest.raises(UsageError, match=r"^lora: encoder handcrafted is no network"):
         train(cohort, tmp_path / "run", encoder="handcrafted", random_weights=False)
     with pytest.raises(UsageError, match="rank 500: at most 128"):
         train(cohort, tmp_path / "run", lora_rank=500)

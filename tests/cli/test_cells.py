@@ -134,6 +134,11 @@ def test_count__of_a_slide_without_nuclei_is_json_too(
             2,
             "--lora-rank 4 is for lora",
         ),
+        (
+            ("cells", "train", "STORES", "-o", "OUT", "--random-weights"),
+            2,
+            "--random-weights: cytofm-tiny have weights of their own, or need none",
+        ),
         (("cells", "count", "STORES", "--run", "other"), 3, "other"),
     ],
 )
