@@ -60,6 +60,26 @@ def read_bag_table(path: Path) -> dict[str, tuple[str, ...]]:
     return {bag: tuple(bags[bag]) for bag in sorted(bags)}
 
 
+def sharing_notes(table: Path, group_of: Mapping[str, str]) -> list[str]:
+    """Say which cells are in bags of several groups: they stand on both sides of a split.
+
+    Args:
+        table: which cells each bag has.
+        group_of: group of each bag.
+    """
+    groups_of: dict[str, set[str]] = {}
+    for bag, files in read_bag_table(table).items():
+        for file in files if bag in group_of else ():
+            groups_of.setdefault(file, set()).add(group_of[bag])
+    shared = [f"{file} ({named(of)})" for file, of in groups_of.items() if len(of) > 1]
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} cell(s) are in bags of several groups: what is learnt of them is judged "
+        f"with them: {named(shared)}"
+    ]
+
+
 def table_bags(stores: Sequence[Path], table: Path, read: Callable[[Path], Bag]) -> Iterator[Bag]:
     """Yield the bags of a table, sorted by name; they have no coordinates.
 

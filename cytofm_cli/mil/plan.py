@@ -15,6 +15,7 @@ from cytofm_cli.mil import origin as origins
 from cytofm_cli.mil import splits, summary
 from cytofm_cli.mil.bag import Bag, check_bags, fingerprint
 from cytofm_cli.mil.bag import notes as bag_notes
+from cytofm_cli.mil.bag_table import sharing_notes
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.mil.config import MilConfig, MilSettings, check_classes
 from cytofm_cli.mil.labels import Cohort, build_cohort, read_labels
@@ -85,6 +86,9 @@ def make_plan(
         *bag_notes(cohort.bags),
         *origins.notes(of_slides.values(), mixed),
     ]
+    if config.bag_table is not None:
+        group_of = dict(zip(cohort.slide_ids, cohort.groups, strict=True))
+        notes += sharing_notes(config.bag_table, group_of)
     if config.splits is not None and (other := splits.unused(config.splits, cohort.slide_ids)):
         notes.append(f"{config.splits}: {len(other)} slide(s) not of this cohort: {named(other)}")
     return Plan(config, base.recipe, base.head, cohort, folds, candidates, origin, record, notes)

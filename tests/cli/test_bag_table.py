@@ -107,6 +107,7 @@ def test_mil_train__on_a_table_of_bags_is_as_on_bags_cut_by_hand(
         done = here("mil", "train", *words, *how, "-o", cohort / run)
         assert done.returncode == 0, done.stderr
         assert "12 slides of 6 groups" in done.stderr
+        assert "of several groups" not in done.stderr
     for name in ("predictions.csv", "splits.csv", "config.toml"):
         assert (cohort / "table" / name).read_text() == (cohort / "hand" / name).read_text()
     scored = ("mil", "score", cohort / "table", cohort / "stores", "--bag-table")
@@ -154,6 +155,19 @@ def test_bag_table__bad_rows_are_named(
     done = here("mil", "train", *words, "-o", tmp_path / "run")
     assert (done.returncode, said in done.stderr) == (3, True), done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_bag_table__cells_in_bags_of_several_patients_are_named(
+    here, cohort: Path, tmp_path: Path
+) -> None:
+    bags = BAGS | {"P1a": [*BAGS["P1a"], cell_name(0, 3)]}
+    table = write_bags(tmp_path / "bags.csv", bags)
+    words = ("--bags", cohort / "stores", "--bag-table", table, "--labels", cohort / "labels.csv")
+    how = ("--unit", "cell", "--method", "mean", "--folds", 2, "--epochs", 1, "--seeds", 1)
+    done = here("mil", "train", *words, *how, "--bootstrap", 100, "-o", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 cell(s) are in bags of several groups: what is learnt of" in done.stderr
+    assert "judged with them: P0/3.png (P0, P1)" in done.stderr
 
 
 def test_bag_table__labels_must_be_of_its_bags(here, cohort: Path, tmp_path: Path) -> None:
