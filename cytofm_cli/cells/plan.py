@@ -109,7 +109,7 @@ def make_plan(
         *(of_probe, located.sources, points, [task], [choice], {}),
         *(located.unread, located.unknown, marks, {}),
     )
-    said = [*notes.plan_notes(crops), *_group_notes(points, task)]
+    said = notes.plan_notes(crops)
     said += _stopping_notes(config, group_N, fold_N)
     said += _outlier_notes(config, task, fold_N)
     return Plan(config, crops, choice, task, normal, group_N, fold_N, record, said)
@@ -172,20 +172,6 @@ def _refuse_poor_folds(config: CellsConfig, task: Task, fold_N: NDArray[np.int64
                 f"without the groups of fold {fold} only one class is left to learn.",
                 hint="label more groups, or ask for more --folds",
             )
-
-
-def _group_notes(points: Points, task: Task) -> list[str]:
-    """Say where class and group cannot be told apart."""
-    classes_of: dict[str, set[int]] = {}
-    for row, y in zip(task.rows_N.tolist(), task.y_N.tolist(), strict=True):
-        classes_of.setdefault(points.groups[row], set()).add(y)
-    single = [group for group, of in classes_of.items() if len(of) == 1]
-    if len(single) < len(classes_of):
-        return []
-    return [
-        f"each of the {len(single)} groups holds one class only: what tells classes apart may be "
-        "what tells groups apart (stain, scanner, patient)"
-    ]
 
 
 def _stopping_notes(

@@ -27,6 +27,13 @@ def plan_notes(plan: Plan) -> list[str]:
         if task.left_out:
             classes = ", ".join(f"{name} ({n})" for name, n in task.left_out.items())
             notes.append(f"task {task.name} leaves out classes of one group only: {classes}")
+        groups = [plan.points.groups[row] for row in task.rows_N]
+        n_groups = len(set(groups))
+        if len(set(zip(groups, task.y_N.tolist(), strict=True))) == n_groups:
+            notes.append(
+                f"task {task.name}: each of the {n_groups} groups holds one class only: what tells "
+                "classes apart may be what tells groups apart (stain, scanner, patient)"
+            )
     return notes
 
 

@@ -134,6 +134,25 @@ def test_evaluate__bad_requests_are_refused_in_one_line(
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
+def test_evaluate__groups_of_one_class_each_are_said(here, few: Path, tmp_path: Path) -> None:
+    rows = [
+        f"{path.stem},{200 + 40 * c},200,{label}" for path in sorted(few.iterdir())
+        for c, label in enumerate(("NILM", "HSIL"))
+    ]  # fmt: skip
+    said = []
+    for is_apart in (True, False):
+        table = tmp_path / "points.csv"
+        cells = [row.split(",") for row in rows]
+        own = [f"{','.join(of)},{of[0]}{of[3] if is_apart else ''}" for of in cells]
+        table.write_text("\n".join(["slide_id,x,y,label,group", *own]) + "\n")
+        words = (few, "--points", table, "--slide-mpp", 0.25, "-o", tmp_path / "run", "--dry-run")
+        done = here("evaluate", "probe", *words)
+        assert done.returncode == 0, done.stderr
+        said.append(" ".join(done.stderr.split()))
+    assert "groups holds one class only: what tells classes apart may be what tells" in said[0]
+    assert "holds one class only" not in said[1]
+
+
 def test_evaluate__points_of_other_slides_and_foreign_folders_are_refused(
     here, probe, few: Path, tmp_path: Path
 ) -> None:
