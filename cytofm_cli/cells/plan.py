@@ -24,7 +24,8 @@ from cytofm_cli.evaluate.choice import Choice
 from cytofm_cli.evaluate.config import ProbeConfig
 from cytofm_cli.evaluate.features import Source
 from cytofm_cli.evaluate.points import Points, Task, make_tasks
-from cytofm_cli.stats.classes import as_found, class_order, is_bethesda
+from cytofm_cli.stats.classes import as_found, class_order, is_bethesda, spelling_key
+from cytofm_cli.store.tables import ABSTAINED, MAX_CLASSES
 from cytofm_cli.words import named
 
 NORMAL_OR_NOT = ("normal", "outlier")
@@ -85,6 +86,16 @@ def make_plan(
     located = evaluate.locate_points(of_probe, sources, labels, groups)
     points = located.points
     task, normal = _task(config, points)
+    if len(task.classes) >= MAX_CLASSES:
+        raise LabelError(
+            f"{len(task.classes)} classes; a store holds {MAX_CLASSES - 1}.",
+            hint="is the column of labels the right one?",
+        )
+    if ABSTAINED in map(spelling_key, task.classes):
+        raise LabelError(
+            f"the label {ABSTAINED!r} stands for cells of which nothing is said.",
+            hint="call that class otherwise, or leave its rows out",
+        )
     used = {points.groups[i] for i in task.rows_N}
     group_N = np.unique([points.groups[i] for i in task.rows_N], return_inverse=True)[1]
     group_N = group_N.astype(np.int64)

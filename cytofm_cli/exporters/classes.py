@@ -14,8 +14,8 @@ from cytofm_cli.exporters.base import Note
 from cytofm_cli.nuclei.base import NucleusTable
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
+from cytofm_cli.store.tables import ABSTAINED
 
-ABSTAINED = "abstained"  # the class of a nucleus of which nothing is said
 DETECTOR = "detector"
 
 

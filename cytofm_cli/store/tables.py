@@ -19,6 +19,7 @@ from cytofm_cli.store import schema
 from cytofm_cli.store.records import EmbeddingRecord
 
 NUCLEUS = "nucleus"
+ABSTAINED = "abstained"  # the class of a nucleus of which nothing is said
 MAX_CLASSES = 256
 MIN_POLYGON_POINTS = 3
 

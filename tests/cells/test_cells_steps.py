@@ -331,6 +331,7 @@ def test_damaged_run__is_refused_and_nothing_is_written(
         (lambda row: row.replace("LSIL", "odd"), {"ordinal": True}, LabelError, "order"),
         (lambda row: row.replace("LSIL", "NILM").replace("HSIL", "NILM"), {}, LabelError, "one"),
         (lambda row: row.replace("g1", "g0"), {}, LabelError, "one group"),
+        (lambda row: row.replace("LSIL", "Abstained"), {}, LabelError, "of which nothing is said"),
         (lambda row: row.replace(",40,", ",4000,"), {}, LabelError, "outside"),
         (lambda row: row, {"encoder": "no-such"}, CytofmError, "no-such"),
     ],
@@ -374,6 +375,16 @@ def test_one_class__says_where_no_cell_can_be_an_outlier(cohort: Cohort, tmp_pat
     never = train(cohort, tmp_path / "never", note=said.append, outlier=1.0, **how)
     assert never.metrics["classes"]["outlier"]["recall"]["value"] == 0
     assert any(line.endswith("none is called an outlier (--outlier 0.85)") for line in said)
+
+
+def test_more_classes_than_a_store_holds__are_refused(cohort: Cohort, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    places = [(slide, c, 20 + c % 100, 20 + c // 100) for slide in ("s0", "s2") for c in range(256)]
+    rows = [f"{slide},{x},{y},class {c},{slide}" for slide, c, x, y in places]
+    table.write_text("\n".join(["slide_id,x,y,label,group", *rows]) + "\n")
+    with pytest.raises(LabelError, match="256 classes; a store holds 255"):
+        cytofm.train_cells(cohort.stores, table, tmp_path / "run", **HOW)
+    assert not (tmp_path / "run").exists()
 
 
 def test_groups_of_one_label_each__are_said(cohort: Cohort, tmp_path: Path) -> None:
