@@ -224,6 +224,13 @@ class Counts(Sequence["SlideCount"]):
     def __iter__(self) -> Iterator[SlideCount]:
         return iter(self.counts)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What tells slides apart beside their cells: other models, thresholds, detectors."""
+        from cytofm_cli.cells.count import mixture_notes
+
+        return tuple(mixture_notes(self.counts))
+
     def csv(self) -> str:
         """Return the table as `cytofm cells count` writes it."""
         from cytofm_cli.cells.count import counts_csv

@@ -17,6 +17,7 @@ from cytofm_cli.cells.config import CountConfig
 from cytofm_cli.store import schema
 from cytofm_cli.store.io import Store
 from cytofm_cli.table_text import TableWriter
+from cytofm_cli.words import named
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,7 @@ class SlideCount:
         mean_C: mean probability of each class over all nuclei; NaN without nuclei.
         top_C: mean of each class's k largest probabilities; NaN without nuclei.
         top_score: of one-class: mean of the k largest distances; else None.
+        made_by: what made the classes: digest of the model, threshold of abstaining, detector.
     """
 
     slide_id: str
@@ -48,6 +50,7 @@ class SlideCount:
     mean_C: NDArray[np.float64]
     top_C: NDArray[np.float64]
     top_score: float | None
+    made_by: tuple[str, float, str]
 
     @property
     def share_C(self) -> NDArray[np.float64]:  # noqa: N802
@@ -87,7 +90,22 @@ def count_store(store: Store, config: CountConfig) -> SlideCount:
         mean_C=top_mean(p_NC.astype(np.float64), len(class_N)),
         top_C=top_mean(p_NC.astype(np.float64), config.top_k),
         top_score=None if score_N is None else float(top_mean(score_N[:, None], config.top_k)[0]),
+        made_by=(record.run_sha256, float(record.config["abstain"]), record.detector),
     )
+
+
+def mixture_notes(counts: Sequence[SlideCount]) -> list[str]:
+    """Say where counts of slides cannot be compared, since their classes were made otherwise."""
+    notes = []
+    kinds = ("models", "thresholds of abstaining", "detectors")
+    for kind, made_by in zip(kinds, zip(*(of.made_by for of in counts), strict=True), strict=False):
+        slides: dict[object, list[str]] = {}
+        for of, how in zip(counts, made_by, strict=True):
+            slides.setdefault(how, []).append(of.slide_id)
+        if len(slides) > 1:
+            listed = "; ".join(named(names) for names in slides.values())
+            notes.append(f"counts are of classes by {len(slides)} {kind}: {listed}")
+    return notes
 
 
 def top_mean(values_NC: NDArray[np.float64], k: int) -> NDArray[np.float64]:

@@ -195,6 +195,8 @@ def count(
     from cytofm_cli.api.cells import count_cells
 
     counts = count_cells(stores, table, config)
+    for line in counts.notes:
+        out.warn(line)
     for of in counts:
         out.data(_line(of), _record(of))
     if len(counts) + len(counts.failures) > 1:

@@ -227,6 +227,21 @@ def test_count__is_counted_by_hand(applied: Path, tmp_path: Path) -> None:
         assert float(row["mean_NILM"]) == pytest.approx(p_NC[:, 0].mean(), abs=1e-5)
 
 
+def test_count__says_where_slides_were_classified_otherwise(
+    cohort: Cohort, run: Path, applied: Path, tmp_path: Path
+) -> None:
+    assert cytofm.count_cells(applied).notes == ()
+    stores = Path(shutil.copytree(applied, tmp_path / "stores"))
+    other = tmp_path / "bethesda"
+    train(cohort, other, penalty=0.01)
+    cytofm.apply_cells(run, stores / "s0.zarr", abstain=0.5, overwrite=True).raise_failures()
+    cytofm.apply_cells(other, stores / "s1.zarr", overwrite=True).raise_failures()
+    assert cytofm.count_cells(stores).notes == (
+        "counts are of classes by 2 models: s0, s2, s3 and 1 more; s1",
+        "counts are of classes by 2 thresholds of abstaining: s0; s1, s2, s3 and 1 more",
+    )
+
+
 @pytest.mark.parametrize("distance", [None, "knn"])
 def test_one_class__scores_every_nucleus_and_the_slide_by_its_farthest(
     cohort: Cohort, stores: Path, tmp_path: Path, distance: str | None
