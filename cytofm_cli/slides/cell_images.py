@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -200,7 +201,9 @@ def place_of(name: str, folder: Path, images: Mapping[str, ImagePlace] | None) -
         folder: of the table, where the name is a path.
         images: those of an archive or folder, if the names are of these.
     """
+    # As it is; as Windows writes it; letters with marks as one sign, or as macOS has them.
+    forms = (unicodedata.normalize(form, _plain(name)) for form in ("NFC", "NFD"))
+    names = dict.fromkeys((name, _plain(name), *forms))
     if images is not None:
-        return images.get(_plain(name))
-    paths = (folder / name, folder / _plain(name))  # as it is, or written on Windows
-    return next((ImagePlace(str(path)) for path in paths if path.is_file()), None)
+        return next((images[of] for of in names if of in images), None)
+    return next((ImagePlace(str(folder / of)) for of in names if (folder / of).is_file()), None)

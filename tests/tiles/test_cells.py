@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import tarfile
+import unicodedata
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +272,24 @@ def test_read_cells__of_images_alone_says_what_is_left_out(tmp_path: Path) -> No
     (tmp_path / "deeper").mkdir()
     (tmp_path / "c.png").write_bytes(data)
     assert list(read_cells(tmp_path / "deeper" / "..", None, mpp=0.25).of_store) == [tmp_path.name]
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_read_cells__finds_names_with_marks_however_they_are_written(
+    tmp_path: Path, stored: str, written: str
+) -> None:
+    name = "Zelle ü/é.png"
+    on_disk, in_table = (unicodedata.normalize(form, name) for form in (stored, written))
+    (tmp_path / on_disk).parent.mkdir()
+    (tmp_path / on_disk).write_bytes(png(picture(8, 8)))
+    _, zipped = archives(tmp_path, {on_disk: png(picture(8, 8))})
+    table = tmp_path / "table.csv"
+    table.write_text(f"file\n{in_table}\n", encoding="utf-8")
+    for images in (None, zipped):
+        (cell,) = read_cells(table, images, mpp=0.25).of_store["table"]
+        assert cell.file == in_table
+        assert cell.read()
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar.xz", ".7z", ".rar", ".tbz2"])
