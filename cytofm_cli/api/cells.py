@@ -13,7 +13,7 @@ from cytofm_cli.api.inputs import find_stores, store_id, take_shard
 from cytofm_cli.api.outcomes import Outcomes
 from cytofm_cli.api.probe import sources_of
 from cytofm_cli.cells.config import ApplyConfig, CellsConfig, CountConfig
-from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, WeightsError
+from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, UsageError, WeightsError
 from cytofm_cli.named_files import absent
 from cytofm_cli.work.batch import Reporter, Status, Task
 from cytofm_cli.work.device import check_device
@@ -121,7 +121,7 @@ def apply_cells(
         One outcome a store.
 
     Raises:
-        UsageError: no such device.
+        UsageError: no such device, or `abstain` of a one-class RUN.
         InputError: no RUN, or no stores.
         WeightsError: the RUN is damaged, or the encoder's weights are not there.
     """
@@ -154,7 +154,12 @@ def _apply_jobs(
     from cytofm_cli.stats.classes import spelling_key
 
     run = run.absolute()
-    learnt = load_run(run).card.groups_of_slide
+    card = load_run(run).card
+    learnt = card.groups_of_slide
+    if card.model == "one-class" and config.abstain:
+        raise UsageError(
+            f"--abstain {config.abstain:g} has no meaning for one-class.", hint="leave it out"
+        )
     if config.weights is not None and not config.weights.is_file():
         what = absent(config.weights)
         raise WeightsError(f"{config.weights}: {what}.", hint="check --weights.")

@@ -21,6 +21,7 @@ from cytofm_cli.errors import (
     InputError,
     LabelError,
     StoreError,
+    UsageError,
     WeightsError,
 )
 from cytofm_cli.mil.bags import load_bags
@@ -254,6 +255,8 @@ def test_one_class__scores_every_nucleus_and_the_slide_by_its_farthest(
     assert report.metrics["normal"] == ["NILM"]
     assert report.metrics["auc"]["value"] > 0.8
     assert "score" in rows_of(out / "predictions.csv")[0]
+    with pytest.raises(UsageError, match=r"--abstain 0\.5 has no meaning for one-class"):
+        cytofm.apply_cells(out, stores, abstain=0.5)
     cytofm.apply_cells(out, stores).raise_failures()
     for count in cytofm.count_cells(stores, top_k=3):
         store = io.open_store(stores / f"{count.slide_id}.zarr")
