@@ -23,7 +23,7 @@ from cytofm_cli.evaluate.condition_config import RetentionConfig
 from cytofm_cli.evaluate.condition_folder import RETENTION, Results, make_run
 from cytofm_cli.evaluate.conditions import Conditions, Note, Places, Progress
 from cytofm_cli.evaluate.features import Source
-from cytofm_cli.evaluate.notes import cautions
+from cytofm_cli.evaluate.notes import cautions, plan_notes
 from cytofm_cli.evaluate.perturbation_names import UNCHANGED, parse_all
 from cytofm_cli.evaluate.plan import Plan as ProbePlan
 from cytofm_cli.evaluate.plan import is_judged
@@ -222,6 +222,6 @@ def _head(plan: Plan) -> dict[str, Any]:
             task.name: {"classes": list(task.classes), "counts": task.counts}
             for task in plan.probes.tasks
         },
-        "notes": [*points.notes, *cautions(plan.probes, plan.folds)],
+        "notes": [*plan_notes(plan.probes), *cautions(plan.probes, plan.folds)],
         "comparisons": [],
     }

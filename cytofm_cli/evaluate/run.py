@@ -260,7 +260,7 @@ def _head(plan: Plan, folds: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
         "draws": config.draws,
         "probes": ["linear", f"knn{k}"],
         "encoders": {},
-        "notes": [*plan.points.notes, *cautions(plan, folds)],
+        "notes": [*plan_notes(plan), *cautions(plan, folds)],
         "tasks": {
             task.name: {
                 "classes": list(task.classes),

@@ -43,6 +43,8 @@ def test_evaluate__judges_compares_and_keeps_features(probe, few: Path, tmp_path
     assert "2 slide(s) of the points are not given" in done.stderr
     found = json.loads((run / "metrics.json").read_text())
     assert (found["slides"], found["groups"]) == (6, 3)
+    assert any(note.startswith("2 slide(s) of the points are not given") for note in found["notes"])
+    assert "2 slide(s) of the points are not given" in (run / "table.md").read_text()
     one = found["tasks"]["abnormal"]
     assert one["folds"] == 3
     assert sum(one["counts"].values()) == found["instances"]
