@@ -15,6 +15,8 @@ from cytofm_cli.store import schema
 from cytofm_cli.store.tables import NUCLEUS
 from cytofm_cli.words import is_missing, named
 
+_TABLE = "a table of points (--points, of `cells train` --labels)"
+
 
 def stored_points(sources: Sequence[Source], groups: Path | None = None) -> Points:
     """Return the cells of stores of `cytofm tile --cells` that have a label.
@@ -35,8 +37,8 @@ def stored_points(sources: Sequence[Source], groups: Path | None = None) -> Poin
         if store is None or store.tile.apart is None:
             raise UsageError(
                 f"{source.path}: needs labelled points.",
-                hint="--points points.csv; stores of `cytofm tile --cells` hold labels of cells, "
-                "those of `tile --regions` of tiles (--unit tile)",
+                hint=f"{_TABLE}; stores of `cytofm tile --cells` hold labels of cells, those of "
+                "`tile --regions` of tiles (--unit tile of evaluate)",
             )
         nuclei = store.nuclei(schema.GIVEN)
         names = [nuclei.classes[index] for index in nuclei.class_id]
@@ -47,7 +49,7 @@ def stored_points(sources: Sequence[Source], groups: Path | None = None) -> Poin
     if not slides:
         raise LabelError(
             "no cell of these stores has a label.",
-            hint="a column label in the table of `cytofm tile --cells`, or --points points.csv",
+            hint=f"a column label in the table of `cytofm tile --cells`, or {_TABLE}",
         )
     of_group, notes = _groups_of(slides, groups)
     merged, remarks = merge_spellings(labels, "label")

@@ -123,6 +123,7 @@ def test_count__of_a_slide_without_nuclei_is_json_too(
     [
         (("cells", "train", "STORES"), 2, "-o RUN"),
         (("cells", "train", "STORES", "-o", "OUT"), 2, "labelled points"),
+        (("cells", "train", "STORES", "-o", "OUT"), 2, "of `cells train` --labels"),
         (("cells", "train", "STORES", "--labels", "none.csv", "-o", "OUT"), 3, "none.csv"),
         (("cells", "apply", "none", "STORES"), 3, "not a finished RUN"),
         (("cells", "apply", "RUN", "none"), 3, "none"),
