@@ -101,8 +101,15 @@ class Table:
             )
         return columns[0]
 
-    def label_column(self, wanted: str = "label", *, hint: str | None = None) -> str:
+    def label_column(
+        self, wanted: str = "label", *, hint: str | None = None, flag: str = ""
+    ) -> str:
         """Return the column of labels: the one that is wanted, or for "label" another name of it.
+
+        Args:
+            wanted: its name.
+            hint: what to do where no column has a name like it.
+            flag: the option that names the column, where there is one.
 
         Raises:
             error: it is not there, or several could be meant.
@@ -111,32 +118,37 @@ class Table:
         if len(others) > 1:
             raise self.error(
                 f"{self.path}: no column label; {' and '.join(others)} could be meant.",
-                hint=f"--label {others[0]}, or rename one label",
+                hint=f"{flag} {others[0]}, or rename one label" if flag else "rename one label",
             )
-        flag = "" if wanted == "label" else "--label"
+        flag = "" if wanted == "label" else flag
         return others[0] if others else self.need(wanted, hint=hint, flag=flag)
 
-    def group_column(self, wanted: str | None = None, *, besides: str = "") -> str | None:
+    def group_column(
+        self, wanted: str | None = None, *, besides: str = "", flag: str = ""
+    ) -> str | None:
         """Return the column of patients; None: there is none.
 
         Args:
             wanted: the column that the user names.
             besides: a column that is taken for something else.
+            flag: the option that names the column, where there is one.
 
         Raises:
             error: it is not there, or two columns group the rows differently.
         """
         if wanted is not None:
             return self.need(
-                wanted, hint="--group COLUMN names the column of the patients", flag="--group"
+                wanted, hint=f"{flag} COLUMN names the column of the patients", flag=flag
             )
         columns = [column for column in self.find(*GROUP_NAMES) if column != besides]
         for other in columns[1:]:
             if not _same_groups(self.columns[columns[0]], self.columns[other]):
                 raise self.error(
                     f"{self.path}: columns {columns[0]} and {other} group the rows differently.",
-                    hint=f"say which is the patient: --group {columns[0]} or --group {other}, or "
-                    "leave the other out",
+                    hint=f"say which is the patient: {flag} {columns[0]} or {flag} {other}, or "
+                    "leave the other out"
+                    if flag
+                    else "leave the column out that is not of patients",
                 )
         return columns[0] if columns else None
 

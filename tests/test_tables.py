@@ -261,8 +261,8 @@ def test_table__label_and_group_columns_point_at_their_options(tmp_path: Path) -
     path = tmp_path / "labels.csv"
     path.write_text("slide_id,grade,patient\na,1,p\n")
     with pytest.raises(InputError) as caught:
-        read_table(path).label_column("grad")
+        read_table(path).label_column("grad", flag="--label")
     assert caught.value.hint == "did you mean 'grade'? --label grade"
     with pytest.raises(InputError) as caught:
-        read_table(path).group_column("patint")
+        read_table(path).group_column("patint", flag="--group")
     assert caught.value.hint == "did you mean 'patient'? --group patient"

@@ -101,8 +101,10 @@ def read_labels(
     """
     expected = (*SLIDE_NAMES, *LABEL_NAMES, *GROUP_NAMES, label_column, group_column or "", "split")
     table = read_table(path, expected, error=LabelError)
-    label = table.label_column(label_column, hint=f"--label COLUMN names it; or {_HEADER}")
-    group = table.group_column(group_column, besides=label)
+    label = table.label_column(
+        label_column, hint=f"--label COLUMN names it; or {_HEADER}", flag="--label"
+    )
+    group = table.group_column(group_column, besides=label, flag="--group")
     slide = table.need(*SLIDE_NAMES, hint=_HEADER)
     ids = table.columns[slide]
     for row, name in enumerate(ids):

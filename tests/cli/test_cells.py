@@ -171,6 +171,8 @@ def test_what_cannot_be_done__has_one_clear_line(
         ("patient", (), "belong to one group ('p'): none can be held out"),
         ("twice", (), "has two groups: 'g0' and 'other'"),
         ("blank", (), "empty label"),
+        ("heads", (), "class and diagnosis could be meant. Hint: rename one label"),
+        ("patients", (), "differently. Hint: leave the column out that is not of patients"),
     ],
 )
 def test_bad_labels__have_one_clear_line_and_nothing_is_written(
@@ -193,7 +195,8 @@ def test_bad_labels__have_one_clear_line_and_nothing_is_written(
         rows.append([*rows[0][:4], "other"])
     table = tmp_path / "points.csv"
     text = [",".join(map(str, row)) for row in rows]
-    table.write_text("\n".join(["slide_id,x,y,label,group", *text]) + "\n")
+    heads = {"heads": "slide_id,x,y,class,diagnosis", "patients": "slide_id,patient,y,label,group"}
+    table.write_text("\n".join([heads.get(column, "slide_id,x,y,label,group"), *text]) + "\n")
     out = tmp_path / "out"
     done = here("cells", "train", nuclei, "--labels", table, "-o", out, *TRAIN, *words)
     assert done.returncode == 3, done.stderr
