@@ -16,6 +16,7 @@ from cytofm_cli.cells.config import ApplyConfig, CellsConfig, CountConfig
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, UsageError, WeightsError
 from cytofm_cli.named_files import absent
 from cytofm_cli.work.batch import Reporter, Status, Task
+from cytofm_cli.words import is_missing
 from cytofm_cli.work.device import check_device
 
 if TYPE_CHECKING:
@@ -169,9 +170,10 @@ def _apply_jobs(
         group_of, notes = read_groups(config.groups, {*map(store_id, found), *learnt})
         for line in notes:
             manner.warn(line)
+    group_of = {slide: group for slide, group in group_of.items() if not is_missing(group)}
     slides_of: dict[str, list[str]] = {}
-    for slide in learnt:
-        slides_of.setdefault(spelling_key(group_of.get(slide, "")), []).append(slide)
+    for slide in filter(group_of.__contains__, learnt):
+        slides_of.setdefault(spelling_key(group_of[slide]), []).append(slide)
     paths = take_shard(found, manner.shard, key=store_id)
     n_workers, n_threads = manner.crew(len(paths))
     jobs = [

@@ -311,6 +311,9 @@ def test_apply__a_patient_that_was_learnt_under_its_slides_is_known_by_the_table
     assert io.open_store(stores / "s0.zarr").classes_record().config["basis"] == "training"
     assert basis("s1")[0] == "out-of-fold"
     assert basis("s3") == basis("s4") == fold
+    table.write_text("slide_id,patient\ns0,a\ns1,\ns4,\n")  # of whom nothing is known
+    cytofm.apply_cells(out, stores / "s4.zarr", groups=table, overwrite=True).raise_failures()
+    assert basis("s4") == ("new", None)
 
 
 def test_apply__a_slide_without_nuclei_is_done_and_said(run: Path, stores: Path) -> None:
