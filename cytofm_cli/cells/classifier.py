@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,10 @@ class Answer:
 
 class Classifier(Protocol):
     """Turns features into answers, and itself into arrays."""
+
+    @property
+    def n_classes(self) -> int:
+        """Return of how many classes the answers are."""
 
     def answer(self, x_MD: NDArray[np.floating[Any]]) -> Answer:
         """Judge cells by their features."""
@@ -117,6 +121,7 @@ class OutlierClassifier(abc.ABC):
     mean_D: Floats
     scale_D: Floats
     held_out_N: Floats
+    n_classes: ClassVar[int] = 2  # normal, and outlier
 
     def distance(self, x_MD: NDArray[np.floating[Any]]) -> Floats:
         """Return the distance of each cell, (M,)."""

@@ -160,6 +160,8 @@ def load_run(run: Path) -> Trained:
     with blaming(lambda error: WeightsError(f"{run / MODEL}: holds no classifier ({error}).")):
         of = {name: classifier_of(values) for name, values in arrays.items()}
         folds = tuple(of[fold_name(number)] for number in range(len(card.temperatures)))
+        if any(len(card.classes) != one.n_classes for one in (*folds, of[WHOLE])):
+            raise ValueError(f"{CARD} names other classes")
         changing = sha256_file(run / CARD)[:16]
         return Trained(run, card, folds, of[WHOLE], changing, adapters)
 
@@ -201,6 +203,10 @@ def _refuse_other_kinds(card: Card) -> None:
     _refuse_other(str, "name", *card.classes, *card.normal, *itertools.chain(*groups.values()))
     for lacking in {"dim", *SEEN_AS} - card.facts.keys():
         raise KeyError(lacking)
+    if not all(number > 0 for number in (card.temperature, *card.temperatures, card.crop_um)):
+        raise ValueError("a temperature or a crop that is not above 0")
+    if any(not 0 <= fold < len(card.temperatures) for fold in card.fold_of_group.values()):
+        raise ValueError("a fold without a temperature")
     _ = card.choice  # its fields are those of an encoder
 
 

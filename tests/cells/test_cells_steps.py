@@ -338,6 +338,11 @@ def test_damaged_run__is_refused_and_nothing_is_written(
     (out / "model.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match="not the file"):
         cytofm.apply_cells(out, stores)
+    shutil.copy(run / "model.safetensors", out)
+    card = json.loads((out / "model.json").read_text())
+    (out / "model.json").write_text(json.dumps(card | {"classes": card["classes"][:2]}))
+    with pytest.raises(WeightsError, match=r"model\.json names other classes"):
+        cytofm.apply_cells(out, stores)
     (out / "model.json").unlink()
     with pytest.raises(InputError, match="not a finished RUN"):
         cytofm.apply_cells(out, stores)

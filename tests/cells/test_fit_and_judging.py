@@ -232,6 +232,11 @@ def test_settings__that_mean_nothing_together_are_refused(settings: dict, said: 
         {"groups_of_slide": {"s1": [1]}},
         {"facts": {"mean": [0.5], "std": [0.5]}},
         {"encoder": {"name": "handcrafted"}},
+        {"temperatures": [0.0]},
+        {"temperature": float("nan")},
+        {"temperatures": [float("nan")]},
+        {"crop_um": -1.0},
+        {"fold_of_group": {"p1": 1}},
     ],
 )
 def test_card__what_nothing_can_compute_with_is_refused_with_the_run(
