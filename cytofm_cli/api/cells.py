@@ -15,8 +15,8 @@ from cytofm_cli.api.probe import sources_of
 from cytofm_cli.cells.config import ApplyConfig, CellsConfig, CountConfig
 from cytofm_cli.errors import CytofmError, SomeSlidesFailedError, UsageError, WeightsError
 from cytofm_cli.named_files import absent
-from cytofm_cli.work.batch import Reporter, Status, Task
 from cytofm_cli.words import is_missing
+from cytofm_cli.work.batch import Reporter, Status, Task
 from cytofm_cli.work.device import check_device
 
 if TYPE_CHECKING:
