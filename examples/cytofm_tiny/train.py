@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from cytofm_cli.encoders import weights
 from cytofm_cli.encoders.base import EncoderSpec
-from cytofm_cli.encoders.handcrafted import describe
+from cytofm_cli.encoders.handcrafted.describe import describe
 from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.encoders.sr_vit import SrVitConfig
 from cytofm_cli.nuclei.features import measure
@@ -76,7 +76,7 @@ def read(cric: Path, stores: Path, groups: Sequence[str]) -> Nuclei:
         padded = np.pad(rgb, ((PAD, PAD), (PAD, PAD), (0, 0)), constant_values=255)
         for (x, y), shape in zip(nuclei.xy_px0.tolist(), outline_NF, strict=True):
             square = {um: _cut(padded, x, y, round(um / mpp)) for um in (16, 24, CROP_UM)}
-            pixels = [value for um in (16, 24) for value in describe(square[um]).values()]
+            pixels = [value for um in (16, 24) for value in _described(square[um])]
             said.append([*np.float32(pixels), *shape, *np.log1p(np.abs(shape))])
             crops.append(square[CROP_UM])
             field_N.append(number)
@@ -87,6 +87,10 @@ def read(cric: Path, stores: Path, groups: Sequence[str]) -> Nuclei:
         torch.tensor(target_NE.clip(-4, 4), dtype=torch.float32),
         [np.flatnonzero(np.array(field_N) == number) for number in sorted(set(field_N))],
     )
+
+
+def _described(image_HWC: NDArray[np.uint8]) -> list[float]:
+    return [float(value_B[0]) for value_B in describe(image_HWC[None]).values()]
 
 
 def _cut(padded_HWC: NDArray[np.uint8], x: float, y: float, side: int) -> NDArray[np.uint8]:
