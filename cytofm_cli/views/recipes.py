@@ -167,17 +167,23 @@ def _aspect(given: tuple[float, ...]) -> tuple[float, float]:
 
 def _augments(config: ViewsConfig) -> tuple[Augment, Augment, Augment]:
     """Return the augmentations of the first and second global view and of local views."""
+    if config.stain_strength is not None and config.colours != "cytology":
+        raise UsageError(
+            f"{config.said('stain_strength')}: {config.colours} colours leave stains alone.",
+            hint="colours = cytology",
+        )
     if config.colours == "none":
         return (Augment(flip=(0.5, 0.5), transpose=0.5),) * 3
-    first, second, local = _full_augments(config)
     strength = config.colour_strength
-    return _weakened(first, strength), _weakened(second, strength), _weakened(local, strength)
+    stain = strength if config.stain_strength is None else config.stain_strength
+    first, second, local = (_weakened(of, strength, stain) for of in _full_augments(config))
+    return first, second, local
 
 
-def _weakened(full: Augment, strength: float) -> Augment:
+def _weakened(full: Augment, strength: float, stain_strength: float) -> Augment:
     """Shrink the ranges of jitter and stain, and the chances of blur, grey and solarising."""
     brightness, contrast, saturation, hue = (value * strength for value in full.jitter)
-    factor, shift = (value * strength for value in full.stain)
+    factor, shift = (value * stain_strength for value in full.stain)
     return dataclasses.replace(
         full,
         jitter=(brightness, contrast, saturation, hue),

@@ -58,6 +58,14 @@ def test_recipe__colour_strength_shrinks_every_change_and_leaves_turns():
     assert recipe_of(natural).views[0].augment.grey_p == 0.1
 
 
+def test_recipe__stains_can_change_more_than_colours():
+    how = recipe_of(ViewsConfig(colour_strength=0.1, stain_strength=1.0)).views[0].augment
+    assert how.stain == (0.15, 0.02)
+    assert how.jitter == pytest.approx((0.04, 0.04, 0.02, 0.0)) and how.blur_p == 0.1
+    with pytest.raises(UsageError, match=r"stain_strength.*natural colours leave stains alone"):
+        recipe_of(ViewsConfig(colours="natural", stain_strength=1.0))
+
+
 def test_recipe__aspect_is_of_all_views_and_checked():
     views = recipe_of(ViewsConfig(aspect=(0.9, 1.1))).views
     assert {view.aspect for view in views} == {(0.9, 1.1)}
