@@ -59,6 +59,8 @@ def main() -> None:
         show(f"{label}, whitened", whitened(own), cells)
         for weight in (0.5, 1.0):
             show(f"pixels + {weight:g} × {label}", joined(pixels, balanced(own), weight), cells)
+        both = joined(balanced(whitened(pixels)), balanced(whitened(own)), 0.5)
+        show(f"pixels + 0.5 × {label}, both whitened", both, cells)
 
 
 def encoders(words: list[str]) -> Iterator[tuple[str, Encoder]]:

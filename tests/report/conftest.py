@@ -41,7 +41,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     labels.write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
     run = folder / "run"
     cytofm.train(
-        stores, labels, run, unit="cell", method="abmil", folds=3, seeds=2, epochs=2, bootstrap=100
-    )
+        stores, labels, run, unit="cell", method="abmil", folds=3, seeds=2, epochs=2, lr=1e-4,
+        bootstrap=100,
+    )  # fmt: skip
     cytofm.score(run, stores)
     return Trained(run, stores, labels)
