@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+import cytofm_cli as cytofm
 from cytofm_cli.encoders.config import EmbedConfig
 from cytofm_cli.encoders.run import Embedder, EmbedJob
 from cytofm_cli.nuclei.config import DetectConfig
@@ -18,6 +20,10 @@ from cytofm_cli.tiles.run import tile_slide
 MPP = 0.25
 COLOURS = {"NILM": (110, 60, 90), "LSIL": (60, 60, 150), "HSIL": (40, 110, 60)}
 QUIET = (lambda *_: None, lambda _: None)
+CROP = 16.0
+HOW: dict[str, Any] = {
+    "encoder": "handcrafted", "crop_um": CROP, "replicates": 100, "folds": 2, "penalty": 0.1
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,3 +80,7 @@ def embed_cells(path: Path, **settings: object) -> None:
     config = EmbedConfig(encoder="handcrafted", unit="cell", **settings)  # type: ignore[arg-type]
     job = EmbedJob(slide_id=path.stem, path=str(path), store=path, config=config)
     Embedder().embed(job, *QUIET)
+
+
+def train(cohort: Cohort, out: Path, **more: Any):
+    return cytofm.train_cells(cohort.stores, cohort.labels, out, **(HOW | more))
