@@ -40,6 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     labels = folder / "labels.csv"
     labels.write_text("slide_id,label,group\n" + "\n".join(rows) + "\n")
     run = folder / "run"
+    # A rate at which the few copies are not yet all answered alike: runs can be compared.
     cytofm.train(
         stores, labels, run, unit="cell", method="abmil", folds=3, seeds=2, epochs=2, lr=1e-4,
         bootstrap=100,
