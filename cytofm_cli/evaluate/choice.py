@@ -119,7 +119,8 @@ def choose(
     elif random_weights:
         if not bare:
             raise UsageError(
-                f"--random-weights: {named(words)} have weights of their own, or need none.",
+                f"--random-weights has nothing to draw: {named(words)} (weights are there, or none "
+                "needed).",
                 hint="name one that needs some, as sr-vit-nano; `cytofm encoders` lists them",
             )
         for i in bare:

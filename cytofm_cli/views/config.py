@@ -37,7 +37,10 @@ class ViewSettings(Settings):
         1.0, "how far colours and sharpness change, share of the recipe's", low=0, high=1
     )
     stain_strength: float | None = option(
-        None, "how far stains alone change, likewise (default: colour_strength)", low=0, high=1
+        None,
+        "how far stains change, share of the recipe's (default: colour_strength)",
+        low=0,
+        high=1,
     )
     aspect: tuple[float, ...] | None = option(
         None, "range of a view's width / height before it is made square (default: 0.75,1.333)"

@@ -169,7 +169,8 @@ def _augments(config: ViewsConfig) -> tuple[Augment, Augment, Augment]:
     """Return the augmentations of the first and second global view and of local views."""
     if config.stain_strength is not None and config.colours != "cytology":
         raise UsageError(
-            f"{config.said('stain_strength')}: {config.colours} colours leave stains alone.",
+            f"[views] stain_strength = {config.stain_strength:g}: {config.colours!r} colours leave "
+            "stains alone.",
             hint="colours = cytology",
         )
     if config.colours == "none":

@@ -138,7 +138,7 @@ def test_count__of_a_slide_without_nuclei_is_json_too(
         (
             ("cells", "train", "STORES", "-o", "OUT", "--random-weights"),
             2,
-            "--random-weights: cytofm-tiny have weights of their own, or need none",
+            "--random-weights has nothing to draw: cytofm-tiny (weights are there, or none needed)",
         ),
         (("cells", "count", "STORES", "--run", "other"), 3, "other"),
     ],

@@ -62,7 +62,9 @@ def test_recipe__stains_can_change_more_than_colours():
     how = recipe_of(ViewsConfig(colour_strength=0.1, stain_strength=1.0)).views[0].augment
     assert how.stain == (0.15, 0.02)
     assert how.jitter == pytest.approx((0.04, 0.04, 0.02, 0.0)) and how.blur_p == 0.1
-    with pytest.raises(UsageError, match=r"stain_strength.*natural colours leave stains alone"):
+    with pytest.raises(
+        UsageError, match=r"stain_strength = 1: 'natural' colours leave stains alone"
+    ):
         recipe_of(ViewsConfig(colours="natural", stain_strength=1.0))
 
 
