@@ -54,8 +54,8 @@ PANELS: Final[dict[str, dict[str, str]]] = {
         RUNNING: "device compile checkpoint_activations threads",
     },
     "views": {
-        "Views": "recipe preset colours colour_strength stain_strength aspect patch_px global_px "
-        "global_scale local_scale n_local local_px teacher_px",
+        "Views": "recipe preset colours colour_strength stain_strength stain_of aspect patch_px "
+        "global_px global_scale local_scale n_local local_px teacher_px",
         "Nuclei": "keep keep_fraction region radius_um fill block_px redraw feather_um "
         "clean_probability centred centre_jitter without_nuclei",
     },

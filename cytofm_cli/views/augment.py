@@ -5,8 +5,9 @@ x' = A x + K m with m the view's mean colour (only contrast needs it), so it cos
 product together with normalisation. Where torchvision clamps after each step
 and turns hue in HSV, this clamps once at the end and rotates in YIQ.
 
-Stain jitter scales and shifts the stains in optical density, OD = -ln((x + 1) / 256) (Tellez
-et al., IEEE TMI 2018), unmixed by the vectors of Ruifrok and Johnston (2001).
+Stain jitter scales and shifts in optical density, OD = -ln((x + 1) / 256) (Tellez et al., IEEE
+TMI 2018): stains unmixed by the vectors of Ruifrok and Johnston (2001), which are those of
+haematoxylin and eosin, or the channels of colour, which takes no stain for known.
 
 Letters: G views, N = S · S pixels, C colours, S side of a view, K operations.
 """
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytofm_cli.views import draws
+from cytofm_cli.views.config import StainOf
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -50,6 +52,8 @@ class Augment:
         solarise_p: probability of inverting what is brighter than a half.
         stain: strengths of the factor 1 ± s and of the shift ± s of each stain.
         stain_p: probability of stain jitter.
+        stain_of: what is scaled and shifted; channels have a factor 1 ± s in common and one of
+            1 ± s/2 each.
     """
 
     flip: tuple[float, float] = (0.0, 0.0)
@@ -62,6 +66,7 @@ class Augment:
     solarise_p: float = 0.0
     stain: tuple[float, float] = (0.0, 0.0)
     stain_p: float = 0.0
+    stain_of: StainOf = "stains"
 
 
 IDENTITY: Final = Augment()
@@ -102,7 +107,8 @@ def draw(key_G: draws.Keys, how: Augment) -> AugmentDraw:
     sigma = np.where(u[:, 13] < how.blur_p, low + (high - low) * u[:, 14], 0.0)
     stain, shift = None, np.zeros((len(u), 3))
     if how.stain_p > 0 and max(how.stain) > 0:
-        stain, shift = _stain(u[:, 17:23], u[:, 16] < how.stain_p, how.stain)
+        of, n_draws = _JITTER_OF[how.stain_of]
+        stain, shift = of(u[:, 17 : 17 + n_draws], u[:, 16] < how.stain_p, how.stain)
     return AugmentDraw(
         turn.astype(np.int64),
         np.where(grey, luma @ colour, colour),
@@ -159,3 +165,15 @@ def _stain(
     factor = 1 + strength[0] * spread[:, :3]
     scaled = (mixing * factor[:, None, :]) @ np.linalg.inv(mixing)
     return scaled, strength[1] * spread[:, 3:] @ mixing.T
+
+
+def _channels(
+    u_G7: NDArray[np.float64], used_G: NDArray[np.bool_], strength: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return S and b of OD' = S OD + b: a factor of all channels, one of each, and shifts."""
+    spread = np.where(used_G[:, None], 2 * u_G7 - 1, 0.0)
+    factor = (1 + strength[0] * spread[:, :1]) * (1 + strength[0] / 2 * spread[:, 1:4])
+    return factor[:, :, None] * np.eye(3), strength[1] * spread[:, 4:]
+
+
+_JITTER_OF: Final = {"stains": (_stain, 6), "channels": (_channels, 7)}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final, Literal, get_args
 from cytofm_cli.config import Settings, option
 
 RecipeName = Literal["simclr", "moco", "byol", "dino", "ibot", "dinov2", "distill"]
+StainOf = Literal["stains", "channels"]
 RECIPES: Final[tuple[RecipeName, ...]] = get_args(RecipeName)
 VERSION: Final = 3  # goes up when equal settings give other views; 3: other noise
 # What `perturb.NcpConfig` says of each of these.
@@ -38,9 +39,13 @@ class ViewSettings(Settings):
     )
     stain_strength: float | None = option(
         None,
-        "how far stains change, share of the recipe's (default: colour_strength)",
+        "how far stains change, as a multiple of the recipe's (default: colour_strength)",
         low=0,
-        high=1,
+        high=4,
+    )
+    stain_of: StainOf = option(
+        "stains",
+        "what changes in optical density: unmixed stains (haematoxylin, eosin, DAB) or channels",
     )
     aspect: tuple[float, ...] | None = option(
         None, "range of a view's width / height before it is made square (default: 0.75,1.333)"

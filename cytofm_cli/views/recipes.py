@@ -11,7 +11,8 @@
 
 Scales are shares of the tile's area. `cytology` colours, the default, keep brightness, contrast,
 saturation and blur; they leave out greyscale, solarise and hue, which stains do not do, and
-have stain jitter in optical density and all eight turns instead (our choice; ablate).
+have stain jitter in optical density and all eight turns instead (our choice; ablate). With
+`stain_of` "channels" it scales and shifts each channel, of every view.
 Numbers: facebookresearch/dino, bytedance/ibot, facebookresearch/dinov2, facebookresearch/moco-v3,
 arXiv:2002.05709, arXiv:2006.07733.
 """  # noqa: E501 - a table cannot be wrapped
@@ -26,7 +27,7 @@ from typing import Any, Final
 from cytofm_cli.config import field_types, resolve
 from cytofm_cli.errors import UsageError
 from cytofm_cli.views.augment import IDENTITY, IMAGENET_MEAN, IMAGENET_STD, Augment
-from cytofm_cli.views.config import ViewsConfig
+from cytofm_cli.views.config import StainOf, ViewsConfig
 from cytofm_cli.views.ncp import PRESETS, NcpConfig
 
 
@@ -165,20 +166,34 @@ def _aspect(given: tuple[float, ...]) -> tuple[float, float]:
     return given[0], given[1]
 
 
+_STAIN: Final[dict[StainOf, dict[str, Any]]] = {
+    "stains": {"stain": (0.15, 0.02), "stain_p": 0.8},
+    "channels": {"stain": (0.15, 0.0375), "stain_p": 1.0, "stain_of": "channels"},
+}
+
+
 def _augments(config: ViewsConfig) -> tuple[Augment, Augment, Augment]:
     """Return the augmentations of the first and second global view and of local views."""
-    if config.stain_strength is not None and config.colours != "cytology":
-        raise UsageError(
-            f"[views] stain_strength = {config.stain_strength:g}: {config.colours!r} colours leave "
-            "stains alone.",
-            hint="colours = cytology",
-        )
+    if config.colours != "cytology":
+        _refuse_stain(config)
     if config.colours == "none":
         return (Augment(flip=(0.5, 0.5), transpose=0.5),) * 3
     strength = config.colour_strength
     stain = strength if config.stain_strength is None else config.stain_strength
     first, second, local = (_weakened(of, strength, stain) for of in _full_augments(config))
     return first, second, local
+
+
+def _refuse_stain(config: ViewsConfig) -> None:
+    """Refuse settings of stains beside colours that leave them as they are."""
+    for name, default in (("stain_strength", None), ("stain_of", "stains")):
+        value = getattr(config, name)
+        if value != default:
+            said = f"{value:g}" if isinstance(value, float) else value
+            raise UsageError(
+                f"[views] {name} = {said}: {config.colours!r} colours leave stains alone.",
+                hint="colours = cytology",
+            )
 
 
 def _weakened(full: Augment, strength: float, stain_strength: float) -> Augment:
@@ -206,8 +221,7 @@ def _full_augments(config: ViewsConfig) -> tuple[Augment, Augment, Augment]:
             transpose=0.5,
             jitter=(*jitter[:3], 0.0),
             grey_p=0.0,
-            stain=(0.15, 0.02),
-            stain_p=0.8,
+            **_STAIN[config.stain_of],
         )
     if strong:
         return base, base, base

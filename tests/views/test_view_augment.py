@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -83,6 +84,28 @@ def test_stain_jitter__moves_one_stain_along_its_own_vector():
     stain = np.array([0.65, 0.70, 0.29])
     assert np.allclose(scale[0] @ stain, 1.2 * stain) and np.allclose(shift, 0)
     assert np.allclose(scale[0] @ [0.07, 0.99, 0.11], [0.07, 0.99, 0.11])
+
+
+def test_channel_jitter__has_a_factor_in_common_and_one_of_each():
+    u_G7 = np.array([[1.0, 0.5, 0.0, 1.0, 0.5, 1.0, 0.0], [1.0] * 7])
+    scale, shift = augment._channels(u_G7, np.array([True, False]), (0.2, 0.04))
+    assert np.allclose(scale[0], np.diag([1.2, 1.2 * 0.9, 1.2 * 1.1]))
+    assert np.allclose(shift[0], [0.0, 0.04, -0.04])
+    assert np.array_equal(scale[1], np.eye(3)) and not shift[1].any()
+
+
+def test_channel_jitter__moves_what_the_script_of_cytofm_tiny_moves():
+    how = Augment(stain=(0.15, 0.0375), stain_p=1, stain_of="channels")
+    drawn = augment.draw(sample_keys(4, np.arange(20_000)), how)
+    assert drawn.stain_GCC is not None
+    factor_GC = np.diagonal(drawn.stain_GCC, axis1=1, axis2=2)
+    assert not (drawn.stain_GCC - factor_GC[..., None] * np.eye(3)).any()
+    assert factor_GC.min() >= 0.85 * 0.925 and factor_GC.max() <= 1.15 * 1.075
+    # Variance of a uniform ± s: s²/3. Of the product: (1 + v) (1 + w) - 1; its covariance is v.
+    common, own = 0.15**2 / 3, 0.075**2 / 3
+    expected = np.full((3, 3), common) + np.eye(3) * (1 + common) * own
+    assert np.allclose(np.cov(factor_GC.T), expected, atol=2e-4)
+    assert np.allclose(drawn.stain_shift_GC.std(0), 0.0375 / math.sqrt(3), rtol=0.02)
 
 
 @pytest.mark.parametrize("code", range(8))
@@ -214,10 +237,14 @@ def test_probability__is_respected(name):
     assert changed.mean() == pytest.approx(0.3, abs=0.03)
 
 
-@pytest.mark.parametrize("colours", ["cytology", "natural"])
-def test_host__equals_batch_whatever_is_drawn(colours):
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"stain_of": "channels"}, {"colours": "natural"}],
+    ids=["stains", "channels", "natural"],
+)
+def test_host__equals_batch_whatever_is_drawn(given):
     rgb = images(40, 48)
-    for spec in recipe_of(ViewsConfig(colours=colours)).views[:3]:
+    for spec in recipe_of(ViewsConfig(**given)).views[:3]:
         drawn = augment.draw(sample_keys(3, np.arange(40)), spec.augment)
         batch, host = (
             apply(rgb, drawn, IMAGENET_MEAN, IMAGENET_STD) for apply in (_apply_batch, _apply_host)

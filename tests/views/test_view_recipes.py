@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cytofm_cli.config import resolve
@@ -66,6 +68,19 @@ def test_recipe__stains_can_change_more_than_colours():
         UsageError, match=r"stain_strength = 1: 'natural' colours leave stains alone"
     ):
         recipe_of(ViewsConfig(colours="natural", stain_strength=1.0))
+
+
+def test_recipe__stains_or_channels_change():
+    stains, channels = (
+        recipe_of(ViewsConfig(stain_of=of, stain_strength=0.5)).views
+        for of in ("stains", "channels")
+    )
+    for one, other in zip(stains, channels, strict=True):  # nothing else differs
+        same = replace(other.augment, stain=(0.075, 0.01), stain_p=0.8, stain_of="stains")
+        assert replace(other, augment=same) == one
+        assert other.augment.stain == (0.075, 0.01875) and other.augment.stain_p == 1
+    with pytest.raises(UsageError, match=r"stain_of = channels: 'none' colours leave stains"):
+        recipe_of(ViewsConfig(colours="none", stain_of="channels"))
 
 
 def test_recipe__aspect_is_of_all_views_and_checked():
