@@ -139,10 +139,11 @@ def _choose(
     ranked = {outcome.slide_id: outcome.facts["ranked"] for outcome in done}
     galleries = [one for one in chosen.together(ranked, config) if one.cells]
     if not galleries:
-        reason = next((why for of in lacking.values() for why in of.values()), "")
+        why = next((why for of in lacking.values() for why in of.values()), "they have no nuclei.")
+        reason, _, hint = why.partition(" Hint: ")  # the line of an error
         raise InputError(
-            f"nothing to show of {len(paths)} store(s): {reason or 'they have no nuclei.'}",
-            hint="`cytofm detect` finds nuclei, `cytofm embed --unit cell` makes outlier possible",
+            f"nothing to show of {len(paths)} store(s): {reason}",
+            hint=hint or "`cytofm detect` finds nuclei, `--by` names what they are ordered by",
         )
     for name in dict.fromkeys(name for of in lacking.values() for name in of):
         if name in config.by or any(gallery.name == name for gallery in galleries):

@@ -105,12 +105,7 @@ def _refuse_unused(config: ExportConfig, chosen: Mapping[str, ExporterPlugin]) -
     for name, value in vars(config).items():
         if name in _OF_ALL or value is None:
             continue
-        takers = [
-            kind
-            for kind, plugin in every.items()
-            if name in plugin.options
-            and ("bags" in plugin.what or (name, value) != ("unit", "tile"))
-        ]
+        takers = [kind for kind, plugin in every.items() if _takes(plugin, name, value)]
         if set(takers) & set(chosen):
             continue
         kinds = f"--to {' or '.join(takers)}"

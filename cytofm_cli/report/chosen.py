@@ -195,8 +195,3 @@ def _join(
         for rank, (value, slide, row, (x, y)) in enumerate(entries[: config.top], start=1)
     ]
     return gallery
-
-
-def why_none(lacking: Mapping[str, Mapping[str, str]], name: str) -> str | None:
-    """Return why the first store lacks an order; None if none does."""
-    return next((told[name] for told in lacking.values() if name in told), None)

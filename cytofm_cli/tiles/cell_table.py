@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,9 +241,3 @@ def _places(
             hint="name the folder, .tar or .zip of the images: cytofm tile IMAGES --cells TABLE",
         )
     return places
-
-
-def label_counts(cells: Sequence[CellImage], classes: Sequence[str]) -> dict[str, int]:
-    """Return how many cells each class has."""
-    counts = Counter(cell.label for cell in cells)
-    return {name: counts[index] for index, name in enumerate(classes)}

@@ -89,4 +89,5 @@ def test_gallery__bad_words_leave_nothing(
     done = here("gallery", detected, "-o", tmp_path / "g", *words)
     assert done.returncode == code
     assert said in done.stderr
+    assert done.stderr.count("Hint:") <= 1
     assert not (tmp_path / "g").exists()
