@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cytofm_cli.config import Settings, option, resolve
@@ -142,6 +143,16 @@ class MilHead(nn.Module):
     def clip_parts(self) -> list[list[nn.Parameter]]:
         """Return the parts whose gradient norms `Recipe.clip_norm` bounds, each on its own."""
         return [list(module.parameters()) for module in self.children()]
+
+    @classmethod
+    def notes(cls, settings: Mapping[str, Any], bag_of: Mapping[str, NDArray[Any]]) -> list[str]:
+        """Say what a reader must know of bags under the head's settings.
+
+        Args:
+            settings: all of the head.
+            bag_of: features (N, D) by slide.
+        """
+        return []
 
     def loss(self, out: MilOutput, y_B: Tensor, bag_loss: BagLoss) -> Tensor:
         """Return the training loss; heads with more than a bag loss override this."""

@@ -85,6 +85,9 @@ def make_plan(
         *summary.cohort_notes(cohort, tested(folds)),
         *bag_notes(cohort.bags),
         *origins.notes(of_slides.values(), mixed),
+        *mil_methods.load(config.method).make.notes(
+            base.head, {bag.slide_id: bag.features_ND for bag in cohort.bags}
+        ),
     ]
     if config.bag_table is not None:
         group_of = dict(zip(cohort.slide_ids, cohort.groups, strict=True))

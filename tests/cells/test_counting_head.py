@@ -19,6 +19,7 @@ from cytofm_cli.mil.bag import Bag, notes
 from cytofm_cli.mil.bags import load_bags
 from cytofm_cli.mil.base import make_head
 from cytofm_cli.mil.config import BenchmarkConfig
+from cytofm_cli.mil.methods.count import Count
 from cytofm_cli.mil.origin import Origin
 from cytofm_cli.store import io
 
@@ -86,6 +87,20 @@ def test_run__tells_a_rare_class_by_its_share_and_is_compared_with_the_mean(tmp_
     config = (tmp_path / "count" / "config.toml").read_text()
     assert 'encoder = "cells:r"' in config
     assert "standardise = false" in config
+
+
+def test_run__says_which_slides_have_no_cell_behind_the_gate(tmp_path: Path) -> None:
+    bags, labels = cohort_of_shares(tmp_path)
+    p_NC = np.tile(np.float32([0.6, 0.4]), (400, 1))
+    bags[4] = replace(bags[4], features_ND=p_NC + np.float32([[0.0, 0.01]]))
+    how = {"unit": "cell", "seeds": 1, "bootstrap": 100, "folds": 3, "method": "count"}
+    report = cytofm.train(bags, labels, tmp_path / "count", head_settings={"gate": 0.7}, **how)
+    said = "1 of 30 slide(s) have no cell whose best class reaches gate = 0.7, and get the same"
+    assert [line for line in report.metrics["notes"] if line.startswith(said) and "s4" in line]
+    bag_of = {bag.slide_id: bag.features_ND for bag in bags}
+    assert Count.notes({"by": "share", "gate": 0.6}, bag_of) == []
+    assert Count.notes({"by": "top", "gate": 1.0}, bag_of) == []
+    assert Count.notes({"by": "share", "gate": 0.9}, {"one": p_NC[:, :1]}) == []
 
 
 def test_benchmark_of_all_heads__is_of_those_that_read_embeddings() -> None:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cytofm_cli.config import Settings, option
 from cytofm_cli.mil.base import MilHead, MilOutput
 from cytofm_cli.registry import Plugin, samples
+from cytofm_cli.words import named
 
 _PRIOR = 0.5  # added to every count: a class that is not there has a logarithm
 _EDGE = 1e-4  # probabilities nearer to 0 and 1 are alike
@@ -56,6 +58,18 @@ class Count(MilHead):
         self.classifier = nn.Linear(n_features, n_classes)
         nn.init.zeros_(self.classifier.weight)  # convex: random weights are only noise
         nn.init.zeros_(self.classifier.bias)
+
+    @classmethod
+    def notes(cls, settings: Mapping[str, Any], bag_of: Mapping[str, NDArray[Any]]) -> list[str]:
+        """Say which slides have no cell that passes the gate: they are all judged alike."""
+        gate, by_top = settings["gate"], settings["by"] == "top"
+        empty = [name for name, x_ND in bag_of.items() if x_ND.shape[1] > 1 and x_ND.max() < gate]
+        if by_top or not empty:
+            return []
+        return [
+            f"{len(empty)} of {len(bag_of)} slide(s) have no cell whose best class reaches gate = "
+            f"{gate:g}, and get the same score: {named(empty)}"
+        ]
 
     def forward(
         self, x_BND: Tensor, mask_BN: Tensor | None = None, seeds: Sequence[int] | None = None
