@@ -34,6 +34,7 @@ _N_RINGS: Final = len(RINGS)
 N_STATISTICS: Final = _N_RINGS * (
     3 * _N_PLANES + 2 * _N_PLANES * len(_EXTREME_LEVELS) + 9 * (1 + 2 * len(_TEXTURE_LEVELS))
 )
+SCALES: Final = "joined."  # what the entries of `Joined` are called in a weight file
 _WHOLE_PX: Final = 8  # three halvings leave whole pixels, so that mirror images are alike
 _VECTOR: Final = 0.5  # of the pixels' weight: with 1 neighbours lose (docs/cytofm-tiny.md)
 IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

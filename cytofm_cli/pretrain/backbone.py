@@ -24,7 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cytofm_cli import registry
 from cytofm_cli.encoders import catalogue, layouts, lora, weights
-from cytofm_cli.encoders.base import Blueprint, TrunkRequest
+from cytofm_cli.encoders.base import PIXELS, Blueprint, TrunkRequest
+from cytofm_cli.encoders.pixel_statistics import SCALES
 from cytofm_cli.encoders.sr_vit import SrVit, TokenGrid, annealed_h, relative_keys
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.base import Backbone, Backbones, Tokens
@@ -255,6 +256,12 @@ class _Maker:
         if self._config.init is None:
             return self._random(0.0)
         state, where = weights.read_state(self._config.init), str(self._config.init)
+        if scales := [key for key in state if key.startswith(SCALES)]:
+            state = {key: value for key, value in state.items() if key not in scales}
+            notes.append(
+                f"{where}: how it weighs tokens and pixels is left behind; "
+                f"pooling = {PIXELS} measures it anew"
+            )
         with torch.device("meta"):
             network = cast("nn.Module", self._print.network(0.0))
         report = layouts.load_into(network, state, where=where, may_lack=relative_keys(network))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cytofm_cli.encoders import lora, weights
 from cytofm_cli.encoders.base import PIXELS, EncoderSpec, Pooling
-from cytofm_cli.encoders.pixel_statistics import N_STATISTICS
+from cytofm_cli.encoders.pixel_statistics import N_STATISTICS, SCALES
 from cytofm_cli.encoders.sr_vit import SrVit, SrVitConfig
 from cytofm_cli.encoders.torch_encoder import pool
 from cytofm_cli.encoders.weights import Updates
@@ -182,7 +182,7 @@ def _scales(
             x_BCHW = (part.float() / 255 - colour[0]) / colour[1]
             vectors.append(pool(network, x_BCHW, PIXELS))
     network.joined.balance(torch.cat(vectors))
-    return {f"joined.{name}": x for name, x in network.joined.state_dict().items()}
+    return {f"{SCALES}{name}": x for name, x in network.joined.state_dict().items()}
 
 
 def pooling_of(backbone: Trunk, wanted: Pooling) -> Pooling:

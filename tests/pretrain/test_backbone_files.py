@@ -244,3 +244,12 @@ def test_init__of_our_own_export(tmp_path):
         assert torch.equal(value, made.state_dict()[key])
     (note,) = info.notes
     assert "normalised with mean 0.7 0.5 0.6" in note
+
+
+def test_init__of_an_export_that_joins_pixels_takes_its_tokens(tmp_path):
+    made, crops = trunk(SR, seed=1), torch.from_numpy(pixels()).permute(0, 3, 1, 2)
+    write(tmp_path / "e.safetensors", made, pooling="cls+mean+pixels", crops_BCHW=crops)
+    again, info = make(SR, init=tmp_path / "e.safetensors")
+    for key, value in again(role="student").state_dict().items():
+        assert torch.equal(value, made.state_dict()[key])
+    assert "pooling = cls+mean+pixels measures it anew" in info.notes[0]
