@@ -84,14 +84,14 @@ def page(results: Results) -> str:
 
 
 def _rounded(of: Interval) -> dict[str, float]:
-    return {key: round(of[key], 5) for key in ("value", "low", "high")}
+    return {key: round(of[key], 6) for key in ("value", "low", "high")}
 
 
 def _turned(row: Mapping[str, Any]) -> dict[str, float]:
     """Return a difference, which is second minus first, as first minus second."""
     turned = {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
     return {
-        key: round(x, 5) for key, x in (turned | {k: row[k] for k in ("p", "p_adjusted")}).items()
+        key: round(x, 6) for key, x in (turned | {k: row[k] for k in ("p", "p_adjusted")}).items()
     }
 
 

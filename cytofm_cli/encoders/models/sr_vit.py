@@ -130,7 +130,7 @@ def _entries() -> Iterable[Entry]:
         mpp=None,
         pooling=PIXELS,
         licence="Apache-2.0",
-        source="ships with cytofm; for single cells: cytofm-tiny with statistics of the pixels",
+        source="ships with cytofm; for single cells: tokens and statistics of the pixels",
         needs_weights=False,
         shipped=SHIPPED / "cytofm-tiny-2.safetensors",
     )
