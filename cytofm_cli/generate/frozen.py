@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional
 
-from cytofm_cli.encoders.base import EncoderSpec
+from cytofm_cli.encoders.base import PIXELS, EncoderSpec
 from cytofm_cli.errors import UsageError
 from cytofm_cli.pretrain.backbone import VitTrunk
 from cytofm_cli.pretrain.frozen import open_teacher
+
+_POOLINGS: Final = ("cls", "cls+mean", "mean", PIXELS)  # of a trunk whose tokens are known
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,7 @@ class FrozenEncoder:
         self.dim, self._grid = self.spec.dim, grid
         model = getattr(self._encoder, "model", None)
         self._trunk = None
-        if isinstance(model, VisionTransformer) and self.spec.pooling in (
-            "cls",
-            "cls+mean",
-            "mean",
-        ):
+        if isinstance(model, VisionTransformer) and self.spec.pooling in _POOLINGS:
             self._trunk = VitTrunk(model, self.spec.name, {}).eval()
             self._trunk.requires_grad_(requires_grad=False)
         self.token_dim = self._trunk.dim if self._trunk else 0
@@ -80,6 +78,7 @@ class FrozenEncoder:
             "cls": lambda: cls_BE,
             "mean": lambda: patch_BTE.mean(1),
             "cls+mean": lambda: torch.cat([cls_BE, patch_BTE.mean(1)], 1),
+            PIXELS: lambda: self._vector(image_BCHW),
         }[self.spec.pooling]()
         return Seen(vector.float(), to_grid(patch_BTE, self._grid).float(), patch_BTE)
 

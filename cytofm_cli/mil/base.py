@@ -145,11 +145,13 @@ class MilHead(nn.Module):
         return [list(module.parameters()) for module in self.children()]
 
     @classmethod
-    def notes(cls, settings: Mapping[str, Any], bag_of: Mapping[str, NDArray[Any]]) -> list[str]:
+    def notes(
+        cls, settings: Sequence[Mapping[str, Any]], bag_of: Mapping[str, NDArray[Any]]
+    ) -> list[str]:
         """Say what a reader must know of bags under the head's settings.
 
         Args:
-            settings: all of the head.
+            settings: all of the head, of each candidate of a search.
             bag_of: features (N, D) by slide.
         """
         return []

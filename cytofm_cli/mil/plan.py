@@ -86,7 +86,8 @@ def make_plan(
         *bag_notes(cohort.bags),
         *origins.notes(of_slides.values(), mixed),
         *mil_methods.load(config.method).make.notes(
-            base.head, {bag.slide_id: bag.features_ND for bag in cohort.bags}
+            [candidate.head for candidate in candidates],
+            {bag.slide_id: bag.features_ND for bag in cohort.bags},
         ),
     ]
     if config.bag_table is not None:

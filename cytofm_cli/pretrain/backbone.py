@@ -258,10 +258,8 @@ class _Maker:
         state, where = weights.read_state(self._config.init), str(self._config.init)
         if scales := [key for key in state if key.startswith(SCALES)]:
             state = {key: value for key, value in state.items() if key not in scales}
-            notes.append(
-                f"{where}: how it weighs tokens and pixels is left behind; "
-                f"pooling = {PIXELS} measures it anew"
-            )
+            anew = "" if self._config.lora_rank else f"; pooling = {PIXELS} measures it anew"
+            notes.append(f"{where}: how it weighs tokens and pixels is left behind{anew}")
         with torch.device("meta"):
             network = cast("nn.Module", self._print.network(0.0))
         report = layouts.load_into(network, state, where=where, may_lack=relative_keys(network))

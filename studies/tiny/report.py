@@ -1,4 +1,4 @@
-"""Write the tables "Judged once" of docs/cytofm-tiny.md from results/judged.json.
+"""Write the tables under "Judged" of docs/cytofm-tiny.md from results/judged.json.
 
     python report.py [OUT]
 

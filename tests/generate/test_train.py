@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from cytofm_cli.encoders.load import load_encoder
 from cytofm_cli.errors import ConfigMismatchError, InputError, UsageError, WeightsError
 from cytofm_cli.generate.config import GenerateConfig, ema_of, settled
 from cytofm_cli.generate.file import read_generator
+from cytofm_cli.generate.frozen import FrozenEncoder
 from cytofm_cli.generate.plan import make_plan
 from cytofm_cli.generate.run import train
 from cytofm_cli.pretrain import checkpoint
@@ -179,6 +181,21 @@ def test_settings__that_do_not_go_together(changes: dict[str, Any], said: str) -
 def test_settings__an_encoder_without_tokens_cannot_be_aligned_with(cells: Path) -> None:
     with pytest.raises(UsageError, match="no tokens to align"):
         make_plan(small(align="handcrafted"), stores(cells))
+
+
+def test_settings__vectors_with_statistics_of_pixels_come_with_tokens(cells: Path) -> None:
+    plan = make_plan(small(align="cytofm-tiny-2"), stores(cells))
+    assert plan.record["generate"]["align"] == "cytofm-tiny-2"
+    image_BCHW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen = FrozenEncoder("cytofm-tiny-2", grid=4)(image_BCHW)
+    alone = load_encoder("cytofm-tiny-2", device="cpu", pooling="cls+mean")
+    levels = (image_BCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    whole = load_encoder("cytofm-tiny-2", device="cpu")
+    expected = torch.from_numpy(whole.encode(whole.prepare(levels)))
+    assert torch.allclose(seen.vector_BV, expected, atol=1e-6)
+    mean_BE = torch.from_numpy(alone.encode(alone.prepare(levels)))[:, 192:]
+    assert seen.token_BTE is not None and seen.token_BTE.shape == (2, 16, 192)
+    assert torch.allclose(seen.token_BTE.mean(1), mean_BE, atol=0.1)  # levels are rounded there
 
 
 def test_settings__the_preset_settles_what_is_open() -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from cytofm_cli.encoders.load import load_encoder
+from cytofm_cli.encoders.pixel_statistics import SCALES, Joined
 from cytofm_cli.encoders.sr_vit import SIZES
 from cytofm_cli.encoders.weights import read_description
 from cytofm_cli.errors import InputError, UsageError, WeightsError
@@ -108,6 +109,17 @@ def embedded(word: Path, weights: Path | None = None) -> np.ndarray:
     encoder = load_encoder(str(word), weights=weights, device="cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     return encoder.encode(encoder.prepare(pixels))
+
+
+def test_run__updates_of_a_base_that_joins_pixels_open_with_it(
+    make_store, tmp_path, base: Path
+) -> None:
+    scales = {f"{SCALES}{name}": x for name, x in Joined(64).state_dict().items()}
+    joined = tmp_path / "joined.safetensors"
+    save_file(load_file(base) | scales, joined)
+    run = run_once(tmp_path / "run", make_store("a", 6), joined)
+    updates = run.path / "adapters.safetensors"
+    np.testing.assert_allclose(embedded(updates, joined), embedded(run.encoder), atol=0.02)
 
 
 def test_run__its_updates_and_their_base_are_its_encoder(make_store, tmp_path, base: Path) -> None:

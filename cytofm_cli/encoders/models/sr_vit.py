@@ -33,6 +33,7 @@ def make(request: EncoderRequest) -> TorchEncoder:
     import torch
 
     from cytofm_cli.encoders import assumptions, sr_vit
+    from cytofm_cli.encoders.pixel_statistics import SCALES
     from cytofm_cli.encoders.torch_encoder import build, read_for
 
     if request.download:
@@ -41,6 +42,8 @@ def make(request: EncoderRequest) -> TorchEncoder:
         )
     config = sr_vit.SrVitConfig.from_record(request.builder)
     state = read_for(request)
+    if state is not None and any(key.startswith(SCALES) for key in state):
+        config = replace(config, pixels=True)  # also where the file is asked for by arch
     with torch.device("meta"):
         request = assumptions.with_positions(request, state, sr_vit.SrVit(config))
     usual = {

@@ -60,15 +60,24 @@ class Count(MilHead):
         nn.init.zeros_(self.classifier.bias)
 
     @classmethod
-    def notes(cls, settings: Mapping[str, Any], bag_of: Mapping[str, NDArray[Any]]) -> list[str]:
-        """Say which slides have no cell that passes the gate: they are all judged alike."""
-        gate, by_top = settings["gate"], settings["by"] == "top"
-        empty = [name for name, x_ND in bag_of.items() if x_ND.shape[1] > 1 and x_ND.max() < gate]
-        if by_top or not empty:
+    def notes(
+        cls, settings: Sequence[Mapping[str, Any]], bag_of: Mapping[str, NDArray[Any]]
+    ) -> list[str]:
+        """Say which slides have no cell that is counted: they are all judged alike."""
+        if any(of["by"] == "top" for of in settings):
             return []
+        gate = min(of["gate"] for of in settings)
+        empty = [
+            name
+            for name, x_ND in bag_of.items()
+            if x_ND.shape[1] > 1 and ((best := x_ND.max()) < gate or best <= 0)
+        ]
+        if not empty:
+            return []
+        why = f"whose best class reaches gate = {gate:g}" if gate else "that was classified"
         return [
-            f"{len(empty)} of {len(bag_of)} slide(s) have no cell whose best class reaches gate = "
-            f"{gate:g}, and get the same score: {named(empty)}"
+            f"{len(empty)} of {len(bag_of)} slide(s) have no cell {why}, and get the same score: "
+            f"{named(empty)}"
         ]
 
     def forward(
