@@ -13,7 +13,7 @@ from cytofm_cli.api.cohort import Listen, Manner, run_cohort
 from cytofm_cli.api.failures import refuse_passing
 from cytofm_cli.api.given import PathLike, Paths, config_of, words_of
 from cytofm_cli.api.inputs import find_stores, refuse_namesakes, store_id
-from cytofm_cli.errors import InputError, OutputError
+from cytofm_cli.errors import InputError, OutputError, StoreError
 from cytofm_cli.report import chosen, orders
 from cytofm_cli.report.chosen import Gallery, StoreJob
 from cytofm_cli.report.config import GalleryConfig
@@ -139,16 +139,13 @@ def _choose(
     ranked = {outcome.slide_id: outcome.facts["ranked"] for outcome in done}
     galleries = [one for one in chosen.together(ranked, config) if one.cells]
     if not galleries:
-        why = next((why for of in lacking.values() for why in of.values()), "they have no nuclei.")
-        reason, _, hint = why.partition(" Hint: ")  # the line of an error
-        raise InputError(
-            f"nothing to show of {len(paths)} store(s): {reason}",
-            hint=hint or "`cytofm detect` finds nuclei, `--by` names what they are ordered by",
-        )
+        none = StoreError("they have no nuclei.", hint="`cytofm detect` finds nuclei")
+        why = next((why for of in lacking.values() for why in of.values()), none)
+        raise InputError(f"nothing to show of {len(paths)} store(s): {why.message}", hint=why.hint)
     for name in dict.fromkeys(name for of in lacking.values() for name in of):
         if name in config.by or any(gallery.name == name for gallery in galleries):
             for slide, of in lacking.items():
-                told.setdefault(slide, []).extend([of[name]] if name in of else [])
+                told.setdefault(slide, []).extend([of[name].one_line()] if name in of else [])
     return galleries, grouped(told)
 
 

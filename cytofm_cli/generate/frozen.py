@@ -72,14 +72,12 @@ class FrozenEncoder:
         """Return what it says of images, float (B, 3, H, W) in [0, 1], on their device."""
         if self._trunk is None:
             return Seen(self._vector(image_BCHW), None)
-        tokens = self._tokens(image_BCHW)
-        cls_BE, patch_BTE = tokens
-        vector = {
-            "cls": lambda: cls_BE,
-            "mean": lambda: patch_BTE.mean(1),
-            "cls+mean": lambda: torch.cat([cls_BE, patch_BTE.mean(1)], 1),
-            PIXELS: lambda: self._vector(image_BCHW),
-        }[self.spec.pooling]()
+        cls_BE, patch_BTE = self._tokens(image_BCHW)
+        mean_BE = patch_BTE.mean(1)
+        both_BV = torch.cat([cls_BE, mean_BE], 1)
+        vector = {"cls": cls_BE, "mean": mean_BE}.get(self.spec.pooling, both_BV)
+        if self.spec.pooling == PIXELS:
+            vector = self._encoder.model.joined(both_BV, self.normalised(image_BCHW))
         return Seen(vector.float(), to_grid(patch_BTE, self._grid).float(), patch_BTE)
 
     def tokens(self, image_BCHW: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Gallery:
         return f"{self.name}: {self.group}" if self.group else self.name
 
 
-def rank(job: StoreJob) -> tuple[dict[Key, Ranked], dict[str, str]]:
+def rank(job: StoreJob) -> tuple[dict[Key, Ranked], dict[str, StoreError]]:
     """Rank the nuclei of a store in every order.
 
     Returns:
@@ -113,7 +113,7 @@ def rank(job: StoreJob) -> tuple[dict[Key, Ranked], dict[str, str]]:
     xy_N2 = store.nuclei_xy_px0(detector)
     unsure_N = store.read(f"{schema.nuclei_step(detector)}/probability") < config.min_probability
     ranked: dict[Key, Ranked] = {}
-    lacking: dict[str, str] = {}
+    lacking: dict[str, StoreError] = {}
     most = min(config.top, config.per_slide or config.top)
     for name in config.by or orders.DEFAULT:
         try:
@@ -126,7 +126,7 @@ def rank(job: StoreJob) -> tuple[dict[Key, Ranked], dict[str, str]]:
                     order.says, rows_K, values_N[rows_K], xy_N2[rows_K], n
                 )
         except StoreError as error:
-            lacking[name] = error.one_line()
+            lacking[name] = error
     return ranked, lacking
 
 

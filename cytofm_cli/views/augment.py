@@ -7,7 +7,7 @@ and turns hue in HSV, this clamps once at the end and rotates in YIQ.
 
 Stain jitter scales and shifts in optical density, OD = -ln((x + 1) / 256) (Tellez et al., IEEE
 TMI 2018): stains unmixed by the vectors of Ruifrok and Johnston (2001), which are those of
-haematoxylin and eosin, or the channels of colour, which takes no stain for known.
+haematoxylin, eosin and DAB, or the channels of colour, which takes no stain for known.
 
 Letters: G views, N = S · S pixels, C colours, S side of a view, K operations.
 """
